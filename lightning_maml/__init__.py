@@ -1,0 +1,31 @@
+"""MAML and its family for PyTorch Lightning: a batch of tasks in, adapted networks and one meta-gradient out."""
+
+from lightning_maml.adaptation import Adapted, Evaluation, adapt, evaluate, meta_loss
+from lightning_maml.engine import Batched, Eager, Engine, MetaOutput
+from lightning_maml.inner import SGD, Rates
+from lightning_maml.learner import Algorithm
+from lightning_maml.meta_gradient import FirstOrder, Joint, Unrolled
+from lightning_maml.presets import fomaml, maml, pretrained
+from lightning_maml.tasks import TaskBatch
+
+__all__ = [
+    "SGD",
+    "Adapted",
+    "Algorithm",
+    "Batched",
+    "Eager",
+    "Engine",
+    "Evaluation",
+    "FirstOrder",
+    "Joint",
+    "MetaOutput",
+    "Rates",
+    "TaskBatch",
+    "Unrolled",
+    "adapt",
+    "evaluate",
+    "fomaml",
+    "maml",
+    "meta_loss",
+    "pretrained",
+]

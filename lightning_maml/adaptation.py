@@ -1,0 +1,216 @@
+"""The three things to do with an algorithm: train it, adapt with it, evaluate it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lightning_maml.engine import Engine, MetaOutput, Problem, resolve_engine
+from lightning_maml.engine.forward import batch_norm_mode
+from lightning_maml.inner import Parameters
+from lightning_maml.learner import Algorithm
+from lightning_maml.losses import Loss, task_loss
+from lightning_maml.tasks import TaskBatch
+
+__all__ = ["Adapted", "Evaluation", "adapt", "evaluate", "meta_loss"]
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted:
+    """The adapted networks of a batch of tasks."""
+
+    parameters: Parameters
+    """``{name: [T, *shape]}``, the parameters that adapted."""
+    support_losses: Tensor
+    """``[T, steps + 1]``: before each inner step and after the last."""
+    problem: Problem
+    engine: Engine
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Each task's predictions ``[T, N, ...]`` for its own inputs ``[T, N, ...]``, without a graph."""
+        tasks = len(self.support_losses)
+        if inputs.ndim < 2 or inputs.shape[0] != tasks:
+            raise ValueError(f"Expected inputs of {tasks} tasks, [{tasks}, rows, ...], but got {list(inputs.shape)}.")
+        with _running(self.problem), torch.no_grad():
+            return self.engine.predict(self.problem, self.parameters, _normal(inputs))
+
+    def network(self, task: int) -> nn.Module:
+        """A copy of the network with the parameters of one task: an ordinary module, to save or to deploy."""
+        network = copy.deepcopy(self.problem.network)
+        parameters = dict(network.named_parameters())
+        with torch.no_grad():
+            for name, value in self.parameters.items():
+                parameters[name].copy_(value[task])
+        return network
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A batch of tasks before and after each inner step; everything detached."""
+
+    query_losses: Tensor
+    """``[T, steps + 1]``."""
+    support_losses: Tensor
+    """``[T, steps + 1]``."""
+    predictions: Tensor
+    """``[T, steps + 1, Nq, ...]``, for the query inputs."""
+
+
+def meta_loss(
+    network: nn.Module, algorithm: Algorithm, tasks: TaskBatch, *, loss: Loss, engine: str | Engine = "auto"
+) -> MetaOutput:
+    """The query loss after adaptation, and the meta-gradient.
+
+    Args:
+        network: any module; called with one task's inputs ``[N, ...]``.
+        algorithm: from a preset such as :func:`maml`.
+        tasks: the meta-batch.
+        loss: ``"mse"``, ``"cross_entropy"`` or a callable of one task, see :data:`Loss`.
+        engine: ``"auto"``, ``"eager"``, ``"batched"`` or an engine object, such as ``Batched(compile=True)``.
+
+    Raises:
+        ValueError: the tasks do not fit the network or the loss, or hold NaN or infinities.
+        NotImplementedError: the engine asked for cannot run this.
+        RuntimeError: gradients are disabled; :func:`evaluate` works there.
+
+    Example:
+        >>> network = nn.Linear(1, 1)
+        >>> x = torch.randn(4, 10, 1)
+        >>> output = meta_loss(network, maml(lr=0.1, steps=2), TaskBatch(x, 2 * x, x, 2 * x), loss="mse")
+        >>> output.surrogate.backward()
+        >>> network.weight.grad.shape, output.support_losses.shape
+        (torch.Size([1, 1]), torch.Size([4, 3]))
+    """
+    if not torch.is_grad_enabled():
+        raise RuntimeError("Expected gradients to be enabled for `meta_loss`; under no_grad or inference_mode use `evaluate`.")
+    problem = Problem(network, algorithm, task_loss(loss))
+    _check_finite(tasks)
+    _check_devices(network, tasks.support_inputs)
+    chosen = resolve_engine(engine, problem, tasks.support_inputs.device)
+    with _running(problem):
+        return chosen.meta_loss(problem, tasks)
+
+
+def adapt(
+    network: nn.Module,
+    algorithm: Algorithm,
+    support_inputs: Tensor,
+    support_targets: Tensor,
+    *,
+    loss: Loss,
+    engine: str | Engine = "auto",
+) -> Adapted:
+    """Adapt to new tasks, without touching the network. Works under ``no_grad`` and ``inference_mode``.
+
+    Args:
+        network, algorithm, loss, engine: as in :func:`meta_loss`.
+        support_inputs: ``[T, Ns, ...]``.
+        support_targets: ``[T, Ns, ...]``.
+
+    Example:
+        >>> x = torch.randn(4, 10, 1)
+        >>> adapted = adapt(nn.Linear(1, 1), maml(lr=0.1, steps=2), x, 2 * x, loss="mse")
+        >>> adapted.predict(x).shape
+        torch.Size([4, 10, 1])
+    """
+    problem = Problem(network, algorithm, task_loss(loss))
+    tasks = TaskBatch(_normal(support_inputs), _normal(support_targets), _normal(support_inputs), _normal(support_targets))
+    _check_finite(tasks)
+    _check_devices(network, support_inputs)
+    chosen = resolve_engine(engine, problem, support_inputs.device)
+    losses = []
+    phi: Parameters = {}
+    with _running(problem):
+        for phi, step_losses in chosen.trajectory(problem, tasks.support_inputs, tasks.support_targets):  # noqa: B007
+            losses.append(step_losses)
+    return Adapted({name: value.clone() for name, value in phi.items()}, torch.stack(losses, 1), problem, chosen)
+
+
+def evaluate(
+    network: nn.Module,
+    algorithm: Algorithm,
+    tasks: TaskBatch,
+    *,
+    loss: Loss,
+    engine: str | Engine = "auto",
+    steps: int | None = None,
+) -> Evaluation:
+    """Query loss and predictions before and after each inner step. Works under ``no_grad`` and ``inference_mode``.
+
+    Args:
+        network, algorithm, tasks, loss, engine: as in :func:`meta_loss`.
+        steps: the number of inner steps; None for the algorithm's own.
+
+    Example:
+        >>> x = torch.randn(4, 10, 1)
+        >>> result = evaluate(nn.Linear(1, 1), maml(lr=0.1), TaskBatch(x, x, x, x), loss="mse", steps=3)
+        >>> result.query_losses.shape
+        torch.Size([4, 4])
+    """
+    problem = Problem(network, algorithm if steps is None else algorithm.with_steps(steps), task_loss(loss))
+    tasks = TaskBatch(*(_normal(value) for _, value in tasks.named()))
+    _check_finite(tasks)
+    _check_devices(network, tasks.support_inputs)
+    chosen = resolve_engine(engine, problem, tasks.support_inputs.device)
+    support_losses, query_losses, predictions = [], [], []
+    with _running(problem):
+        for phi, losses in chosen.trajectory(problem, tasks.support_inputs, tasks.support_targets):
+            with torch.no_grad():
+                predicted = chosen.predict(problem, phi, tasks.query_inputs)
+                if not predictions:
+                    problem.loss.check_shapes(predicted, tasks.query_targets)
+                    problem.loss.check_values(predicted.shape[-1], tasks.query_targets)
+                query_losses.append(problem.loss(predicted, tasks.query_targets))
+            support_losses.append(losses)
+            predictions.append(predicted)
+    return Evaluation(torch.stack(query_losses, 1), torch.stack(support_losses, 1), torch.stack(predictions, 1))
+
+
+@contextmanager
+def _running(problem: Problem) -> Iterator[None]:
+    """What holds while an engine runs: gradients on, and every forward twice differentiable."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(batch_norm_mode(problem.network, problem.algorithm.batch_norm))
+        # the fused attention kernels have no second derivative, nor has cuDNN's recurrence
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if any(isinstance(module, nn.RNNBase) for module in problem.network.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        # a cast cached where gradients were off would have no gradient where they are on
+        cached = torch.is_autocast_cache_enabled()
+        stack.callback(torch.set_autocast_cache_enabled, cached)
+        torch.set_autocast_cache_enabled(False)
+        yield
+
+
+def _normal(tensor: Tensor) -> Tensor:
+    """The tensor as one that autograd can save: those made under inference mode are copied."""
+    if not isinstance(tensor, Tensor) or not tensor.is_inference():
+        return tensor
+    with torch.inference_mode(False):
+        return tensor.clone()
+
+
+def _check_finite(tasks: TaskBatch) -> None:
+    for name, value in tasks.named():
+        # on an accelerator this would wait for the device; MetaModule looks there once a loss is not finite
+        if value.is_floating_point() and value.device.type == "cpu" and not math.isfinite(value.sum().item()):
+            bad = (~torch.isfinite(value)).flatten(1).any(1).nonzero().flatten().tolist()
+            if bad:
+                raise ValueError(f"Expected finite numbers but `{name}` holds NaN or infinities in tasks {bad[:10]}.")
+
+
+def _check_devices(network: nn.Module, inputs: Tensor) -> None:
+    parameter = next(network.parameters(), None)
+    if parameter is None:
+        raise ValueError(f"Expected a network with parameters to adapt but {type(network).__name__} has none.")
+    if parameter.device != inputs.device:
+        raise ValueError(f"Expected network and tasks on one device but got {parameter.device} and {inputs.device}.")

@@ -1,0 +1,115 @@
+"""What every engine takes and gives. An engine decides how fast, never what."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_maml.inner import SGD, Parameters, Rates
+from lightning_maml.learner import Algorithm
+from lightning_maml.losses import TaskLoss
+from lightning_maml.tasks import TaskBatch
+
+__all__ = ["Engine", "MetaOutput", "Problem", "attach"]
+
+
+@dataclass(frozen=True, eq=False)
+class MetaOutput:
+    """One meta-batch: its losses, and the meta-gradient waiting in ``surrogate``."""
+
+    loss: Tensor
+    """Scalar: the mean query loss over the tasks, detached, for logging."""
+    surrogate: Tensor
+    """Scalar whose ``.backward()`` leaves the meta-gradient in the parameters' ``.grad``."""
+    task_losses: Tensor
+    """``[T]``, detached: each task's query loss after adaptation."""
+    predictions: Tensor
+    """``[T, Nq, ...]``, detached."""
+    support_losses: Tensor
+    """``[T, steps + 1]``, detached: before each inner step and after the last."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A network, an algorithm and a loss: all that an engine needs besides the tasks."""
+
+    network: nn.Module
+    algorithm: Algorithm
+    loss: TaskLoss
+
+    def __post_init__(self) -> None:
+        if self.inner.learn_lr is not None and not isinstance(self.inner.lr, Rates):
+            raise ValueError(
+                f"Expected learned inner rates for `learn_lr={self.inner.learn_lr!r}` but the algorithm has the number "
+                f"{self.inner.lr}: build them with rates = algorithm.initial_rates(network), put rates.parameters() "
+                "into the optimizer, and pass algorithm.with_rates(rates). MetaModule does this by itself."
+            )
+
+    @property
+    def inner(self) -> SGD:
+        return self.algorithm.inner
+
+    def split(self) -> tuple[Parameters, Parameters]:
+        """The parameters that adapt, and everything shared by the tasks: other parameters, and buffers."""
+        names = set(self.inner.adapted(self.network))
+        theta, constants = {}, dict(self.network.named_buffers())
+        for name, parameter in self.network.named_parameters():
+            (theta if name in names else constants)[name] = parameter
+        return theta, constants
+
+    def leaves(self, *tensors: Tensor) -> list[Tensor]:
+        """Every tensor that gets a meta-gradient: parameters, learned rates, and inputs that ask for one."""
+        rates: list[Any] = [self.inner.lr]
+        if isinstance(self.inner.lr, Rates):
+            rates = list(self.inner.lr.parameters())
+        candidates = [*self.network.parameters(), *rates, *tensors]
+        return [leaf for leaf in candidates if isinstance(leaf, Tensor) and leaf.requires_grad]
+
+
+class Engine(ABC):
+    """How the tasks of a batch run: the same numbers on every engine, to rounding."""
+
+    name: str
+
+    @abstractmethod
+    def unsupported(self, problem: Problem, device: torch.device) -> str | None:
+        """Why this engine cannot run the problem, or None where it can."""
+
+    @abstractmethod
+    def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
+        """The query losses after adaptation, and the meta-gradient."""
+
+    @abstractmethod
+    def trajectory(self, problem: Problem, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Parameters, Tensor]]:
+        """The adapted parameters ``{name: [T, *shape]}`` and support losses ``[T]`` before and after each inner step.
+
+        Yields ``steps + 1`` pairs, detached. ``inputs`` and ``targets`` are the support sets, ``[T, Ns, ...]``.
+        """
+
+    @abstractmethod
+    def predict(self, problem: Problem, phi: Parameters, inputs: Tensor) -> Tensor:
+        """Predictions ``[T, N, ...]`` of the tasks' networks ``phi {name: [T, *shape]}`` for inputs ``[T, N, ...]``."""
+
+
+class _Attach(torch.autograd.Function):
+    """A scalar whose backward hands out gradients that are already known."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: Sequence[Tensor], *leaves: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(*gradients)
+        return loss.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # differentiating again raises, instead of being silently wrong
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        return None, None, *(upstream * gradient for gradient in ctx.saved_tensors)
+
+
+def attach(loss: Tensor, gradients: Sequence[Tensor], leaves: Sequence[Tensor]) -> Tensor:
+    """A scalar of the value of ``loss`` whose ``.backward()`` adds ``gradients`` to ``leaves``."""
+    return _Attach.apply(loss, gradients, *leaves)

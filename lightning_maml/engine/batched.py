@@ -1,0 +1,71 @@
+"""All tasks at once, in pure torch, on any network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_maml.engine.base import Engine, MetaOutput, Problem
+from lightning_maml.engine.checkpointed import CheckpointedLoop, CompiledLoop
+from lightning_maml.engine.chunks import meta_loss_in_chunks
+from lightning_maml.engine.loop import TaskLoop
+from lightning_maml.inner import Parameters
+from lightning_maml.tasks import TaskBatch
+
+__all__ = ["Batched"]
+
+
+@dataclass(frozen=True)
+class Batched(Engine):
+    """The forward of all tasks is one batched call; the summed loss is differentiated outside of it.
+
+    Args:
+        compile: run an inner step, its pull-back and the query set as graphs compiled by TorchInductor. The first
+            call takes seconds, whatever the number of steps; needs a C++ compiler on a CPU. Implies ``"step"``.
+        chunk_size: how many tasks at once; None for all. Less memory, same gradient.
+        checkpoint: ``"step"`` keeps only the parameters before each inner step and runs each step again in the
+            backward: memory flat in the number of steps, the same gradient to rounding.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    compile: bool = False
+    chunk_size: int | None = None
+    checkpoint: Literal["step"] | None = None
+    name = "batched"
+
+    def __post_init__(self) -> None:
+        if self.chunk_size is not None and (not isinstance(self.chunk_size, int) or self.chunk_size < 1):
+            raise ValueError(f"Expected `chunk_size` to be a positive number of tasks or None but got {self.chunk_size!r}.")
+        if self.checkpoint not in (None, "step"):
+            raise ValueError(f"Expected `checkpoint` to be 'step' or None but got {self.checkpoint!r}.")
+
+    def unsupported(self, problem: Problem, device: torch.device) -> str | None:
+        return None
+
+    def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
+        asking = [name for name, value in tasks.named() if value.requires_grad]
+        if self.compile and asking:
+            raise NotImplementedError(
+                f"Expected inputs and targets without `requires_grad` for `compile=True` but {asking} ask for a "
+                "gradient. Use compile=False."
+            )
+        loop = CompiledLoop if self.compile else CheckpointedLoop if self.checkpoint else TaskLoop
+        return meta_loss_in_chunks(problem, tasks, self.chunk_size or len(tasks), lambda chunk: loop(problem, chunk))
+
+    def trajectory(self, problem: Problem, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Parameters, Tensor]]:
+        size = self.chunk_size or len(inputs)
+        parts = [slice(start, start + size) for start in range(0, len(inputs), size)]
+        batches = [TaskBatch(inputs[part], targets[part], inputs[part], targets[part]) for part in parts]
+        for step in zip(*(TaskLoop(problem, batch).trajectory() for batch in batches), strict=True):
+            names = step[0][0]
+            yield {name: torch.cat([phi[name] for phi, _ in step]) for name in names}, torch.cat([loss for _, loss in step])
+
+    def predict(self, problem: Problem, phi: Parameters, inputs: Tensor) -> Tensor:
+        targets = inputs.new_zeros(inputs.shape[:2])
+        return TaskLoop(problem, TaskBatch(inputs, targets, inputs, targets)).predict(phi, inputs)

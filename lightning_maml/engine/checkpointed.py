@@ -1,0 +1,251 @@
+"""Inner loops whose memory does not grow with the number of steps, and their compiled form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from lightning_maml.engine.base import Problem, attach
+from lightning_maml.engine.loop import TaskLoop
+from lightning_maml.inner import Parameters
+from lightning_maml.meta_gradient import Query
+from lightning_maml.tasks import TaskBatch
+
+__all__ = ["CheckpointedLoop", "CompiledLoop"]
+
+
+class _Unroll(torch.autograd.Function):
+    r"""All inner steps as one node of the graph, keeping the parameters before each step and nothing else.
+
+    Backward is the recursion :math:`v \leftarrow v - \alpha H_k v` for plain SGD: each step is run again, and
+    differentiated by itself. Exact to rounding against the unrolled graph.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loop: CheckpointedLoop, order: int, *tensors: Tensor) -> Any:  # type: ignore[override]
+        phi = list(tensors[: len(loop.theta)])
+        ctx.loop, ctx.order, ctx.before, ctx.rng = loop, order, [], []
+        for step in range(loop.problem.inner.steps):
+            ctx.before.append(phi)
+            ctx.rng.append(_rng_state(phi[0].device))
+            phi, losses = loop.advance(phi, step)
+            loop.support_losses.append(losses)
+        return tuple(value.clone() for value in phi) if not ctx.before else tuple(phi)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # differentiating again raises, instead of being silently wrong
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        loop, v = ctx.loop, list(upstream)
+        extras = [torch.zeros_like(leaf) for leaf in loop.extras]
+        if ctx.order == 1 and not loop.extras:
+            return None, None, *v  # every step is the identity
+        now = _rng_state(v[0].device)
+        for step in reversed(range(len(ctx.before))):
+            _restore_rng(v[0].device, ctx.rng[step])  # the same dropout masks as on the way forward
+            v, more = loop.pull_back(ctx.before.pop(), step, v, ctx.order)
+            extras = [total + part for total, part in zip(extras, more, strict=True)]
+        _restore_rng(v[0].device, now)
+        return None, None, *v, *extras
+
+
+def _rng_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _restore_rng(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
+class CheckpointedLoop(TaskLoop):
+    """:class:`TaskLoop` with memory flat in the number of inner steps (``checkpoint="step"``)."""
+
+    def __init__(self, problem: Problem, tasks: TaskBatch) -> None:
+        super().__init__(problem, tasks)
+        adapted = {id(value) for value in self.theta.values()}
+        # what else the inner steps depend on: shared parameters, learned rates, support inputs that want a gradient
+        self.extras = [leaf for leaf in problem.leaves(tasks.support_inputs) if id(leaf) not in adapted]
+
+    def unroll(self, order: int) -> Parameters:
+        outputs = _Unroll.apply(self, order, *self.initial().values(), *self.extras)
+        return dict(zip(self.theta, outputs, strict=True))
+
+    def advance(self, phi: Sequence[Tensor], step: int) -> tuple[list[Tensor], Tensor]:
+        """One inner step, without a graph: the next parameters, and the support losses ``[T]`` before it."""
+        with torch.enable_grad():
+            following, losses = self.step(self._leaves(phi), step, order=1)
+        return [value.detach() for value in following.values()], losses
+
+    def pull_back(
+        self, phi: Sequence[Tensor], step: int, v: Sequence[Tensor], order: int
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The gradient ``v`` at the parameters after a step, brought to those before it and to ``extras``."""
+        with torch.enable_grad():
+            leaves = self._leaves(phi)
+            following, _ = self.step(leaves, step, order)
+            gradients = torch.autograd.grad(
+                list(following.values()), [*leaves.values(), *self.extras], v, materialize_grads=True
+            )
+        return list(gradients[: len(leaves)]), list(gradients[len(leaves) :])
+
+    def _leaves(self, phi: Sequence[Tensor]) -> Parameters:
+        return {name: value.detach().requires_grad_() for name, value in zip(self.theta, phi, strict=True)}
+
+
+Graph = Callable[..., Sequence[Tensor]]
+
+# One entry a network: graphs live as long as it does. On disk, torch's own cache keeps them between runs.
+_GRAPHS: WeakKeyDictionary[nn.Module, dict[Any, Graph]] = WeakKeyDictionary()
+
+
+class CompiledLoop(CheckpointedLoop):
+    """:class:`CheckpointedLoop` on three compiled graphs: an inner step, its pull-back, and the query set.
+
+    The graphs are of a single step, so the first call costs the same for any number of steps. They are traced below
+    autograd (``make_fx``), where the second derivative is plain arithmetic, then compiled by TorchInductor.
+    """
+
+    def __init__(self, problem: Problem, tasks: TaskBatch) -> None:
+        super().__init__(problem, tasks)
+        self.graphs = _GRAPHS.setdefault(problem.network, {})
+        self.names = list(self.theta)
+        self.shared = [name for name, value in self.constants.items() if value.requires_grad]
+        self.values = [value.detach().contiguous() for value in self.constants.values()]
+        self.batch = [value.detach().contiguous() for _, value in tasks.named()]
+        device = self.values[0].device if self.values else self.batch[0].device
+        network = problem.network
+        self.signature = (
+            type(problem.loss),
+            problem.loss.function,
+            problem.algorithm.batch_norm,
+            torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type),
+            tuple(module.training for module in network.modules()),
+            tuple(self.names),
+            tuple((tuple(v.shape), v.dtype, v.device) for v in (*self.theta.values(), *self.values, *self.batch)),
+        )
+
+    # Graphs take flat lists: phi, constants, rates, then the batch and v where they need them.
+
+    def _bound(self, phi: Sequence[Tensor], constants: Sequence[Tensor]) -> tuple[Parameters, TaskLoop]:
+        loop = TaskLoop(self.problem, self.tasks)
+        loop.constants, loop.checked = dict(zip(self.constants, constants, strict=True)), True
+        return dict(zip(self.names, phi, strict=True)), loop
+
+    def _step(
+        self, phi: Sequence[Tensor], constants: Sequence[Tensor], rates: Sequence[Tensor], inputs: Tensor, targets: Tensor,
+        order: int,
+    ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+        bound, loop = self._bound(phi, constants)
+        losses, _ = loop.losses(bound, inputs, targets)
+        gradients = torch.autograd.grad(losses.sum(), phi, create_graph=order == 2, materialize_grads=True)
+        named = dict(zip(self.names, gradients, strict=True))
+        each = rates if len(rates) == len(phi) else [rates[0]] * len(phi)
+        following = self.problem.inner.update(bound, named, dict(zip(self.names, each, strict=True)))
+        return list(following.values()), losses
+
+    def advance(self, phi: Sequence[Tensor], step: int) -> tuple[list[Tensor], Tensor]:
+        def function(phi: Any, constants: Any, rates: Any, inputs: Tensor, targets: Tensor) -> list[Tensor]:
+            with torch.enable_grad():
+                leaves = [value.detach().requires_grad_() for value in phi]
+                following, losses = self._step(leaves, constants, rates, inputs, targets, order=1)
+            return [value.detach() for value in (*following, losses)]
+
+        rates = [rate.detach() for rate in self._rates(step)]
+        phi = [value.contiguous() for value in phi]
+        outputs = self._run("advance", function, phi, self.values, rates, *self.batch[:2])
+        return list(outputs[:-1]), outputs[-1]
+
+    def pull_back(
+        self, phi: Sequence[Tensor], step: int, v: Sequence[Tensor], order: int
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        def function(phi: Any, constants: Any, rates: Any, inputs: Tensor, targets: Tensor, v: Any) -> list[Tensor]:
+            with torch.enable_grad():
+                leaves = [value.detach().requires_grad_() for value in phi]
+                named = dict(zip(self.constants, (value.detach() for value in constants), strict=True))
+                shared = [named[name].requires_grad_() for name in self.shared]
+                learned = [rate.detach().requires_grad_() for rate in rates]
+                following, _ = self._step(leaves, list(named.values()), learned, inputs, targets, order)
+                wanted = [*leaves, *shared, *learned]
+                gradients = torch.autograd.grad(following, wanted, v, materialize_grads=True)
+            return [gradient.detach() for gradient in gradients]
+
+        rates = self._rates(step)
+        phi = [value.contiguous() for value in phi]
+        v = [value.contiguous() for value in v]
+        known = [rate.detach() for rate in rates]
+        outputs = list(self._run(("pull_back", order), function, phi, self.values, known, *self.batch[:2], v))
+        adapted, rest = outputs[: len(phi)], outputs[len(phi) :]
+        by_id = {id(self.constants[name]): value for name, value in zip(self.shared, rest, strict=False)}
+        learned = [(rate, value) for rate, value in zip(rates, rest[len(self.shared) :], strict=True) if rate.requires_grad]
+        of_rates = [leaf for leaf in self.extras if id(leaf) not in by_id]
+        if of_rates:  # from the rates of this step to the leaves they were indexed from
+            pulled = torch.autograd.grad([r for r, _ in learned], of_rates, [g for _, g in learned], materialize_grads=True)
+            by_id.update({id(leaf): value for leaf, value in zip(of_rates, pulled, strict=True)})
+        return adapted, [by_id[id(leaf)] for leaf in self.extras]
+
+    def query(self, phi: Parameters) -> Query:
+        def function(phi: Any, constants: Any, *batch: Tensor) -> list[Tensor]:
+            support_inputs, support_targets, query_inputs, query_targets = batch
+            with torch.enable_grad():
+                leaves = [value.detach().requires_grad_() for value in phi]
+                named = dict(zip(self.constants, (value.detach() for value in constants), strict=True))
+                shared = [named[name].requires_grad_() for name in self.shared]
+                bound, loop = self._bound(leaves, list(named.values()))
+                losses, predictions = loop.losses(bound, query_inputs, query_targets)
+                gradients = torch.autograd.grad(losses.mean(), [*leaves, *shared], materialize_grads=True)
+            with torch.no_grad():
+                support_losses, _ = loop.losses(bound, support_inputs, support_targets)
+            return [value.detach() for value in (losses, predictions, support_losses, *gradients)]
+
+        values = [value.detach().contiguous() for value in phi.values()]
+        losses, predictions, self.last, *gradients = self._run("query", function, values, self.values, *self.batch)
+        leaves = [*phi.values(), *(self.constants[name] for name in self.shared)]
+        return Query(attach(losses.mean(), gradients, leaves), losses, predictions)
+
+    def support_history(self) -> Tensor:
+        return torch.stack([*self.support_losses, self.last], dim=1)
+
+    def _rates(self, step: int) -> list[Tensor]:
+        """The rates of a step as tensors, one for all parameters where they share it."""
+        rate = self.problem.inner.lr
+        like = next(iter(self.theta.values()))
+        if isinstance(rate, Tensor):
+            return [rate]
+        if isinstance(rate, float | int):
+            return [torch.tensor(float(rate), dtype=like.dtype, device=like.device)]
+        with torch.enable_grad():
+            return [rate.at(name, step) for name in self.names]
+
+    def _run(self, kind: Any, function: Callable[..., list[Tensor]], *args: Any) -> Sequence[Tensor]:
+        flat = torch.utils._pytree.tree_leaves(args)
+        key = (kind, len(flat), self.signature)
+        graph = self.graphs.get(key)
+        if graph is None:
+            graph = self.graphs[key] = self._compile(function, args, flat)
+        return graph(*flat)
+
+    def _compile(self, function: Callable[..., list[Tensor]], args: Any, flat: list[Tensor]) -> Graph:
+        structure = torch.utils._pytree.tree_structure(args)
+
+        def flattened(*values: Tensor) -> list[Tensor]:
+            return function(*torch.utils._pytree.tree_unflatten(values, structure))
+
+        device = flat[0].device
+        before = _rng_state(device)
+        traced = make_fx(flattened)(*flat)
+        if not torch.equal(before, _rng_state(device)):
+            _restore_rng(device, before)
+            raise NotImplementedError(
+                "Expected a network without randomness for `compile=True` but its forward draws random numbers "
+                "(dropout while training?): the backward could not draw the same again. Use compile=False."
+            )
+        # the casts of autocast are in the trace already
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            return torch._inductor.compile(traced, flat)  # type: ignore[no-any-return]

@@ -1,0 +1,58 @@
+"""An algorithm is data: how a task adapts, and how the outer gradient is formed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import nn
+
+from lightning_maml.inner import SGD, Rates
+from lightning_maml.meta_gradient import MetaGradient
+
+__all__ = ["Algorithm", "BatchNorm"]
+
+BatchNorm = Literal["batch", "running"]
+"""``"batch"``: every forward normalises by the statistics of the rows it sees, support and query each by their own
+(transductive, as in the paper). ``"running"``: by the stored running statistics. Neither writes them."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """An inner loop and a meta-gradient rule. Presets build them: :func:`maml`, :func:`fomaml`, :func:`pretrained`.
+
+    Args:
+        inner: how a task adapts.
+        meta_gradient: how the outer gradient is formed.
+        batch_norm: what batch-norm layers do in inner and outer loop, see :data:`BatchNorm`.
+        name: for logs and reports.
+    """
+
+    inner: SGD
+    meta_gradient: MetaGradient
+    batch_norm: BatchNorm = "batch"
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        if self.batch_norm not in ("batch", "running"):
+            raise ValueError(f"Expected `batch_norm` to be 'batch' or 'running' but got {self.batch_norm!r}.")
+        if not isinstance(self.meta_gradient, MetaGradient) or isinstance(self.meta_gradient, type):
+            raise TypeError(f"Expected `meta_gradient` to be a rule such as Unrolled() but got {self.meta_gradient!r}.")
+
+    def with_steps(self, steps: int) -> Algorithm:
+        """The same algorithm with another number of inner steps, as at test."""
+        return replace(self, inner=replace(self.inner, steps=steps))
+
+    def initial_rates(self, network: nn.Module) -> Rates | None:
+        """The learned inner rates at their initial values, or None where the rate is fixed."""
+        if self.inner.learn_lr is None:
+            return None
+        if isinstance(self.inner.lr, Rates):
+            return self.inner.lr
+        parameters = dict(network.named_parameters())
+        adapted = {name: parameters[name] for name in self.inner.adapted(network)}
+        return Rates(self.inner.learn_lr, float(self.inner.lr), max(self.inner.steps, 1), adapted)
+
+    def with_rates(self, rates: Rates | None) -> Algorithm:
+        """The same algorithm with these inner rates; None changes nothing."""
+        return self if rates is None else replace(self, inner=replace(self.inner, lr=rates))

@@ -1,0 +1,117 @@
+"""Losses of one task, evaluated for all tasks of a batch at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Loss", "TaskLoss", "task_loss"]
+
+Loss = str | Callable[[Tensor, Tensor], Tensor]
+"""``"mse"``, ``"cross_entropy"``, or a callable ``(predictions [N, ...], targets [N, ...]) -> scalar`` of one task."""
+
+
+class TaskLoss:
+    """The mean loss of each task: ``(predictions [T, N, ...], targets [T, N, ...]) -> [T]``."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.function = function
+
+    def __call__(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """The losses ``[T]``."""
+        losses = torch.func.vmap(self.function, randomness="different")(predictions, targets)
+        if losses.shape != predictions.shape[:1]:
+            raise ValueError(
+                "Expected `loss` to return one scalar for each task but got shape "
+                f"{list(losses.shape[1:])} for predictions of shape {list(predictions.shape[1:])}."
+            )
+        return losses
+
+    def check_shapes(self, predictions: Tensor, targets: Tensor) -> None:
+        """Raise ValueError where predictions and targets do not fit each other."""
+
+    def check_values(self, classes: int, targets: Tensor) -> None:
+        """Raise ValueError where targets are out of range; ``classes`` is the last dimension of the predictions."""
+
+
+class MeanSquaredError(TaskLoss):
+    """Mean squared error over the rows and outputs of a task."""
+
+    def __init__(self) -> None:
+        super().__init__(F.mse_loss)
+
+    def __call__(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return (predictions - targets).square().flatten(1).mean(1)
+
+    def check_shapes(self, predictions: Tensor, targets: Tensor) -> None:
+        if predictions.shape != targets.shape:
+            # broadcasting [N, 1] against [N] would silently train on the wrong thing
+            raise ValueError(
+                "Expected targets of the predictions' shape for `loss='mse'` but got targets "
+                f"{list(targets.shape)} and predictions {list(predictions.shape)} ([tasks, rows, ...])."
+            )
+
+
+class CrossEntropy(TaskLoss):
+    """Mean cross-entropy over the rows of a task, from logits ``[T, N, C]`` and labels ``[T, N]``."""
+
+    def __init__(self) -> None:
+        super().__init__(F.cross_entropy)
+
+    def __call__(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        losses = F.cross_entropy(predictions.flatten(0, 1), targets.flatten(), reduction="none")
+        return losses.view(targets.shape).mean(1)
+
+    def check_shapes(self, predictions: Tensor, targets: Tensor) -> None:
+        if targets.is_floating_point() or targets.dtype == torch.bool:
+            raise ValueError(f"Expected integer class labels for `loss='cross_entropy'` but got {targets.dtype}.")
+        if predictions.ndim != 3 or targets.shape != predictions.shape[:2]:
+            raise ValueError(
+                "Expected logits [tasks, rows, classes] and labels [tasks, rows] for `loss='cross_entropy'` "
+                f"but got {list(predictions.shape)} and {list(targets.shape)}."
+            )
+
+    def check_values(self, classes: int, targets: Tensor) -> None:
+        if targets.device.type != "cpu":  # would wait for the device; torch asserts there by itself
+            return
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"Expected labels from 0 to {classes - 1}, as the network has {classes} outputs, but got labels "
+                f"from {low} to {high}."
+            )
+
+
+_NAMED: dict[str, Callable[[], TaskLoss]] = {"mse": MeanSquaredError, "cross_entropy": CrossEntropy}
+
+
+def task_loss(loss: Loss) -> TaskLoss:
+    """The loss of a name, or of a callable, for all tasks at once.
+
+    ``F.mse_loss`` and ``F.cross_entropy`` are taken as the names they stand for; any other callable runs under
+    :func:`torch.func.vmap`.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: neither a name nor a callable.
+
+    Example:
+        >>> task_loss("mse")(torch.zeros(3, 10, 1), torch.full((3, 10, 1), 2.0))
+        tensor([4., 4., 4.])
+    """
+    if isinstance(loss, TaskLoss):
+        return loss
+    if isinstance(loss, str):
+        if loss not in _NAMED:
+            raise ValueError(f"Expected `loss` to be one of {sorted(_NAMED)} or a callable but got {loss!r}.")
+        return _NAMED[loss]()
+    if not callable(loss):
+        raise TypeError(f"Expected `loss` to be one of {sorted(_NAMED)} or a callable but got {type(loss).__name__}.")
+    if loss is F.mse_loss:
+        return MeanSquaredError()
+    if loss is F.cross_entropy:
+        return CrossEntropy()
+    return TaskLoss(loss)

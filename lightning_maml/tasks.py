@@ -1,0 +1,90 @@
+"""What goes in: a batch of tasks, each a support set to adapt on and a query set to be judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["TaskBatch"]
+
+
+@dataclass(frozen=True, eq=False)
+class TaskBatch:
+    """A meta-batch: ``T`` tasks, tasks first in every tensor.
+
+    Args:
+        support_inputs: ``[T, Ns, ...]``, what each task adapts on.
+        support_targets: ``[T, Ns, ...]``: class labels ``[T, Ns]`` (int64), or values.
+        query_inputs: ``[T, Nq, ...]``, what the adapted networks are judged by.
+        query_targets: ``[T, Nq, ...]``.
+
+    Raises:
+        TypeError: one of the four is not a tensor.
+        ValueError: the number of tasks or of rows differs, or there are none.
+
+    Example:
+        >>> x, y = torch.randn(3, 10, 1), torch.randn(3, 10, 1)
+        >>> tasks = TaskBatch(x, y, x, y)
+        >>> len(tasks), tasks[:2].query_inputs.shape
+        (3, torch.Size([2, 10, 1]))
+    """
+
+    support_inputs: Tensor
+    support_targets: Tensor
+    query_inputs: Tensor
+    query_targets: Tensor
+
+    def __post_init__(self) -> None:
+        for name, value in self.named():
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"Expected `{name}` to be a tensor of shape [tasks, rows, ...] but got {type(value).__name__}."
+                )
+            if value.ndim < 2:
+                raise ValueError(
+                    f"Expected `{name}` to have shape [tasks, rows, ...] but got {list(value.shape)}: "
+                    "tasks come first, then the rows of each task."
+                )
+            if value.shape[0] == 0 or value.shape[1] == 0:
+                raise ValueError(f"Expected `{name}` to hold at least one task and one row but got {list(value.shape)}.")
+        tasks = {name: value.shape[0] for name, value in self.named()}
+        if len(set(tasks.values())) > 1:
+            raise ValueError(f"Expected the same number of tasks everywhere but got {tasks}.")
+        for part in ("support", "query"):
+            rows = getattr(self, f"{part}_inputs").shape[1], getattr(self, f"{part}_targets").shape[1]
+            if rows[0] != rows[1]:
+                raise ValueError(
+                    f"Expected as many {part} targets as {part} inputs in each task but got {rows[1]} and {rows[0]}."
+                )
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """The four tensors with their names."""
+        return ((field.name, getattr(self, field.name)) for field in fields(self))
+
+    def __len__(self) -> int:
+        """The number of tasks, ``T``."""
+        return self.support_inputs.shape[0]
+
+    def __getitem__(self, index: slice) -> TaskBatch:
+        """A part of the tasks, as views: ``tasks[2:5]``."""
+        if not isinstance(index, slice):
+            raise TypeError(f"Expected a slice of tasks, as in tasks[2:3], but got {index!r}.")
+        return TaskBatch(*(value[index] for _, value in self.named()))
+
+    def to(self, *args: Any, **kwargs: Any) -> TaskBatch:
+        """All four tensors moved, as by :meth:`torch.Tensor.to`; a dtype changes floating inputs and targets alone."""
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        return TaskBatch(
+            *(
+                value.to(device, dtype if value.is_floating_point() else None, non_blocking=non_blocking)
+                for _, value in self.named()
+            )
+        )
+
+    def pin_memory(self) -> TaskBatch:
+        """All four tensors in page-locked memory, for a data loader with ``pin_memory=True``."""
+        return TaskBatch(*(value.pin_memory() for _, value in self.named()))
