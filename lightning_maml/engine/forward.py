@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._decomp import decompositions
 from torch.func import functional_call, vmap
+from torch.overrides import TorchFunctionMode
 
+from lightning_maml.engine.layers import LAYERS, POINTWISE
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import BatchNorm
 
@@ -54,53 +59,56 @@ def forward_all(
     """All tasks' networks: ``phi {name: [T, *shape]}``, inputs ``[T, N, ...]`` -> predictions ``[T, N, ...]``.
 
     Parameters and buffers in ``constants`` are shared by the tasks. With ``by_layer``, the layers of an
-    ``nn.Sequential`` that have a batched form of their own (``_NATIVE``) run it; any other module runs under
+    ``nn.Sequential`` that have a batched form of their own (:data:`LAYERS`) run it; any other module runs under
     :func:`torch.func.vmap`. Tied parameters need the whole network in one piece: ``by_layer=False``.
     """
-    return (_forward if by_layer else _vmapped)(network, "", phi, constants, inputs)
+    if by_layer:
+        return _forward(network, "", phi, constants, inputs)
+    return _vmapped(network, phi, constants, inputs)
 
 
 def _forward(module: nn.Module, prefix: str, phi: Parameters, constants: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    if not _has_hooks(module):
-        if type(module).forward is nn.Sequential.forward:
-            for name, layer in module._modules.items():  # named_children() leaves out repeated layers
-                assert layer is not None
-                inputs = _forward(layer, f"{prefix}{name}.", phi, constants, inputs)
-            return inputs
-        if type(module) in _POINTWISE:
-            return module(inputs)
-        if (native := _NATIVE.get(type(module))) is not None and f"{prefix}weight" in phi:
-            return native(module, prefix, phi, constants, inputs)
-    return _vmapped(module, prefix, phi, constants, inputs)
-
-
-def _vmapped(module: nn.Module, prefix: str, phi: Parameters, constants: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    hooked = bool(module._forward_hooks or module._forward_pre_hooks)
+    if type(module).forward is nn.Sequential.forward and not hooked:
+        for name, layer in module._modules.items():  # named_children() leaves out repeated layers
+            assert layer is not None
+            inputs = _forward(layer, f"{prefix}{name}.", phi, constants, inputs)
+        return inputs
     own = {name.removeprefix(prefix): value for name, value in phi.items() if name.startswith(prefix)}
     shared = {name.removeprefix(prefix): value for name, value in constants.items() if name.startswith(prefix)}
+    if not hooked:
+        if type(module) in POINTWISE:
+            return module(inputs)
+        native = LAYERS.get(type(module))
+        if native is not None and (outputs := native(module, own, shared, inputs)) is not None:
+            return outputs
+    return _vmapped(module, own, shared, inputs)
 
+
+def _vmapped(module: nn.Module, own: Parameters, shared: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
     def call(own: Parameters, inputs: Tensor) -> Tensor:
         return functional_call(module, {**shared, **own}, (inputs,))
 
-    return vmap(call, randomness="different")(own, inputs)
+    with _Elementary():
+        return vmap(call, randomness="different")(own, inputs)
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def _attention(*args: Any, enable_gqa: bool = False, **kwargs: Any) -> Tensor:
+    return torch.ops.aten._scaled_dot_product_attention_math(*args, enable_gqa=enable_gqa, **kwargs)[0]
 
 
-def _linear(module: nn.Module, prefix: str, phi: Parameters, constants: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    weight = phi[f"{prefix}weight"].mT
-    rows = inputs.flatten(1, -2) if inputs.ndim > 3 else inputs
-    if inputs.ndim < 3:
-        return _vmapped(module, prefix, phi, constants, inputs)
-    bias = phi.get(f"{prefix}bias")
-    if bias is None and module.bias is not None:
-        outputs = torch.bmm(rows, weight) + constants[f"{prefix}bias"]
-    else:
-        outputs = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight)
-    return outputs.view(*inputs.shape[:-1], -1) if inputs.ndim > 3 else outputs
+class _Elementary(TorchFunctionMode):
+    """Recurrent layers and attention written out in elementary operations, which can be batched and differentiated
+    twice: torch has no batching rules for the fused recurrences, and no second derivative of the fused attention.
+    """
 
+    written_out: ClassVar[dict[Any, Callable[..., Any]]] = {
+        F.scaled_dot_product_attention: _attention,
+        torch._VF.gru: decompositions.gru_impl,
+        torch._VF.lstm: decompositions.lstm_impl,
+        torch._VF.rnn_tanh: decompositions.rnn_tanh_input,
+        torch._VF.rnn_relu: decompositions.rnn_relu_input,
+    }
 
-_Native = Callable[[nn.Module, str, Parameters, Mapping[str, Tensor], Tensor], Tensor]
-_NATIVE: dict[type[nn.Module], _Native] = {nn.Linear: _linear}
-_POINTWISE = {nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Identity, nn.Hardtanh}
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.written_out.get(func, func)(*args, **(kwargs or {}))

@@ -1,0 +1,160 @@
+"""Layers of all tasks at once: each task with weights of its own, as one batched matrix product.
+
+Images keep the shape ``[T, N, C, H, W]`` that the user's layers expect, but lie in memory channels last, so that a
+convolution is a copy of its patches and one ``bmm``, and its output is the next one's input without a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_maml.inner import Parameters
+
+__all__ = ["LAYERS", "POINTWISE", "batch_norm", "conv2d", "linear"]
+
+Layer = Callable[[Any, Parameters, Mapping[str, Tensor], Tensor], Tensor | None]
+"""``(module, its adapted parameters, its shared ones, inputs [T, N, ...]) -> outputs [T, N, ...]``; None: it cannot."""
+
+POINTWISE = {nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Identity, nn.Hardtanh}
+"""Layers without parameters that act on every number by itself."""
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``inputs [T, ..., in]``, ``weight [T, out, in]``, ``bias [T, out]`` -> ``[T, ..., out]``."""
+    rows = inputs.flatten(1, -2)
+    outputs = torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
+    return outputs.view(*inputs.shape[:-1], weight.shape[1])
+
+
+def conv2d(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """``inputs [T, N, C, H, W]``, ``weight [T, O, C, kh, kw]``, ``bias [T, O]`` -> ``[T, N, O, H', W']``."""
+    tasks, out_channels, channels, *kernel = weight.shape
+    images = inputs.permute(0, 1, 3, 4, 2)
+    height, width = ((s + 2 * p - k) // d + 1 for s, p, k, d in zip(images.shape[2:4], padding, kernel, stride, strict=True))
+    patches = _Patches.apply(images, tuple(kernel), stride, padding)
+    matrix = weight.permute(0, 3, 4, 2, 1).reshape(tasks, -1, out_channels)
+    outputs = torch.bmm(patches, matrix) if bias is None else torch.baddbmm(bias.unsqueeze(1), patches, matrix)
+    return outputs.view(tasks, -1, height, width, out_channels).permute(0, 1, 4, 2, 3)
+
+
+class _Patches(torch.autograd.Function):
+    """``images [T, N, H, W, C]`` -> the patches of a convolution, ``[T, N * H' * W', kh * kw * C]``. Linear."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, kernel: Any, stride: Any, padding: Any) -> Tensor:  # type: ignore[override]
+        ctx.arguments = tuple(images.shape), kernel, stride, padding
+        padded = F.pad(images, (0, 0, padding[1], padding[1], padding[0], padding[0]))
+        windows = padded.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1])  # [T, N, H', W', C, kh, kw]
+        return windows.permute(0, 1, 2, 3, 5, 6, 4).reshape(len(images), -1, kernel[0] * kernel[1] * images.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        return _Scatter.apply(upstream, *ctx.arguments), None, None, None
+
+
+class _Scatter(torch.autograd.Function):
+    """The adjoint of :class:`_Patches`: every patch added back to where it was taken from. Linear."""
+
+    @staticmethod
+    def forward(ctx: Any, patches: Tensor, shape: Any, kernel: Any, stride: Any, padding: Any) -> Tensor:  # type: ignore[override]
+        ctx.arguments = kernel, stride, padding
+        tasks, rows, height, width, channels = shape
+        padded = patches.new_zeros(tasks, rows, height + 2 * padding[0], width + 2 * padding[1], channels)
+        down = (padded.shape[2] - kernel[0]) // stride[0] + 1
+        across = (padded.shape[3] - kernel[1]) // stride[1] + 1
+        windows = patches.view(tasks, rows, down, across, *kernel, channels)
+        for i in range(kernel[0]):
+            for j in range(kernel[1]):
+                rows_at = slice(i, i + stride[0] * (down - 1) + 1, stride[0])
+                columns_at = slice(j, j + stride[1] * (across - 1) + 1, stride[1])
+                padded[:, :, rows_at, columns_at] += windows[:, :, :, :, i, j]
+        return padded[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        return _Patches.apply(upstream, *ctx.arguments), None, None, None, None
+
+
+def batch_norm(inputs: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Each task normalised by its own batch statistics.
+
+    ``inputs [T, N, C, ...]``, ``weight`` and ``bias`` ``[T, C]`` or ``[C]`` -> ``[T, N, C, ...]``.
+    """
+    last = inputs.movedim(2, -1)
+    rows = last.reshape(len(inputs), -1, last.shape[-1])
+    if rows.dtype in (torch.float16, torch.bfloat16):
+        rows = rows.float()  # statistics of half precision numbers are not to be trusted
+    outputs, _ = _Normalise.apply(rows, eps)
+    if weight is not None:
+        outputs = outputs * weight.unsqueeze(-2)
+    if bias is not None:
+        outputs = outputs + bias.unsqueeze(-2)
+    return outputs.view(last.shape).movedim(-1, 2)
+
+
+class _Normalise(torch.autograd.Function):
+    r"""``rows [T, R, C]`` -> ``(normalised [T, R, C], inverse deviations [T, 1, C])``.
+
+    .. math:: \hat x = (x - \mu) s, \; s = (\sigma^2 + \epsilon)^{-1/2}, \quad
+              \partial x = s (\partial\hat x - \overline{\partial\hat x} - \hat x \overline{\partial\hat x \hat x})
+              - \partial s \, s^2 \hat x / R
+
+    Both outputs are saved as the graph's own, and backward is plain autograd code: differentiable to any order.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, eps: float) -> Any:  # type: ignore[override]
+        centred = rows - rows.mean(1, keepdim=True)  # two passes: as exact as torch.var_mean, four times as fast here
+        inverse = torch.rsqrt(centred.square().mean(1, keepdim=True) + eps)
+        normalised = centred.mul_(inverse)
+        ctx.save_for_backward(normalised, inverse)
+        return normalised, inverse
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, of_inverse: Tensor) -> Any:
+        normalised, inverse = ctx.saved_tensors
+        along = (upstream * normalised).mean(1, keepdim=True) * inverse
+        along = along + of_inverse * inverse * inverse / normalised.shape[1]
+        return (upstream - upstream.mean(1, keepdim=True)) * inverse - normalised * along, None
+
+
+def _linear_layer(module: nn.Linear, own: Parameters, shared: Mapping[str, Tensor], inputs: Tensor) -> Tensor | None:
+    if "weight" not in own or inputs.ndim < 3:
+        return None
+    return linear(inputs, own["weight"], _per_task(own, shared, "bias", len(inputs)))
+
+
+def _conv_layer(module: nn.Conv2d, own: Parameters, shared: Mapping[str, Tensor], inputs: Tensor) -> Tensor | None:
+    plain = module.groups == 1 and module.dilation == (1, 1) and module.padding_mode == "zeros"
+    if "weight" not in own or not plain or isinstance(module.padding, str) or inputs.ndim != 5:
+        return None
+    return conv2d(inputs, own["weight"], _per_task(own, shared, "bias", len(inputs)), module.stride, module.padding)
+
+
+def _batch_norm_layer(
+    module: nn.BatchNorm2d, own: Parameters, shared: Mapping[str, Tensor], inputs: Tensor
+) -> Tensor | None:
+    if not module.training or inputs.ndim != 5 or inputs[0, :, 0].numel() < 2:
+        return None  # running statistics need no batched form, and torch has the words for a single value
+    return batch_norm(inputs, *(own.get(n, shared.get(n)) for n in ("weight", "bias")), module.eps)
+
+
+def _per_task(own: Parameters, shared: Mapping[str, Tensor], name: str, tasks: int) -> Tensor | None:
+    value = own.get(name)
+    if value is None and name in shared:
+        value = shared[name].expand(tasks, *shared[name].shape)
+    return value
+
+
+LAYERS: dict[type[nn.Module], Layer] = {
+    nn.Linear: _linear_layer,
+    nn.Conv2d: _conv_layer,
+    nn.BatchNorm2d: _batch_norm_layer,
+}

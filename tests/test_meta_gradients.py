@@ -1,0 +1,192 @@
+"""Every engine's meta-gradient against an independent reference, and against learn2learn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from problems import LOSSES, NETWORKS, make_problem, meta_gradient, reference, relative_error
+
+from lightning_maml import Batched, Eager, TaskBatch, fomaml, maml, meta_loss, pretrained
+
+ENGINES = {
+    "eager": Eager(),
+    "batched": Batched(),
+    "checkpoint": Batched(checkpoint="step"),
+    "chunks": Batched(chunk_size=2),
+    "chunks_checkpoint": Batched(chunk_size=2, checkpoint="step"),
+}
+LR = 0.1
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_equals_the_reference(network, loss, steps, engine):
+    module, tasks = make_problem(network, loss)
+    expected = reference(module, tasks, loss, LR, steps)
+    output = meta_loss(module, maml(LR, steps), tasks, loss=loss, engine=ENGINES[engine])
+    assert relative_error(meta_gradient(module, output), expected) < 1e-9
+    first_order = reference(module, tasks, loss, LR, steps, first_order=True)
+    assert relative_error(first_order, expected) > 1e-4  # or the test could not tell second order from first
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_first_order_and_joint(network, engine):
+    module, tasks = make_problem(network, "mse")
+    output = meta_loss(module, fomaml(LR, 3), tasks, loss="mse", engine=ENGINES[engine])
+    assert (
+        relative_error(meta_gradient(module, output), reference(module, tasks, "mse", LR, 3, first_order=True)) < 1e-9
+    )
+    output = meta_loss(module, pretrained(LR, 3), tasks, loss="mse", engine=ENGINES[engine])
+    assert relative_error(meta_gradient(module, output), reference(module, tasks, "mse", LR, 0)) < 1e-9
+
+
+@pytest.mark.parametrize("engine", ["batched", "checkpoint"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_float32(network, loss, engine):
+    module, tasks = make_problem(network, loss, dtype=torch.float64)
+    expected = reference(module, tasks, loss, LR, 5)
+    output = meta_loss(module.float(), maml(LR, 5), tasks.to(torch.float32), loss=loss, engine=ENGINES[engine])
+    assert relative_error([g.double() for g in meta_gradient(module, output)], expected) < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 13), (11, 3, 1)], ids=str)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_awkward_sizes(shape, engine):
+    tasks_, support, query = shape
+    module, tasks = make_problem("mlp", "mse", tasks_, support, query, out=1)
+    output = meta_loss(module, maml(LR, 3), tasks, loss="mse", engine=ENGINES[engine])
+    assert relative_error(meta_gradient(module, output), reference(module, tasks, "mse", LR, 3)) < 1e-9
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # learn2learn's clone reads it
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("network", ["mlp", "conv4", "conv_module", "gru", "attention"])
+def test_equals_learn2learn(network, loss, steps):
+    from lightning_maml.data.learn2learn import import_learn2learn
+
+    try:
+        l2l = import_learn2learn()
+    except ImportError:
+        pytest.skip("learn2learn is not installed")
+    module, tasks = make_problem(network, loss)
+    ours = meta_gradient(module, meta_loss(module, maml(LR, steps), tasks, loss=loss, engine="batched"))
+    learner = l2l.algorithms.MAML(module, lr=LR, first_order=False)
+    module.zero_grad()
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # the fused one has no second derivative
+        for t in range(len(tasks)):
+            clone = learner.clone()
+            for _ in range(steps):
+                clone.adapt(LOSSES[loss](clone(tasks.support_inputs[t]), tasks.support_targets[t]))
+            (LOSSES[loss](clone(tasks.query_inputs[t]), tasks.query_targets[t]) / len(tasks)).backward()
+    assert relative_error(ours, [p.grad for p in module.parameters()]) < 1e-9
+
+
+@pytest.mark.parametrize("network,loss", [("mlp", "mse"), ("conv4", "cross_entropy")])
+def test_compiled(network, loss):
+    module, tasks = make_problem(network, loss)
+    for steps in (1, 5):  # the second runs on the graphs of the first
+        output = meta_loss(module, maml(LR, steps), tasks, loss=loss, engine=Batched(compile=True))
+        assert relative_error(meta_gradient(module, output), reference(module, tasks, loss, LR, steps)) < 1e-9
+        eager = meta_loss(module, maml(LR, steps), tasks, loss=loss, engine="eager")
+        torch.testing.assert_close(output.support_losses, eager.support_losses)
+        torch.testing.assert_close(output.predictions, eager.predictions)
+    output = meta_loss(module, fomaml(LR, 5), tasks, loss=loss, engine=Batched(compile=True))
+    expected = reference(module, tasks, loss, LR, 5, first_order=True)
+    assert relative_error(meta_gradient(module, output), expected) < 1e-9
+
+
+def test_compiled_graphs_are_shared_between_steps():
+    from lightning_maml.engine.checkpointed import _GRAPHS
+
+    module, tasks = make_problem("mlp", "mse")
+    for steps in (1, 2, 7):
+        meta_loss(module, maml(LR, steps), tasks, loss="mse", engine=Batched(compile=True))
+        assert len(_GRAPHS[module]) == 3
+
+
+@pytest.mark.parametrize("learn_lr", ["shared", "per_step", "per_parameter", "per_parameter_and_step", "per_element"])
+@pytest.mark.parametrize("preset", [maml, fomaml])
+def test_learned_rates(preset, learn_lr):
+    module, tasks = make_problem("mlp", "mse")
+    algorithm = preset(LR, 3, learn_lr=learn_lr)
+    rates = algorithm.initial_rates(module)
+    with torch.no_grad():
+        for rate in rates.parameters():
+            rate.mul_(torch.rand_like(rate) + 0.5)
+    gradients = {}
+    for name, engine in {**ENGINES, "compile": Batched(compile=True)}.items():
+        rates.zero_grad()
+        output = meta_loss(module, algorithm.with_rates(rates), tasks, loss="mse", engine=engine)
+        gradients[name] = meta_gradient(module, output) + [rate.grad for rate in rates.parameters()]
+    for name, gradient in gradients.items():
+        assert relative_error(gradient, gradients["eager"]) < 1e-9, name
+    if preset is fomaml:  # whose gradients are not the loss's slope
+        return
+    # and the oracle's own, by finite differences along a random direction
+    direction = [torch.randn_like(rate) for rate in rates.parameters()]
+    slope = sum((g * d).sum().item() for g, d in zip(gradients["eager"][-len(direction) :], direction, strict=True))
+    losses = []
+    for sign in (1, -2):
+        with torch.no_grad():
+            for rate, d in zip(rates.parameters(), direction, strict=True):
+                rate.add_(sign * 1e-5 * d)
+        losses.append(meta_loss(module, algorithm.with_rates(rates), tasks, loss="mse").loss.item())
+    assert slope == pytest.approx((losses[0] - losses[1]) / 2e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, "compile"])
+def test_partly_adapted_and_frozen(engine):
+    """A body that is shared, a layer that is frozen: all as autograd has it."""
+    module, tasks = make_problem("conv4", "mse")
+    module.conv2.weight.requires_grad_(False)
+    algorithm = maml(LR, 3, adapts="^head|^norm3")
+    chosen = Batched(compile=True) if engine == "compile" else ENGINES[engine]
+    theta = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    adapted = [n for n in theta if n.startswith(("head", "norm3"))]
+    total = torch.zeros((), dtype=torch.float64)
+    for t in range(len(tasks)):
+        phi = {n: theta[n] for n in adapted}
+        buffers = dict(module.named_buffers())
+        call = lambda phi, x: torch.func.functional_call(
+            module, ({n: b.clone() for n, b in buffers.items()}, phi), (x,)
+        )  # noqa: B023, E731
+        for _ in range(3):
+            inner = LOSSES["mse"](call(phi, tasks.support_inputs[t]), tasks.support_targets[t])
+            g = torch.autograd.grad(inner, list(phi.values()), create_graph=True)
+            phi = {n: v - LR * d for (n, v), d in zip(phi.items(), g, strict=True)}
+        total = total + LOSSES["mse"](call(phi, tasks.query_inputs[t]), tasks.query_targets[t]) / len(tasks)
+    expected = list(torch.autograd.grad(total, list(theta.values())))
+    output = meta_loss(module, algorithm, tasks, loss="mse", engine=chosen)
+    assert relative_error(meta_gradient(module, output), expected) < 1e-9
+    assert module.conv2.weight.grad is None
+
+
+@pytest.mark.parametrize("engine", ["eager", "batched", "checkpoint"])
+def test_gradients_reach_inputs_that_ask_for_them(engine):
+    module, tasks = make_problem("mlp", "mse")
+    inputs = tasks.support_inputs.clone().requires_grad_()
+    asking = TaskBatch(inputs, tasks.support_targets, tasks.query_inputs, tasks.query_targets)
+    meta_loss(module, maml(LR, 2), asking, loss="mse", engine=ENGINES[engine]).surrogate.backward()
+    index, eps = (1, 2, 0), 1e-6
+    moved = []
+    for sign in (1, -1):
+        shifted = tasks.support_inputs.clone()
+        shifted[index] += sign * eps
+        batch = TaskBatch(shifted, tasks.support_targets, tasks.query_inputs, tasks.query_targets)
+        moved.append(meta_loss(module, maml(LR, 2), batch, loss="mse", engine="eager").loss.item())
+    assert inputs.grad[index].item() == pytest.approx((moved[0] - moved[1]) / (2 * eps), rel=1e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_differentiating_the_surrogate_twice_raises(engine):
+    """Its gradients are numbers by then: a silent zero here would be a silently wrong third order."""
+    module, tasks = make_problem("mlp", "mse")
+    output = meta_loss(module, maml(LR, 1), tasks, loss="mse", engine=ENGINES[engine])
+    gradients = torch.autograd.grad(output.surrogate, list(module.parameters()), create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
+        torch.autograd.grad(sum(g.sum() for g in gradients), list(module.parameters()))
