@@ -81,6 +81,7 @@ def meta_loss(
         RuntimeError: gradients are disabled; :func:`evaluate` works there.
 
     Example:
+        >>> from lightning_maml import maml
         >>> network = nn.Linear(1, 1)
         >>> x = torch.randn(4, 10, 1)
         >>> output = meta_loss(network, maml(lr=0.1, steps=2), TaskBatch(x, 2 * x, x, 2 * x), loss="mse")
@@ -89,7 +90,9 @@ def meta_loss(
         (torch.Size([1, 1]), torch.Size([4, 3]))
     """
     if not torch.is_grad_enabled():
-        raise RuntimeError("Expected gradients to be enabled for `meta_loss`; under no_grad or inference_mode use `evaluate`.")
+        raise RuntimeError(
+            "Expected gradients to be enabled for `meta_loss`; under no_grad or inference_mode use `evaluate`."
+        )
     problem = Problem(network, algorithm, task_loss(loss))
     _check_finite(tasks)
     _check_devices(network, tasks.support_inputs)
@@ -115,13 +118,16 @@ def adapt(
         support_targets: ``[T, Ns, ...]``.
 
     Example:
+        >>> from lightning_maml import maml
         >>> x = torch.randn(4, 10, 1)
         >>> adapted = adapt(nn.Linear(1, 1), maml(lr=0.1, steps=2), x, 2 * x, loss="mse")
         >>> adapted.predict(x).shape
         torch.Size([4, 10, 1])
     """
     problem = Problem(network, algorithm, task_loss(loss))
-    tasks = TaskBatch(_normal(support_inputs), _normal(support_targets), _normal(support_inputs), _normal(support_targets))
+    tasks = TaskBatch(
+        _normal(support_inputs), _normal(support_targets), _normal(support_inputs), _normal(support_targets)
+    )
     _check_finite(tasks)
     _check_devices(network, support_inputs)
     chosen = resolve_engine(engine, problem, support_inputs.device)
@@ -149,6 +155,7 @@ def evaluate(
         steps: the number of inner steps; None for the algorithm's own.
 
     Example:
+        >>> from lightning_maml import maml
         >>> x = torch.randn(4, 10, 1)
         >>> result = evaluate(nn.Linear(1, 1), maml(lr=0.1), TaskBatch(x, x, x, x), loss="mse", steps=3)
         >>> result.query_losses.shape
@@ -159,7 +166,9 @@ def evaluate(
     _check_finite(tasks)
     _check_devices(network, tasks.support_inputs)
     chosen = resolve_engine(engine, problem, tasks.support_inputs.device)
-    support_losses, query_losses, predictions = [], [], []
+    support_losses: list[Tensor] = []
+    query_losses: list[Tensor] = []
+    predictions: list[Tensor] = []
     with _running(problem):
         for phi, losses in chosen.trajectory(problem, tasks.support_inputs, tasks.support_targets):
             with torch.no_grad():

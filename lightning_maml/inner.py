@@ -45,7 +45,9 @@ class Rates(nn.Module):
                 shape = (steps,)
             elif kind == "per_element":
                 shape = tuple(parameter.shape)
-            self.register_parameter(name, nn.Parameter(torch.full(shape, float(lr), dtype=first.dtype, device=first.device)))
+            self.register_parameter(
+                name, nn.Parameter(torch.full(shape, float(lr), dtype=first.dtype, device=first.device))
+            )
 
     @staticmethod
     def _key(name: str) -> str:
@@ -79,7 +81,9 @@ class SGD:
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
-            raise ValueError(f"Expected `steps` to be a whole number of inner steps, 0 or more, but got {self.steps!r}.")
+            raise ValueError(
+                f"Expected `steps` to be a whole number of inner steps, 0 or more, but got {self.steps!r}."
+            )
         if isinstance(self.lr, Tensor):
             if self.lr.numel() != 1:
                 raise ValueError(
@@ -89,7 +93,9 @@ class SGD:
         elif not isinstance(self.lr, Rates) and not 0 < float(self.lr) < float("inf"):
             raise ValueError(f"Expected `lr` to be positive and finite but got {self.lr!r}.")
         if self.learn_lr is not None and self.learn_lr not in get_args(LearnedRate):
-            raise ValueError(f"Expected `learn_lr` to be one of {get_args(LearnedRate)} or None but got {self.learn_lr!r}.")
+            raise ValueError(
+                f"Expected `learn_lr` to be one of {get_args(LearnedRate)} or None but got {self.learn_lr!r}."
+            )
 
     def adapted(self, network: nn.Module) -> list[str]:
         """The names of the parameters of ``network`` that adapt.

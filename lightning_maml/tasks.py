@@ -50,7 +50,9 @@ class TaskBatch:
                     "tasks come first, then the rows of each task."
                 )
             if value.shape[0] == 0 or value.shape[1] == 0:
-                raise ValueError(f"Expected `{name}` to hold at least one task and one row but got {list(value.shape)}.")
+                raise ValueError(
+                    f"Expected `{name}` to hold at least one task and one row but got {list(value.shape)}."
+                )
         tasks = {name: value.shape[0] for name, value in self.named()}
         if len(set(tasks.values())) > 1:
             raise ValueError(f"Expected the same number of tasks everywhere but got {tasks}.")

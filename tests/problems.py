@@ -54,7 +54,7 @@ class Tied(nn.Module):
 
 
 class ConvModule(nn.Module):
-    """A convolution with batch-norm that is no ``nn.Sequential``, so that it runs under vmap: ``[N, 1, 8, 8] -> [N, out]``."""
+    """A convolution with batch-norm that is no ``nn.Sequential``, and so runs under vmap: ``[N, 1, 8, 8] -> [N, out]``."""
 
     def __init__(self, out: int) -> None:
         super().__init__()
@@ -66,6 +66,10 @@ class ConvModule(nn.Module):
 
 NETWORKS: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
     "mlp": (lambda out: MLP(3, [7, 5], out, activation="tanh", init="default"), (3,)),
+    "norm_mlp": (
+        lambda out: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, out)),
+        (3,),
+    ),
     "conv4": (lambda out: Conv4(out, hidden=3, image_size=16), (1, 16, 16)),
     "conv4_max_pool": (lambda out: Conv4(out, hidden=3, image_size=16, form="max_pool"), (1, 16, 16)),
     "conv_module": (ConvModule, (1, 8, 8)),

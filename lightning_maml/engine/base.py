@@ -57,7 +57,8 @@ class Problem:
     def split(self) -> tuple[Parameters, Parameters]:
         """The parameters that adapt, and everything shared by the tasks: other parameters, and buffers."""
         names = set(self.inner.adapted(self.network))
-        theta, constants = {}, dict(self.network.named_buffers())
+        theta: Parameters = {}
+        constants: Parameters = dict(self.network.named_buffers())
         for name, parameter in self.network.named_parameters():
             (theta if name in names else constants)[name] = parameter
         return theta, constants
@@ -100,7 +101,7 @@ class _Attach(torch.autograd.Function):
     """A scalar whose backward hands out gradients that are already known."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, gradients: Sequence[Tensor], *leaves: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, loss: Tensor, gradients: Sequence[Tensor], *leaves: Tensor) -> Tensor:
         ctx.save_for_backward(*gradients)
         return loss.clone()
 

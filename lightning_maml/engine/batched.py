@@ -41,7 +41,9 @@ class Batched(Engine):
 
     def __post_init__(self) -> None:
         if self.chunk_size is not None and (not isinstance(self.chunk_size, int) or self.chunk_size < 1):
-            raise ValueError(f"Expected `chunk_size` to be a positive number of tasks or None but got {self.chunk_size!r}.")
+            raise ValueError(
+                f"Expected `chunk_size` to be a positive number of tasks or None but got {self.chunk_size!r}."
+            )
         if self.checkpoint not in (None, "step"):
             raise ValueError(f"Expected `checkpoint` to be 'step' or None but got {self.checkpoint!r}.")
 
@@ -64,7 +66,10 @@ class Batched(Engine):
         batches = [TaskBatch(inputs[part], targets[part], inputs[part], targets[part]) for part in parts]
         for step in zip(*(TaskLoop(problem, batch).trajectory() for batch in batches), strict=True):
             names = step[0][0]
-            yield {name: torch.cat([phi[name] for phi, _ in step]) for name in names}, torch.cat([loss for _, loss in step])
+            yield (
+                {name: torch.cat([phi[name] for phi, _ in step]) for name in names},
+                torch.cat([loss for _, loss in step]),
+            )
 
     def predict(self, problem: Problem, phi: Parameters, inputs: Tensor) -> Tensor:
         targets = inputs.new_zeros(inputs.shape[:2])

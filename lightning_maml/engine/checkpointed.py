@@ -27,7 +27,7 @@ class _Unroll(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, loop: CheckpointedLoop, order: int, *tensors: Tensor) -> Any:  # type: ignore[override]
+    def forward(ctx: Any, loop: CheckpointedLoop, order: int, *tensors: Tensor) -> Any:
         phi = list(tensors[: len(loop.theta)])
         ctx.loop, ctx.order, ctx.before, ctx.rng = loop, order, [], []
         for step in range(loop.problem.inner.steps):
@@ -139,9 +139,14 @@ class CompiledLoop(CheckpointedLoop):
         return dict(zip(self.names, phi, strict=True)), loop
 
     def _step(
-        self, phi: Sequence[Tensor], constants: Sequence[Tensor], rates: Sequence[Tensor], inputs: Tensor, targets: Tensor,
+        self,
+        phi: Sequence[Tensor],
+        constants: Sequence[Tensor],
+        rates: Sequence[Tensor],
+        inputs: Tensor,
+        targets: Tensor,
         order: int,
-    ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+    ) -> tuple[list[Tensor], Tensor]:
         bound, loop = self._bound(phi, constants)
         losses, _ = loop.losses(bound, inputs, targets)
         gradients = torch.autograd.grad(losses.sum(), phi, create_graph=order == 2, materialize_grads=True)
@@ -183,10 +188,14 @@ class CompiledLoop(CheckpointedLoop):
         outputs = list(self._run(("pull_back", order), function, phi, self.values, known, *self.batch[:2], v))
         adapted, rest = outputs[: len(phi)], outputs[len(phi) :]
         by_id = {id(self.constants[name]): value for name, value in zip(self.shared, rest, strict=False)}
-        learned = [(rate, value) for rate, value in zip(rates, rest[len(self.shared) :], strict=True) if rate.requires_grad]
+        learned = [
+            (rate, value) for rate, value in zip(rates, rest[len(self.shared) :], strict=True) if rate.requires_grad
+        ]
         of_rates = [leaf for leaf in self.extras if id(leaf) not in by_id]
         if of_rates:  # from the rates of this step to the leaves they were indexed from
-            pulled = torch.autograd.grad([r for r, _ in learned], of_rates, [g for _, g in learned], materialize_grads=True)
+            pulled = torch.autograd.grad(
+                [r for r, _ in learned], of_rates, [g for _, g in learned], materialize_grads=True
+            )
             by_id.update({id(leaf): value for leaf, value in zip(of_rates, pulled, strict=True)})
         return adapted, [by_id[id(leaf)] for leaf in self.extras]
 
@@ -248,4 +257,4 @@ class CompiledLoop(CheckpointedLoop):
             )
         # the casts of autocast are in the trace already
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            return torch._inductor.compile(traced, flat)  # type: ignore[no-any-return]
+            return torch._inductor.compile(traced, [*flat])

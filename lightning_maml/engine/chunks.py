@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from lightning_maml.engine.base import MetaOutput, Problem, attach
 from lightning_maml.engine.loop import TaskLoop
@@ -18,7 +19,7 @@ def meta_loss_in_chunks(
 ) -> MetaOutput:
     """The meta-gradient of all tasks, ``size`` at a time, each chunk run by the loop that ``loop_of`` makes of it."""
     leaves = problem.leaves(*(value for _, value in tasks.named()))
-    gradients = None
+    gradients: Sequence[Tensor] | None = None
     losses, predictions, support_losses = [], [], []
     for start in range(0, len(tasks), size):
         chunk = tasks[start : start + size]

@@ -34,7 +34,10 @@ class Eager(Engine):
         loops = [TaskLoop(problem, tasks[t : t + 1], one=True).trajectory() for t in range(len(tasks))]
         for step in zip(*loops, strict=True):
             names = step[0][0]
-            yield {name: torch.stack([phi[name] for phi, _ in step]) for name in names}, torch.cat([loss for _, loss in step])
+            yield (
+                {name: torch.stack([phi[name] for phi, _ in step]) for name in names},
+                torch.cat([loss for _, loss in step]),
+            )
 
     def predict(self, problem: Problem, phi: Parameters, inputs: Tensor) -> Tensor:
         targets = inputs.new_zeros(inputs.shape[:2])

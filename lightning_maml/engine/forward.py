@@ -50,7 +50,9 @@ def forward_one(network: nn.Module, phi: Parameters, constants: Mapping[str, Ten
 
 def has_tied_parameters(network: nn.Module) -> bool:
     """Whether a parameter belongs to the network under two names."""
-    return sum(1 for _ in network.named_parameters()) != sum(1 for _ in network.named_parameters(remove_duplicate=False))
+    return sum(1 for _ in network.named_parameters()) != sum(
+        1 for _ in network.named_parameters(remove_duplicate=False)
+    )
 
 
 def forward_all(
@@ -67,7 +69,9 @@ def forward_all(
     return _vmapped(network, phi, constants, inputs)
 
 
-def _forward(module: nn.Module, prefix: str, phi: Parameters, constants: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+def _forward(
+    module: nn.Module, prefix: str, phi: Parameters, constants: Mapping[str, Tensor], inputs: Tensor
+) -> Tensor:
     hooked = bool(module._forward_hooks or module._forward_pre_hooks)
     if type(module).forward is nn.Sequential.forward and not hooked:
         for name, layer in module._modules.items():  # named_children() leaves out repeated layers

@@ -6,7 +6,7 @@ convolution is a copy of its patches and one ``bmm``, and its output is the next
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,18 @@ __all__ = ["LAYERS", "POINTWISE", "batch_norm", "conv2d", "linear"]
 Layer = Callable[[Any, Parameters, Mapping[str, Tensor], Tensor], Tensor | None]
 """``(module, its adapted parameters, its shared ones, inputs [T, N, ...]) -> outputs [T, N, ...]``; None: it cannot."""
 
-POINTWISE = {nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Identity, nn.Hardtanh}
+POINTWISE = {
+    nn.ReLU,
+    nn.Tanh,
+    nn.GELU,
+    nn.SiLU,
+    nn.Sigmoid,
+    nn.ELU,
+    nn.LeakyReLU,
+    nn.Softplus,
+    nn.Identity,
+    nn.Hardtanh,
+}
 """Layers without parameters that act on every number by itself."""
 
 
@@ -32,54 +43,77 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def conv2d(
-    inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]
 ) -> Tensor:
     """``inputs [T, N, C, H, W]``, ``weight [T, O, C, kh, kw]``, ``bias [T, O]`` -> ``[T, N, O, H', W']``."""
-    tasks, out_channels, channels, *kernel = weight.shape
+    tasks, out_channels, _, *kernel = weight.shape
     images = inputs.permute(0, 1, 3, 4, 2)
-    height, width = ((s + 2 * p - k) // d + 1 for s, p, k, d in zip(images.shape[2:4], padding, kernel, stride, strict=True))
-    patches = _Patches.apply(images, tuple(kernel), stride, padding)
+    height, width = _places(images.shape[2:4], kernel, stride, padding)
+    columns = patches(images, kernel, list(stride), list(padding))
     matrix = weight.permute(0, 3, 4, 2, 1).reshape(tasks, -1, out_channels)
-    outputs = torch.bmm(patches, matrix) if bias is None else torch.baddbmm(bias.unsqueeze(1), patches, matrix)
+    outputs = torch.bmm(columns, matrix) if bias is None else torch.baddbmm(bias.unsqueeze(1), columns, matrix)
     return outputs.view(tasks, -1, height, width, out_channels).permute(0, 1, 4, 2, 3)
 
 
-class _Patches(torch.autograd.Function):
+# Patches and their adjoint are operators of their own, so that a compiler sees one call and not nine shifted sums.
+
+
+@torch.library.custom_op("lightning_maml::patches", mutates_args=())
+def patches(images: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
     """``images [T, N, H, W, C]`` -> the patches of a convolution, ``[T, N * H' * W', kh * kw * C]``. Linear."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, kernel: Any, stride: Any, padding: Any) -> Tensor:  # type: ignore[override]
-        ctx.arguments = tuple(images.shape), kernel, stride, padding
-        padded = F.pad(images, (0, 0, padding[1], padding[1], padding[0], padding[0]))
-        windows = padded.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1])  # [T, N, H', W', C, kh, kw]
-        return windows.permute(0, 1, 2, 3, 5, 6, 4).reshape(len(images), -1, kernel[0] * kernel[1] * images.shape[-1])
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        return _Scatter.apply(upstream, *ctx.arguments), None, None, None
+    padded = F.pad(images, (0, 0, padding[1], padding[1], padding[0], padding[0]))
+    windows = padded.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1])  # [T, N, H', W', C, kh, kw]
+    windows = windows.permute(0, 1, 2, 3, 5, 6, 4)
+    return torch.empty(windows.shape, dtype=images.dtype, device=images.device).copy_(windows).flatten(4).flatten(1, 3)
 
 
-class _Scatter(torch.autograd.Function):
-    """The adjoint of :class:`_Patches`: every patch added back to where it was taken from. Linear."""
+@patches.register_fake
+def _(images: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    down, across = _places(images.shape[2:4], kernel, stride, padding)
+    tasks, rows, *_, channels = images.shape
+    return images.new_empty(tasks, rows * down * across, kernel[0] * kernel[1] * channels)
 
-    @staticmethod
-    def forward(ctx: Any, patches: Tensor, shape: Any, kernel: Any, stride: Any, padding: Any) -> Tensor:  # type: ignore[override]
-        ctx.arguments = kernel, stride, padding
-        tasks, rows, height, width, channels = shape
-        padded = patches.new_zeros(tasks, rows, height + 2 * padding[0], width + 2 * padding[1], channels)
-        down = (padded.shape[2] - kernel[0]) // stride[0] + 1
-        across = (padded.shape[3] - kernel[1]) // stride[1] + 1
-        windows = patches.view(tasks, rows, down, across, *kernel, channels)
-        for i in range(kernel[0]):
-            for j in range(kernel[1]):
-                rows_at = slice(i, i + stride[0] * (down - 1) + 1, stride[0])
-                columns_at = slice(j, j + stride[1] * (across - 1) + 1, stride[1])
-                padded[:, :, rows_at, columns_at] += windows[:, :, :, :, i, j]
-        return padded[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
 
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        return _Patches.apply(upstream, *ctx.arguments), None, None, None, None
+@torch.library.custom_op("lightning_maml::scatter", mutates_args=())
+def scatter(columns: Tensor, shape: list[int], kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    """The adjoint of :func:`patches`: every patch added back to where it was taken from, ``shape [T, N, H, W, C]``."""
+    tasks, rows, height, width, channels = shape
+    padded = columns.new_zeros(tasks, rows, height + 2 * padding[0], width + 2 * padding[1], channels)
+    down, across = _places(shape[2:4], kernel, stride, padding)
+    windows = columns.reshape(tasks, rows, down, across, *kernel, channels)
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            rows_at = slice(i, i + stride[0] * (down - 1) + 1, stride[0])
+            columns_at = slice(j, j + stride[1] * (across - 1) + 1, stride[1])
+            padded[:, :, rows_at, columns_at] += windows[:, :, :, :, i, j]
+    return padded[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width].contiguous()
+
+
+@scatter.register_fake
+def _(columns: Tensor, shape: list[int], kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    return columns.new_empty(shape)
+
+
+def _places(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> list[int]:
+    """How many places a kernel takes along height and width."""
+    return [(s + 2 * p - k) // d + 1 for s, k, d, p in zip(size, kernel, stride, padding, strict=True)]
+
+
+def _save_arguments(ctx: Any, inputs: Any, output: Any) -> None:
+    tensor, *ctx.arguments = inputs
+    ctx.shape = list(tensor.shape)
+
+
+def _patches_backward(ctx: Any, upstream: Tensor) -> Any:
+    return scatter(upstream, ctx.shape, *ctx.arguments), None, None, None
+
+
+def _scatter_backward(ctx: Any, upstream: Tensor) -> Any:
+    return patches(upstream, *ctx.arguments[1:]), None, None, None, None
+
+
+patches.register_autograd(_patches_backward, setup_context=_save_arguments)
+scatter.register_autograd(_scatter_backward, setup_context=_save_arguments)
 
 
 def batch_norm(inputs: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -110,7 +144,7 @@ class _Normalise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, eps: float) -> Any:  # type: ignore[override]
+    def forward(ctx: Any, rows: Tensor, eps: float) -> Any:
         centred = rows - rows.mean(1, keepdim=True)  # two passes: as exact as torch.var_mean, four times as fast here
         inverse = torch.rsqrt(centred.square().mean(1, keepdim=True) + eps)
         normalised = centred.mul_(inverse)
@@ -143,7 +177,8 @@ def _batch_norm_layer(
 ) -> Tensor | None:
     if not module.training or inputs.ndim != 5 or inputs[0, :, 0].numel() < 2:
         return None  # running statistics need no batched form, and torch has the words for a single value
-    return batch_norm(inputs, *(own.get(n, shared.get(n)) for n in ("weight", "bias")), module.eps)
+    weight, bias = (own.get(name, shared.get(name)) for name in ("weight", "bias"))
+    return batch_norm(inputs, weight, bias, module.eps)
 
 
 def _per_task(own: Parameters, shared: Mapping[str, Tensor], name: str, tasks: int) -> Tensor | None:

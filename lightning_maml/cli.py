@@ -1,0 +1,209 @@
+"""The command line: ``lightning-maml fit|validate|test|predict --config ...``, and ``lightning-maml demo``."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from lightning_maml.engine import Engine
+from lightning_maml.learner import Algorithm
+from lightning_maml.module import MetaModule
+
+__all__ = ["MetaCLI", "main"]
+
+SUBCOMMANDS = {
+    "fit": "meta-train, validating on the way; keeps the best and the last checkpoint",
+    "validate": "loss and metric on the validation tasks",
+    "test": "loss and metric after each inner step on the test tasks, with 95% intervals; writes metrics.json",
+    "predict": "adapt to each task's support set and predict its query rows; writes predictions.pt",
+}
+
+HELP = """\
+usage: lightning-maml {fit,validate,test,predict} --config FILE [--option VALUE ...]
+       lightning-maml demo [--option VALUE ...]
+
+Meta-train a network so that a few gradient steps fit it to a new task.
+
+subcommands:
+  demo      train on sinusoids for about a minute and test, next to the pretrained baseline; needs no data
+{subcommands}
+
+examples:
+  lightning-maml fit --config configs/sinusoid.yaml
+  lightning-maml fit --config configs/sinusoid.yaml --model.algorithm.steps 5 --trainer.max_steps 1000
+  lightning-maml test --config configs/sinusoid.yaml --ckpt_path runs/.../checkpoints/best.ckpt
+
+  lightning-maml fit --help                                          all options; each overrides the file's
+  lightning-maml fit --data.help lightning_maml.OmniglotTasks        the options of one class
+  lightning-maml fit --config configs/sinusoid.yaml --print_config   the complete configuration
+""".replace("{subcommands}", "\n".join(f"  {name:<8}  {what}" for name, what in SUBCOMMANDS.items()))
+
+QUIET_WARNINGS = (
+    # What these say is true of ordinary data loaders or is Lightning's own business: no user can act on it.
+    r"The '\w+' does not have many workers",
+    r"(?s).* deprecated in v4\.\d+\.\d+ and will be removed in v5",  # jsonargparse, of what LightningCLI calls
+    r"\s*By default only one JsonargparseDeprecationWarning",
+    r"\s*Unable to serialize instance",  # said of the string of a `str | Callable`
+    r"The dirpath has changed from",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+)
+QUIET_MESSAGES = ("💡", "TPU available")
+
+KNOWN_SHOWN = 8
+
+# Group titles, which jsonargparse takes from the first line of each class's docstring, and the groups' order.
+TITLES = {
+    "model": "What is meta-learned, and how",
+    "data": "The tasks",
+    "trainer": "Lightning's Trainer",
+    "checkpoint": "Which checkpoints `fit` keeps",
+}
+
+
+class MetaParser(LightningArgumentParser):
+    """Lightning's parser, with help that fits on a screen."""
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        if self.description == HELP:
+            return HELP
+        for key, title in TITLES.items():
+            if self.groups and key in self.groups:
+                self.groups[key].title = title
+        # nn.Module alone has some two hundred known subclasses.
+        return re.sub(r"(known\s+subclasses:\s+)([^)]*)\)", _shorten, super().format_help(*args, **kwargs))
+
+
+def _shorten(match: re.Match[str]) -> str:
+    names = re.split(r",\s+", match[2])
+    if len(names) <= KNOWN_SHOWN:
+        return match[0]
+    return "any class or\n" + " " * 24 + "function by its import path)"
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the configuration beside the logs; without a logger there is no folder of the run's own to put it in."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
+
+
+class MetaCLI(LightningCLI):
+    """LightningCLI for :class:`MetaModule` and any data module.
+
+    ``fit`` keeps the best checkpoint by ``val/loss`` and the last one; ``--checkpoint.monitor`` and its neighbours
+    change that. The seed is 0 unless ``--seed_everything`` says otherwise.
+
+    Args:
+        args: what would stand on the command line; None for what does.
+    """
+
+    def __init__(self, args: Sequence[str] | None = None) -> None:
+        # Both are dataclasses or have some as subclasses; without this only the base class itself could be given.
+        jsonargparse.set_parsing_settings(subclasses_enabled=[Algorithm, Engine])
+        super().__init__(
+            MetaModule,
+            LightningDataModule,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,  # MetaModule takes its optimiser as an argument
+            seed_everything_default=0,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            parser_class=MetaParser,
+            parser_kwargs={
+                "prog": "lightning-maml",
+                "description": HELP,
+                **{
+                    name: {"usage": f"lightning-maml {name} --config FILE [--option VALUE ...]", "description": what}
+                    for name, what in SUBCOMMANDS.items()
+                },
+            },
+            args=None if args is None else list(args),
+        )
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # Lightning's own puts the trainer's hundred lines first.
+        parser.add_lightning_class_args(self._model_class, "model", subclass_mode=self.subclass_mode_model)
+        parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=self.subclass_mode_data)
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.filename": "best",
+                "checkpoint.monitor": "val/loss",
+                "checkpoint.mode": "min",
+                "checkpoint.save_last": True,
+            }
+        )
+
+    def predict(self, **kwargs: Any) -> None:
+        """Saves what ``Trainer.predict`` returns, a list of ``[T, Nq, ...]``, one a batch, as ``predictions.pt``."""
+        predictions = self.trainer.predict(**kwargs)
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        rank = f"_rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(predictions, folder / f"predictions{rank}.pt")
+        print(f"Written to {folder / f'predictions{rank}.pt'}")
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would put the checkpoint's hyper-parameters over what the user has asked for.
+        pass
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status.
+
+    What the user got wrong is said in one message; the traceback of anything else is left alone.
+    """
+    given = list(sys.argv[1:] if args is None else args) or ["--help"]
+    with warnings.catch_warnings():
+        _be_quiet()
+        try:
+            if given[0] == "demo":
+                from lightning_maml.demo import main as demo
+
+                demo(given[1:])
+            else:
+                MetaCLI(given if args is not None or not sys.argv[1:] else None)
+        except (ValueError, TypeError, FileNotFoundError, NotImplementedError) as error:
+            if not isinstance(error, FileNotFoundError) and not _raised_here(error):
+                raise
+            print(f"lightning-maml: error: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _be_quiet() -> None:
+    for message in QUIET_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).addFilter(_has_something_to_say)
+
+
+def _has_something_to_say(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(QUIET_MESSAGES)
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether this package raised the error: then its message is meant for the user."""
+    frame: Any = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and Path(__file__).parent in Path(frame.tb_frame.f_code.co_filename).parents
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,18 @@
+"""Where tasks come from: seeded streams, drawn on the training device."""
+
+from lightning_maml.data.episodes import EpisodeSampler
+from lightning_maml.data.learn2learn import Learn2LearnTasks, import_learn2learn
+from lightning_maml.data.omniglot import OmniglotTasks, load_omniglot
+from lightning_maml.data.sinusoid import SinusoidTasks
+from lightning_maml.data.stream import Positions, TaskStream
+
+__all__ = [
+    "EpisodeSampler",
+    "Learn2LearnTasks",
+    "OmniglotTasks",
+    "Positions",
+    "SinusoidTasks",
+    "TaskStream",
+    "import_learn2learn",
+    "load_omniglot",
+]

@@ -1,0 +1,214 @@
+"""Episodes of N ways and K shots, a whole meta-batch of them by one gather on the images' device."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_maml.data.stream import check_positive
+from lightning_maml.tasks import TaskBatch
+
+__all__ = ["EpisodeSampler", "Rotations"]
+
+Rotations = Literal["none", "random", "classes"]
+"""By multiples of 90 degrees. ``"random"``: one for each class of each task. ``"classes"``: each class becomes four."""
+
+
+class EpisodeSampler:
+    """Draws tasks of ``ways`` random classes and of ``shots + queries`` random images of each, all distinct.
+
+    The distribution is that of learn2learn's ``NWays``, ``KShots``, ``RemapLabels`` and ``ConsecutiveLabels``, with
+    ``rotations="random"`` also of its ``RandomClassRotation`` as documented. (As of learn2learn 0.2.0 that one turns
+    all classes of a task by the angle meant for the last.) Rows are sorted by label, labels are
+    ``0 ... ways - 1`` in an order that is random, because the classes come in random order.
+
+    Args:
+        images: ``[M, ...]``, floating, or uint8, which becomes floating in [0, 1] after the gather. Kept on its device.
+        labels: ``[M]``, whole numbers; classes may have different numbers of images.
+        ways: ``N``, classes of a task.
+        shots: support images of each class.
+        queries: query images of each class.
+        rotations: of the images' last two dimensions, see :data:`Rotations`.
+
+    Raises:
+        TypeError: ``images`` or ``labels`` is no tensor.
+        ValueError: the data are empty, not finite, not labelled one by one or too few for such tasks.
+
+    Example:
+        >>> images, labels = torch.rand(60, 1, 28, 28), torch.arange(60) // 6
+        >>> sampler = EpisodeSampler(images, labels, ways=5, shots=1, queries=3)
+        >>> tasks = sampler.sample(32, torch.Generator().manual_seed(0))
+        >>> tasks.support_inputs.shape, tasks.query_targets.shape
+        (torch.Size([32, 5, 1, 28, 28]), torch.Size([32, 15]))
+        >>> tasks.query_targets[0].tolist()
+        [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, ways: int, shots: int, queries: int, rotations: Rotations = "none"
+    ) -> None:
+        _check_data(images, labels)
+        if rotations not in get_args(Rotations):
+            raise ValueError(f"Expected `rotations` to be one of {get_args(Rotations)} but got {rotations!r}.")
+        if rotations != "none" and (images.ndim < 3 or images.shape[-1] != images.shape[-2]):
+            raise ValueError(f"Expected square `images` [M, ..., H, H] for rotations but got {list(images.shape)}.")
+        self.rotations = rotations
+        self._images = {images.device: images}
+        # Rows of one class lie side by side in `_order`: class c has the `_counts[c]` entries from `_starts[c]` on.
+        self.classes, inverse, self._counts = torch.unique(labels.cpu(), return_inverse=True, return_counts=True)
+        self._order = inverse.argsort(stable=True)
+        self._starts = self._counts.cumsum(0) - self._counts
+        self._set_sizes(ways, shots, queries)
+
+    @classmethod
+    def from_meta_dataset(
+        cls, dataset: Any, ways: int, shots: int, queries: int, rotations: Rotations = "none"
+    ) -> EpisodeSampler:
+        """The same from a learn2learn ``MetaDataset`` (or ``Filtered-``, ``UnionMetaDataset``), by its bookkeeping.
+
+        All images are loaded once, and random transforms of the data set drawn once.
+
+        Raises:
+            TypeError: ``dataset`` is no MetaDataset, or its images are not tensors.
+        """
+        if not hasattr(dataset, "labels_to_indices"):
+            raise TypeError(
+                f"Expected `dataset` to be a learn2learn MetaDataset but got {type(dataset).__name__}: "
+                "wrap it as learn2learn.data.MetaDataset(dataset)."
+            )
+        items = [(index, label) for label, indices in dataset.labels_to_indices.items() for index in indices]
+        images = [dataset[index][0] for index, _ in items]
+        for image in images:
+            if not isinstance(image, Tensor):
+                raise TypeError(
+                    f"Expected the images of `dataset` to be tensors but got {type(image).__name__}: "
+                    "add torchvision.transforms.ToTensor() to its transform."
+                )
+            if image.shape != images[0].shape:
+                shapes = f"{list(images[0].shape)} and {list(image.shape)}"
+                raise ValueError(f"Expected images of one shape in `dataset` but got {shapes}.")
+        stacked = torch.stack(images) if images else torch.empty(0)
+        return cls(stacked, torch.tensor([label for _, label in items]), ways, shots, queries, rotations)
+
+    def restricted(
+        self, classes: Iterable[int], *, ways: int | None = None, shots: int | None = None, queries: int | None = None
+    ) -> EpisodeSampler:
+        """The same images, of these classes alone, for training, validation or test; other sizes of task if given.
+
+        Raises:
+            ValueError: a class has no images or comes twice, or the data are too few for such tasks.
+        """
+        wanted = torch.tensor(list(classes), dtype=torch.int64)
+        known = torch.isin(wanted, self.classes)
+        if not known.all() or len(set(wanted.tolist())) < len(wanted):
+            raise ValueError(f"Expected `classes` to be labels of images, each once, but got {wanted.tolist()}.")
+        chosen = torch.searchsorted(self.classes, wanted)
+        sampler = copy.copy(self)  # shares the images, on all devices
+        sampler.classes, sampler._counts, sampler._starts = wanted, self._counts[chosen], self._starts[chosen]
+        sampler._set_sizes(
+            self.ways if ways is None else ways,
+            self.shots if shots is None else shots,
+            self.queries if queries is None else queries,
+        )
+        return sampler
+
+    def sample(self, tasks: int, generator: torch.Generator, device: torch.device | str | None = None) -> TaskBatch:
+        """``tasks`` tasks: inputs ``[T, ways * rows, ...]`` and labels ``[T, ways * rows]`` (int64).
+
+        Args:
+            tasks: ``T``.
+            generator: on the CPU.
+            device: where to; by default where the images were given.
+        """
+        check_positive(tasks=tasks)
+        rows, turns = self.draw(tasks, generator)
+        return self.gather(rows, turns, next(iter(self._images)) if device is None else torch.device(device))
+
+    def draw(self, tasks: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows of the images ``[T, ways, shots + queries]`` and quarter turns ``[T, ways]``, on the CPU."""
+        fourfold = self.rotations == "classes"
+        number = torch.tensor(len(self.classes) * (4 if fourfold else 1))
+        classes = _distinct(number.expand(tasks), self.ways, generator)
+        if fourfold:
+            classes, turns = classes // 4, classes % 4
+        elif self.rotations == "random":
+            turns = torch.randint(4, classes.shape, generator=generator)
+        else:
+            turns = torch.zeros_like(classes)
+        picks = _distinct(self._counts[classes], self.shots + self.queries, generator)
+        return self._order[self._starts[classes].unsqueeze(-1) + picks], turns
+
+    def gather(self, rows: Tensor, turns: Tensor, device: torch.device) -> TaskBatch:
+        """The tasks that :meth:`draw` stands for, on ``device``."""
+        device = torch.empty(0, device=device).device  # "cuda" and "cuda:0" are one
+        if device not in self._images:
+            self._images[device] = next(iter(self._images.values())).to(device)
+        images = self._images[device][rows.to(device, non_blocking=True)]
+        tasks, ways = turns.shape
+        if self.rotations != "none":
+            turned = torch.stack([images.rot90(quarter, (-2, -1)) for quarter in range(4)])
+            task, way = torch.arange(tasks, device=device).unsqueeze(1), torch.arange(ways, device=device)
+            images = turned[turns.to(device, non_blocking=True), task, way]
+        if not images.is_floating_point():
+            images = images.float() / 255
+        labels = torch.arange(ways, device=device).unsqueeze(1).expand(tasks, ways, images.shape[2])
+        support, query = slice(0, self.shots), slice(self.shots, None)
+        return TaskBatch(*(part[:, :, rows].flatten(1, 2) for rows in (support, query) for part in (images, labels)))
+
+    def _set_sizes(self, ways: int, shots: int, queries: int) -> None:
+        check_positive(ways=ways, shots=shots, queries=queries)
+        number = len(self.classes) * (4 if self.rotations == "classes" else 1)
+        if ways > number:
+            raise ValueError(f"Expected `ways` to be at most the number of classes, {number}, but got {ways}.")
+        fewest = int(self._counts.argmin())
+        if self._counts[fewest] < shots + queries:
+            raise ValueError(
+                f"Expected at least shots + queries = {shots} + {queries} images of each class but got "
+                f"{self._counts[fewest]} of class {self.classes[fewest]}."
+            )
+        self.ways, self.shots, self.queries = ways, shots, queries
+
+
+def _distinct(sizes: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` distinct numbers below each of ``sizes [...]``, in random order: ``[..., count]``."""
+    result = torch.empty(*sizes.shape, count, dtype=torch.int64)
+    few = sizes < count * count
+    if few.any():
+        limits = sizes[few].unsqueeze(1)
+        keys = torch.rand(len(limits), int(limits.max()), generator=generator, dtype=torch.float64)
+        keys[torch.arange(keys.shape[1]) >= limits] = 2.0  # past the end: sorted last
+        result[few] = keys.argsort(1)[:, :count]
+    again = ~few
+    # Where there are many, draw anew the rows with a repetition: at most two in five of them.
+    while again.any():
+        limits = sizes[again].unsqueeze(1)
+        uniform = torch.rand(len(limits), count, generator=generator, dtype=torch.float64)
+        result[again] = (uniform * limits).long()
+        ordered = result.sort(-1).values
+        again = again & (ordered[..., 1:] == ordered[..., :-1]).any(-1)
+    return result
+
+
+def _check_data(images: Tensor, labels: Tensor) -> None:
+    for name, value in (("images", images), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"Expected `{name}` to be a tensor but got {type(value).__name__}.")
+    if images.ndim < 2 or len(images) == 0:
+        raise ValueError(f"Expected `images` [M, ...] to hold at least one image but got {list(images.shape)}.")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"Expected `images` to be uint8 or floating but got {images.dtype}.")
+    if labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"Expected `labels` to be [M], one for each of the {len(images)} images, but got {list(labels.shape)}."
+        )
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"Expected `labels` to be whole numbers (int64) but got {labels.dtype}.")
+    if images.is_floating_point():
+        finite = images.isfinite().flatten(1).all(1)
+        if not finite.all():
+            bad = int((~finite).nonzero()[0])
+            raise ValueError(f"Expected `images` to be finite but got NaN or infinity, first in image {bad}.")

@@ -1,0 +1,198 @@
+"""learn2learn's Tasksets (Arnold et al. 2020, https://arxiv.org/abs/2008.12284) as a stream of tasks."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_maml.data.stream import Stage, TaskStream, check_positive
+from lightning_maml.tasks import TaskBatch
+
+__all__ = ["Learn2LearnTasks", "import_learn2learn"]
+
+INSTALL = """learn2learn is not installed, or does not import. Its last release installs on Python 3.11 and later by
+    pip install "setuptools<81" wheel cython numpy
+    pip install --no-build-isolation --no-deps --config-settings=--global-option=build_ext learn2learn==0.2.0
+    pip install "lightning-maml[l2l-runtime]\""""
+
+
+class Learn2LearnTasks(TaskStream):
+    """Tasks from any learn2learn ``Taskset``, split by class into support and query set.
+
+    A task is drawn by the Taskset itself, one after another, from a seed of its own; Python's, numpy's and torch's
+    random states are as before afterwards. For a ``MetaDataset`` with learn2learn's usual transforms
+    :meth:`lightning_maml.data.EpisodeSampler.from_meta_dataset` draws the same tasks, many times faster.
+
+    Args:
+        train: the ``Taskset`` of training tasks, or all three as ``learn2learn.vision.benchmarks.get_tasksets``
+            returns them.
+        val: the ``Taskset`` of validation tasks; None for no validation.
+        test: the ``Taskset`` of test tasks; None for no test.
+        ways: ``N``, classes of a task.
+        shots: support rows of each class.
+        queries: query rows of each class: the Taskset's tasks have ``shots + queries`` rows of each class.
+        tasks_per_batch: ``T``, tasks of a meta-batch.
+        batches_per_epoch: meta-batches that Lightning calls an epoch.
+        val_tasks: the number of validation tasks, a fixed list.
+        test_tasks: the number of test tasks, a fixed list.
+        test_ways: classes of a validation or test task; None for ``ways``.
+        test_shots: support rows of each class in validation and test; None for ``shots``.
+        test_queries: query rows of each class in validation and test; None for ``queries``.
+        seed: same seed, same tasks.
+
+    Raises:
+        TypeError: ``train``, ``val`` or ``test`` is no Taskset.
+        ValueError: a number is out of range, or a task has other rows than these, said when it is drawn.
+    """
+
+    def __init__(
+        self,
+        train: Any,
+        val: Any = None,
+        test: Any = None,
+        *,
+        ways: int,
+        shots: int,
+        queries: int,
+        tasks_per_batch: int = 32,
+        batches_per_epoch: int = 500,
+        val_tasks: int = 200,
+        test_tasks: int = 600,
+        test_ways: int | None = None,
+        test_shots: int | None = None,
+        test_queries: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if all(hasattr(train, name) for name in ("train", "validation", "test")):
+            if val is not None or test is not None:
+                raise ValueError("Expected no `val` and no `test` beside get_tasksets(...), which has its own.")
+            train, val, test = train.train, train.validation, train.test
+        super().__init__(
+            tasks_per_batch,
+            batches_per_epoch=batches_per_epoch,
+            val_tasks=0 if val is None else val_tasks,
+            test_tasks=0 if test is None else test_tasks,
+            seed=seed,
+        )
+        test_ways = ways if test_ways is None else test_ways
+        test_shots = shots if test_shots is None else test_shots
+        test_queries = queries if test_queries is None else test_queries
+        check_positive(ways=ways, shots=shots, queries=queries)
+        check_positive(test_ways=test_ways, test_shots=test_shots, test_queries=test_queries)
+        self.tasksets = {"train": train, "val": val, "test": test}
+        for name, taskset in self.tasksets.items():
+            if not hasattr(taskset, "sample") and (name == "train" or taskset is not None):
+                raise TypeError(f"Expected `{name}` to be a learn2learn Taskset but got {type(taskset).__name__}.")
+        sizes = (test_ways, test_shots, test_queries)
+        self.sizes = {"train": (ways, shots, queries), "val": sizes, "test": sizes}
+
+    def draw(self, stage: Stage, tasks: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """A seed for each task ``[T]``: learn2learn draws from Python's global generator."""
+        return (torch.randint(2**63 - 1, (tasks,), generator=generator),)
+
+    def build(self, stage: Stage, drawn: tuple[Tensor, ...], device: torch.device) -> TaskBatch:
+        """Inputs ``[T, ways * rows, ...]`` and labels ``[T, ways * rows]``, both sorted by label."""
+        with _random_states_kept():
+            tasks = [self._task(stage, int(seed)) for seed in drawn[0]]
+        data, labels = (torch.stack(parts).to(device) for parts in zip(*tasks, strict=True))
+        ways, shots, _ = self.sizes[stage]
+        data, labels = torch.unflatten(data, 1, (ways, -1)), torch.unflatten(labels, 1, (ways, -1))
+        support, query = slice(0, shots), slice(shots, None)
+        return TaskBatch(*(part[:, :, rows].flatten(1, 2) for rows in (support, query) for part in (data, labels)))
+
+    def _task(self, stage: Stage, seed: int) -> tuple[Tensor, Tensor]:
+        """One task's rows, sorted by label: data ``[ways * rows, ...]`` and labels ``[ways * rows]``."""
+        taskset = self.tasksets[stage]
+        _seed(seed)
+        if getattr(taskset, "num_tasks", -1) > 0:
+            # It keeps the description of each of its tasks from the first time on: that one is drawn from a seed of the
+            # task's own number, so that it does not matter when the first time was.
+            index = random.randrange(taskset.num_tasks)
+            if index not in taskset.sampled_descriptions:
+                _seed(self._generator(stage, index).initial_seed())
+                taskset.sampled_descriptions[index] = taskset.sample_task_description()
+            _seed(seed + 1)
+            task = taskset[index]
+        else:
+            task = taskset.sample()
+        if not isinstance(task, tuple | list) or len(task) != 2 or not all(isinstance(part, Tensor) for part in task):
+            raise ValueError(f"Expected a task of `{stage}` to be (data, labels), two tensors, but got {_brief(task)}.")
+        data, labels = task
+        self._check(stage, data, labels)
+        order = labels.argsort(stable=True)
+        return data[order], labels[order].long()
+
+    def _check(self, stage: Stage, data: Tensor, labels: Tensor) -> None:
+        ways, shots, queries = self.sizes[stage]
+        rows = ways * (shots + queries)
+        if len(data) != rows or labels.shape != (rows,):
+            raise ValueError(
+                f"Expected a task of `{stage}` to have ways * (shots + queries) = {ways} * ({shots} + {queries}) = "
+                f"{rows} rows but got data {list(data.shape)} and labels {list(labels.shape)}."
+            )
+        if labels.is_floating_point():
+            raise ValueError(f"Expected the labels of a task of `{stage}` to be whole numbers but got {labels.dtype}.")
+        values, counts = torch.unique(labels, return_counts=True)
+        if values.tolist() != list(range(ways)):
+            raise ValueError(
+                f"Expected the labels of a task of `{stage}` to be 0 to {ways - 1} but got {values.tolist()}: "
+                "add learn2learn.data.transforms.RemapLabels to its transforms."
+            )
+        if (counts != shots + queries).any():
+            raise ValueError(
+                f"Expected shots + queries = {shots} + {queries} rows of each class in a task of `{stage}` but got "
+                f"{counts.tolist()}."
+            )
+
+
+def import_learn2learn() -> ModuleType:
+    """Imports learn2learn, without the notices that gym and old interfaces print at import.
+
+    Raises:
+        ImportError: it is not installed; the message says how it installs.
+    """
+    notices: dict[str, str] = {}
+    kept: dict[str, str] = {}
+    try:
+        notices = importlib.import_module("gym_notices.notices").notices
+        kept = dict(notices)
+        notices.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module("learn2learn")
+    except ImportError as error:
+        raise ImportError(f"{INSTALL}\nThe import says: {error}") from error
+    finally:
+        notices.update(kept)
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    python, array, tensor = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)  # noqa: NPY002
+        torch.set_rng_state(tensor)
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - data sets' transforms use the global one
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU's as well
+
+
+def _brief(task: Any) -> str:
+    if isinstance(task, tuple | list):
+        return f"{type(task).__name__} of {[type(part).__name__ for part in task]}"
+    return type(task).__name__

@@ -1,0 +1,234 @@
+"""Omniglot (Lake, Salakhutdinov and Tenenbaum 2015, https://doi.org/10.1126/science.aab3050), split as in MAML."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_maml.data.episodes import EpisodeSampler, Rotations
+from lightning_maml.data.stream import Stage, TaskStream, check_positive
+from lightning_maml.tasks import TaskBatch
+
+__all__ = ["OmniglotTasks", "load_omniglot"]
+
+PARTS = ("images_background", "images_evaluation")
+SIZE = 28
+CHUNK = 500  # images resized at once: a bound on memory
+
+
+class OmniglotTasks(TaskStream):
+    """Few-shot classification of Omniglot's characters; inputs ``[T, N, 1, 28, 28]`` in [0, 1], ink 1 and paper 0.
+
+    Args:
+        root: the folder that holds the official archives as torchvision extracts them,
+            ``omniglot-py/images_background/<alphabet>/<character>/*.png`` and the same of ``images_evaluation``; or
+            the same images as two arrays, ``images_background.npz`` and ``images_evaluation.npz``, each with ``images``
+            ``[characters, drawings, height, width]`` (bool, True is paper) and ``labels [characters, drawings]``.
+        ways: ``N``, classes of a task.
+        shots: support images of each class.
+        queries: query images of each class.
+        tasks_per_batch: ``T``, tasks of a meta-batch.
+        rotations: ``"classes"``: each character turned by 0, 90, 180 and 270 degrees is four classes; ``"random"``:
+            each class of each task is turned at random; ``"none"``.
+        split: the numbers of characters for training, validation and test.
+        split_seed: makes the random choice of characters.
+        download: fetch the official archives into ``root`` where it has neither layout; needs torchvision.
+        batches_per_epoch: meta-batches that Lightning calls an epoch.
+        val_tasks: the number of validation tasks, a fixed list.
+        test_tasks: the number of test tasks, a fixed list.
+        test_queries: query images of each class in validation and test; None for ``queries``.
+        seed: same seed, same tasks.
+
+    Raises:
+        ValueError: a number is out of range, or a file is damaged; the latter when the images are first needed.
+        FileNotFoundError: ``root`` has neither layout; when the images are first needed.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        ways: int = 5,
+        shots: int = 1,
+        queries: int = 1,
+        tasks_per_batch: int = 32,
+        rotations: Rotations = "classes",
+        split: tuple[int, int, int] = (1100, 100, 423),
+        split_seed: int = 0,
+        download: bool = False,
+        batches_per_epoch: int = 500,
+        val_tasks: int = 200,
+        test_tasks: int = 600,
+        test_queries: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            tasks_per_batch,
+            batches_per_epoch=batches_per_epoch,
+            val_tasks=val_tasks,
+            test_tasks=test_tasks,
+            seed=seed,
+        )
+        test_queries = queries if test_queries is None else test_queries
+        check_positive(ways=ways, shots=shots, queries=queries, test_queries=test_queries)
+        if len(split) != 3:
+            raise ValueError(f"Expected `split` to be the characters of train, val and test but got {split!r}.")
+        check_positive(**{f"split[{part}]": number for part, number in enumerate(split)})
+        self.root = Path(root).expanduser()
+        self.ways, self.shots, self.queries, self.test_queries = ways, shots, queries, test_queries
+        self.rotations: Rotations = rotations
+        self.split, self.split_seed = tuple(split), split_seed
+        self.download = download
+
+    def prepare_data(self) -> None:
+        """Downloads the official archives where asked to; Lightning calls it in one process only."""
+        if self.download and _layout(self.root) is None:
+            try:
+                from torchvision.datasets import Omniglot
+            except ImportError as error:
+                raise ImportError("Downloading Omniglot needs torchvision: pip install torchvision") from error
+            for part in PARTS:
+                Omniglot(str(self.root), background=part == PARTS[0], download=True)
+
+    def setup(self, stage: str) -> None:
+        """Loads the images, once in a process."""
+        _ = self.samplers
+
+    @cached_property
+    def samplers(self) -> dict[Stage, EpisodeSampler]:
+        """The sampler of each stage; they share the images."""
+        self.prepare_data()
+        images = load_omniglot(self.root)
+        characters, drawings = images.shape[:2]
+        if sum(self.split) > characters:
+            raise ValueError(
+                f"Expected `split` to add up to at most {characters}, the characters found, but got {self.split}."
+            )
+        labels = torch.arange(characters).repeat_interleave(drawings)
+        everything = EpisodeSampler(images.flatten(0, 1), labels, 1, 1, 1, self.rotations)
+        order = torch.randperm(characters, generator=torch.Generator().manual_seed(self.split_seed)).tolist()
+        train, val, _ = self.split
+        return {
+            "train": self._sampler(everything, order[:train], self.queries),
+            "val": self._sampler(everything, order[train : train + val], self.test_queries),
+            "test": self._sampler(everything, order[train + val : sum(self.split)], self.test_queries),
+        }
+
+    def _sampler(self, everything: EpisodeSampler, characters: Sequence[int], queries: int) -> EpisodeSampler:
+        return everything.restricted(characters, ways=self.ways, shots=self.shots, queries=queries)
+
+    def draw(self, stage: Stage, tasks: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Rows of the images ``[T, ways, shots + queries]`` and quarter turns ``[T, ways]``."""
+        return self.samplers[stage].draw(tasks, generator)
+
+    def build(self, stage: Stage, drawn: tuple[Tensor, ...], device: torch.device) -> TaskBatch:
+        """Inputs ``[T, N, 1, 28, 28]`` and labels ``[T, N]``."""
+        rows, turns = drawn
+        return self.samplers[stage].gather(rows, turns, device)
+
+
+def load_omniglot(root: str | Path) -> Tensor:
+    """All images, 28x28 and inverted: uint8 ``[characters, drawings, 1, 28, 28]``, ink 255 and paper 0.
+
+    Characters are in the order of the official file names (0001_01.png, ...) from either layout, so a split by seed is
+    the same from both. Loaded once in a process, unless the files change.
+
+    Raises:
+        FileNotFoundError: ``root`` has neither layout.
+        ValueError: a file is damaged.
+    """
+    root = Path(root).expanduser()
+    paths = _layout(root)
+    if paths is None:
+        raise FileNotFoundError(
+            f"Found no Omniglot in {root}. Looked for the official folders "
+            f"{' and '.join(f'omniglot-py/{part}/<alphabet>/<character>/*.png' for part in PARTS)}, and for the arrays "
+            f"{' and '.join(f'{part}.npz' for part in PARTS)}. Set `root` to the folder that holds them, or "
+            "`download=True` to fetch the former."
+        )
+    return _load(paths, tuple(path.stat().st_mtime_ns for path in paths))
+
+
+def _layout(root: Path) -> tuple[Path, ...] | None:
+    """The two folders or the two files that ``root`` has; the former first."""
+    folders = tuple(root / "omniglot-py" / part for part in PARTS)
+    files = tuple(root / f"{part}.npz" for part in PARTS)
+    if all(path.is_dir() for path in folders):
+        return folders
+    return files if all(path.is_file() for path in files) else None
+
+
+@lru_cache(maxsize=2)
+def _load(paths: tuple[Path, ...], modified: tuple[int, ...]) -> Tensor:
+    parts = [_read_folder(path) if path.is_dir() else _read_npz(path) for path in paths]
+    if len({part.shape[1:] for part in parts}) > 1:
+        raise ValueError(
+            f"Expected as many drawings of one size in {paths[0]} and {paths[1]} but got "
+            f"[characters, drawings, height, width] = {list(parts[0].shape)} and {list(parts[1].shape)}."
+        )
+    return torch.cat([_shrink(part) for part in parts])
+
+
+def _read_npz(path: Path) -> Tensor:
+    """True is paper: bool ``[characters, drawings, height, width]``."""
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            images, labels = arrays["images"], arrays["labels"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"Expected {path} to be an .npz file with the arrays `images` and `labels` but reading it failed, "
+            f"so it may be damaged or incomplete: {error}"
+        ) from error
+    if images.dtype != np.bool_ or images.ndim != 4 or 0 in images.shape:
+        raise ValueError(
+            f"Expected `images` in {path} to be bool [characters, drawings, height, width] but got "
+            f"{images.dtype} {list(images.shape)}."
+        )
+    if labels.shape != images.shape[:2] or (labels != np.arange(len(labels))[:, None]).any():
+        raise ValueError(
+            f"Expected `labels` in {path} to be {list(images.shape[:2])} and to say of each drawing which character, "
+            f"counted from 0, it is of, but got others of shape {list(labels.shape)}."
+        )
+    return torch.from_numpy(images)
+
+
+def _read_folder(folder: Path) -> Tensor:
+    """True is paper: bool ``[characters, drawings, height, width]``."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(f"Reading the images in {folder} needs pillow: pip install pillow") from error
+
+    drawings = [sorted(character.glob("*.png")) for character in folder.glob("*/*") if character.is_dir()]
+    drawings.sort(key=lambda files: files[0].name if files else "")  # 0001_01.png: characters have numbers
+    if not drawings or len({len(files) for files in drawings}) > 1 or not drawings[0]:
+        raise ValueError(
+            f"Expected {folder} to hold <alphabet>/<character>/*.png, as many images of each character, but got "
+            f"{sorted({len(files) for files in drawings})} of {len(drawings)} characters."
+        )
+    images = []
+    for file in (file for files in drawings for file in files):
+        try:
+            with Image.open(file) as image:
+                images.append(np.asarray(image.convert("L")) > 127)
+        except OSError as error:
+            raise ValueError(f"Expected {file} to be an image but reading it failed: {error}") from error
+        if images[-1].shape != images[0].shape:
+            raise ValueError(f"Expected {file} to be of the size {images[0].shape} but got {images[-1].shape}.")
+    return torch.unflatten(torch.from_numpy(np.stack(images)), 0, (len(drawings), len(drawings[0])))
+
+
+def _shrink(paper: Tensor) -> Tensor:
+    """Ink 255 and paper 0, by antialiased interpolation: uint8 ``[characters, drawings, 1, 28, 28]``."""
+    chunks = [
+        F.interpolate(1 - chunk.float(), (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
+        for chunk in torch.split(paper.flatten(0, 1).unsqueeze(1), CHUNK)
+    ]
+    return torch.unflatten((torch.cat(chunks) * 255).round().to(torch.uint8), 0, paper.shape[:2])

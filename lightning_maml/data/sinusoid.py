@@ -1,0 +1,98 @@
+"""Sinusoid regression (Finn et al. 2017, https://arxiv.org/abs/1703.03400, section 5.1)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_maml.data.stream import Stage, TaskStream, check_positive
+from lightning_maml.tasks import TaskBatch
+
+__all__ = ["SinusoidTasks"]
+
+
+class SinusoidTasks(TaskStream):
+    """Tasks ``y = A sin(x - phase)``, with ``A``, ``phase`` and ``x`` uniform in the paper's intervals.
+
+    The paper trains with 10 shots and tests with 5: ``shots=10, test_shots=5``.
+
+    Args:
+        shots: support points of a training task.
+        queries: query points of a training task.
+        tasks_per_batch: ``T``, tasks of a meta-batch.
+        amplitude: the interval of ``A``.
+        phase: the interval of ``phase``.
+        inputs: the interval of ``x``.
+        batches_per_epoch: meta-batches that Lightning calls an epoch.
+        val_tasks: the number of validation tasks, a fixed list.
+        test_tasks: the number of test tasks, a fixed list.
+        test_shots: support points in validation and test; None for ``shots``.
+        test_queries: query points in validation and test: more of them judge an adapted network more precisely.
+        seed: same seed, same tasks.
+
+    Raises:
+        ValueError: a number is out of range or an interval is empty.
+
+    Example:
+        >>> tasks = SinusoidTasks(shots=5, tasks_per_batch=25).sample("train", 0)
+        >>> tasks.support_inputs.shape, tasks.query_targets.shape
+        (torch.Size([25, 5, 1]), torch.Size([25, 10, 1]))
+    """
+
+    def __init__(
+        self,
+        shots: int = 10,
+        queries: int = 10,
+        tasks_per_batch: int = 25,
+        amplitude: tuple[float, float] = (0.1, 5.0),
+        phase: tuple[float, float] = (0.0, math.pi),
+        inputs: tuple[float, float] = (-5.0, 5.0),
+        batches_per_epoch: int = 500,
+        val_tasks: int = 200,
+        test_tasks: int = 600,
+        test_shots: int | None = None,
+        test_queries: int = 100,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            tasks_per_batch,
+            batches_per_epoch=batches_per_epoch,
+            val_tasks=val_tasks,
+            test_tasks=test_tasks,
+            seed=seed,
+        )
+        test_shots = shots if test_shots is None else test_shots
+        check_positive(shots=shots, queries=queries, test_shots=test_shots, test_queries=test_queries)
+        for name, interval in (("amplitude", amplitude), ("phase", phase), ("inputs", inputs)):
+            pair = isinstance(interval, tuple | list) and len(interval) == 2
+            if not pair or not -math.inf < interval[0] <= interval[1] < math.inf:
+                raise ValueError(f"Expected `{name}` to be an interval (low, high) but got {interval!r}.")
+        self.amplitude, self.phase, self.inputs = amplitude, phase, inputs
+        self.sizes = {
+            "train": (shots, queries),
+            "val": (test_shots, test_queries),
+            "test": (test_shots, test_queries),
+        }
+
+    def draw(self, stage: Stage, tasks: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Amplitudes ``[T, 1, 1]``, phases ``[T, 1, 1]`` and inputs ``[T, Ns + Nq, 1]``."""
+        rows = sum(self.sizes[stage])
+        return (
+            _uniform((tasks, 1, 1), self.amplitude, generator),
+            _uniform((tasks, 1, 1), self.phase, generator),
+            _uniform((tasks, rows, 1), self.inputs, generator),
+        )
+
+    def build(self, stage: Stage, drawn: tuple[Tensor, ...], device: torch.device) -> TaskBatch:
+        """Inputs and targets ``[T, N, 1]``."""
+        amplitude, phase, inputs = (part.to(device) for part in drawn)
+        targets = amplitude * torch.sin(inputs - phase)
+        shots = self.sizes[stage][0]
+        return TaskBatch(inputs[:, :shots], targets[:, :shots], inputs[:, shots:], targets[:, shots:])
+
+
+def _uniform(shape: tuple[int, ...], interval: tuple[float, float], generator: torch.Generator) -> Tensor:
+    low, high = interval
+    return low + (high - low) * torch.rand(shape, generator=generator)

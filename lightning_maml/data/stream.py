@@ -1,0 +1,273 @@
+"""Seeded streams of tasks: the data loaders hand out positions, the tasks are drawn on the training device."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from lightning_maml.tasks import TaskBatch
+
+__all__ = ["Positions", "Stage", "TaskStream", "check_positive"]
+
+Stage = Literal["train", "val", "test"]
+
+
+class Positions(NamedTuple):
+    """Which meta-batches of a stream a step is to see: what the data loaders yield in place of tensors.
+
+    A named tuple, because Lightning's precision plugins refuse frozen dataclasses that are not yet tensors.
+    """
+
+    stage: Stage
+    positions: tuple[int, ...]
+
+
+class TaskStream(LightningDataModule):
+    """A stream of tasks for any :class:`~lightning.pytorch.Trainer`; :meth:`sample` is a pure function of the seed.
+
+    Subclasses say how random numbers are drawn (:meth:`draw`, on the CPU, so that every device sees the same tasks)
+    and how tasks are made of them (:meth:`build`, on the device).
+
+    - Training goes through positions 0, 1, 2, ... of the stream. It starts from the number of meta-batches the trainer
+      has completed, which every checkpoint holds: a resumed run, mid-epoch as well, sees the tasks a never-stopped one
+      would. A module with ``updates_per_step = K > 1`` gets tuples of ``K`` task batches, for ``K`` optimiser steps.
+    - Validation, test and prediction go through fixed lists of tasks, which do not depend on ``tasks_per_batch``;
+      prediction has the test tasks.
+    - Under several processes each draws its share of every batch; in evaluation each task comes exactly once.
+
+    Args:
+        tasks_per_batch: ``T``, tasks of a meta-batch, over all processes.
+        batches_per_epoch: meta-batches that Lightning calls an epoch; the stream itself never ends.
+        val_tasks: the number of validation tasks; 0 for no validation.
+        test_tasks: the number of test tasks; 0 for no test.
+        seed: makes the stream: same seed, same tasks.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    Example:
+        >>> from lightning_maml.data import SinusoidTasks
+        >>> stream = SinusoidTasks(tasks_per_batch=4, seed=1)
+        >>> tasks, again = stream.sample("train", 7), stream.sample("train", 7)
+        >>> len(tasks), torch.equal(tasks.query_inputs, again.query_inputs)
+        (4, True)
+    """
+
+    def __init__(
+        self,
+        tasks_per_batch: int,
+        *,
+        batches_per_epoch: int = 500,
+        val_tasks: int = 200,
+        test_tasks: int = 600,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_positive(tasks_per_batch=tasks_per_batch, batches_per_epoch=batches_per_epoch)
+        for name, value in (("val_tasks", val_tasks), ("test_tasks", test_tasks), ("seed", seed)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"Expected `{name}` to be a whole number, 0 or more, but got {value!r}.")
+        self.tasks_per_batch = tasks_per_batch
+        self.batches_per_epoch = batches_per_epoch
+        self.val_tasks = val_tasks
+        self.test_tasks = test_tasks
+        self.seed = seed
+
+    def draw(self, stage: Stage, tasks: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """The random numbers that ``tasks`` tasks are made of, on the CPU: tensors ``[tasks, ...]``."""
+        raise NotImplementedError
+
+    def build(self, stage: Stage, drawn: tuple[Tensor, ...], device: torch.device) -> TaskBatch:
+        """The tasks on ``device`` that :meth:`draw`, or a part of what it returned, stands for."""
+        raise NotImplementedError
+
+    def sample(
+        self,
+        stage: Stage,
+        position: int,
+        device: torch.device | str = "cpu",
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> TaskBatch:
+        """The meta-batch at ``position``, or the share of it that process ``rank`` of ``world_size`` has.
+
+        Args:
+            stage: ``"train"``, ``"val"`` or ``"test"``.
+            position: 0, 1, 2, ...: in training without end, otherwise up to the last batch of the fixed list, which
+                may be smaller than ``tasks_per_batch``.
+            device: where the tasks are made.
+            rank: this process.
+            world_size: the number of processes.
+
+        Raises:
+            ValueError: ``stage`` or ``position`` is out of range, or the share is empty.
+        """
+        first, count = position * self.tasks_per_batch, self.tasks_per_batch
+        if stage in ("val", "test"):
+            tasks = self._evaluation_tasks(stage)
+            if not 0 <= first < tasks:
+                batches = math.ceil(tasks / count)
+                raise ValueError(f"Expected `position` to be one of the {batches} {stage} batches but got {position}.")
+            count = min(count, tasks - first)
+        elif stage != "train":
+            raise ValueError(f"Expected `stage` to be 'train', 'val' or 'test' but got {stage!r}.")
+        elif position < 0:
+            raise ValueError(f"Expected `position` to be 0 or more but got {position}.")
+        start, stop = _share(count, rank, world_size)
+        if stage == "train":
+            drawn = self.draw(stage, count, self._generator(stage, position))
+            drawn = tuple(part[start:stop] for part in drawn)
+        else:
+            # each task from a generator of its own: the list stays the same for every size of batch
+            each = [self.draw(stage, 1, self._generator(stage, first + task)) for task in range(start, stop)]
+            drawn = tuple(torch.cat(parts) for parts in zip(*each, strict=True))
+        return self.build(stage, drawn, torch.device(device))
+
+    def _generator(self, stage: Stage, position: int) -> torch.Generator:
+        # The Mersenne Twister takes 32 bits of seed. Stepping through them by an odd number cannot repeat itself within
+        # 2^32 positions, where hashed seeds would from some 60,000 on.
+        digest = hashlib.blake2b(f"{self.seed}/{stage}".encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed((int.from_bytes(digest) + position * 0x9E3779B1) % 2**32)
+
+    def _evaluation_tasks(self, stage: Stage) -> int:
+        return self.val_tasks if stage == "val" else self.test_tasks
+
+    # What Lightning asks for
+
+    def train_dataloader(self) -> Any:
+        """Positions of the stream, ``updates_per_step`` of them in each training step."""
+        world_size = self._processes[1]
+        if self.tasks_per_batch % world_size:
+            raise ValueError(
+                f"Expected `tasks_per_batch` to be a multiple of the {world_size} processes, whose gradients are "
+                f"averaged as equals, but got {self.tasks_per_batch}."
+            )
+        return _TrainingSteps(self)
+
+    def val_dataloader(self) -> Any:
+        """Positions of the fixed list of validation tasks."""
+        # To Lightning an empty dict is no data loader at all; of one without batches, or of no such method, it warns.
+        return self._evaluation_steps("val") if self.val_tasks else {}
+
+    def test_dataloader(self) -> Any:
+        """Positions of the fixed list of test tasks."""
+        return self._evaluation_steps("test")
+
+    def predict_dataloader(self) -> Any:
+        """Positions of the fixed list of test tasks."""
+        return self._evaluation_steps("test")
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Draws the tasks at the positions that the data loader yielded, in the trainer's precision."""
+        if not isinstance(batch, Positions):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        rank, world_size = self._processes
+        tasks = tuple(
+            self._in_precision(self.sample(batch.stage, position, device, rank=rank, world_size=world_size))
+            for position in batch.positions
+        )
+        return tasks if batch.stage == "train" and self._updates_per_step > 1 else tasks[0]
+
+    def _in_precision(self, tasks: TaskBatch) -> TaskBatch:
+        # Lightning converts what the data loader yields, before there are any tensors here.
+        convert = self.trainer.precision_plugin.convert_input if self.trainer else lambda value: value
+        return TaskBatch(*(convert(value) for _, value in tasks.named()))
+
+    def _evaluation_steps(self, stage: Stage) -> Any:
+        tasks, size = self._evaluation_tasks(stage), self.tasks_per_batch
+        if tasks == 0:
+            raise ValueError(f"Expected some {stage} tasks to go through but this stream has none.")
+        rank, world_size = self._processes
+        if min(tasks, size) < world_size:
+            raise ValueError(
+                f"Expected `{stage}_tasks` and `tasks_per_batch` to be at least the number of processes, {world_size}, "
+                f"but got {tasks} and {size}."
+            )
+        steps = []
+        for position in range(math.ceil(tasks / size)):
+            start, stop = _share(min(size, tasks - position * size), rank, world_size)
+            if start < stop:
+                steps.append(Positions(stage, (position,)))
+        return _EvaluationSteps(steps)
+
+    @property
+    def _processes(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    @property
+    def _updates_per_step(self) -> int:
+        return getattr(self.trainer.lightning_module, "updates_per_step", 1) if self.trainer else 1
+
+
+# Neither is a torch DataLoader: there is nothing to load, and Lightning's advice about its workers would be wrong.
+
+
+class _EvaluationSteps:
+    """What this process evaluates; Lightning would take a bare list for a list of data loaders."""
+
+    def __init__(self, steps: list[Positions]) -> None:
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[Positions]:
+        return iter(self.steps)
+
+
+class _TrainingSteps:
+    """One epoch of training steps, from where the trainer stands."""
+
+    def __init__(self, stream: TaskStream) -> None:
+        self.stream = stream
+
+    def __len__(self) -> int:
+        return math.ceil(self.stream.batches_per_epoch / self.stream._updates_per_step)
+
+    def __iter__(self) -> Iterator[Positions]:
+        # A generator, so that the counters are read at the first batch: at the call of iter() Lightning has not yet
+        # brought them in order after a restart.
+        step, position, updates = 0, 0, self.stream._updates_per_step
+        if trainer := self.stream.trainer:
+            progress = trainer.fit_loop.epoch_loop.batch_progress
+            step = progress.current.completed
+            # The loop counts batches, manual optimisation its updates; the latter is exact even where the last training
+            # step of the stopped run was cut short by max_steps.
+            position = progress.total.completed if updates == 1 else trainer.global_step
+            if trainer.overfit_batches:  # type: ignore[attr-defined]
+                position = step * updates
+        while step < len(self):
+            count = min(updates, self.stream.batches_per_epoch - step * updates)
+            yield Positions("train", tuple(range(position, position + count)))
+            position += count
+            step += 1
+
+    # Lightning takes a loader with these two for one that can continue mid-epoch, and warns of others. The trainer's
+    # own counters already say where.
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+
+def _share(count: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The part of ``count`` tasks that process ``rank`` has: first and last + 1."""
+    if not 0 <= rank < world_size:
+        raise ValueError(f"Expected `rank` to be one of the {world_size} processes but got {rank}.")
+    return count * rank // world_size, count * (rank + 1) // world_size
+
+
+def check_positive(**sizes: int) -> None:
+    """Raise ValueError for the first of the named numbers that is not a whole number of at least 1."""
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"Expected `{name}` to be a whole number of at least 1 but got {value!r}.")

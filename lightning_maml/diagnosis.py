@@ -1,0 +1,55 @@
+"""Why a training loss is not finite, in words."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_maml.learner import Algorithm
+from lightning_maml.tasks import TaskBatch
+
+__all__ = ["explain_divergence"]
+
+
+def explain_divergence(tasks: TaskBatch, support_losses: Tensor, algorithm: Algorithm) -> str:
+    """What made the query loss of ``tasks`` infinite or NaN, and what to do about it.
+
+    Args:
+        tasks: the meta-batch.
+        support_losses: ``[T, steps + 1]``, before each inner step and after the last.
+        algorithm: the one that ran.
+
+    Returns:
+        One sentence for the first cause that explains it: the data, the meta-parameters, or the inner loop.
+    """
+    start = "Expected a finite training loss but it is not: "
+    for name, value in tasks.named():
+        if value.is_floating_point():
+            bad = (~value.isfinite()).flatten(1).any(1)
+            if bad.any():
+                which = bad.nonzero().flatten().tolist()
+                return f"{start}`{name}` holds NaN or infinite values in {_some('task', which)} of {len(tasks)}."
+    wrong = ~support_losses.isfinite()
+    if wrong[:, 0].any():
+        return (
+            f"{start}the support loss is {float(support_losses[wrong[:, 0], 0][0])} before any inner step, on finite "
+            "data, so the meta-parameters are to blame: lower the outer learning rate, or clip the meta-gradient."
+        )
+    lr = algorithm.inner.lr
+    advice = f"lower the inner rate (now {lr})" if isinstance(lr, float | int) else "lower the initial inner rate"
+    if wrong.any():
+        step = int(wrong.any(0).nonzero()[0])
+        which = wrong[:, step].nonzero().flatten().tolist()
+        return (
+            f"{start}the inner loop diverged, the support loss of {_some('task', which)} is "
+            f"{float(support_losses[which[0], step])} after inner step {step} of {algorithm.inner.steps}: {advice}."
+        )
+    return (
+        f"{start}the data and all support losses are finite (mean {float(support_losses[:, 0].mean()):.3g} before the "
+        f"inner loop, {float(support_losses[:, -1].mean()):.3g} after it), so the adapted networks overflow on the "
+        f"query rows: {advice}, or look at the loss function."
+    )
+
+
+def _some(noun: str, numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
+    return f"{noun}{'s' if len(numbers) > 1 else ''} {shown}"

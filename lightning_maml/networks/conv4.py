@@ -1,0 +1,77 @@
+"""The four-block convolutional network of the few-shot image experiments."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Literal
+
+from torch import nn
+
+from lightning_maml.networks.layers import Layers, SpatialMean
+
+__all__ = ["Conv4"]
+
+BLOCKS = 4
+
+
+class Conv4(Layers):
+    """Four blocks of 3x3 convolution, batch-norm and ReLU, then a linear layer: ``[N, C, H, W] -> [N, ways]``.
+
+    Two forms of Finn et al. (2017, https://arxiv.org/abs/1703.03400):
+
+    - ``"stride"``: convolutions of stride 2, then the mean over what is left of the image (the paper's for Omniglot);
+    - ``"max_pool"``: convolutions of stride 1, each followed by 2x2 max-pooling, then everything flattened.
+
+    It is an ``nn.Sequential`` of torch's own layers and :class:`SpatialMean`; the last layer is named ``head``. The
+    batch-norm layers keep torch's defaults (they track running statistics); which statistics a task uses is the
+    algorithm's ``batch_norm`` option.
+
+    Args:
+        ways: number of classes of a task, the outputs.
+        channels: channels of the images.
+        hidden: filters of each convolution.
+        image_size: height and width of the images; the form ``"max_pool"`` needs it to size the linear layer.
+        form: ``"stride"`` or ``"max_pool"``.
+
+    Raises:
+        ValueError: a size is not a positive integer, ``form`` is unknown, or the image is too small for four poolings.
+
+    Example:
+        >>> import torch
+        >>> Conv4(ways=5)(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 5])
+        >>> Conv4(ways=5, channels=3, hidden=32, image_size=84, form="max_pool").head
+        Linear(in_features=800, out_features=5, bias=True)
+    """
+
+    def __init__(
+        self,
+        ways: int,
+        channels: int = 1,
+        hidden: int = 64,
+        image_size: int = 28,
+        form: Literal["stride", "max_pool"] = "stride",
+    ) -> None:
+        for name, value in (("ways", ways), ("channels", channels), ("hidden", hidden), ("image_size", image_size)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"Expected `{name}` to be a positive integer but got {value!r}.")
+        if form not in ("stride", "max_pool"):
+            raise ValueError(f"Expected `form` to be 'stride' or 'max_pool' but got {form!r}.")
+        side = image_size // 2**BLOCKS  # what four poolings leave
+        if form == "max_pool" and side == 0:
+            raise ValueError(
+                f"Expected `image_size` to be at least {2**BLOCKS} for form 'max_pool', which halves the image "
+                f"{BLOCKS} times, but got {image_size}."
+            )
+
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        for block in range(1, BLOCKS + 1):
+            stride = 2 if form == "stride" else 1
+            layers[f"conv{block}"] = nn.Conv2d(channels if block == 1 else hidden, hidden, 3, stride, padding=1)
+            layers[f"norm{block}"] = nn.BatchNorm2d(hidden)
+            layers[f"relu{block}"] = nn.ReLU()
+            if form == "max_pool":
+                layers[f"pool{block}"] = nn.MaxPool2d(2)
+        layers["mean" if form == "stride" else "flatten"] = SpatialMean() if form == "stride" else nn.Flatten()
+        layers["head"] = nn.Linear(hidden if form == "stride" else hidden * side**2, ways)
+        super().__init__(layers)

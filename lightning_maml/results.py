@@ -1,0 +1,81 @@
+"""What a test leaves behind: ``metrics.json``, and a table to read."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightning_maml.metrics import Interval
+
+__all__ = ["results_table", "test_results", "write_json"]
+
+
+def test_results(values: Mapping[str, Interval], **about: Any) -> dict[str, Any]:
+    """The content of ``metrics.json``: per-step mean and 95% interval of each value, and what they were measured on.
+
+    Args:
+        values: ``{"loss": interval, ...}``, each with one entry for each inner step from 0.
+        about: algorithm, seed, checkpoint and the like, plain data.
+
+    Returns:
+        Plain data; a value that is not finite is ``None``, as JSON has no word for it.
+    """
+    loss = next(iter(values.values()))
+    return {
+        **about,
+        "tasks": int(loss.tasks),
+        "inner_steps": list(range(loss.mean.numel())),
+        **{name: {"mean": _finite(interval.mean), "ci95": _finite(interval.ci95)} for name, interval in values.items()},
+    }
+
+
+test_results.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest thinks of its name
+
+
+def results_table(values: Mapping[str, Interval], title: str) -> str:
+    """The same as text: a row for each inner step, ``mean ± interval`` for each value.
+
+    Example:
+        >>> import torch
+        >>> print(results_table({"loss": Interval(torch.tensor([3.25, 0.5]), torch.tensor([0.2, 0.01]), 600)}, "maml"))
+        maml
+          inner step             loss
+                   0  3.2500 ± 0.2000
+                   1  0.5000 ± 0.0100
+    """
+    columns = {name: _cells(interval) for name, interval in values.items()}
+    widths = {name: max(len(name), *map(len, cells)) for name, cells in columns.items()}
+    lines = [title, "  inner step" + "".join(f"  {name:>{widths[name]}}" for name in columns)]
+    for step in range(len(next(iter(columns.values())))):
+        lines.append(f"  {step:>10}" + "".join(f"  {cells[step]:>{widths[name]}}" for name, cells in columns.items()))
+    return "\n".join(lines)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes ``content`` so that a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _finite(values: Tensor) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values.reshape(-1).tolist()]
+
+
+def _cells(interval: Interval) -> list[str]:
+    pairs = zip(interval.mean.reshape(-1).tolist(), interval.ci95.reshape(-1).tolist(), strict=True)
+    return [f"{_number(mean)} ± {_number(ci95)}" for mean, ci95 in pairs]
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1e4 or not math.isfinite(value) else f"{value:.3e}"

@@ -1,0 +1,59 @@
+"""What every test runs under: few threads, a seed of its own, and the real images where they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).parents[1]
+OMNIGLOT = REPOSITORY / "../shared/data/omniglot"
+
+# The tensors of the tests are small: threads beyond two cost more than they bring. OMP_NUM_THREADS wins.
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random numbers in a test, whichever tests ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """A test that leaves torch's global state changed fails, instead of changing the next one."""
+    before = _global_state()
+    yield
+    after = _global_state()
+    torch.set_default_dtype(before["default dtype"])
+    torch.set_grad_enabled(before["grad enabled"])
+    torch.use_deterministic_algorithms(before["deterministic algorithms"])
+    changed = [name for name in before if before[name] != after[name]]
+    assert not changed, f"the test left torch's {', '.join(changed)} changed"
+
+
+def _global_state() -> dict[str, object]:
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "grad enabled": torch.is_grad_enabled(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def omniglot_root() -> Path:
+    """The folder with Omniglot's two arrays."""
+    missing = [name for name in ("images_background.npz", "images_evaluation.npz") if not (OMNIGLOT / name).is_file()]
+    if missing:
+        pytest.skip(f"the real images are not beside this checkout: no {', '.join(missing)} in ../shared/data/omniglot")
+    return OMNIGLOT.resolve()

@@ -1,0 +1,217 @@
+"""Who imports whom, what a bare import needs, and what must not stand in any file."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+OPTIONAL = ("gym", "gymnasium", "learn2learn", "matplotlib", "plotly", "pytorch_lightning", "torchvision", "triton")
+
+# Imports run one way: a module imports those of a lower level, or of its own folder.
+LEVELS = {
+    "tasks": 0,
+    "inner": 1,
+    "losses": 1,
+    "meta_gradient": 2,
+    "learner": 3,
+    "diagnosis": 4,
+    "engine": 4,
+    "presets": 4,
+    "adaptation": 5,
+    "module": 6,
+    "demo": 7,
+    "cli": 8,
+}
+# Beside that line: they know nothing of how anything is trained, and what is below the module knows nothing of them.
+ASIDE = ("data", "metrics", "networks", "results")
+ABOVE = ("engine", "adaptation", "module", "demo", "cli")
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Full names of all that a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(), filename=str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import hides from this test"
+            # `from lightning_maml import engine` imports a module, `from lightning_maml.engine import Eager` a name
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def _modules(repository: Path) -> dict[str, list[Path]]:
+    """The files of each direct child of lightning_maml: of ``module.py`` itself, of everything in ``engine/``."""
+    package = repository / "lightning_maml"
+    return {
+        child.stem: [child] if child.suffix == ".py" else sorted(child.rglob("*.py"))
+        for child in sorted(package.iterdir())
+        if child.name != "__init__.py" and (child.suffix == ".py" or (child / "__init__.py").is_file())
+    }
+
+
+def _direct(path: Path) -> set[str]:
+    """Which direct children of lightning_maml a file imports; ``""`` for the package itself, which imports them all."""
+    parts = [name.split(".") for name in _imports(path) if _within(name, "lightning_maml")]
+    return {name[1] if len(name) > 1 else "" for name in parts}
+
+
+# (a) a bare import
+
+
+def _run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+BLOCK = f"""
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {OPTIONAL!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}} (blocked by the test)", name=name)
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def test_block_works() -> None:
+    done = _run(BLOCK + "import triton")
+    assert done.returncode == 1
+    assert "blocked by the test" in done.stderr
+
+
+def test_import_needs_no_optional_package() -> None:
+    done = _run(BLOCK + "import lightning_maml; [getattr(lightning_maml, name) for name in lightning_maml.__all__]")
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_import_loads_no_optional_package_of_our_own_accord() -> None:
+    # Lightning itself looks for some of them; nothing beyond what it loads may come in
+    code = "import sys, lightning, torchmetrics; before = set(sys.modules); import lightning_maml; "
+    done = _run(
+        code + f"print(sorted({{name.split('.')[0] for name in set(sys.modules) - before}} & set({OPTIONAL!r})))"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
+
+
+# (b) the import direction
+
+
+def test_direction(repository: Path) -> None:
+    wrong = [
+        f"{path.relative_to(repository)} imports {imported or 'the whole package'}"
+        for name, paths in _modules(repository).items()
+        for path in paths
+        for imported in sorted(_direct(path) - {name})
+        if name in LEVELS and (imported == "" or LEVELS.get(imported, LEVELS["adaptation"]) >= LEVELS[name])
+    ]
+    assert wrong == []
+
+
+def test_what_stands_aside_knows_nothing_of_training(repository: Path) -> None:
+    modules = _modules(repository)
+    wrong = [
+        f"{path.relative_to(repository)} imports {imported or 'the whole package'}"
+        for name in ASIDE
+        for path in modules[name]
+        for imported in sorted(_direct(path) & {"", *ABOVE})
+    ]
+    assert wrong == []
+
+
+def test_every_module_has_its_place(repository: Path) -> None:
+    # a module that is new, or renamed, would otherwise fall out of the two tests above
+    assert set(_modules(repository)) == {*LEVELS, *ASIDE}
+
+
+def test_kernels_stand_alone(repository: Path) -> None:
+    allowed = {*sys.stdlib_module_names, "torch", "triton"}
+    wrong = [
+        f"{path.relative_to(repository)} imports {name}"
+        for path in sorted((repository / "kernels").rglob("*.py"))
+        for name in _imports(path)
+        if name.split(".")[0] not in allowed and not _within(name, "lightning_maml.kernels")
+    ]
+    assert wrong == []
+
+
+def test_only_the_fused_engine_imports_kernels(repository: Path) -> None:
+    importing = {
+        path.relative_to(repository / "lightning_maml").as_posix()
+        for path in (repository / "lightning_maml").rglob("*.py")
+        for name in _imports(path)
+        if _within(name, "lightning_maml.kernels") or _within(name, "kernels")
+    }
+    assert importing <= {"engine/fused.py"}
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("import lightning_maml.engine.eager", {"engine"}),
+        ("from lightning_maml import engine, tasks", {"engine", "tasks"}),
+        ("from lightning_maml.engine import Eager", {"engine"}),
+        ("def later():\n    from lightning_maml.cli import main", {"cli"}),
+        ("import lightning_maml", {""}),
+        ("import lightning_maml_more", set()),
+    ],
+)
+def test_imports_are_seen(tmp_path: Path, source: str, names: set[str]) -> None:
+    path = tmp_path / "example.py"
+    path.write_text(source)
+    assert _direct(path) == names
+
+
+# (c) what must not stand in any file
+
+# In pieces: this file is one of those looked at.
+REGISTRIES = (
+    "py" + "pi.org",
+    "files.python" + "hosted",
+    "/sim" + "ple/",
+    "conda.ana" + "conda",
+    "download.py" + "torch",
+)
+MACHINE = re.compile(r"(?<![\w.*~}$)-])/(?:wo" + r"rk|home|root|Users|farm|tmp/bash_jobs)/")
+LARGEST = 2**20
+
+
+def _files(repository: Path) -> list[Path]:
+    """Every file that is, or would be, committed."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"not a git checkout: {done.stderr.strip()}")
+    paths = [repository / name for name in done.stdout.split("\0") if name]
+    return [path for path in paths if path.is_file()]  # one that was deleted is still listed until committed
+
+
+def test_no_file_names_a_registry_or_a_path_of_this_machine(repository: Path) -> None:
+    wrong = []
+    for path in _files(repository):
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+            if any(host in line for host in REGISTRIES) or MACHINE.search(line):
+                wrong.append(f"{path.relative_to(repository)}:{number}: {line.strip()[:100]}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", ["/wo" + "rk/main", '"/ho' + 'me/me/x"', "cd /ro" + "ot/x"])
+def test_machine_paths_are_seen(path: str) -> None:
+    assert MACHINE.search(path)
+
+
+def test_no_large_files(repository: Path) -> None:
+    sizes = {str(path.relative_to(repository)): path.stat().st_size for path in _files(repository)}
+    assert "pyproject.toml" in sizes
+    assert {name: size for name, size in sizes.items() if size > LARGEST} == {}

@@ -1,0 +1,119 @@
+"""The paper's networks: sizes, initialisation, and a structure that an engine can recognise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_maml import TaskBatch, maml, meta_loss
+from lightning_maml.networks import MLP, Conv4
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_mlp_is_the_papers_sinusoid_network():
+    network = MLP(1, [40, 40], 1)
+    assert [type(layer) for layer in network] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
+    assert [tuple(layer.weight.shape) for layer in network if isinstance(layer, nn.Linear)] == [
+        (40, 1),
+        (40, 40),
+        (1, 40),
+    ]
+    assert network(torch.zeros(10, 1)).shape == (10, 1)
+
+
+def test_paper_initialisation_is_a_truncated_normal_with_zero_biases():
+    torch.manual_seed(0)
+    layer = MLP(100, [400], 1)[0]
+    assert layer.weight.abs().max() <= 0.02
+    # the deviation of a normal of 0.01 truncated at two deviations
+    torch.testing.assert_close(layer.weight.std().item(), 0.0088, rtol=0.02, atol=0)
+    assert not layer.bias.any()
+
+
+def test_default_initialisation_is_that_of_torch():
+    torch.manual_seed(0)
+    ours = MLP(3, [8], 2, init="default")
+    torch.manual_seed(0)
+    theirs = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_mlp_without_hidden_layers_is_linear():
+    network = MLP(3, [], 2, activation="tanh")
+    assert len(network) == 1
+    assert isinstance(network.head, nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"in_features": 0}, "`in_features` to hold positive integers but got 0"),
+        ({"out_features": 1.5}, "`out_features` to hold positive integers but got 1.5"),
+        ({"hidden": [40, -1]}, "`hidden` to hold positive integers but got -1"),
+        ({"hidden": 40}, r"`hidden` to be a list of layer widths, as in \[40, 40\], but got 40"),
+        ({"activation": "swish"}, "`activation` to be one of .*'relu'.* but got 'swish'"),
+        ({"init": "zeros"}, "`init` to be 'paper' or 'default' but got 'zeros'"),
+    ],
+)
+def test_mlp_rejects(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MLP(**({"in_features": 1, "hidden": [40], "out_features": 1} | arguments))
+
+
+def test_conv4_is_the_papers_omniglot_network():
+    network = Conv4(ways=5)
+    # four 3x3 convolutions (1 -> 64, 64 -> 64 three times), four scale and shift pairs, 64 -> 5
+    assert parameters(network) == (9 * 64 + 64) + 3 * (9 * 64 * 64 + 64) + 4 * 128 + (64 * 5 + 5)
+    assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 5)
+    before_mean = network[:12](torch.zeros(2, 1, 28, 28))
+    assert before_mean.shape == (2, 64, 2, 2)
+    assert network.norm1.track_running_stats
+
+
+def test_conv4_takes_the_mean_over_space():
+    torch.manual_seed(0)
+    network = Conv4(ways=3, hidden=8).eval()
+    images = torch.rand(2, 1, 28, 28)
+    torch.testing.assert_close(network(images), network.head(network[:12](images).mean((-2, -1))))
+
+
+def test_conv4_max_pool():
+    network = Conv4(ways=5, channels=3, hidden=32, image_size=84, form="max_pool")
+    assert network.head.in_features == 32 * 5 * 5
+    assert network(torch.zeros(2, 3, 84, 84)).shape == (2, 5)
+    assert Conv4(ways=5, form="max_pool")(torch.zeros(2, 1, 28, 28)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ways": 0}, "`ways` to be a positive integer but got 0"),
+        ({"ways": True}, "`ways` to be a positive integer but got True"),
+        ({"hidden": "64"}, "`hidden` to be a positive integer but got '64'"),
+        ({"form": "pool"}, "`form` to be 'stride' or 'max_pool' but got 'pool'"),
+        ({"form": "max_pool", "image_size": 15}, "`image_size` to be at least 16 .* but got 15"),
+    ],
+)
+def test_conv4_rejects(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Conv4(**({"ways": 5} | arguments))
+
+
+@pytest.mark.parametrize("form", ["stride", "max_pool"])
+def test_conv4_has_a_second_order_meta_gradient(form):
+    torch.manual_seed(0)
+    network = Conv4(ways=2, hidden=4, image_size=16, form=form)
+    labels = torch.tensor([[0, 1], [1, 0]])
+    images = torch.rand(2, 2, 1, 16, 16)
+    tasks = TaskBatch(images, labels, images.flip(1), labels.flip(1))
+    output = meta_loss(network, maml(lr=0.1, steps=2), tasks, loss="cross_entropy", engine="batched")
+    output.surrogate.backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    assert network.conv1.weight.grad.any()

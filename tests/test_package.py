@@ -1,0 +1,104 @@
+"""What a user who installs the wheel gets, and what must not land in their site-packages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from configparser import ConfigParser
+from email.parser import Parser
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built offline from a copy: a build leaves files in its tree."""
+    source = tmp_path_factory.mktemp("source")
+    for folder in ("lightning_maml", "kernels"):
+        shutil.copytree(repository / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(repository / file, source / file)
+    folder = tmp_path_factory.mktemp("wheel")
+    build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    command = [sys.executable, "-W", "ignore", "-c", build, str(folder)]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def members(wheel: Path) -> list[str]:
+    with ZipFile(wheel) as archive:
+        return archive.namelist()
+
+
+def test_nothing_but_the_package_lands_at_the_top(members: list[str]) -> None:
+    top = {name.split("/")[0] for name in members}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"lightning_maml"}
+
+
+def test_every_source_file_is_installed(members: list[str], repository: Path) -> None:
+    # a sub-package that pyproject.toml does not list would be missing from the wheel alone
+    expected = {
+        f"{installed}/{path.relative_to(repository / folder).as_posix()}"
+        for folder, installed in (("lightning_maml", "lightning_maml"), ("kernels", "lightning_maml/kernels"))
+        for path in (repository / folder).rglob("*.py")
+    }
+    assert "lightning_maml/kernels/__init__.py" in expected
+    assert expected - set(members) == set()
+
+
+def test_types_are_announced(members: list[str]) -> None:
+    assert "lightning_maml/py.typed" in members
+
+
+def test_command_line_is_an_entry_point(wheel: Path, members: list[str]) -> None:
+    (path,) = (name for name in members if name.endswith(".dist-info/entry_points.txt"))
+    entries = ConfigParser()
+    with ZipFile(wheel) as archive:
+        entries.read_string(archive.read(path).decode())
+    assert dict(entries["console_scripts"]) == {"lightning-maml": "lightning_maml.cli:main"}
+
+
+def test_metadata(wheel: Path, members: list[str]) -> None:
+    (path,) = (name for name in members if name.endswith(".dist-info/METADATA"))
+    with ZipFile(wheel) as archive:
+        metadata = Parser().parsestr(archive.read(path).decode())
+    assert metadata["Requires-Python"] == "<3.14,>=3.11"
+    assert metadata["License-Expression"] == "MIT"
+    assert {"test", "dev", "rl", "report", "learn2learn"} <= set(metadata.get_all("Provides-Extra") or [])
+    required = [line for line in metadata.get_all("Requires-Dist") or [] if "extra ==" not in line]
+    # learn2learn does not build by a plain `pip install`, and triton has no wheel for every platform
+    assert not [line for line in required if line.startswith(("learn2learn", "triton", "gym", "torchvision"))]
+
+
+def test_installed_wheel_imports(wheel: Path, tmp_path: Path) -> None:
+    # unpacked and put first on the path: the editable install of this checkout must not answer instead
+    with ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    command = (
+        "import lightning_maml, lightning_maml.kernels as k; print(lightning_maml.__file__, k.__file__, sep='\\n')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    package = tmp_path / "lightning_maml"
+    assert done.stdout.splitlines() == [str(package / "__init__.py"), str(package / "kernels" / "__init__.py")]
+
+
+def test_make_installs_the_learn2learn_of_pyproject(repository: Path) -> None:
+    # the version stands in both files, and pip needs flags that pyproject.toml cannot hold
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    (pinned,) = (line for line in project["optional-dependencies"]["learn2learn"] if line.startswith("learn2learn"))
+    assert f"build_ext {pinned}\n" in (repository / "Makefile").read_text()
