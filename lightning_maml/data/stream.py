@@ -78,6 +78,9 @@ class TaskStream(LightningDataModule):
         self.val_tasks = val_tasks
         self.test_tasks = test_tasks
         self.seed = seed
+        if val_tasks == 0:
+            # As if there were no such method: Lightning then says that it skips validation, and does.
+            self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
 
     def draw(self, stage: Stage, tasks: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """The random numbers that ``tasks`` tasks are made of, on the CPU: tensors ``[tasks, ...]``."""
@@ -153,8 +156,7 @@ class TaskStream(LightningDataModule):
 
     def val_dataloader(self) -> Any:
         """Positions of the fixed list of validation tasks."""
-        # To Lightning an empty dict is no data loader at all; of one without batches, or of no such method, it warns.
-        return self._evaluation_steps("val") if self.val_tasks else {}
+        return self._evaluation_steps("val")
 
     def test_dataloader(self) -> Any:
         """Positions of the fixed list of test tasks."""

@@ -17,7 +17,7 @@ from lightning_maml.engine.layers import LAYERS, POINTWISE
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import BatchNorm
 
-__all__ = ["batch_norm_mode", "forward_all", "forward_one", "has_tied_parameters"]
+__all__ = ["batch_norm_mode", "forward_all", "forward_one", "is_walkable", "tied_names"]
 
 
 @contextmanager
@@ -45,14 +45,31 @@ def batch_norm_mode(network: nn.Module, mode: BatchNorm) -> Iterator[None]:
 
 def forward_one(network: nn.Module, phi: Parameters, constants: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
     """The network of one task: ``phi {name: [*shape]}``, inputs ``[N, ...]`` -> predictions ``[N, ...]``."""
-    return functional_call(network, {**constants, **phi}, (inputs,))
+    return _call(network, {**constants, **phi}, inputs)
 
 
-def has_tied_parameters(network: nn.Module) -> bool:
-    """Whether a parameter belongs to the network under two names."""
-    return sum(1 for _ in network.named_parameters()) != sum(
-        1 for _ in network.named_parameters(remove_duplicate=False)
-    )
+def tied_names(network: nn.Module) -> dict[str, str]:
+    """``{further name: first name}`` of the parameters that belong to several modules."""
+    first: dict[int, str] = {}
+    further = {}
+    for prefix, module in network.named_modules():
+        for name, parameter in module.named_parameters(prefix, recurse=False, remove_duplicate=False):
+            if first.setdefault(id(parameter), name) != name:
+                further[name] = first[id(parameter)]
+    return further
+
+
+def is_walkable(network: nn.Module) -> bool:
+    """Whether every parameter has one name only, so that layers can be called one by one."""
+    every = network.named_parameters(remove_duplicate=False)
+    return sum(1 for _ in network.parameters()) == sum(1 for _ in every)
+
+
+def _call(network: nn.Module, parameters: Parameters, inputs: Tensor) -> Tensor:
+    # Tied names are filled in here: functional_call's own `tie_weights` leaves a module that is used under two names
+    # holding what it was called with.
+    tied = {name: parameters[first] for name, first in tied_names(network).items()}
+    return functional_call(network, {**parameters, **tied}, (inputs,), tie_weights=False)
 
 
 def forward_all(
@@ -91,7 +108,7 @@ def _forward(
 
 def _vmapped(module: nn.Module, own: Parameters, shared: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
     def call(own: Parameters, inputs: Tensor) -> Tensor:
-        return functional_call(module, {**shared, **own}, (inputs,))
+        return _call(module, {**shared, **own}, inputs)
 
     with _Elementary():
         return vmap(call, randomness="different")(own, inputs)

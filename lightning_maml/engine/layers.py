@@ -181,6 +181,18 @@ def _batch_norm_layer(
     return batch_norm(inputs, weight, bias, module.eps)
 
 
+def _pool_layer(
+    module: nn.AdaptiveAvgPool2d, own: Parameters, shared: Mapping[str, Tensor], inputs: Tensor
+) -> Tensor | None:
+    if module.output_size not in (1, (1, 1)) or inputs.ndim != 5:
+        return None
+    return inputs.mean((-2, -1), keepdim=True)
+
+
+def _flatten_layer(module: nn.Flatten, own: Parameters, shared: Mapping[str, Tensor], inputs: Tensor) -> Tensor | None:
+    return inputs.flatten(2) if (module.start_dim, module.end_dim) == (1, -1) and inputs.ndim > 2 else None
+
+
 def _per_task(own: Parameters, shared: Mapping[str, Tensor], name: str, tasks: int) -> Tensor | None:
     value = own.get(name)
     if value is None and name in shared:
@@ -192,4 +204,6 @@ LAYERS: dict[type[nn.Module], Layer] = {
     nn.Linear: _linear_layer,
     nn.Conv2d: _conv_layer,
     nn.BatchNorm2d: _batch_norm_layer,
+    nn.AdaptiveAvgPool2d: _pool_layer,
+    nn.Flatten: _flatten_layer,
 }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_maml.engine.base import Problem
-from lightning_maml.engine.forward import forward_all, forward_one, has_tied_parameters
+from lightning_maml.engine.forward import forward_all, forward_one, is_walkable
 from lightning_maml.inner import Parameters
 from lightning_maml.meta_gradient import Query
 from lightning_maml.tasks import TaskBatch
@@ -29,7 +29,7 @@ class TaskLoop:
         self.support_losses: list[Tensor] = []
         self.final: Parameters = {}
         self.checked = False
-        self.by_layer = not has_tied_parameters(problem.network)
+        self.by_layer = is_walkable(problem.network)
 
     def initial(self) -> Parameters:
         if self.one:
