@@ -97,13 +97,13 @@ class SGD:
                 f"Expected `learn_lr` to be one of {get_args(LearnedRate)} or None but got {self.learn_lr!r}."
             )
 
-    def adapted(self, network: nn.Module) -> list[str]:
-        """The names of the parameters of ``network`` that adapt.
+    def adapted(self, parameters: Mapping[str, Tensor]) -> list[str]:
+        """The names of those ``parameters {name: tensor}`` of a network that adapt.
 
         Raises:
             ValueError: there are none.
         """
-        trainable = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+        trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]
         if isinstance(self.adapts, str):
             pattern = re.compile(self.adapts)
             chosen = [name for name in trainable if pattern.search(name)]

@@ -50,7 +50,7 @@ class Algorithm:
         if isinstance(self.inner.lr, Rates):
             return self.inner.lr
         parameters = dict(network.named_parameters())
-        adapted = {name: parameters[name] for name in self.inner.adapted(network)}
+        adapted = {name: parameters[name] for name in self.inner.adapted(parameters)}
         return Rates(self.inner.learn_lr, float(self.inner.lr), max(self.inner.steps, 1), adapted)
 
     def with_rates(self, rates: Rates | None) -> Algorithm:

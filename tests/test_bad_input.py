@@ -114,6 +114,13 @@ def test_bad_input(case):
         call()
 
 
+def test_compiled_graphs_look_at_labels_again():
+    module, engine = network(4), Batched(compile=True)
+    run(network=module, loss="cross_entropy", tasks=TaskBatch(X, LABELS, X, LABELS), engine=engine)
+    with pytest.raises(ValueError, match="labels from 0 to 3, .* from 4 to 4"):
+        run(network=module, loss="cross_entropy", tasks=TaskBatch(X, LABELS, X, LABELS * 0 + 4), engine=engine)
+
+
 def test_rates_for_another_network():
     rates = Rates("per_parameter", 0.1, 1, dict(nn.Linear(2, 1).named_parameters()))
     with pytest.raises(AttributeError, match="0/weight"):

@@ -93,7 +93,9 @@ def test_block_works() -> None:
 def test_import_needs_no_optional_package() -> None:
     done = _run(BLOCK + "import lightning_maml; [getattr(lightning_maml, name) for name in lightning_maml.__all__]")
     assert done.returncode == 0, done.stderr
-    assert (done.stdout, done.stderr) == ("", "")
+    assert done.stdout == ""
+    # what torch itself says of a missing triton is torch's
+    assert [line for line in done.stderr.splitlines() if "triton not found" not in line] == []
 
 
 def test_import_loads_no_optional_package_of_our_own_accord() -> None:

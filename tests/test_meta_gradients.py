@@ -118,7 +118,8 @@ def test_compiled_graphs_are_shared_between_steps():
     module, tasks = make_problem("mlp", "mse")
     for steps in (1, 2, 7):
         meta_loss(module, maml(LR, steps), tasks, loss="mse", engine=Batched(compile=True))
-        assert len(_GRAPHS[module]) == 3
+        assert {key[0] for key in _GRAPHS[module]} == {"classes", "advance", ("pull_back", 2, False), "query"}
+        assert len(_GRAPHS[module]) == 4
 
 
 @pytest.mark.parametrize("learn_lr", ["shared", "per_step", "per_parameter", "per_parameter_and_step", "per_element"])
@@ -131,7 +132,8 @@ def test_learned_rates(preset, learn_lr):
         for rate in rates.parameters():
             rate.mul_(torch.rand_like(rate) + 0.5)
     gradients = {}
-    for name, engine in {**ENGINES, "compile": Batched(compile=True)}.items():
+    compiled = {"compile": Batched(compile=True)} if learn_lr in ("per_step", "per_element") else {}  # 10 s each
+    for name, engine in {**ENGINES, **compiled}.items():
         rates.zero_grad()
         output = meta_loss(module, algorithm.with_rates(rates), tasks, loss="mse", engine=engine)
         gradients[name] = meta_gradient(module, output) + [rate.grad for rate in rates.parameters()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -50,16 +51,21 @@ class Problem:
                 "into the optimizer, and pass algorithm.with_rates(rates). MetaModule does this by itself."
             )
 
+    @cached_property
+    def parameters(self) -> Parameters:
+        """The network's parameters, looked up once: on a small network the walk costs as much as an inner step."""
+        return dict(self.network.named_parameters())
+
     @property
     def inner(self) -> SGD:
         return self.algorithm.inner
 
     def split(self) -> tuple[Parameters, Parameters]:
         """The parameters that adapt, and everything shared by the tasks: other parameters, and buffers."""
-        names = set(self.inner.adapted(self.network))
+        names = set(self.inner.adapted(self.parameters))
         theta: Parameters = {}
         constants: Parameters = dict(self.network.named_buffers())
-        for name, parameter in self.network.named_parameters():
+        for name, parameter in self.parameters.items():
             (theta if name in names else constants)[name] = parameter
         return theta, constants
 
@@ -68,7 +74,7 @@ class Problem:
         rates: list[Any] = [self.inner.lr]
         if isinstance(self.inner.lr, Rates):
             rates = list(self.inner.lr.parameters())
-        candidates = [*self.network.parameters(), *rates, *tensors]
+        candidates = [*self.parameters.values(), *rates, *tensors]
         return [leaf for leaf in candidates if isinstance(leaf, Tensor) and leaf.requires_grad]
 
 

@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lightning_maml.engine.base import Problem, attach
 from lightning_maml.engine.loop import TaskLoop
-from lightning_maml.inner import Parameters
+from lightning_maml.inner import Parameters, Rates
 from lightning_maml.meta_gradient import Query
 from lightning_maml.tasks import TaskBatch
 
@@ -102,7 +102,7 @@ class CheckpointedLoop(TaskLoop):
 Graph = Callable[..., Sequence[Tensor]]
 
 # One entry a network: graphs live as long as it does. On disk, torch's own cache keeps them between runs.
-_GRAPHS: WeakKeyDictionary[nn.Module, dict[Any, Graph]] = WeakKeyDictionary()
+_GRAPHS: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
 
 
 class CompiledLoop(CheckpointedLoop):
@@ -119,8 +119,13 @@ class CompiledLoop(CheckpointedLoop):
         self.shared = [name for name, value in self.constants.items() if value.requires_grad]
         self.values = [value.detach().contiguous() for value in self.constants.values()]
         self.batch = [value.detach().contiguous() for _, value in tasks.named()]
-        device = self.values[0].device if self.values else self.batch[0].device
-        network = problem.network
+        like = next(iter(self.theta.values()))
+        rate = problem.inner.lr
+        # one tensor for all steps: a number in the graph would mean another graph for another rate
+        self.rate = (
+            rate if isinstance(rate, Tensor) else like.new_tensor(0.0 if isinstance(rate, Rates) else float(rate))
+        )
+        network, device = problem.network, like.device
         self.signature = (
             type(problem.loss),
             problem.loss.function,
@@ -130,6 +135,21 @@ class CompiledLoop(CheckpointedLoop):
             tuple(self.names),
             tuple((tuple(v.shape), v.dtype, v.device) for v in (*self.theta.values(), *self.values, *self.batch)),
         )
+
+        self._check()
+
+    def _check(self) -> None:
+        """Look at shapes before the first graph of a kind, and at labels always: in a graph nobody would."""
+        loss, tasks = self.problem.loss, self.tasks
+        classes = self.graphs.get(("classes", self.signature))
+        if classes is None:
+            with torch.no_grad():
+                for inputs, targets in (self.batch[:2], self.batch[2:]):
+                    predictions = self.predict(self.initial(), inputs)
+                    loss.check_shapes(predictions, targets)
+            classes = self.graphs["classes", self.signature] = predictions.shape[-1]
+        loss.check_values(classes, tasks.support_targets)
+        loss.check_values(classes, tasks.query_targets)
 
     # Graphs take flat lists: phi, constants, rates, then the batch and v where they need them.
 
@@ -143,12 +163,11 @@ class CompiledLoop(CheckpointedLoop):
         phi: Sequence[Tensor],
         constants: Sequence[Tensor],
         rates: Sequence[Tensor],
-        inputs: Tensor,
-        targets: Tensor,
+        support: Sequence[Tensor],
         order: int,
     ) -> tuple[list[Tensor], Tensor]:
         bound, loop = self._bound(phi, constants)
-        losses, _ = loop.losses(bound, inputs, targets)
+        losses, _ = loop.losses(bound, *support)
         gradients = torch.autograd.grad(losses.sum(), phi, create_graph=order == 2, materialize_grads=True)
         named = dict(zip(self.names, gradients, strict=True))
         each = rates if len(rates) == len(phi) else [rates[0]] * len(phi)
@@ -156,51 +175,50 @@ class CompiledLoop(CheckpointedLoop):
         return list(following.values()), losses
 
     def advance(self, phi: Sequence[Tensor], step: int) -> tuple[list[Tensor], Tensor]:
-        def function(phi: Any, constants: Any, rates: Any, inputs: Tensor, targets: Tensor) -> list[Tensor]:
+        def function(phi: Any, constants: Any, rates: Any, batch: Any) -> list[Tensor]:
             with torch.enable_grad():
                 leaves = [value.detach().requires_grad_() for value in phi]
-                following, losses = self._step(leaves, constants, rates, inputs, targets, order=1)
-            return [value.detach() for value in (*following, losses)]
+                following, losses = self._step(leaves, constants, rates, batch, order=1)
+            return [*following, losses]
 
-        rates = [rate.detach() for rate in self._rates(step)]
-        phi = [value.contiguous() for value in phi]
-        outputs = self._run("advance", function, phi, self.values, rates, *self.batch[:2])
-        return list(outputs[:-1]), outputs[-1]
+        if step == 0:  # theta, expanded; from then on they are outputs of the graph itself
+            phi = [value.contiguous() for value in phi]
+        rates = self._rates(step, known=True)
+        *following, losses = self._run("advance", function, phi, self.values, rates, self.batch[:2])
+        return following, losses
 
     def pull_back(
         self, phi: Sequence[Tensor], step: int, v: Sequence[Tensor], order: int
     ) -> tuple[list[Tensor], list[Tensor]]:
-        def function(phi: Any, constants: Any, rates: Any, inputs: Tensor, targets: Tensor, v: Any) -> list[Tensor]:
+        def function(phi: Any, constants: Any, rates: Any, batch: Any, v: Any) -> list[Tensor]:
             with torch.enable_grad():
                 leaves = [value.detach().requires_grad_() for value in phi]
                 named = dict(zip(self.constants, (value.detach() for value in constants), strict=True))
                 shared = [named[name].requires_grad_() for name in self.shared]
-                learned = [rate.detach().requires_grad_() for rate in rates]
-                following, _ = self._step(leaves, list(named.values()), learned, inputs, targets, order)
-                wanted = [*leaves, *shared, *learned]
-                gradients = torch.autograd.grad(following, wanted, v, materialize_grads=True)
-            return [gradient.detach() for gradient in gradients]
+                learned = [rate.detach().requires_grad_(learning) for rate in rates]
+                following, _ = self._step(leaves, list(named.values()), learned, batch, order)
+                wanted = [*leaves, *shared, *(learned if learning else [])]
+                return list(torch.autograd.grad(following, wanted, v, materialize_grads=True))
 
-        rates = self._rates(step)
-        phi = [value.contiguous() for value in phi]
-        v = [value.contiguous() for value in v]
-        known = [rate.detach() for rate in rates]
-        outputs = list(self._run(("pull_back", order), function, phi, self.values, known, *self.batch[:2], v))
-        adapted, rest = outputs[: len(phi)], outputs[len(phi) :]
+        if step == 0:
+            phi = [value.contiguous() for value in phi]
+        if step == self.problem.inner.steps - 1:
+            v = [value.contiguous() for value in v]
+        of_shared = {id(self.constants[name]) for name in self.shared}
+        of_rates = [leaf for leaf in self.extras if id(leaf) not in of_shared]
+        learning = bool(of_rates)
+        known = self._rates(step, known=True)
+        outputs = self._run(("pull_back", order, learning), function, phi, self.values, known, self.batch[:2], v)
+        adapted, rest = list(outputs[: len(phi)]), outputs[len(phi) :]
         by_id = {id(self.constants[name]): value for name, value in zip(self.shared, rest, strict=False)}
-        learned = [
-            (rate, value) for rate, value in zip(rates, rest[len(self.shared) :], strict=True) if rate.requires_grad
-        ]
-        of_rates = [leaf for leaf in self.extras if id(leaf) not in by_id]
-        if of_rates:  # from the rates of this step to the leaves they were indexed from
-            pulled = torch.autograd.grad(
-                [r for r, _ in learned], of_rates, [g for _, g in learned], materialize_grads=True
-            )
+        if learning:  # from the rates of this step to the leaves they were indexed from
+            rates = self._rates(step, known=False)
+            pulled = torch.autograd.grad(rates, of_rates, rest[len(self.shared) :], materialize_grads=True)
             by_id.update({id(leaf): value for leaf, value in zip(of_rates, pulled, strict=True)})
         return adapted, [by_id[id(leaf)] for leaf in self.extras]
 
     def query(self, phi: Parameters) -> Query:
-        def function(phi: Any, constants: Any, *batch: Tensor) -> list[Tensor]:
+        def function(phi: Any, constants: Any, batch: Any) -> list[Tensor]:
             support_inputs, support_targets, query_inputs, query_targets = batch
             with torch.enable_grad():
                 leaves = [value.detach().requires_grad_() for value in phi]
@@ -211,44 +229,42 @@ class CompiledLoop(CheckpointedLoop):
                 gradients = torch.autograd.grad(losses.mean(), [*leaves, *shared], materialize_grads=True)
             with torch.no_grad():
                 support_losses, _ = loop.losses(bound, support_inputs, support_targets)
-            return [value.detach() for value in (losses, predictions, support_losses, *gradients)]
+            return [losses, predictions, support_losses, *gradients]
 
         values = [value.detach().contiguous() for value in phi.values()]
-        losses, predictions, self.last, *gradients = self._run("query", function, values, self.values, *self.batch)
+        losses, predictions, self.last, *gradients = self._run("query", function, values, self.values, self.batch)
         leaves = [*phi.values(), *(self.constants[name] for name in self.shared)]
         return Query(attach(losses.mean(), gradients, leaves), losses, predictions)
 
     def support_history(self) -> Tensor:
         return torch.stack([*self.support_losses, self.last], dim=1)
 
-    def _rates(self, step: int) -> list[Tensor]:
-        """The rates of a step as tensors, one for all parameters where they share it."""
+    def _rates(self, step: int, known: bool) -> list[Tensor]:
+        """The rates of a step as tensors, one for all parameters where they share it; ``known`` without their graph."""
         rate = self.problem.inner.lr
-        like = next(iter(self.theta.values()))
-        if isinstance(rate, Tensor):
-            return [rate]
-        if isinstance(rate, float | int):
-            return [torch.tensor(float(rate), dtype=like.dtype, device=like.device)]
-        with torch.enable_grad():
-            return [rate.at(name, step) for name in self.names]
+        if isinstance(rate, Rates):
+            with torch.set_grad_enabled(not known):
+                return [rate.at(name, step).contiguous() for name in self.names]
+        return [self.rate.detach()] if known else [self.rate]
 
-    def _run(self, kind: Any, function: Callable[..., list[Tensor]], *args: Any) -> Sequence[Tensor]:
-        flat = torch.utils._pytree.tree_leaves(args)
-        key = (kind, len(flat), self.signature)
-        graph = self.graphs.get(key)
+    def _run(self, kind: Any, function: Callable[..., list[Tensor]], *args: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The graph of ``function`` on lists of tensors, compiled where it is met for the first time."""
+        lengths = tuple(map(len, args))
+        graph: Graph | None = self.graphs.get((kind, lengths, self.signature))
+        flat = [tensor for arg in args for tensor in arg]
         if graph is None:
-            graph = self.graphs[key] = self._compile(function, args, flat)
+            graph = self.graphs[kind, lengths, self.signature] = self._compile(function, lengths, flat)
         return graph(*flat)
 
-    def _compile(self, function: Callable[..., list[Tensor]], args: Any, flat: list[Tensor]) -> Graph:
-        structure = torch.utils._pytree.tree_structure(args)
-
+    def _compile(self, function: Callable[..., list[Tensor]], lengths: Sequence[int], flat: list[Tensor]) -> Graph:
         def flattened(*values: Tensor) -> list[Tensor]:
-            return function(*torch.utils._pytree.tree_unflatten(values, structure))
+            rest = iter(values)
+            outputs = function(*([next(rest) for _ in range(length)] for length in lengths))
+            return [output.detach().contiguous() for output in outputs]
 
         device = flat[0].device
         before = _rng_state(device)
-        traced = make_fx(flattened)(*flat)
+        traced = make_fx(flattened, decomposition_table=_THIN_PRODUCTS)(*flat)
         if not torch.equal(before, _rng_state(device)):
             _restore_rng(device, before)
             raise NotImplementedError(
@@ -258,3 +274,26 @@ class CompiledLoop(CheckpointedLoop):
         # the casts of autocast are in the trace already
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             return torch._inductor.compile(traced, [*flat])
+
+
+def _bmm(a: Tensor, b: Tensor) -> Tensor:
+    """A batched product with an inner or outer dimension of 1 as plain arithmetic, which the compiler fuses."""
+    if a.shape[2] == 1:
+        return a * b
+    if b.shape[2] == 1:
+        return (a * b.mT).sum(2, keepdim=True)
+    if a.shape[1] == 1:
+        return (a.mT * b).sum(1, keepdim=True)
+    return NotImplemented
+
+
+def _baddbmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    if (beta, alpha) != (1, 1) or (product := _bmm(a, b)) is NotImplemented:
+        return NotImplemented
+    return bias + product
+
+
+_THIN_PRODUCTS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.bmm.default: _bmm,
+    torch.ops.aten.baddbmm.default: _baddbmm,
+}
