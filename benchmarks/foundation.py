@@ -136,11 +136,9 @@ def sampling(folder: str, count: int) -> dict[str, Any]:
     images = load_omniglot(folder)[:1100].flatten(0, 1)
     labels = torch.arange(1100).repeat_interleave(20)
     dataset = l2l.data.MetaDataset(torch.utils.data.TensorDataset(images.float() / 255, labels))
-    transforms = l2l.data.transforms
-    taskset = l2l.data.Taskset(
-        dataset,
-        [transforms.NWays(dataset, 5), transforms.KShots(dataset, 16), transforms.LoadData(dataset), transforms.RemapLabels(dataset)],
-    )  # fmt: skip
+    of = l2l.data.transforms
+    transforms = [of.NWays(dataset, 5), of.KShots(dataset, 16), of.LoadData(dataset), of.RemapLabels(dataset)]
+    taskset = l2l.data.Taskset(dataset, transforms)
     sampler = EpisodeSampler(images, labels, ways=5, shots=1, queries=15)
     generator = torch.Generator().manual_seed(0)
     return rounds(
