@@ -188,10 +188,10 @@ def _running(problem: Problem) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(batch_norm_mode(problem.network, problem.algorithm.batch_norm))
+        stack.enter_context(batch_norm_mode(problem.modules, problem.algorithm.batch_norm))
         # the fused attention kernels have no second derivative, nor has cuDNN's recurrence
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if any(isinstance(module, nn.RNNBase) for module in problem.network.modules()):
+        if any(isinstance(module, nn.RNNBase) for module in problem.modules):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         # a cast cached where gradients were off would have no gradient where they are on
         cached = torch.is_autocast_cache_enabled()

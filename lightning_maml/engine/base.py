@@ -56,6 +56,11 @@ class Problem:
         """The network's parameters, looked up once: on a small network the walk costs as much as an inner step."""
         return dict(self.network.named_parameters())
 
+    @cached_property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The network and all modules inside, looked up once."""
+        return tuple(self.network.modules())
+
     @property
     def inner(self) -> SGD:
         return self.algorithm.inner

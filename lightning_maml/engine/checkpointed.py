@@ -125,13 +125,13 @@ class CompiledLoop(CheckpointedLoop):
         self.rate = (
             rate if isinstance(rate, Tensor) else like.new_tensor(0.0 if isinstance(rate, Rates) else float(rate))
         )
-        network, device = problem.network, like.device
+        device = like.device
         self.signature = (
             type(problem.loss),
             problem.loss.function,
             problem.algorithm.batch_norm,
             torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type),
-            tuple(module.training for module in network.modules()),
+            tuple(module.training for module in problem.modules),
             tuple(self.names),
             tuple((tuple(v.shape), v.dtype, v.device) for v in (*self.theta.values(), *self.values, *self.batch)),
         )

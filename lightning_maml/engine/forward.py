@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -21,9 +21,9 @@ __all__ = ["batch_norm_mode", "forward_all", "forward_one", "is_walkable", "tied
 
 
 @contextmanager
-def batch_norm_mode(network: nn.Module, mode: BatchNorm) -> Iterator[None]:
+def batch_norm_mode(modules: Iterable[nn.Module], mode: BatchNorm) -> Iterator[None]:
     """Batch-norm layers as the algorithm asks for, for the time of a call; running statistics are never written."""
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    layers = [layer for layer in modules if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     if mode == "running":
         for layer in layers:
             if layer.running_mean is None:

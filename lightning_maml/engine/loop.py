@@ -29,7 +29,7 @@ class TaskLoop:
         self.support_losses: list[Tensor] = []
         self.final: Parameters = {}
         self.checked = False
-        self.by_layer = is_walkable(problem.network)
+        self.by_layer = not one and is_walkable(problem.network)
 
     def initial(self) -> Parameters:
         if self.one:
