@@ -90,15 +90,17 @@ def test_equals_learn2learn(network, loss, steps):
     "network,loss",
     [("mlp", "mse"), ("norm_mlp", "cross_entropy"), pytest.param("conv4", "cross_entropy", marks=pytest.mark.slow)],
 )
-def test_compiled(network, loss):
+@pytest.mark.parametrize("checkpoint", [None, "step"])
+def test_compiled(network, loss, checkpoint):
+    engine = Batched(compile=True, checkpoint=checkpoint)
     module, tasks = make_problem(network, loss)
     for steps in (1, 5):  # the second runs on the graphs of the first
-        output = meta_loss(module, maml(LR, steps), tasks, loss=loss, engine=Batched(compile=True))
+        output = meta_loss(module, maml(LR, steps), tasks, loss=loss, engine=engine)
         assert relative_error(meta_gradient(module, output), reference(module, tasks, loss, LR, steps)) < 1e-9
         eager = meta_loss(module, maml(LR, steps), tasks, loss=loss, engine="eager")
         torch.testing.assert_close(output.support_losses, eager.support_losses)
         torch.testing.assert_close(output.predictions, eager.predictions)
-    output = meta_loss(module, fomaml(LR, 5), tasks, loss=loss, engine=Batched(compile=True))
+    output = meta_loss(module, fomaml(LR, 5), tasks, loss=loss, engine=engine)
     expected = reference(module, tasks, loss, LR, 5, first_order=True)
     assert relative_error(meta_gradient(module, output), expected) < 1e-9
 
@@ -118,8 +120,8 @@ def test_compiled_graphs_are_shared_between_steps():
     module, tasks = make_problem("mlp", "mse")
     for steps in (1, 2, 7):
         meta_loss(module, maml(LR, steps), tasks, loss="mse", engine=Batched(compile=True))
-        assert {key[0] for key in _GRAPHS[module]} == {"classes", "advance", ("pull_back", 2, False), "query"}
-        assert len(_GRAPHS[module]) == 4
+        assert {key[0] for key in _GRAPHS[module]} == {"classes", "kept", "query"}
+        assert len(_GRAPHS[module]) == 3
 
 
 @pytest.mark.parametrize("learn_lr", ["shared", "per_step", "per_parameter", "per_parameter_and_step", "per_element"])

@@ -25,7 +25,7 @@ class Batched(Engine):
 
     Args:
         compile: run an inner step, its pull-back and the query set as graphs compiled by TorchInductor. The first
-            call takes seconds, whatever the number of steps; needs a C++ compiler on a CPU. Implies ``"step"``.
+            call takes seconds, whatever the number of steps; needs a C++ compiler on a CPU.
         chunk_size: how many tasks at once; None for all. Less memory, same gradient.
         checkpoint: ``"step"`` keeps only the parameters before each inner step and runs each step again in the
             backward: memory flat in the number of steps, the same gradient to rounding.
@@ -57,8 +57,14 @@ class Batched(Engine):
                 f"Expected inputs and targets without `requires_grad` for `compile=True` but {asking} ask for a "
                 "gradient. Use compile=False."
             )
-        loop = CompiledLoop if self.compile else CheckpointedLoop if self.checkpoint else TaskLoop
-        return meta_loss_in_chunks(problem, tasks, self.chunk_size or len(tasks), lambda chunk: loop(problem, chunk))
+        return meta_loss_in_chunks(
+            problem, tasks, self.chunk_size or len(tasks), lambda chunk: self._loop(problem, chunk)
+        )
+
+    def _loop(self, problem: Problem, tasks: TaskBatch) -> TaskLoop:
+        if self.compile:
+            return CompiledLoop(problem, tasks, keep=self.checkpoint is None)
+        return CheckpointedLoop(problem, tasks) if self.checkpoint else TaskLoop(problem, tasks)
 
     def trajectory(self, problem: Problem, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Parameters, Tensor]]:
         size = self.chunk_size or len(inputs)

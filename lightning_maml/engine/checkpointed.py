@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lightning_maml.engine.base import Problem, attach
@@ -29,13 +30,14 @@ class _Unroll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loop: CheckpointedLoop, order: int, *tensors: Tensor) -> Any:
         phi = list(tensors[: len(loop.theta)])
-        ctx.loop, ctx.order, ctx.before, ctx.rng = loop, order, [], []
+        ctx.loop, ctx.order, ctx.kept, ctx.rng = loop, order, [], []
         for step in range(loop.problem.inner.steps):
-            ctx.before.append(phi)
-            ctx.rng.append(_rng_state(phi[0].device))
-            phi, losses = loop.advance(phi, step)
+            if loop.draws:
+                ctx.rng.append(_rng_state(phi[0].device))
+            phi, losses, kept = loop.advance(phi, step, order)
+            ctx.kept.append(kept)
             loop.support_losses.append(losses)
-        return tuple(value.clone() for value in phi) if not ctx.before else tuple(phi)
+        return tuple(phi) if ctx.kept else tuple(value.clone() for value in phi)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # differentiating again raises, instead of being silently wrong
@@ -44,12 +46,14 @@ class _Unroll(torch.autograd.Function):
         extras = [torch.zeros_like(leaf) for leaf in loop.extras]
         if ctx.order == 1 and not loop.extras:
             return None, None, *v  # every step is the identity
-        now = _rng_state(v[0].device)
-        for step in reversed(range(len(ctx.before))):
-            _restore_rng(v[0].device, ctx.rng[step])  # the same dropout masks as on the way forward
-            v, more = loop.pull_back(ctx.before.pop(), step, v, ctx.order)
+        now = _rng_state(v[0].device) if loop.draws else None
+        for step in reversed(range(len(ctx.kept))):
+            if loop.draws:
+                _restore_rng(v[0].device, ctx.rng[step])  # the same dropout masks as on the way forward
+            v, more = loop.pull_back(ctx.kept.pop(), step, v, ctx.order)
             extras = [total + part for total, part in zip(extras, more, strict=True)]
-        _restore_rng(v[0].device, now)
+        if now is not None:
+            _restore_rng(v[0].device, now)
         return None, None, *v, *extras
 
 
@@ -67,6 +71,9 @@ def _restore_rng(device: torch.device, state: Tensor) -> None:
 class CheckpointedLoop(TaskLoop):
     """:class:`TaskLoop` with memory flat in the number of inner steps (``checkpoint="step"``)."""
 
+    draws = True
+    """Whether the network may draw random numbers."""
+
     def __init__(self, problem: Problem, tasks: TaskBatch) -> None:
         super().__init__(problem, tasks)
         adapted = {id(value) for value in self.theta.values()}
@@ -77,18 +84,21 @@ class CheckpointedLoop(TaskLoop):
         outputs = _Unroll.apply(self, order, *self.initial().values(), *self.extras)
         return dict(zip(self.theta, outputs, strict=True))
 
-    def advance(self, phi: Sequence[Tensor], step: int) -> tuple[list[Tensor], Tensor]:
-        """One inner step, without a graph: the next parameters, and the support losses ``[T]`` before it."""
+    def advance(self, phi: Sequence[Tensor], step: int, order: int) -> tuple[list[Tensor], Tensor, Sequence[Tensor]]:
+        """One inner step, without a graph.
+
+        Returns the next parameters, the support losses ``[T]`` before the step, and what :meth:`pull_back` needs of it.
+        """
         with torch.enable_grad():
             following, losses = self.step(self._leaves(phi), step, order=1)
-        return [value.detach() for value in following.values()], losses
+        return [value.detach() for value in following.values()], losses, phi
 
     def pull_back(
-        self, phi: Sequence[Tensor], step: int, v: Sequence[Tensor], order: int
+        self, kept: Sequence[Tensor], step: int, v: Sequence[Tensor], order: int
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The gradient ``v`` at the parameters after a step, brought to those before it and to ``extras``."""
         with torch.enable_grad():
-            leaves = self._leaves(phi)
+            leaves = self._leaves(kept)
             following, _ = self.step(leaves, step, order)
             gradients = torch.autograd.grad(
                 list(following.values()), [*leaves.values(), *self.extras], v, materialize_grads=True
@@ -106,17 +116,27 @@ _GRAPHS: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
 
 
 class CompiledLoop(CheckpointedLoop):
-    """:class:`CheckpointedLoop` on three compiled graphs: an inner step, its pull-back, and the query set.
+    """Inner loops on three compiled graphs: an inner step, its way back, and the query set.
 
     The graphs are of a single step, so the first call costs the same for any number of steps. They are traced below
     autograd (``make_fx``), where the second derivative is plain arithmetic, then compiled by TorchInductor.
+
+    Args:
+        problem, tasks: as in :class:`TaskLoop`.
+        keep: a second-order step keeps what its way back needs, as autograd would; otherwise only the parameters
+            before each step are kept, and the way back computes the rest again.
     """
 
-    def __init__(self, problem: Problem, tasks: TaskBatch) -> None:
+    draws = False
+
+    def __init__(self, problem: Problem, tasks: TaskBatch, keep: bool) -> None:
         super().__init__(problem, tasks)
         self.graphs = _GRAPHS.setdefault(problem.network, {})
+        self.keep = keep
         self.names = list(self.theta)
         self.shared = [name for name, value in self.constants.items() if value.requires_grad]
+        of_shared = {id(self.constants[name]) for name in self.shared}
+        self.learned = [leaf for leaf in self.extras if id(leaf) not in of_shared]
         self.values = [value.detach().contiguous() for value in self.constants.values()]
         self.batch = [value.detach().contiguous() for _, value in tasks.named()]
         like = next(iter(self.theta.values()))
@@ -133,9 +153,9 @@ class CompiledLoop(CheckpointedLoop):
             torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type),
             tuple(module.training for module in problem.modules),
             tuple(self.names),
+            bool(self.learned),
             tuple((tuple(v.shape), v.dtype, v.device) for v in (*self.theta.values(), *self.values, *self.batch)),
         )
-
         self._check()
 
     def _check(self) -> None:
@@ -159,12 +179,7 @@ class CompiledLoop(CheckpointedLoop):
         return dict(zip(self.names, phi, strict=True)), loop
 
     def _step(
-        self,
-        phi: Sequence[Tensor],
-        constants: Sequence[Tensor],
-        rates: Sequence[Tensor],
-        support: Sequence[Tensor],
-        order: int,
+        self, phi: Sequence[Tensor], constants: Sequence[Tensor], rates: Sequence[Tensor], support: Any, order: int
     ) -> tuple[list[Tensor], Tensor]:
         bound, loop = self._bound(phi, constants)
         losses, _ = loop.losses(bound, *support)
@@ -174,47 +189,63 @@ class CompiledLoop(CheckpointedLoop):
         following = self.problem.inner.update(bound, named, dict(zip(self.names, each, strict=True)))
         return list(following.values()), losses
 
-    def advance(self, phi: Sequence[Tensor], step: int) -> tuple[list[Tensor], Tensor]:
-        def function(phi: Any, constants: Any, rates: Any, batch: Any) -> list[Tensor]:
-            with torch.enable_grad():
-                leaves = [value.detach().requires_grad_() for value in phi]
-                following, losses = self._step(leaves, constants, rates, batch, order=1)
-            return [*following, losses]
+    def _forth(self, phi: Any, constants: Any, rates: Any, support: Any) -> list[Tensor]:
+        with torch.enable_grad():
+            leaves = [value.detach().requires_grad_() for value in phi]
+            following, losses = self._step(leaves, constants, rates, support, order=1)
+        return [*following, losses]
 
+    def _forth_and_back(
+        self, order: int, phi: Any, constants: Any, rates: Any, support: Any, v: Any
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        with torch.enable_grad():
+            leaves = [value.detach().requires_grad_() for value in phi]
+            named = dict(zip(self.constants, (value.detach() for value in constants), strict=True))
+            shared = [named[name].requires_grad_() for name in self.shared]
+            learned = [rate.detach().requires_grad_(bool(self.learned)) for rate in rates]
+            following, losses = self._step(leaves, list(named.values()), learned, support, order)
+            wanted = [*leaves, *shared, *(learned if self.learned else [])]
+            back = torch.autograd.grad(following, wanted, v, materialize_grads=True)
+        return [*following, losses], list(back)
+
+    def advance(self, phi: Sequence[Tensor], step: int, order: int) -> tuple[list[Tensor], Tensor, Sequence[Tensor]]:
         if step == 0:  # theta, expanded; from then on they are outputs of the graph itself
             phi = [value.contiguous() for value in phi]
-        rates = self._rates(step, known=True)
-        *following, losses = self._run("advance", function, phi, self.values, rates, self.batch[:2])
-        return following, losses
+        arguments = (phi, self.values, self._rates(step, known=True), self.batch[:2])
+        if not (self.keep and order == 2):
+            *following, losses = self._run("forth", self._forth, *arguments)
+            return following, losses, phi
+        graphs = self.graphs.get(("kept", self.signature))
+        flat = [tensor for argument in arguments for tensor in argument]
+        if graphs is None:
+            graphs = self.graphs["kept", self.signature] = self._split(arguments, flat)
+        outputs = graphs[0](*flat)
+        return list(outputs[: len(phi)]), outputs[len(phi)], outputs[len(phi) + 1 :]
 
     def pull_back(
-        self, phi: Sequence[Tensor], step: int, v: Sequence[Tensor], order: int
+        self, kept: Sequence[Tensor], step: int, v: Sequence[Tensor], order: int
     ) -> tuple[list[Tensor], list[Tensor]]:
-        def function(phi: Any, constants: Any, rates: Any, batch: Any, v: Any) -> list[Tensor]:
-            with torch.enable_grad():
-                leaves = [value.detach().requires_grad_() for value in phi]
-                named = dict(zip(self.constants, (value.detach() for value in constants), strict=True))
-                shared = [named[name].requires_grad_() for name in self.shared]
-                learned = [rate.detach().requires_grad_(learning) for rate in rates]
-                following, _ = self._step(leaves, list(named.values()), learned, batch, order)
-                wanted = [*leaves, *shared, *(learned if learning else [])]
-                return list(torch.autograd.grad(following, wanted, v, materialize_grads=True))
-
-        if step == 0:
-            phi = [value.contiguous() for value in phi]
         if step == self.problem.inner.steps - 1:
             v = [value.contiguous() for value in v]
-        of_shared = {id(self.constants[name]) for name in self.shared}
-        of_rates = [leaf for leaf in self.extras if id(leaf) not in of_shared]
-        learning = bool(of_rates)
-        known = self._rates(step, known=True)
-        outputs = self._run(("pull_back", order, learning), function, phi, self.values, known, self.batch[:2], v)
-        adapted, rest = list(outputs[: len(phi)]), outputs[len(phi) :]
+        if self.keep and order == 2:
+            graphs = self.graphs["kept", self.signature]
+            flat = [*kept, *v]
+            if not callable(graphs[1]):
+                graphs[1] = _inductor(graphs[1][0], flat)
+            outputs = graphs[1](*flat)
+        else:
+
+            def back(*arguments: Any) -> list[Tensor]:
+                return self._forth_and_back(order, *arguments)[1]
+
+            rates = self._rates(step, known=True)
+            outputs = self._run(("back", order), back, kept, self.values, rates, self.batch[:2], v)
+        adapted, rest = list(outputs[: len(v)]), outputs[len(v) :]
         by_id = {id(self.constants[name]): value for name, value in zip(self.shared, rest, strict=False)}
-        if learning:  # from the rates of this step to the leaves they were indexed from
+        if self.learned:  # from the rates of this step to the leaves they were indexed from
             rates = self._rates(step, known=False)
-            pulled = torch.autograd.grad(rates, of_rates, rest[len(self.shared) :], materialize_grads=True)
-            by_id.update({id(leaf): value for leaf, value in zip(of_rates, pulled, strict=True)})
+            pulled = torch.autograd.grad(rates, self.learned, rest[len(self.shared) :], materialize_grads=True)
+            by_id.update({id(leaf): value for leaf, value in zip(self.learned, pulled, strict=True)})
         return adapted, [by_id[id(leaf)] for leaf in self.extras]
 
     def query(self, phi: Parameters) -> Query:
@@ -249,31 +280,59 @@ class CompiledLoop(CheckpointedLoop):
 
     def _run(self, kind: Any, function: Callable[..., list[Tensor]], *args: Sequence[Tensor]) -> Sequence[Tensor]:
         """The graph of ``function`` on lists of tensors, compiled where it is met for the first time."""
-        lengths = tuple(map(len, args))
-        graph: Graph | None = self.graphs.get((kind, lengths, self.signature))
+        graph: Graph | None = self.graphs.get((kind, self.signature))
         flat = [tensor for arg in args for tensor in arg]
         if graph is None:
-            graph = self.graphs[kind, lengths, self.signature] = self._compile(function, lengths, flat)
+            graph = self.graphs[kind, self.signature] = _inductor(_trace(function, args, flat), flat)
         return graph(*flat)
 
-    def _compile(self, function: Callable[..., list[Tensor]], lengths: Sequence[int], flat: list[Tensor]) -> Graph:
-        def flattened(*values: Tensor) -> list[Tensor]:
-            rest = iter(values)
-            outputs = function(*([next(rest) for _ in range(length)] for length in lengths))
-            return [output.detach().contiguous() for output in outputs]
+    def _split(self, arguments: Sequence[Sequence[Tensor]], flat: list[Tensor]) -> list[Any]:
+        """A step and its way back as two graphs, the second fed by the first, and compiled once it is met."""
 
-        device = flat[0].device
-        before = _rng_state(device)
-        traced = make_fx(flattened, decomposition_table=_THIN_PRODUCTS)(*flat)
-        if not torch.equal(before, _rng_state(device)):
-            _restore_rng(device, before)
-            raise NotImplementedError(
-                "Expected a network without randomness for `compile=True` but its forward draws random numbers "
-                "(dropout while training?): the backward could not draw the same again. Use compile=False."
-            )
-        # the casts of autocast are in the trace already
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            return torch._inductor.compile(traced, [*flat])
+        def joint(*args: Any) -> list[Tensor]:
+            forth, back = self._forth_and_back(2, *args)
+            return [*forth, *back]
+
+        v = [torch.zeros_like(value) for value in arguments[0]]
+        written = _trace(joint, (*arguments, v), [*flat, *v])
+        # the partitioner cannot cut through writing in place
+        traced = make_fx(torch.func.functionalize(written))(*flat, *v)
+        placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
+        for index, node in enumerate(placeholders):  # the names by which the partitioner knows them
+            kind = "primals" if index < len(flat) else "tangents"
+            node.name = node.target = f"{kind}_{index + 1}"
+        traced.recompile()
+        forth, back = min_cut_rematerialization_partition(traced, [*flat, *v], num_fwd_outputs=len(v) + 1)
+        return [_inductor(forth, flat), (back,)]
+
+
+def _trace(
+    function: Callable[..., list[Tensor]], args: Sequence[Sequence[Tensor]], flat: list[Tensor]
+) -> torch.fx.GraphModule:
+    """What ``function`` does to lists of tensors, as a graph of elementary operations on the flat list."""
+    lengths = [len(arg) for arg in args]
+
+    def flattened(*values: Tensor) -> list[Tensor]:
+        rest = iter(values)
+        outputs = function(*([next(rest) for _ in range(length)] for length in lengths))
+        return [output.detach().contiguous() for output in outputs]
+
+    device = flat[0].device
+    before = _rng_state(device)
+    traced = make_fx(flattened, decomposition_table=_THIN_PRODUCTS)(*flat)
+    if not torch.equal(before, _rng_state(device)):
+        _restore_rng(device, before)
+        raise NotImplementedError(
+            "Expected a network without randomness for `compile=True` but its forward draws random numbers "
+            "(dropout while training?): the backward could not draw the same again. Use compile=False."
+        )
+    return traced
+
+
+def _inductor(traced: torch.fx.GraphModule, flat: Sequence[Tensor]) -> Graph:
+    # the casts of autocast are in the trace already
+    with torch.no_grad(), torch.autocast(flat[0].device.type, enabled=False):
+        return torch._inductor.compile(traced, [*flat])
 
 
 def _bmm(a: Tensor, b: Tensor) -> Tensor:
