@@ -115,7 +115,7 @@ def test_compiled_with_shared_parameters():
 
 
 def test_compiled_graphs_are_shared_between_steps():
-    from lightning_maml.engine.checkpointed import _GRAPHS
+    from lightning_maml.engine.compiled import _GRAPHS
 
     module, tasks = make_problem("mlp", "mse")
     for steps in (1, 2, 7):

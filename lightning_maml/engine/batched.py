@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_maml.engine.base import Engine, MetaOutput, Problem
-from lightning_maml.engine.checkpointed import CheckpointedLoop, CompiledLoop
+from lightning_maml.engine.checkpointed import CheckpointedLoop
 from lightning_maml.engine.chunks import meta_loss_in_chunks
 from lightning_maml.engine.loop import TaskLoop
 from lightning_maml.inner import Parameters
@@ -63,6 +63,8 @@ class Batched(Engine):
 
     def _loop(self, problem: Problem, tasks: TaskBatch) -> TaskLoop:
         if self.compile:
+            from lightning_maml.engine.compiled import CompiledLoop  # torch's compiler takes a second to import
+
             return CompiledLoop(problem, tasks, keep=self.checkpoint is None)
         return CheckpointedLoop(problem, tasks) if self.checkpoint else TaskLoop(problem, tasks)
 
