@@ -54,14 +54,14 @@ class _Unroll(torch.autograd.Function):
 
 
 def rng_state(device: torch.device) -> Tensor:
-    return torch.cuda.getrng_state(device) if device.type == "cuda" else torch.getrng_state()
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def restore_rng(device: torch.device, state: Tensor) -> None:
     if device.type == "cuda":
-        torch.cuda.setrng_state(state, device)
+        torch.cuda.set_rng_state(state, device)
     else:
-        torch.setrng_state(state)
+        torch.set_rng_state(state)
 
 
 class CheckpointedLoop(TaskLoop):
