@@ -105,6 +105,23 @@ def test_compiled(network, loss, checkpoint):
     assert relative_error(meta_gradient(module, output), expected) < 1e-9
 
 
+@pytest.mark.parametrize("steps", [8, 9, 11, 17])
+@pytest.mark.parametrize("preset", [maml, fomaml])
+def test_checkpoint_of_many_steps(preset, steps):
+    """Of more than 8 steps only some are kept, and those between are run again."""
+    module, tasks = make_problem("norm_mlp", "cross_entropy")
+    algorithm = preset(LR, steps, learn_lr="per_step", adapts="^3|^1")  # with all that a way back can have
+    rates = algorithm.initial_rates(module)
+    gradients, histories = [], []
+    for engine in (Batched(checkpoint="step"), Eager()):
+        rates.zero_grad()
+        output = meta_loss(module, algorithm.with_rates(rates), tasks, loss="cross_entropy", engine=engine)
+        gradients.append(meta_gradient(module, output) + [rate.grad for rate in rates.parameters()])
+        histories.append(output.support_losses)
+    assert relative_error(*gradients) < 1e-9
+    torch.testing.assert_close(*histories)
+
+
 def test_compiled_with_shared_parameters():
     module, tasks = make_problem("norm_mlp", "mse")
     gradients = [

@@ -52,9 +52,18 @@ class Problem:
             )
 
     @cached_property
+    def names(self) -> Parameters:
+        """The network's parameters under all their names; a tied one has several.
+
+        Looked up once: on a small network the walk costs as much as an inner step.
+        """
+        return dict(self.network.named_parameters(remove_duplicate=False))
+
+    @cached_property
     def parameters(self) -> Parameters:
-        """The network's parameters, looked up once: on a small network the walk costs as much as an inner step."""
-        return dict(self.network.named_parameters())
+        """The network's parameters, each under its first name."""
+        first: dict[int, str] = {}
+        return {name: value for name, value in self.names.items() if first.setdefault(id(value), name) == name}
 
     @cached_property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -119,7 +128,7 @@ class _Attach(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable  # differentiating again raises, instead of being silently wrong
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        return None, None, *(upstream * gradient for gradient in ctx.saved_tensors)
+        return None, None, *torch._foreach_mul(ctx.saved_tensors, upstream)
 
 
 def attach(loss: Tensor, gradients: Sequence[Tensor], leaves: Sequence[Tensor]) -> Tensor:

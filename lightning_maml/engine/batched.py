@@ -27,8 +27,9 @@ class Batched(Engine):
         compile: run an inner step, its pull-back and the query set as graphs compiled by TorchInductor. The first
             call takes seconds, whatever the number of steps; needs a C++ compiler on a CPU.
         chunk_size: how many tasks at once; None for all. Less memory, same gradient.
-        checkpoint: ``"step"`` keeps only the parameters before each inner step and runs each step again in the
-            backward: memory flat in the number of steps, the same gradient to rounding.
+        checkpoint: ``"step"`` keeps only the parameters before an inner step and runs the step again in the
+            backward: nearly flat memory in the number of steps, the same gradient to rounding. Of more than 8 steps
+            every square-root-th is kept, and those between are run twice.
 
     Raises:
         ValueError: an argument is out of range.

@@ -1,7 +1,8 @@
-"""Inner loops whose memory does not grow with the number of steps."""
+"""Inner loops that keep the parameters before a step, and run the step again on the way back."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ __all__ = ["CheckpointedLoop", "restore_rng", "rng_state"]
 
 
 class _Unroll(torch.autograd.Function):
-    r"""All inner steps as one node of the graph, keeping the parameters before each step and nothing else.
+    r"""All inner steps as one node of the graph.
 
     Backward is the recursion :math:`v \leftarrow v - \alpha H_k v` for plain SGD: each step is run again, and
     differentiated by itself. Exact to rounding against the unrolled graph.
@@ -25,31 +26,15 @@ class _Unroll(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, loop: CheckpointedLoop, order: int, *tensors: Tensor) -> Any:
-        phi = list(tensors[: len(loop.theta)])
-        ctx.loop, ctx.order, ctx.kept, ctx.rng = loop, order, [], []
-        for step in range(loop.problem.inner.steps):
-            if loop.draws:
-                ctx.rng.append(rng_state(phi[0].device))
-            phi, losses, kept = loop.advance(phi, step, order)
-            ctx.kept.append(kept)
-            loop.support_losses.append(losses)
+        ctx.loop, ctx.order = loop, order
+        phi, ctx.kept = loop.go_forth(tensors[: len(loop.theta)], order)
+        loop.way_back = ctx.kept, order
         return tuple(phi) if ctx.kept else tuple(value.clone() for value in phi)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # differentiating again raises, instead of being silently wrong
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        loop, v = ctx.loop, list(upstream)
-        extras = [torch.zeros_like(leaf) for leaf in loop.extras]
-        if ctx.order == 1 and not loop.extras:
-            return None, None, *v  # every step is the identity
-        now = rng_state(v[0].device) if loop.draws else None
-        for step in reversed(range(len(ctx.kept))):
-            if loop.draws:
-                restore_rng(v[0].device, ctx.rng[step])  # the same dropout masks as on the way forward
-            v, more = loop.pull_back(ctx.kept.pop(), step, v, ctx.order)
-            extras = [total + part for total, part in zip(extras, more, strict=True)]
-        if now is not None:
-            restore_rng(v[0].device, now)
+        v, extras = ctx.loop.go_back(ctx.kept, upstream, ctx.order)
         return None, None, *v, *extras
 
 
@@ -65,7 +50,11 @@ def restore_rng(device: torch.device, state: Tensor) -> None:
 
 
 class CheckpointedLoop(TaskLoop):
-    """:class:`TaskLoop` with memory flat in the number of inner steps (``checkpoint="step"``)."""
+    r""":class:`TaskLoop` that holds the activations of a single step at a time (``checkpoint="step"``).
+
+    Besides those it keeps the parameters before each of up to 8 steps. Of more steps it keeps every
+    :math:`\sqrt m`-th, and runs those between once more on the way back: their parameters alone would grow too.
+    """
 
     draws = True
     """Whether the network may draw random numbers."""
@@ -76,9 +65,66 @@ class CheckpointedLoop(TaskLoop):
         # what else the inner steps depend on: shared parameters, learned rates, support inputs that want a gradient
         self.extras = [leaf for leaf in problem.leaves(tasks.support_inputs) if id(leaf) not in adapted]
 
+        self.way_back: tuple[list[Any], int] = ([], 1)
+        """What the last unroll kept, and its order."""
+
     def unroll(self, order: int) -> Parameters:
         outputs = _Unroll.apply(self, order, *self.initial().values(), *self.extras)
         return dict(zip(self.theta, outputs, strict=True))
+
+    @property
+    def spacing(self) -> int:
+        """How many inner steps lie between two kept ones: few steps are all kept, many by the square root."""
+        steps = self.problem.inner.steps
+        return 1 if steps <= 8 else math.isqrt(steps)
+
+    def go_forth(self, phi: Sequence[Tensor], order: int) -> tuple[Sequence[Tensor], list[Any]]:
+        """The parameters after all inner steps, and what :meth:`go_back` needs."""
+        kept = []
+        for step in range(self.problem.inner.steps):
+            rng = self._rng(phi)
+            phi, losses, own = self.advance(phi, step, order)
+            self.support_losses.append(losses)
+            if step % self.spacing == 0:
+                kept.append((own, rng))
+        return phi, kept
+
+    def go_back(self, kept: list[Any], v: Sequence[Tensor], order: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The gradients at the parameters after all steps, brought to those before them and to ``extras``.
+
+        Empties ``kept`` from its end.
+        """
+        if order == 1 and not self.extras:
+            return v, ()  # every step is the identity
+        extras = [torch.zeros_like(leaf) for leaf in self.extras]
+        now = self._rng(v)
+        while kept:
+            own, rng = kept.pop()
+            first = len(kept) * self.spacing
+            steps = [(own, rng)] if self.spacing == 1 else self._again(own, rng, first, order)
+            for step in reversed(range(first, first + len(steps))):
+                own, rng = steps.pop()
+                if rng is not None:
+                    restore_rng(v[0].device, rng)  # the same dropout masks as on the way forward
+                v, more = self.pull_back(own, step, v, order)
+                extras = [total + part for total, part in zip(extras, more, strict=True)]
+        if now is not None:
+            restore_rng(v[0].device, now)
+        return v, extras
+
+    def _again(self, phi: Sequence[Tensor], rng: Tensor | None, first: int, order: int) -> list[Any]:
+        """The steps from a kept one to the next, run once more."""
+        if rng is not None:
+            restore_rng(phi[0].device, rng)
+        steps = []
+        for step in range(first, min(first + self.spacing, self.problem.inner.steps)):
+            rng = self._rng(phi)
+            phi, _, own = self.advance(phi, step, order)
+            steps.append((own, rng))
+        return steps
+
+    def _rng(self, tensors: Sequence[Tensor]) -> Tensor | None:
+        return rng_state(tensors[0].device) if self.draws else None
 
     def advance(self, phi: Sequence[Tensor], step: int, order: int) -> tuple[list[Tensor], Tensor, Sequence[Tensor]]:
         """One inner step, without a graph.

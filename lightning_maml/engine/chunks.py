@@ -22,17 +22,21 @@ def meta_loss_in_chunks(
     gradients: Sequence[Tensor] | None = None
     losses, predictions, support_losses = [], [], []
     for start in range(0, len(tasks), size):
-        chunk = tasks[start : start + size]
+        chunk = tasks if size >= len(tasks) else tasks[start : start + size]
         loop = loop_of(chunk)
         query = problem.algorithm.meta_gradient(loop)
-        share = torch.autograd.grad(query.loss * (len(chunk) / len(tasks)), leaves, materialize_grads=True)
+        share = loop.gradients(query, len(chunk) / len(tasks), leaves)
         gradients = share if gradients is None else [a + b for a, b in zip(gradients, share, strict=True)]
         losses.append(query.task_losses)
         predictions.append(query.predictions)
         support_losses.append(loop.support_history())
         del loop, query
     assert gradients is not None  # a TaskBatch holds at least one task
-    task_losses = torch.cat(losses)
+    task_losses = _joined(losses)
     loss = task_losses.mean()
     surrogate = attach(loss, gradients, leaves)
-    return MetaOutput(loss, surrogate, task_losses, torch.cat(predictions), torch.cat(support_losses))
+    return MetaOutput(loss, surrogate, task_losses, _joined(predictions), _joined(support_losses))
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -17,7 +17,7 @@ from lightning_maml.engine.layers import LAYERS, POINTWISE
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import BatchNorm
 
-__all__ = ["batch_norm_mode", "forward_all", "forward_one", "is_walkable", "tied_names"]
+__all__ = ["batch_norm_mode", "forward_all", "forward_one", "tied_names"]
 
 
 @contextmanager
@@ -57,12 +57,6 @@ def tied_names(network: nn.Module) -> dict[str, str]:
             if first.setdefault(id(parameter), name) != name:
                 further[name] = first[id(parameter)]
     return further
-
-
-def is_walkable(network: nn.Module) -> bool:
-    """Whether every parameter has one name only, so that layers can be called one by one."""
-    every = network.named_parameters(remove_duplicate=False)
-    return sum(1 for _ in network.parameters()) == sum(1 for _ in every)
 
 
 def _call(network: nn.Module, parameters: Parameters, inputs: Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_maml.engine.base import Problem
-from lightning_maml.engine.forward import forward_all, forward_one, is_walkable
+from lightning_maml.engine.forward import forward_all, forward_one
 from lightning_maml.inner import Parameters
 from lightning_maml.meta_gradient import Query
 from lightning_maml.tasks import TaskBatch
@@ -29,7 +29,7 @@ class TaskLoop:
         self.support_losses: list[Tensor] = []
         self.final: Parameters = {}
         self.checked = False
-        self.by_layer = not one and is_walkable(problem.network)
+        self.by_layer = not one and len(problem.names) == len(problem.parameters)  # each has one name only
 
     def initial(self) -> Parameters:
         if self.one:
@@ -74,6 +74,11 @@ class TaskLoop:
         losses, predictions = self.losses(phi, self.tasks.query_inputs, self.tasks.query_targets)
         self.final = {name: value.detach() for name, value in phi.items()}
         return Query(losses.mean(), losses.detach(), predictions.detach())
+
+    def gradients(self, query: Query, weight: float, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The gradients of ``weight * query.loss``, zero where a leaf has no part in it."""
+        loss = query.loss if weight == 1 else query.loss * weight
+        return torch.autograd.grad(loss, leaves, materialize_grads=True)
 
     def support_history(self) -> Tensor:
         """The support losses ``[T, steps + 1]`` seen on the way, and under the parameters last asked for."""
