@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
@@ -197,6 +199,17 @@ def test_partly_adapted_and_frozen(engine):
     output = meta_loss(module, algorithm, tasks, loss="mse", engine=ENGINES[engine])
     assert relative_error(meta_gradient(module, output), expected) < 1e-9
     assert module.conv2.weight.grad is None
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, "compile"])
+def test_a_meta_batch_is_freed_at_once(engine):
+    """A cycle through autograd's graph would never be: no garbage collector sees it."""
+    module, tasks = make_problem("mlp", "mse")
+    seen = [weakref.ref(value) for _, value in tasks.named()]
+    chosen = Batched(compile=True) if engine == "compile" else ENGINES[engine]
+    meta_loss(module, maml(LR, 2), tasks, loss="mse", engine=chosen).surrogate.backward()
+    del tasks
+    assert [value() for value in seen] == [None] * 4
 
 
 @pytest.mark.parametrize("engine", ["eager", "batched", "checkpoint"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +54,9 @@ class CompiledLoop(CheckpointedLoop):
         self.graphs = _GRAPHS.setdefault(problem.network, {})
         self.keep = keep
         self.names = list(self.theta)
-        self.unrolled: Parameters = {}
-        self.answer: tuple[Query | None, Parameters, Sequence[Tensor]] = (None, {}, [])
+        # weak, since the graph of these tensors holds this loop, and no garbage collector sees through a graph
+        self.unrolled: list[ref[Tensor]] = []
+        self.answer: tuple[ref[Tensor], list[Tensor]] | None = None
         self.shared = [name for name, value in self.constants.items() if value.requires_grad]
         of_shared = {id(self.constants[name]) for name in self.shared}
         self.learned = [leaf for leaf in self.extras if id(leaf) not in of_shared]
@@ -193,25 +194,27 @@ class CompiledLoop(CheckpointedLoop):
         losses, predictions, self.last, *gradients = self._run("query", function, values, self.values, self.batch)
         leaves = [*phi.values(), *(self.constants[name] for name in self.shared)]
         query = Query(attach(losses.mean(), gradients, leaves), losses, predictions)
-        self.answer = query, phi, gradients
+        # the rule may ask more than once, and of other parameters
+        after_all_steps = all(value is seen() for value, seen in zip(phi.values(), self.unrolled, strict=False))
+        self.answer = (ref(query.loss), gradients) if self.unrolled and after_all_steps else None
         return query
 
     def unroll(self, order: int) -> Parameters:
-        self.unrolled = super().unroll(order)
-        return self.unrolled
+        phi = super().unroll(order)
+        self.unrolled = [ref(value) for value in phi.values()]
+        return phi
 
     def gradients(self, query: Query, weight: float, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
-        answer, phi, found = self.answer
-        if query is not answer or phi is not self.unrolled:
+        if self.answer is None or self.answer[0]() is not query.loss:
             return super().gradients(query, weight, leaves)
         # The rule asked for the query sets at the end of the inner steps and for nothing else: the way back is known,
         # and on a small network autograd's engine would cost as much as a step.
         with torch.no_grad():
-            found = found if weight == 1 else [value * weight for value in found]
-            of_shared = found[len(phi) :]
+            found = self.answer[1] if weight == 1 else [value * weight for value in self.answer[1]]
+            v, of_shared = found[: len(self.names)], found[len(self.names) :]
             kept, order = self.way_back
-            v, of_extras = self.go_back(kept, found[: len(phi)], order)
-            gradients = {id(leaf): value.sum(0) for leaf, value in zip(self.theta.values(), v, strict=True)}
+            before, of_extras = self.go_back(kept, v, order)
+            gradients = {id(leaf): value.sum(0) for leaf, value in zip(self.theta.values(), before, strict=True)}
             gradients.update({id(leaf): value for leaf, value in zip(self.extras, of_extras, strict=True)})
             for name, value in zip(self.shared, of_shared, strict=True):
                 leaf = id(self.constants[name])
