@@ -224,7 +224,8 @@ class MetaModule(LightningModule):
         return None
 
     def _meta_loss(self, tasks: TaskBatch) -> tuple[Tensor, TaskBatch, Tensor, Tensor]:
-        output = meta_loss(self.network, self.algorithm, tasks, loss=self.loss, engine=self.engine)
+        algorithm = self.algorithm.at(self.global_step)  # which counts meta-updates, and goes on after resuming
+        output = meta_loss(self.network, algorithm, tasks, loss=self.loss, engine=self.engine)
         metric = self._metric[1](output.predictions, tasks.query_targets).mean() if self._metric else None
         self._meter.add(len(tasks), output.loss, output.support_losses, metric)
         return output.surrogate, tasks, output.loss, output.support_losses

@@ -24,33 +24,40 @@ class _Unroll(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, loop: CheckpointedLoop, order: int, *tensors: Tensor) -> Any:
+    def forward(ctx: Any, loop: CheckpointedLoop, order: int, every: bool, *tensors: Tensor) -> Any:
         phi = list(tensors[: len(loop.theta)])
-        ctx.loop, ctx.order, ctx.kept, ctx.rng = loop, order, [], []
+        ctx.loop, ctx.order, ctx.every, ctx.kept, ctx.rng = loop, order, every, [], []
+        between: list[Tensor] = []
         for step in range(loop.problem.inner.steps):
             if loop.draws:
                 ctx.rng.append(rng_state(phi[0].device))
             phi, losses, kept = loop.advance(phi, step, order)
             ctx.kept.append(kept)
             loop.support_losses.append(losses)
-        return tuple(phi) if ctx.kept else tuple(value.clone() for value in phi)
+            if every and step < loop.problem.inner.steps - 1:
+                between += [value.clone() for value in phi]  # what is kept must not hold on to the graph
+        return (*between, *phi) if ctx.kept else tuple(value.clone() for value in phi)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # differentiating again raises, instead of being silently wrong
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        loop, v = ctx.loop, list(upstream)
+        loop, size = ctx.loop, len(ctx.loop.theta)
+        v = list(upstream[-size:])
+        earlier = [upstream[at : at + size] for at in range(0, len(upstream) - size, size)]  # after steps 1, 2, ...
         extras = [torch.zeros_like(leaf) for leaf in loop.extras]
-        if ctx.order == 1 and not loop.extras:
-            return None, None, *v  # every step is the identity
+        if ctx.order == 1 and not loop.extras:  # every step is the identity
+            return None, None, None, *(sum(parts, start=last) for last, *parts in zip(v, *earlier, strict=True))
         now = rng_state(v[0].device) if loop.draws else None
         for step in reversed(range(len(ctx.kept))):
             if loop.draws:
                 restore_rng(v[0].device, ctx.rng[step])  # the same dropout masks as on the way forward
             v, more = loop.pull_back(ctx.kept.pop(), step, v, ctx.order)
             extras = [total + part for total, part in zip(extras, more, strict=True)]
+            if earlier and step > 0:
+                v = [value + part for value, part in zip(v, earlier[step - 1], strict=True)]
         if now is not None:
             restore_rng(v[0].device, now)
-        return None, None, *v, *extras
+        return None, None, None, *v, *extras
 
 
 def rng_state(device: torch.device) -> Tensor:
@@ -74,11 +81,19 @@ class CheckpointedLoop(TaskLoop):
         super().__init__(problem, tasks)
         adapted = {id(value) for value in self.theta.values()}
         # what else the inner steps depend on: shared parameters, learned rates, support inputs that want a gradient
-        self.extras = [leaf for leaf in problem.leaves(tasks.support_inputs) if id(leaf) not in adapted]
+        # (and the adapted ones where every step is drawn back to them)
+        leaves = problem.leaves(tasks.support_inputs)
+        self.extras = [leaf for leaf in leaves if id(leaf) not in adapted or problem.inner.proximal]
 
     def unroll(self, order: int) -> Parameters:
-        outputs = _Unroll.apply(self, order, *self.initial().values(), *self.extras)
+        outputs = _Unroll.apply(self, order, False, *self.start().values(), *self.extras)
         return dict(zip(self.theta, outputs, strict=True))
+
+    def path(self, order: int) -> list[Parameters]:
+        start, size = self.start(), len(self.theta)
+        outputs = _Unroll.apply(self, order, True, *start.values(), *self.extras) if self.problem.inner.steps else ()
+        parts = [outputs[at : at + size] for at in range(0, len(outputs), size)]
+        return [start, *(dict(zip(self.theta, part, strict=True)) for part in parts)]
 
     def advance(self, phi: Sequence[Tensor], step: int, order: int) -> tuple[list[Tensor], Tensor, Sequence[Tensor]]:
         """One inner step, without a graph.
