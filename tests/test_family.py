@@ -51,12 +51,24 @@ ENGINES = {
     "eager": Eager(),
     "batched": Batched(),
     "checkpoint": Batched(checkpoint="step"),
-    "chunks_checkpoint": Batched(chunk_size=2, checkpoint="step"),
 }
 LR = 0.1
 COMPILED = Batched(compile=True)
 
 engines = pytest.mark.parametrize("engine", ENGINES)
+
+
+@pytest.mark.parametrize("checkpoint", [None, "step"])
+@pytest.mark.parametrize("preset", ["anil", "meta_sgd", "reptile", "imaml", "maml_pp", "proto_maml"])
+def test_chunks_add_up(preset, checkpoint):
+    """Two tasks and then one give what three at once do: rules return means, and chunks are weighed by their tasks."""
+    module, tasks = make_problem("mlp", "cross_entropy")
+    algorithm = with_rates(PRESETS[preset]("mlp"), module)
+    gradients = [
+        meta_gradient(module, meta_loss(module, algorithm, tasks, loss="cross_entropy", engine=engine))
+        for engine in (Batched(chunk_size=2, checkpoint=checkpoint), Eager())
+    ]
+    assert relative_error(*gradients) < 1e-9
 
 
 def with_rates(algorithm: Algorithm, network: nn.Module) -> Algorithm:
@@ -279,7 +291,7 @@ def test_damping_solves_the_damped_system():
     assert relative_error(meta_gradient(network, output)[:1], [total.mT.detach()]) < 1e-8
 
 
-@pytest.mark.parametrize("engine", ["eager", "checkpoint"])
+@pytest.mark.parametrize("engine", ["batched", "checkpoint"])
 def test_implicit_gradient_is_the_limit_of_a_long_unrolled_loop(engine):
     module, tasks = make_problem("mlp", "mse")
     inner = SGD(0.2, 300, proximal=2.0)
@@ -365,6 +377,7 @@ def test_multi_step_loss_is_the_weighted_sum(network, update, engine):
 def test_multi_step_weights():
     assert MultiStep(None).at(10**6).weights(4) == [0.25] * 4
     assert MultiStep(0).weights(3) == MultiStep(10).at(10).weights(3) == MultiStep(10).at(99).weights(3) == [0, 0, 1]
+    assert MultiStep(10).weights(1) == [1]
     for update in range(12):
         assert sum(MultiStep(10).at(update).weights(5)) == pytest.approx(1)
 
@@ -394,7 +407,7 @@ def test_order_annealing(engine):
 def test_the_module_tells_the_algorithm_its_update(tmp_path):
     """FOMAML's updates first, then MAML's; also where a run was resumed, and with several updates a step."""
     batches = [make_problem("mlp", "mse", dtype=torch.float32)[1]] * 4
-    algorithm = maml_pp(LR, 3, learn_lr=None, multi_step_updates=0, first_order_updates=2)
+    algorithm = maml_pp(LR, 3, learn_lr=None, multi_step_updates=0, first_order_updates=3)
 
     def subject(k: int = 1) -> MetaModule:
         network = make_problem("mlp", "mse", dtype=torch.float32)[0]
@@ -404,16 +417,16 @@ def test_the_module_tells_the_algorithm_its_update(tmp_path):
     optimizer = torch.optim.Adam(expected.parameters())
     for update, tasks in enumerate(batches):
         optimizer.zero_grad()
-        meta_loss(expected, (fomaml if update < 2 else maml)(LR, 3), tasks, loss="mse").surrogate.backward()
+        meta_loss(expected, (fomaml if update < 3 else maml)(LR, 3), tasks, loss="mse").surrogate.backward()
         optimizer.step()
     whole, grouped, first, second = subject(), subject(2), subject(), subject()
     trainer(tmp_path, max_steps=4).fit(whole, DataLoader(batches, batch_size=None))
     trainer(tmp_path, max_steps=4).fit(grouped, DataLoader([tuple(batches[:2])] * 2, batch_size=None))
-    run = trainer(tmp_path, max_steps=3)
-    run.fit(first, DataLoader(batches, batch_size=None))
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(first, DataLoader(batches[:2], batch_size=None))
     run.save_checkpoint(tmp_path / "first.ckpt")
-    trainer(tmp_path, max_steps=4).fit(
-        second, DataLoader(batches, batch_size=None), ckpt_path=tmp_path / "first.ckpt", weights_only=False
+    trainer(tmp_path, max_epochs=2).fit(
+        second, DataLoader(batches[:2], batch_size=None), ckpt_path=tmp_path / "first.ckpt"
     )
     for network in (whole.network, grouped.network, second.network):
         torch.testing.assert_close(list(network.parameters()), list(expected.parameters()))
@@ -503,7 +516,7 @@ def test_prototypes_classify_by_distance():
     features = torch.stack([module[:-1](images) for images in tasks.query_inputs])
     support = torch.stack([module[:-1](images) for images in tasks.support_inputs])
     centres = torch.stack([support[:, labels[0] == c].mean(1) for c in range(5)], 1)
-    expected = -torch.cdist(features, centres).square().log_softmax(-1) * -1
+    expected = -torch.cdist(features, centres).square()
     torch.testing.assert_close(adapted.predict(tasks.query_inputs).log_softmax(-1), expected.log_softmax(-1))
 
 
@@ -590,6 +603,7 @@ def test_checkpoint_refuses_adam_where_steps_run_again():
         run(Algorithm(Adam(LR, 2), FirstOrder()), engine=Batched(checkpoint="step"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", [anil(LR, 3), boil(LR, 3), reptile(LR, 3, "sgd")], ids=lambda a: a.name)
 def test_compiled_runs_what_is_plain(algorithm):
     module, tasks = make_problem("mlp", "mse")
@@ -656,9 +670,16 @@ def subject(network: str, preset: str, engine: str) -> tuple[MetaModule, TaskBat
 
 
 @pytest.mark.filterwarnings("ignore:The conjugate gradients of the implicit")  # said once, and tested above
-@pytest.mark.parametrize("engine", ["eager", "batched", "checkpoint"])
-@pytest.mark.parametrize("network", ["mlp", "conv4", "attention"])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    ("preset", "network", "engine"),
+    [
+        # a Latin square in each run: every new preset meets every network and every engine
+        pytest.param(preset, network, engine, marks=[] if i > 2 and (i + j + k) % 3 == 0 else pytest.mark.slow)
+        for i, preset in enumerate(PRESETS)
+        for j, network in enumerate(("mlp", "conv4", "attention"))
+        for k, engine in enumerate(("eager", "batched", "checkpoint"))
+    ],
+)
 def test_twenty_steps_lower_the_loss(tmp_path, preset, network, engine):
     made, tasks = subject(network, preset, engine)
 
@@ -674,18 +695,19 @@ def test_twenty_steps_lower_the_loss(tmp_path, preset, network, engine):
 
 @pytest.mark.filterwarnings("ignore:The conjugate gradients of the implicit")
 @pytest.mark.parametrize(
-    ("network", "preset"), [*(("mlp", preset) for preset in PRESETS), ("conv4", "maml_pp"), ("attention", "lora")]
+    ("network", "preset"),
+    [*(("mlp", preset) for preset in list(PRESETS)[3:]), ("conv4", "maml_pp"), ("attention", "lora")],
 )
 def test_checkpoint_resume_predict(tmp_path, network, preset):
     whole, tasks = subject(network, preset, "batched")
-    data = DataLoader([tasks] * 8, batch_size=None)
-    trainer(tmp_path, max_steps=8).fit(whole, data)
+    data = DataLoader([tasks] * 4, batch_size=None)
+    trainer(tmp_path, max_epochs=2).fit(whole, data)
     first, _ = subject(network, preset, "batched")
-    run = trainer(tmp_path, max_steps=4)
+    run = trainer(tmp_path, max_epochs=1)
     run.fit(first, data)
     run.save_checkpoint(tmp_path / "half.ckpt")
     second, _ = subject(network, preset, "batched")
-    run = trainer(tmp_path, max_steps=8)
+    run = trainer(tmp_path, max_epochs=2)
     run.fit(second, data, ckpt_path=tmp_path / "half.ckpt")
     for a, b in zip(whole.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
