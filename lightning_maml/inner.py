@@ -15,8 +15,10 @@ __all__ = ["SGD", "Adam", "Adapts", "InnerLoop", "LearnedRate", "Parameters", "P
 Parameters = dict[str, Tensor]
 """Named parameters: of one network ``{name: [*shape]}``, or of one network a task ``{name: [T, *shape]}``."""
 
-LearnedRate = Literal["shared", "per_step", "per_parameter", "per_parameter_and_step", "per_element"]
-"""What has a learned inner rate of its own. ``per_element`` is Meta-SGD's, ``per_parameter_and_step`` MAML++'s."""
+LearnedRate = Literal["shared", "per_step", "per_parameter", "per_parameter_and_step", "per_element", "curvature"]
+"""What has a learned inner rate of its own. ``per_element`` is Meta-SGD's, ``per_parameter_and_step`` MAML++'s.
+``curvature`` is Meta-Curvature's: the rate stays, and learned matrices multiply the gradient, one for its outputs,
+one for its inputs and one for the places of a filter; a vector is multiplied element by element."""
 
 
 class Rates(nn.Module):
@@ -36,10 +38,16 @@ class Rates(nn.Module):
 
     def __init__(self, kind: LearnedRate, lr: float, steps: int, parameters: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self.lr = kind, lr
+        self._dims: dict[str, int] = {}
         first = next(iter(parameters.values()))
         names = [self._key(name) for name in parameters] if kind not in ("shared", "per_step") else [kind]
         for name, parameter in zip(names, parameters.values(), strict=False):
+            if kind == "curvature":
+                self._dims[name] = parameter.ndim
+                for part, identity in _identities(parameter).items():
+                    self.register_parameter(f"{name}/{part}", nn.Parameter(identity))
+                continue
             shape: tuple[int, ...] = ()
             if kind in ("per_step", "per_parameter_and_step"):
                 shape = (steps,)
@@ -55,8 +63,35 @@ class Rates(nn.Module):
 
     def at(self, name: str, step: int) -> Tensor:
         """The rate of parameter ``name`` at inner step ``step``: a scalar, or of the parameter's own shape."""
+        if self.kind == "curvature":
+            return next(self.parameters()).new_tensor(self.lr)
         rate = self.get_parameter(self.kind if self.kind in ("shared", "per_step") else self._key(name))
         return rate[min(step, len(rate) - 1)] if self.kind in ("per_step", "per_parameter_and_step") else rate
+
+    def direction(self, name: str, gradient: Tensor) -> Tensor:
+        """What the rate of parameter ``name`` multiplies, from its gradient ``[*shape]`` or ``[T, *shape]``."""
+        if self.kind != "curvature":
+            return gradient
+        key, dims = self._key(name), self._dims[self._key(name)]
+        if dims < 2:
+            return gradient * self.get_parameter(f"{key}/elements")
+        outputs, inputs = self.get_parameter(f"{key}/outputs"), self.get_parameter(f"{key}/inputs")
+        if dims == 2:
+            return outputs @ gradient @ inputs
+        places = self.get_parameter(f"{key}/places")
+        blocks = gradient.flatten(gradient.ndim - dims + 2)  # [..., outputs, inputs, places]
+        transformed = torch.einsum("ao,...oif,ib,cf->...abc", outputs, blocks, inputs, places)
+        return transformed.reshape(gradient.shape)
+
+
+def _identities(parameter: Tensor) -> dict[str, Tensor]:
+    """Meta-Curvature's matrices for a parameter, as the identity."""
+    if parameter.ndim < 2:
+        return {"elements": torch.ones_like(parameter)}
+    sizes = {"outputs": parameter.shape[0], "inputs": parameter.shape[1]}
+    if parameter.ndim > 2:
+        sizes["places"] = parameter[0, 0].numel()
+    return {part: torch.eye(size, dtype=parameter.dtype, device=parameter.device) for part, size in sizes.items()}
 
 
 def head_names(names: Iterable[str], head: str | None = None) -> list[str]:
@@ -234,7 +269,9 @@ class InnerLoop:
 
         ``state`` is the rule's own memory of the steps before, to be written to; it is empty at step 0.
         """
-        return gradients
+        if not isinstance(self.lr, Rates):
+            return gradients
+        return {name: self.lr.direction(name, gradient) for name, gradient in gradients.items()}
 
     @staticmethod
     def update(phi: Parameters, gradients: Parameters, rates: Mapping[str, float | Tensor]) -> Parameters:

@@ -31,7 +31,7 @@ def per_step_names(network: nn.Module) -> set[str]:
 
 @dataclass(frozen=True)
 class Algorithm:
-    """An inner loop and a meta-gradient rule. Presets build them: :func:`maml`, :func:`fomaml`, :func:`pretrained`.
+    """An inner loop and a meta-gradient rule. Presets build them: :mod:`lightning_maml.presets`.
 
     Args:
         inner: how a task adapts.

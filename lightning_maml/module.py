@@ -54,8 +54,8 @@ class MetaModule(LightningModule):
     Args:
         network: any module; its parameters are what is meta-learned.
         algorithm: how tasks adapt and how the meta-gradient is formed: ``maml(lr=0.01, steps=5)`` or another preset. On
-            the command line ``lightning_maml.maml``, ``lightning_maml.fomaml`` or ``lightning_maml.pretrained``, then
-            for instance ``--model.algorithm.steps 5``.
+            the command line ``lightning_maml.maml`` or another preset's name, then for instance
+            ``--model.algorithm.steps 5``.
         loss: ``"mse"``, ``"cross_entropy"`` or a function ``(predictions [N, ...], targets [N, ...]) -> scalar``, the
             mean over the rows of one task.
         optimizer: makes the outer optimiser from the parameters. Adam with rate 1e-3 by default, as in the paper.

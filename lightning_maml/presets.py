@@ -19,6 +19,7 @@ __all__ = [
     "lora",
     "maml",
     "maml_pp",
+    "meta_curvature",
     "meta_sgd",
     "pretrained",
     "proto_maml",
@@ -178,6 +179,41 @@ def meta_sgd(
         {'weight': (2, 3), 'bias': (2,)}
     """
     return Algorithm(SGD(lr, steps, "per_element", adapts), Unrolled(), batch_norm, "meta_sgd")
+
+
+def meta_curvature(
+    lr: float = 0.01,
+    steps: int = 5,
+    first_order: bool = False,
+    adapts: str | Callable[[str], bool] | None = None,
+    batch_norm: BatchNorm = "batch",
+) -> Algorithm:
+    r"""Meta-Curvature: :func:`maml` in which learned matrices transform each gradient before the step.
+
+    .. math:: \phi_{k+1} = \phi_k - \alpha \, M_o \nabla L_{support}(\phi_k) \, M_i \; M_f
+
+    with a matrix for the outputs, the inputs and the filter's places of each weight, all starting as the identity, and
+    a factor for each element of a bias.
+
+    Args:
+        lr: the inner rate alpha, which stays fixed.
+        first_order: inner gradients as constants, as in :func:`fomaml`; the matrices learn all the same.
+
+    The other arguments are those of :func:`maml`.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Reference:
+        Park, Oliva, "Meta-Curvature", NeurIPS 2019.
+
+    Example:
+        >>> from torch import nn
+        >>> [name for name, _ in meta_curvature().initial_rates(nn.Conv2d(3, 8, 3)).named_parameters()]
+        ['weight/outputs', 'weight/inputs', 'weight/places', 'bias/elements']
+    """
+    rule = FirstOrder() if first_order else Unrolled()
+    return Algorithm(SGD(lr, steps, "curvature", adapts), rule, batch_norm, "meta_curvature")
 
 
 def reptile(

@@ -37,6 +37,7 @@ from lightning_maml import (
     lora,
     maml,
     maml_pp,
+    meta_curvature,
     meta_loss,
     meta_sgd,
     pretrained,
@@ -59,7 +60,7 @@ engines = pytest.mark.parametrize("engine", ENGINES)
 
 
 @pytest.mark.parametrize("checkpoint", [None, "step"])
-@pytest.mark.parametrize("preset", ["anil", "meta_sgd", "reptile", "imaml", "maml_pp", "proto_maml"])
+@pytest.mark.parametrize("preset", ["anil", "meta_sgd", "meta_curvature", "reptile", "imaml", "maml_pp", "proto_maml"])
 def test_chunks_add_up(preset, checkpoint):
     """Two tasks and then one give what three at once do: rules return means, and chunks are weighed by their tasks."""
     module, tasks = make_problem("mlp", "cross_entropy")
@@ -132,7 +133,7 @@ def run(algorithm: Algorithm, loss: str = "mse", engine: str | Batched = "batche
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # learn2learn's clone reads it
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("network", ["mlp", "conv4", "attention"])
-@pytest.mark.parametrize("preset", ["anil", "meta_sgd"])
+@pytest.mark.parametrize("preset", ["anil", "meta_sgd", "meta_curvature"])
 def test_equals_learn2learn(preset, network, loss):
     from lightning_maml.data.learn2learn import import_learn2learn
 
@@ -141,18 +142,38 @@ def test_equals_learn2learn(preset, network, loss):
     except ImportError:
         pytest.skip("learn2learn is not installed")
     module, tasks = make_problem(network, loss)
-    algorithm = anil(LR, 3, head="^head") if preset == "anil" else meta_sgd(LR, 3)
+    module.float().double()  # learn2learn makes Meta-Curvature's matrices in float32, and the whole has to follow
+    algorithm = {
+        "anil": anil(LR, 3, head="^head"),
+        "meta_sgd": meta_sgd(LR, 3),
+        "meta_curvature": meta_curvature(0.125, 3),  # exact in float32, in which learn2learn keeps it
+    }[preset]
     rates = algorithm.initial_rates(module)
     if rates is not None:
         with torch.no_grad():
             for rate in rates.parameters():
-                rate.mul_(torch.rand_like(rate) + 0.5)
+                rate.add_((torch.rand_like(rate) - 0.5) * rate.max())
     ours = meta_gradient(module, meta_loss(module, algorithm.with_rates(rates), tasks, loss=loss, engine="batched"))
     theirs = list(module.parameters())
     if preset == "anil":
         head = l2l.algorithms.MAML(module.head, lr=LR)
         body, module.head = module, nn.Identity()  # as in its examples: the features, then the head of the task
         learners = [lambda x, clone: clone(body(x)), head]
+    elif preset == "meta_curvature":
+        transform = l2l.optim.MetaCurvatureTransform
+        learner = l2l.algorithms.GBML(module.float(), transform, lr=0.125).double()
+        own, matrices = [], list(learner.compute_update.parameters())
+        for name, parameter in module.named_parameters():  # its "in" is the first dimension, its "out" the second
+            parts = (
+                ["elements"] if parameter.ndim == 1 else ["outputs", "inputs", "places"][: max(parameter.ndim - 1, 2)]
+            )
+            own += [rates.get_parameter(f"{rates._key(name)}/{part}") for part in parts]
+        with torch.no_grad():
+            for matrix, rate in zip(matrices, own, strict=True):
+                matrix.copy_(rate)
+        ours += [rate.grad for rate in own]
+        theirs += matrices
+        learners = [lambda x, clone: clone(x), learner]
     else:
         learner = l2l.algorithms.MetaSGD(module, lr=LR)
         with torch.no_grad():
@@ -171,6 +192,43 @@ def test_equals_learn2learn(preset, network, loss):
                 clone.adapt(LOSSES[loss](call(tasks.support_inputs[t], clone), tasks.support_targets[t]))
             (LOSSES[loss](call(tasks.query_inputs[t], clone), tasks.query_targets[t]) / len(tasks)).backward()
     assert relative_error(ours, [parameter.grad for parameter in theirs]) < 1e-9
+
+
+@engines
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("network", ["mlp", "conv4"])
+def test_meta_curvature_by_hand(network, first_order, engine):
+    module, tasks = make_problem(network, "mse")
+    algorithm = meta_curvature(LR, 2, first_order)
+    rates = algorithm.initial_rates(module)
+    with torch.no_grad():
+        for rate in rates.parameters():
+            rate.add_(0.3 * torch.randn_like(rate))
+    theta = dict(module.named_parameters())
+    total = torch.zeros((), dtype=torch.float64)
+
+    def transformed(name, gradient):
+        if gradient.ndim == 1:
+            return gradient * rates.get_parameter(f"{name}/elements")
+        outputs, inputs = (rates.get_parameter(f"{name}/{part}") for part in ("outputs", "inputs"))
+        if gradient.ndim == 2:
+            return outputs @ gradient @ inputs
+        places = rates.get_parameter(f"{name}/places")
+        blocks = torch.einsum("ao,oif->aif", outputs, gradient.flatten(2))
+        return torch.einsum("aif,ib,cf->abc", blocks, inputs, places).view_as(gradient)
+
+    for t in range(len(tasks)):
+        phi = theta
+        for _ in range(2):
+            loss = F.mse_loss(functional_call(module, phi, (tasks.support_inputs[t],)), tasks.support_targets[t])
+            g = torch.autograd.grad(loss, list(phi.values()), create_graph=not first_order)
+            phi = {n: v - LR * transformed(n.replace(".", "/"), d) for (n, v), d in zip(phi.items(), g, strict=True)}
+        predictions = functional_call(module, phi, (tasks.query_inputs[t],))
+        total = total + F.mse_loss(predictions, tasks.query_targets[t]) / len(tasks)
+    expected = list(torch.autograd.grad(total, [*theta.values(), *rates.parameters()]))
+    output = meta_loss(module, algorithm.with_rates(rates), tasks, loss="mse", engine=ENGINES[engine])
+    ours = meta_gradient(module, output) + [rate.grad for rate in rates.parameters()]
+    assert relative_error(ours, expected) < 1e-9
 
 
 # Reptile
@@ -583,10 +641,12 @@ def test_lora_adapts_low_rank_matrices(engine):
         (Algorithm(SGD(LR, 2, proximal=1.0), Unrolled()), "not for a proximal inner loop"),
         (imaml(LR, 2), "not for a proximal inner loop"),
         (cavia(adapts="bias"), "not for an inner loop with a `start`"),
+        (meta_curvature(LR, 2), "not for learned matrices"),
         (maml_pp(LR, 2, None), "not for the meta-gradient rule MultiStep"),
     ],
 )
 def test_compiled_says_what_it_cannot(algorithm, message):
+    algorithm = with_rates(algorithm, make_problem("mlp", "mse")[0])
     with pytest.raises(NotImplementedError, match=f"Engine 'batched' cannot run this: compile=True .* {message}"):
         run(algorithm, engine=COMPILED)
 
@@ -625,6 +685,7 @@ PRESETS = {
     "anil": lambda network: anil(LR, 2, HEAD[network]),
     "boil": lambda network: boil(LR, 2, HEAD[network]),
     "meta_sgd": lambda network: meta_sgd(LR, 2),
+    "meta_curvature": lambda network: meta_curvature(LR, 2),
     "reptile": lambda network: reptile(0.01, 3, batch_size=4),
     "reptile_sgd": lambda network: reptile(LR, 3, "sgd"),
     "imaml": lambda network: imaml(LR, 4),

@@ -61,6 +61,7 @@ class Batched(Engine):
             (not isinstance(inner, SGD), f"the inner loop {type(inner).__name__}"),
             (inner.batch_size is not None, "`batch_size`"),
             (inner.proximal or inner.tolerance, "a proximal inner loop or a tolerance"),
+            (inner.learn_lr == "curvature", "learned matrices"),
             (inner.start is not None, "an inner loop with a `start` of its own"),
             (isinstance(rule, Implicit | MultiStep), f"the meta-gradient rule {type(rule).__name__}"),
             (problem.per_step, "a network with a value for every inner step"),

@@ -95,7 +95,7 @@ class TaskLoop:
                 named = {name: g + inner.proximal * (phi[name] - origin[name]) for name, g in named.items()}
             if inner.tolerance:
                 named = self._unless_converged(named)
-            named = inner.direction(named, step, self.state)
+        named = inner.direction(named, step, self.state)
         rates = {name: inner.rate(name, step) for name in phi}
         return inner.update(phi, named, rates), losses.detach()
 
