@@ -142,11 +142,11 @@ def test_equals_learn2learn(preset, network, loss):
     except ImportError:
         pytest.skip("learn2learn is not installed")
     module, tasks = make_problem(network, loss)
-    module.float().double()  # learn2learn makes Meta-Curvature's matrices in float32, and the whole has to follow
+    module.float().double()  # learn2learn makes Meta-Curvature's matrices in float32, and all has to follow
     algorithm = {
         "anil": anil(LR, 3, head="^head"),
         "meta_sgd": meta_sgd(LR, 3),
-        "meta_curvature": meta_curvature(0.125, 3),  # exact in float32, in which learn2learn keeps it
+        "meta_curvature": meta_curvature(LR, 3),
     }[preset]
     rates = algorithm.initial_rates(module)
     if rates is not None:
@@ -154,6 +154,7 @@ def test_equals_learn2learn(preset, network, loss):
             for rate in rates.parameters():
                 rate.add_((torch.rand_like(rate) - 0.5) * rate.max())
     ours = meta_gradient(module, meta_loss(module, algorithm.with_rates(rates), tasks, loss=loss, engine="batched"))
+    ours = [gradient.clone() for gradient in ours]  # the module's own would change their type with it
     theirs = list(module.parameters())
     if preset == "anil":
         head = l2l.algorithms.MAML(module.head, lr=LR)
@@ -161,7 +162,7 @@ def test_equals_learn2learn(preset, network, loss):
         learners = [lambda x, clone: clone(body(x)), head]
     elif preset == "meta_curvature":
         transform = l2l.optim.MetaCurvatureTransform
-        learner = l2l.algorithms.GBML(module.float(), transform, lr=0.125).double()
+        learner = l2l.algorithms.GBML(module.float(), transform, lr=LR).double()
         own, matrices = [], list(learner.compute_update.parameters())
         for name, parameter in module.named_parameters():  # its "in" is the first dimension, its "out" the second
             parts = (
