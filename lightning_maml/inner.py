@@ -64,7 +64,7 @@ class Rates(nn.Module):
     def at(self, name: str, step: int) -> Tensor:
         """The rate of parameter ``name`` at inner step ``step``: a scalar, or of the parameter's own shape."""
         if self.kind == "curvature":
-            return next(self.parameters()).new_tensor(self.lr)
+            return next(self.parameters()).new_full((), self.lr)
         rate = self.get_parameter(self.kind if self.kind in ("shared", "per_step") else self._key(name))
         return rate[min(step, len(rate) - 1)] if self.kind in ("per_step", "per_parameter_and_step") else rate
 

@@ -26,7 +26,7 @@ class _Unroll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loop: CheckpointedLoop, order: int, every: bool, *tensors: Tensor) -> Any:
         phi = list(tensors[: len(loop.theta)])
-        ctx.loop, ctx.order, ctx.every, ctx.kept, ctx.rng = loop, order, every, [], []
+        ctx.loop, ctx.order, ctx.kept, ctx.rng = loop, order, [], []
         between: list[Tensor] = []
         for step in range(loop.problem.inner.steps):
             if loop.draws:

@@ -110,13 +110,12 @@ class TaskLoop:
         )
 
     def _unless_converged(self, gradients: Parameters) -> Parameters:
-        first = 0 if self.one else 1
-        squares = [gradient.detach().square().flatten(first).sum(-1) for gradient in gradients.values()]
-        moving = torch.stack(squares).sum(0) > self.problem.inner.tolerance**2  # [T], or a scalar
-        return {
-            name: gradient * moving.view(-1, *[1] * (gradient.ndim - 1)) if first else gradient * moving
-            for name, gradient in gradients.items()
-        }
+        """The gradients, with zeros for the tasks whose gradient is no longer than the tolerance."""
+        flat = [gradient.detach().reshape(len(self.tasks), -1) for gradient in gradients.values()]
+        moving = torch.cat(flat, 1).norm(dim=1) > self.problem.inner.tolerance  # [T]
+        if self.one:
+            return {name: gradient * moving[0] for name, gradient in gradients.items()}
+        return {name: gradient * moving.view(-1, *[1] * (gradient.ndim - 1)) for name, gradient in gradients.items()}
 
     def path(self, order: int) -> list[Parameters]:
         return list(self._path(order))

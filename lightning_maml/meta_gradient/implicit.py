@@ -29,7 +29,8 @@ class Implicit:
     Args:
         cg_steps: conjugate gradient iterations.
         damping: added to the diagonal, ``(1 + damping) I + H / lambda``: 0 is exact, more is steadier where the
-            Hessian has negative eigenvalues, and shortens the meta-gradient, by 1 + damping in flat directions.
+            Hessian has negative eigenvalues, and shortens the meta-gradient, by 1 + damping in flat directions. (The
+            authors' code also adds 10 to the lambda that divides H.)
         tolerance: a relative residual above this is warned of, once.
 
     Raises:
