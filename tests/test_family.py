@@ -631,6 +631,63 @@ def test_lora_adapts_low_rank_matrices(engine):
     assert relative_error(meta_gradient(module, output), expected) < 1e-9
 
 
+class Transformer(nn.Module):
+    """Two of torch's own encoder layers: ``[N, 6, 3] -> [N, 5]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.embed, self.head = nn.Linear(3, 8), nn.Linear(8, 5)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(self.embed(inputs)).mean(1))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_lora_in_a_transformer(training):
+    """In evaluation mode torch's layers read the weights past the linear layers: they must be the adapted ones."""
+    torch.manual_seed(0)
+    _, tasks = make_problem("attention", "cross_entropy")
+    network = add_lora(Transformer().double(), rank=2).train(training)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "lora" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    assert len(lora().inner.adapted(dict(network.named_parameters()))) == 2 * (2 + 2 * 2)
+    outputs = [
+        meta_loss(network, lora(LR, 2), tasks, loss="cross_entropy", engine=engine) for engine in ENGINES.values()
+    ]
+    first, *others = [meta_gradient(network, output) for output in outputs]
+    assert all(relative_error(gradient, first) < 1e-9 for gradient in others)
+    results = [
+        evaluate(network, lora(LR, 2), tasks, loss="cross_entropy", engine=engine).query_losses
+        for engine in ("eager", "batched")
+    ]
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(results[0][:, -1], outputs[0].task_losses)
+
+
+@pytest.mark.parametrize("engine", ["eager", "batched"])
+def test_scalar_parameters(engine):
+    """A parameter without dimensions under all that looks at the shape of gradients."""
+
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.linear = nn.Parameter(torch.tensor(2.0).double()), nn.Linear(3, 5).double()
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.scale * self.linear(inputs)
+
+    _, tasks = make_problem("mlp", "mse")
+    network = Scale()
+    for algorithm in (imaml(0.05, 5, tolerance=0.01), meta_curvature(0.05, 2), reptile(), meta_sgd(0.05, 2)):
+        algorithm = with_rates(algorithm, network)
+        output = meta_loss(network, algorithm, tasks, loss="mse", engine=engine)
+        assert all(gradient.isfinite().all() for gradient in meta_gradient(network, output))
+
+
 # What an engine cannot run, it says
 
 

@@ -204,3 +204,4 @@ def test_lora_is_a_low_rank_change_of_the_weight():
     x = torch.randn(7, 5)
     changed = linear.weight + 4.0 / 2 * layer.lora_b @ layer.lora_a
     torch.testing.assert_close(layer(x), nn.functional.linear(x, changed, linear.bias))
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))

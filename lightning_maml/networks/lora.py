@@ -38,6 +38,16 @@ class LowRank(nn.Module):
         self.lora_b = nn.Parameter(torch.zeros(linear.out_features, rank, dtype=like.dtype, device=like.device))
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))  # as nn.Linear draws its weights
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight as changed by the adapter, ``[out, in]``, for modules that read it past the layer."""
+        return self.base.weight + self.scale * self.lora_b @ self.lora_a
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The layer's own, ``[out]``."""
+        return self.base.bias
+
     def forward(self, inputs: Tensor) -> Tensor:
         """``[..., in] -> [..., out]``."""
         return self.base(inputs) + self.scale * F.linear(F.linear(inputs, self.lora_a), self.lora_b)
