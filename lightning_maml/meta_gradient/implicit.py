@@ -26,6 +26,10 @@ class Implicit:
     ``proximal`` = lambda that comes close to the optimum. Parameters that the tasks share, and inputs that ask for a
     gradient, get theirs by the same theorem; learned inner rates get zeros, for the optimum does not depend on them.
 
+    The iterations start at what is the solution where there is no curvature, the first-order gradient over 1 + damping,
+    and the one with the smallest residual counts: away from a minimum, where the Hessian may have negative
+    eigenvalues, the rule falls back towards first order.
+
     Args:
         cg_steps: conjugate gradient iterations.
         damping: added to the diagonal, ``(1 + damping) I + H / lambda``: 0 is exact, more is steadier where the
@@ -74,7 +78,8 @@ class Implicit:
             product = torch.autograd.grad(support, at, v, retain_graph=True, materialize_grads=True)
             return (1 + self.damping) * v + flat(product) / strength
 
-        solution, residuals = conjugate_gradients(multiply, flat(slopes), self.cg_steps)
+        b = flat(slopes)
+        solution, residuals = conjugate_gradients(multiply, b, self.cg_steps, start=b / (1 + self.damping))
         self._warn(residuals)
         # theta's gradient is the solution; that of what else the support loss depends on, -d<solution, slope>/lambda
         along = (solution * (flat(theta) - support / strength)).sum() / tasks
@@ -94,21 +99,24 @@ class Implicit:
             )
 
 
-def conjugate_gradients(multiply: Callable[[Tensor], Tensor], b: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Solves ``A x = b`` for each task, ``A`` symmetric and given by ``multiply [T, P] -> [T, P]``.
+def conjugate_gradients(
+    multiply: Callable[[Tensor], Tensor], b: Tensor, steps: int, start: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Solves ``A x = b`` for each task, ``A`` symmetric and given by ``multiply [T, P] -> [T, P]``, from ``start``.
 
-    Returns the solutions ``[T, P]`` and the relative residuals ``[T]``. A task that meets a direction of
-    negative curvature stays where it is.
+    Returns the iterates of the smallest residual ``[T, P]``, and these residuals relative to ``b``, ``[T]``. A task
+    that meets a direction of negative curvature stays where it is: conjugate gradients may go anywhere from there.
 
     Example:
         >>> A = torch.tensor([[[3.0, 1.0], [1.0, 2.0]]])
-        >>> x, residuals = conjugate_gradients(lambda v: (A @ v[..., None])[..., 0], torch.tensor([[5.0, 5.0]]), 2)
+        >>> b = torch.tensor([[5.0, 5.0]])
+        >>> x, residuals = conjugate_gradients(lambda v: (A @ v[..., None])[..., 0], b, 2, start=b)
         >>> x.round(decimals=4), bool(residuals < 1e-5)
         (tensor([[1., 2.]]), True)
     """
-    x, r = torch.zeros_like(b), b.detach()
+    x, r = start, b - multiply(start)
     p, squared = r, r.square().sum(1, keepdim=True)
-    first = squared
+    best, least = x, squared
     for _ in range(steps):
         product = multiply(p)
         curvature = (p * product).sum(1, keepdim=True)
@@ -118,4 +126,7 @@ def conjugate_gradients(multiply: Callable[[Tensor], Tensor], b: Tensor, steps: 
         following = r.square().sum(1, keepdim=True)
         p = torch.where(moves, r + following / torch.where(moves, squared, 1) * p, p)
         squared = following
-    return x, (squared / torch.where(first > 0, first, 1)).sqrt().squeeze(1)
+        better = squared < least
+        best, least = torch.where(better, x, best), torch.where(better, squared, least)
+    length = b.square().sum(1, keepdim=True)
+    return best, (least / torch.where(length > 0, length, 1)).sqrt().squeeze(1)
