@@ -3,17 +3,33 @@
 from lightning_maml.adaptation import Adapted, Evaluation, adapt, evaluate, meta_loss
 from lightning_maml.data import Learn2LearnTasks, OmniglotTasks, SinusoidTasks
 from lightning_maml.engine import Batched, Eager, Engine, MetaOutput
-from lightning_maml.inner import SGD, Rates
+from lightning_maml.inner import SGD, Adam, Part, Rates
 from lightning_maml.learner import Algorithm
-from lightning_maml.meta_gradient import FirstOrder, Joint, Unrolled
+from lightning_maml.meta_gradient import FirstOrder, Implicit, Joint, MultiStep, Reptile, Unrolled
 from lightning_maml.module import MetaModule
-from lightning_maml.networks import MLP, Conv4
-from lightning_maml.presets import fomaml, maml, pretrained
+from lightning_maml.networks import MLP, Conv4, ResNet12
+from lightning_maml.presets import (
+    anil,
+    boil,
+    cavia,
+    fomaml,
+    imaml,
+    lora,
+    maml,
+    maml_pp,
+    meta_curvature,
+    meta_sgd,
+    pretrained,
+    proto_maml,
+    reptile,
+)
+from lightning_maml.starts import Prototypes, Zeros
 from lightning_maml.tasks import TaskBatch
 
 __all__ = [
     "MLP",
     "SGD",
+    "Adam",
     "Adapted",
     "Algorithm",
     "Batched",
@@ -22,19 +38,36 @@ __all__ = [
     "Engine",
     "Evaluation",
     "FirstOrder",
+    "Implicit",
     "Joint",
     "Learn2LearnTasks",
     "MetaModule",
     "MetaOutput",
+    "MultiStep",
     "OmniglotTasks",
+    "Part",
+    "Prototypes",
     "Rates",
+    "Reptile",
+    "ResNet12",
     "SinusoidTasks",
     "TaskBatch",
     "Unrolled",
+    "Zeros",
     "adapt",
+    "anil",
+    "boil",
+    "cavia",
     "evaluate",
     "fomaml",
+    "imaml",
+    "lora",
     "maml",
+    "maml_pp",
+    "meta_curvature",
     "meta_loss",
+    "meta_sgd",
     "pretrained",
+    "proto_maml",
+    "reptile",
 ]

@@ -170,9 +170,10 @@ def evaluate(
     query_losses: list[Tensor] = []
     predictions: list[Tensor] = []
     with _running(problem):
-        for phi, losses in chosen.trajectory(problem, tasks.support_inputs, tasks.support_targets):
+        path = chosen.trajectory(problem, tasks.support_inputs, tasks.support_targets)
+        for step, (phi, losses) in enumerate(path):
             with torch.no_grad():
-                predicted = chosen.predict(problem, phi, tasks.query_inputs)
+                predicted = chosen.predict(problem, phi, tasks.query_inputs, step)
                 if not predictions:
                     problem.loss.check_shapes(predicted, tasks.query_targets)
                     problem.loss.check_values(predicted.shape[-1], tasks.query_targets)

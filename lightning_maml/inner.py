@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SGD", "LearnedRate", "Parameters", "Rates"]
+__all__ = ["SGD", "Adam", "Adapts", "InnerLoop", "LearnedRate", "Parameters", "Part", "Rates", "Start", "head_names"]
 
 Parameters = dict[str, Tensor]
 """Named parameters: of one network ``{name: [*shape]}``, or of one network a task ``{name: [T, *shape]}``."""
 
-LearnedRate = Literal["shared", "per_step", "per_parameter", "per_parameter_and_step", "per_element"]
-"""What has a learned inner rate of its own. ``per_element`` is Meta-SGD's, ``per_parameter_and_step`` MAML++'s."""
+LearnedRate = Literal["shared", "per_step", "per_parameter", "per_parameter_and_step", "per_element", "curvature"]
+"""What has a learned inner rate of its own. ``per_element`` is Meta-SGD's, ``per_parameter_and_step`` MAML++'s.
+``curvature`` is Meta-Curvature's: the rate stays, and learned matrices multiply the gradient, one for its outputs,
+one for its inputs and one for the places of a filter; a vector is multiplied element by element."""
 
 
 class Rates(nn.Module):
@@ -36,10 +38,16 @@ class Rates(nn.Module):
 
     def __init__(self, kind: LearnedRate, lr: float, steps: int, parameters: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self.lr = kind, lr
+        self._dims: dict[str, int] = {}
         first = next(iter(parameters.values()))
         names = [self._key(name) for name in parameters] if kind not in ("shared", "per_step") else [kind]
         for name, parameter in zip(names, parameters.values(), strict=False):
+            if kind == "curvature":
+                self._dims[name] = parameter.ndim
+                for part, identity in _identities(parameter).items():
+                    self.register_parameter(f"{name}/{part}", nn.Parameter(identity))
+                continue
             shape: tuple[int, ...] = ()
             if kind in ("per_step", "per_parameter_and_step"):
                 shape = (steps,)
@@ -55,20 +63,122 @@ class Rates(nn.Module):
 
     def at(self, name: str, step: int) -> Tensor:
         """The rate of parameter ``name`` at inner step ``step``: a scalar, or of the parameter's own shape."""
+        if self.kind == "curvature":
+            return next(self.parameters()).new_full((), self.lr)
         rate = self.get_parameter(self.kind if self.kind in ("shared", "per_step") else self._key(name))
         return rate[min(step, len(rate) - 1)] if self.kind in ("per_step", "per_parameter_and_step") else rate
 
+    def direction(self, name: str, gradient: Tensor) -> Tensor:
+        """What the rate of parameter ``name`` multiplies, from its gradient ``[*shape]`` or ``[T, *shape]``."""
+        if self.kind != "curvature":
+            return gradient
+        key, dims = self._key(name), self._dims[self._key(name)]
+        if dims < 2:
+            return gradient * self.get_parameter(f"{key}/elements")
+        outputs, inputs = self.get_parameter(f"{key}/outputs"), self.get_parameter(f"{key}/inputs")
+        if dims == 2:
+            return outputs @ gradient @ inputs
+        places = self.get_parameter(f"{key}/places")
+        blocks = gradient.flatten(gradient.ndim - dims + 2)  # [..., outputs, inputs, places]
+        transformed = torch.einsum("ao,...oif,ib,cf->...abc", outputs, blocks, inputs, places)
+        return transformed.reshape(gradient.shape)
+
+
+def _identities(parameter: Tensor) -> dict[str, Tensor]:
+    """Meta-Curvature's matrices for a parameter, as the identity."""
+    if parameter.ndim < 2:
+        return {"elements": torch.ones_like(parameter)}
+    sizes = {"outputs": parameter.shape[0], "inputs": parameter.shape[1]}
+    if parameter.ndim > 2:
+        sizes["places"] = parameter[0, 0].numel()
+    return {part: torch.eye(size, dtype=parameter.dtype, device=parameter.device) for part, size in sizes.items()}
+
+
+def head_names(names: Iterable[str], head: str | None = None) -> list[str]:
+    """The parameters of the head among ``names``, which stand in the network's order.
+
+    Args:
+        names: of the parameters, as ``named_parameters`` gives them.
+        head: a regular expression for those of the head; None for the rule: the head is the last module that has
+            parameters of its own.
+
+    Raises:
+        ValueError: ``head`` matches none of them, or there are none.
+
+    Example:
+        >>> head_names(["conv.weight", "norm.weight", "head.weight", "head.bias"])
+        ['head.weight', 'head.bias']
+    """
+    every = list(names)
+    if head is not None:
+        chosen = [name for name in every if re.search(head, name)]
+    else:
+        chosen = [name for name in every if name.rpartition(".")[0] == every[-1].rpartition(".")[0]]
+    if not chosen:
+        raise ValueError(f"Expected the head's parameters to match {head!r} but got none of {every}.")
+    return chosen
+
 
 @dataclass(frozen=True)
-class SGD:
-    """Plain gradient descent, ``phi <- phi - lr * dL_support/dphi``, the inner loop of MAML (Finn et al. 2017).
+class Part:
+    """The head of a network, or all of it but the head, as what adapts: see :func:`head_names` for the rule.
+
+    Args:
+        part: ``"head"`` or ``"body"``.
+        head: a regular expression for the names of the head's parameters; None for the last module that has any.
+
+    Raises:
+        ValueError: ``part`` is something else.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> SGD(adapts=Part("body")).adapted(dict(network.named_parameters()))
+        ['0.weight', '0.bias']
+    """
+
+    part: Literal["head", "body"]
+    head: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.part not in ("head", "body"):
+            raise ValueError(f"Expected `part` to be 'head' or 'body' but got {self.part!r}.")
+
+    def choose(self, names: list[str]) -> list[str]:
+        """Those of ``names`` that belong to the part."""
+        head = head_names(names, self.head)
+        return head if self.part == "head" else [name for name in names if name not in head]
+
+
+Adapts = str | Callable[[str], bool] | Part | None
+"""Which parameters adapt: None for all, a regular expression or a predicate over their names, or :class:`Part`."""
+
+Start = Callable[[Parameters, Callable[[Parameters], Tensor], Tensor], Parameters]
+"""Where each task starts, ``(theta, predict, support_targets) -> phi_0``: from the meta-parameters that adapt ``{name:
+[T, *shape]}`` (or of one task, ``{name: [*shape]}``), the network on the support rows under any parameters, and the
+targets ``[T, Ns, ...]``. The meta-gradient goes through it. See :mod:`lightning_maml.starts`."""
+
+_Inner = TypeVar("_Inner", bound="InnerLoop")
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    r"""What all inner loops have in common; :class:`SGD` and :class:`Adam` are the two there are.
+
+    .. math:: \phi_{k+1} = \phi_k - \alpha \, P_k\big(\nabla L_{support}(\phi_k) + \lambda (\phi_k - \theta)\big)
 
     Args:
         lr: the inner rate alpha: a number, a scalar tensor, or :class:`Rates`.
         steps: the number of inner steps m; 0 leaves the network as it is.
         learn_lr: what has a learned rate of its own, or None for a fixed one.
-        adapts: which parameters adapt: None for all, a regular expression, or a predicate over their names.
-            Parameters with ``requires_grad=False`` never do.
+        adapts: which parameters adapt, see :data:`Adapts`. Parameters with ``requires_grad=False`` never do, nor do
+            those that have a value for every step (:class:`~lightning_maml.networks.StepBatchNorm2d`).
+        batch_size: how many support rows a step sees; None for all. Steps walk through the rows in a random order, the
+            same for all tasks, and shuffle them anew after each pass; support losses are then those of the rows seen.
+        proximal: lambda, which draws the parameters back to where the task started from; 0 for no such force.
+        tolerance: a task whose gradient (of loss and proximal term, all parameters together) has this norm or a smaller
+            one stays where it is; 0 lets every task take all steps.
+        start: where tasks start, see :data:`Start`; None for the meta-parameters.
+        shuffle_seed: of the order of rows; ``Algorithm.at`` puts the number of the meta-update here.
 
     Raises:
         ValueError: an argument is out of range.
@@ -77,7 +187,12 @@ class SGD:
     lr: float | Tensor | Rates = 0.01
     steps: int = 5
     learn_lr: LearnedRate | None = None
-    adapts: str | Callable[[str], bool] | None = None
+    adapts: Adapts = None
+    batch_size: int | None = None
+    proximal: float = 0.0
+    tolerance: float = 0.0
+    start: Start | None = None
+    shuffle_seed: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
@@ -96,6 +211,13 @@ class SGD:
             raise ValueError(
                 f"Expected `learn_lr` to be one of {get_args(LearnedRate)} or None but got {self.learn_lr!r}."
             )
+        if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 1):
+            raise ValueError(
+                f"Expected `batch_size` to be a positive number of support rows or None but got {self.batch_size!r}."
+            )
+        for name, value in (("proximal", self.proximal), ("tolerance", self.tolerance)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"Expected `{name}` to be finite and not negative but got {value!r}.")
 
     def adapted(self, parameters: Mapping[str, Tensor]) -> list[str]:
         """The names of those ``parameters {name: tensor}`` of a network that adapt.
@@ -107,6 +229,8 @@ class SGD:
         if isinstance(self.adapts, str):
             pattern = re.compile(self.adapts)
             chosen = [name for name in trainable if pattern.search(name)]
+        elif isinstance(self.adapts, Part):
+            chosen = self.adapts.choose(trainable) if trainable else []
         else:
             chosen = [name for name in trainable if self.adapts is None or self.adapts(name)]
         if not chosen:
@@ -124,7 +248,77 @@ class SGD:
         """The rates of all parameters at inner step ``step``, in the order of ``names``."""
         return [self.rate(name, step) for name in names]
 
+    def at(self: _Inner, update: int) -> _Inner:
+        """The same inner loop at meta-update number ``update``, counted from 0: it shuffles mini-batches anew."""
+        return self if self.batch_size is None else replace(self, shuffle_seed=update)
+
+    def rows(self, step: int, support: int) -> Tensor | None:
+        """Which of the ``support`` rows of a task step ``step`` sees, ``[batch_size]``, or None where it sees all."""
+        if self.batch_size is None or self.batch_size >= support:
+            return None
+        first, end = step * self.batch_size, (step + 1) * self.batch_size
+        rows = []
+        for walk in range(first // support, (end - 1) // support + 1):
+            generator = torch.Generator().manual_seed((self.shuffle_seed << 16) + walk)
+            order = torch.randperm(support, generator=generator)
+            rows.append(order[max(first - walk * support, 0) : end - walk * support])
+        return torch.cat(rows)
+
+    def direction(self, gradients: Parameters, step: int, state: Parameters) -> Parameters:
+        """What the rates multiply: the gradients ``{name: [T, *shape]}``, or what the rule makes of them.
+
+        ``state`` is the rule's own memory of the steps before, to be written to; it is empty at step 0.
+        """
+        if not isinstance(self.lr, Rates):
+            return gradients
+        return {name: self.lr.direction(name, gradient) for name, gradient in gradients.items()}
+
     @staticmethod
     def update(phi: Parameters, gradients: Parameters, rates: Mapping[str, float | Tensor]) -> Parameters:
         """One step. ``phi`` and ``gradients`` ``{name: [T, *shape]}`` or of one task, ``{name: [*shape]}``."""
         return {name: value - rates[name] * gradients[name] for name, value in phi.items()}
+
+
+@dataclass(frozen=True)
+class SGD(InnerLoop):
+    """Plain gradient descent, ``phi <- phi - lr * dL_support/dphi``, the inner loop of MAML (Finn et al. 2017).
+
+    The arguments are those of :class:`InnerLoop`.
+    """
+
+
+@dataclass(frozen=True)
+class Adam(InnerLoop):
+    r"""Adam without momentum (:math:`\beta_1 = 0`), the inner loop of Reptile (Nichol et al. 2018, section 6).
+
+    .. math:: v_k = \beta_2 v_{k-1} + (1 - \beta_2) g_k^2, \quad
+              \phi_{k+1} = \phi_k - \alpha \, g_k / (\sqrt{v_k / (1 - \beta_2^k)} + \epsilon)
+
+    Every task starts with empty moments. It has no second order: a root of a zero gradient has no slope.
+
+    Args:
+        beta2: the decay of the squared gradients.
+        eps: what is added to their root.
+
+    The other arguments are those of :class:`InnerLoop`.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.beta2 < 1 or not self.eps > 0:
+            raise ValueError(
+                f"Expected `beta2` in [0, 1) and a positive `eps` but got {self.beta2!r} and {self.eps!r}."
+            )
+
+    def direction(self, gradients: Parameters, step: int, state: Parameters) -> Parameters:
+        correction = 1 - self.beta2 ** (step + 1)
+        for name, gradient in gradients.items():
+            fresh = (1 - self.beta2) * gradient.square()
+            state[name] = fresh if step == 0 else self.beta2 * state[name] + fresh
+        return {name: gradient / ((state[name] / correction).sqrt() + self.eps) for name, gradient in gradients.items()}

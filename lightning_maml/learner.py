@@ -7,19 +7,31 @@ from typing import Literal
 
 from torch import nn
 
-from lightning_maml.inner import SGD, Rates
-from lightning_maml.meta_gradient import MetaGradient
+from lightning_maml.inner import InnerLoop, Rates
+from lightning_maml.meta_gradient import Annealed, MetaGradient
 
-__all__ = ["Algorithm", "BatchNorm"]
+__all__ = ["Algorithm", "BatchNorm", "per_step_names"]
 
 BatchNorm = Literal["batch", "running"]
 """``"batch"``: every forward normalises by the statistics of the rows it sees, support and query each by their own
 (transductive, as in the paper). ``"running"``: by the stored running statistics. Neither writes them."""
 
 
+def per_step_names(network: nn.Module) -> set[str]:
+    """The parameters that hold a value for every inner step, ``[steps, *shape]``: shared by the tasks, never adapted.
+
+    A module names those of its own in ``per_step_parameters``, as :class:`~lightning_maml.networks.StepBatchNorm2d`.
+    """
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in network.named_modules()
+        for name in getattr(module, "per_step_parameters", ())
+    }
+
+
 @dataclass(frozen=True)
 class Algorithm:
-    """An inner loop and a meta-gradient rule. Presets build them: :func:`maml`, :func:`fomaml`, :func:`pretrained`.
+    """An inner loop and a meta-gradient rule. Presets build them: :mod:`lightning_maml.presets`.
 
     Args:
         inner: how a task adapts.
@@ -28,7 +40,7 @@ class Algorithm:
         name: for logs and reports.
     """
 
-    inner: SGD
+    inner: InnerLoop
     meta_gradient: MetaGradient
     batch_norm: BatchNorm = "batch"
     name: str = "custom"
@@ -43,6 +55,19 @@ class Algorithm:
         """The same algorithm with another number of inner steps, as at test."""
         return replace(self, inner=replace(self.inner, steps=steps))
 
+    def at(self, update: int) -> Algorithm:
+        """The same algorithm at meta-update number ``update``, counted from 0, for what changes as training goes on.
+
+        That is the order of mini-batches and :class:`MultiStep`'s annealing. ``MetaModule`` calls it at every update;
+        a loop of your own has to.
+        """
+        inner, rule = self.inner.at(update), self.meta_gradient
+        if isinstance(rule, Annealed):
+            rule = rule.at(update)
+        if inner is self.inner and rule is self.meta_gradient:
+            return self
+        return replace(self, inner=inner, meta_gradient=rule)
+
     def initial_rates(self, network: nn.Module) -> Rates | None:
         """The learned inner rates at their initial values, or None where the rate is fixed."""
         if self.inner.learn_lr is None:
@@ -50,7 +75,9 @@ class Algorithm:
         if isinstance(self.inner.lr, Rates):
             return self.inner.lr
         parameters = dict(network.named_parameters())
-        adapted = {name: parameters[name] for name in self.inner.adapted(parameters)}
+        per_step = per_step_names(network)
+        candidates = {name: value for name, value in parameters.items() if name not in per_step}
+        adapted = {name: parameters[name] for name in self.inner.adapted(candidates)}
         return Rates(self.inner.learn_lr, float(self.inner.lr), max(self.inner.steps, 1), adapted)
 
     def with_rates(self, rates: Rates | None) -> Algorithm:

@@ -54,8 +54,8 @@ class MetaModule(LightningModule):
     Args:
         network: any module; its parameters are what is meta-learned.
         algorithm: how tasks adapt and how the meta-gradient is formed: ``maml(lr=0.01, steps=5)`` or another preset. On
-            the command line ``lightning_maml.maml``, ``lightning_maml.fomaml`` or ``lightning_maml.pretrained``, then
-            for instance ``--model.algorithm.steps 5``.
+            the command line ``lightning_maml.maml`` or another preset's name, then for instance
+            ``--model.algorithm.steps 5``.
         loss: ``"mse"``, ``"cross_entropy"`` or a function ``(predictions [N, ...], targets [N, ...]) -> scalar``, the
             mean over the rows of one task.
         optimizer: makes the outer optimiser from the parameters. Adam with rate 1e-3 by default, as in the paper.
@@ -224,7 +224,8 @@ class MetaModule(LightningModule):
         return None
 
     def _meta_loss(self, tasks: TaskBatch) -> tuple[Tensor, TaskBatch, Tensor, Tensor]:
-        output = meta_loss(self.network, self.algorithm, tasks, loss=self.loss, engine=self.engine)
+        algorithm = self.algorithm.at(self.global_step)  # which counts meta-updates, and goes on after resuming
+        output = meta_loss(self.network, algorithm, tasks, loss=self.loss, engine=self.engine)
         metric = self._metric[1](output.predictions, tasks.query_targets).mean() if self._metric else None
         self._meter.add(len(tasks), output.loss, output.support_losses, metric)
         return output.surrogate, tasks, output.loss, output.support_losses

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
-from lightning_maml.inner import SGD, LearnedRate
+from lightning_maml.inner import SGD, Adam, InnerLoop, LearnedRate, Part
 from lightning_maml.learner import Algorithm, BatchNorm
-from lightning_maml.meta_gradient import FirstOrder, Joint, Unrolled
+from lightning_maml.meta_gradient import FirstOrder, Implicit, Joint, MultiStep, Reptile, Unrolled
+from lightning_maml.starts import Prototypes, Zeros
 
-__all__ = ["fomaml", "maml", "pretrained"]
+__all__ = [
+    "anil",
+    "boil",
+    "cavia",
+    "fomaml",
+    "imaml",
+    "lora",
+    "maml",
+    "maml_pp",
+    "meta_curvature",
+    "meta_sgd",
+    "pretrained",
+    "proto_maml",
+    "reptile",
+]
 
 
 def maml(
@@ -70,3 +86,374 @@ def pretrained(
         Finn, Abbeel, Levine, ICML 2017, section 5.1, "pretraining on all of the tasks".
     """
     return Algorithm(SGD(lr, steps, None, adapts), Joint(), batch_norm, "pretrained")
+
+
+def anil(
+    lr: float = 0.01,
+    steps: int = 5,
+    head: str | None = None,
+    learn_lr: LearnedRate | None = None,
+    batch_norm: BatchNorm = "batch",
+) -> Algorithm:
+    r"""Almost no inner loop: :func:`maml` in which only the head adapts; the body is meta-learned and shared.
+
+    .. math:: \phi_{k+1} = (\theta_{body}, \; \phi_k^{head} - \alpha \nabla_{head} L_{support}(\phi_k))
+
+    Args:
+        head: a regular expression for the names of the head's parameters; None for the last module that has any, in
+            the order in which the network registers them.
+
+    The other arguments are those of :func:`maml`.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Reference:
+        Raghu, Raghu, Bengio, Vinyals, "Rapid Learning or Feature Reuse?", ICLR 2020.
+
+    Example:
+        >>> from lightning_maml import MLP
+        >>> anil().inner.adapted(dict(MLP(1, [40, 40], 1).named_parameters()))
+        ['head.weight', 'head.bias']
+    """
+    return Algorithm(SGD(lr, steps, learn_lr, Part("head", head)), Unrolled(), batch_norm, "anil")
+
+
+def boil(
+    lr: float = 0.01,
+    steps: int = 5,
+    head: str | None = None,
+    learn_lr: LearnedRate | None = None,
+    batch_norm: BatchNorm = "batch",
+) -> Algorithm:
+    r"""Body only in the inner loop: :func:`maml` in which all but the head adapts; the head is meta-learned and shared.
+
+    .. math:: \phi_{k+1} = (\phi_k^{body} - \alpha \nabla_{body} L_{support}(\phi_k), \; \theta_{head})
+
+    Args:
+        head: what does not adapt, as in :func:`anil`.
+
+    The other arguments are those of :func:`maml`.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Reference:
+        Oh, Yoo, Kim, Yun, "BOIL: Towards Representation Change for Few-shot Learning", ICLR 2021.
+
+    Example:
+        >>> from lightning_maml import MLP
+        >>> boil().inner.adapted(dict(MLP(1, [40], 1).named_parameters()))
+        ['linear1.weight', 'linear1.bias']
+    """
+    return Algorithm(SGD(lr, steps, learn_lr, Part("body", head)), Unrolled(), batch_norm, "boil")
+
+
+def meta_sgd(
+    lr: float = 0.01,
+    steps: int = 1,
+    adapts: str | Callable[[str], bool] | None = None,
+    batch_norm: BatchNorm = "batch",
+) -> Algorithm:
+    r"""Meta-SGD: :func:`maml` with a learned inner rate for every single element of the parameters.
+
+    .. math:: \phi_{k+1} = \phi_k - \alpha \circ \nabla L_{support}(\phi_k), \quad
+              \nabla_{(\theta, \alpha)} \tfrac1T \sum_t L_{query}(\phi_m(\theta, \alpha))
+
+    Rates may become negative. The paper draws their initial values at random and takes one step.
+
+    Args:
+        lr: the initial value of all inner rates.
+
+    The other arguments are those of :func:`maml`.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Reference:
+        Li, Zhou, Chen, Li, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", 2017, arXiv:1707.09835.
+
+    Example:
+        >>> from torch import nn
+        >>> {name: tuple(rate.shape) for name, rate in meta_sgd().initial_rates(nn.Linear(3, 2)).named_parameters()}
+        {'weight': (2, 3), 'bias': (2,)}
+    """
+    return Algorithm(SGD(lr, steps, "per_element", adapts), Unrolled(), batch_norm, "meta_sgd")
+
+
+def meta_curvature(
+    lr: float = 0.01,
+    steps: int = 5,
+    first_order: bool = False,
+    adapts: str | Callable[[str], bool] | None = None,
+    batch_norm: BatchNorm = "batch",
+) -> Algorithm:
+    r"""Meta-Curvature: :func:`maml` in which learned matrices transform each gradient before the step.
+
+    .. math:: \phi_{k+1} = \phi_k - \alpha \, M_o \nabla L_{support}(\phi_k) \, M_i \; M_f
+
+    with a matrix for the outputs, the inputs and the filter's places of each weight, all starting as the identity, and
+    a factor for each element of a bias.
+
+    Args:
+        lr: the inner rate alpha, which stays fixed.
+        first_order: inner gradients as constants, as in :func:`fomaml`; the matrices learn all the same.
+
+    The other arguments are those of :func:`maml`.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Reference:
+        Park, Oliva, "Meta-Curvature", NeurIPS 2019.
+
+    Example:
+        >>> from torch import nn
+        >>> [name for name, _ in meta_curvature().initial_rates(nn.Conv2d(3, 8, 3)).named_parameters()]
+        ['weight/outputs', 'weight/inputs', 'weight/places', 'bias/elements']
+    """
+    rule = FirstOrder() if first_order else Unrolled()
+    return Algorithm(SGD(lr, steps, "curvature", adapts), rule, batch_norm, "meta_curvature")
+
+
+def reptile(
+    lr: float = 1e-3,
+    steps: int = 5,
+    optimizer: Literal["adam", "sgd"] = "adam",
+    batch_size: int | None = None,
+    adapts: str | Callable[[str], bool] | None = None,
+    batch_norm: BatchNorm = "batch",
+) -> Algorithm:
+    r"""Reptile: train on each task's support set, then move the meta-parameters towards where that led.
+
+    .. math:: \theta \leftarrow \theta + \epsilon \tfrac1T \sum_t (\phi_m - \theta)
+
+    The rate epsilon is that of the outer optimiser, and its schedule the outer scheduler's. As in the paper:
+    ``MetaModule(..., optimizer=lambda p: torch.optim.SGD(p, lr=1.0), scheduler=lambda o:
+    torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.0, updates))``; one task in a batch is its serial version. Learning uses
+    the support set alone; give it the rows that would have been queries, too. (The authors' Adam carries its moments
+    from task to task; here each task starts anew, so that tasks run side by side.)
+
+    Args:
+        lr: the inner rate.
+        steps: the number of inner steps.
+        optimizer: ``"adam"``, the paper's, without momentum (see :class:`Adam`), or ``"sgd"``.
+        batch_size: how many support rows a step sees; None for all.
+        adapts: which parameters adapt, as in :func:`maml`. The others do not learn at all.
+        batch_norm: ``"batch"`` or ``"running"``, see :data:`BatchNorm`.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Reference:
+        Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", 2018, arXiv:1803.02999.
+
+    Example:
+        >>> reptile(lr=1e-3, steps=5, batch_size=10).inner.rows(step=0, support=25).shape
+        torch.Size([10])
+    """
+    if optimizer not in ("adam", "sgd"):
+        raise ValueError(f"Expected `optimizer` to be 'adam' or 'sgd' but got {optimizer!r}.")
+    kind: type[InnerLoop] = Adam if optimizer == "adam" else SGD
+    return Algorithm(kind(lr, steps, None, adapts, batch_size), Reptile(), batch_norm, "reptile")
+
+
+def imaml(
+    lr: float = 0.1,
+    steps: int = 16,
+    proximal: float = 2.0,
+    cg_steps: int = 5,
+    damping: float = 1.0,
+    tolerance: float = 0.0,
+    adapts: str | Callable[[str], bool] | None = None,
+    batch_norm: BatchNorm = "batch",
+) -> Algorithm:
+    r"""Implicit MAML: the inner loop minimises a proximal loss, and the meta-gradient needs its end alone.
+
+    .. math:: \phi^* = \arg\min_\phi L_{support}(\phi) + \tfrac\lambda2 \lVert \phi - \theta \rVert^2, \quad
+              \big((1 + \delta) I + \tfrac1\lambda \nabla^2 L_{support}(\phi^*)\big) \, g = \nabla L_{query}(\phi^*)
+
+    The defaults are those of the paper's Omniglot 5-way 1-shot. ``damping=0`` and enough of ``steps`` and ``cg_steps``
+    give the exact meta-gradient of the optimum. A warning says, once, where the conjugate gradients have not converged.
+
+    Args:
+        lr: the inner rate; below 2 / (lambda + the largest curvature), or the inner loop diverges.
+        steps: the number of inner steps.
+        proximal: lambda.
+        cg_steps: iterations of conjugate gradients.
+        damping: delta, see :class:`Implicit`.
+        tolerance: tasks whose proximal gradient has this norm or a smaller one take no further steps.
+        adapts, batch_norm: as in :func:`maml`.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Reference:
+        Rajeswaran, Finn, Kakade, Levine, "Meta-Learning with Implicit Gradients", NeurIPS 2019.
+
+    Example:
+        >>> imaml(proximal=0.5).inner.proximal
+        0.5
+    """
+    if not proximal > 0:
+        raise ValueError(f"Expected `proximal` to be positive but got {proximal!r}.")
+    inner = SGD(lr, steps, None, adapts, proximal=proximal, tolerance=tolerance)
+    return Algorithm(inner, Implicit(cg_steps, damping), batch_norm, "imaml")
+
+
+def maml_pp(
+    lr: float = 0.1,
+    steps: int = 5,
+    learn_lr: LearnedRate | None = "per_parameter_and_step",
+    multi_step_updates: int | None = 5000,
+    first_order_updates: int = 0,
+    adapts: str | Callable[[str], bool] | None = None,
+    batch_norm: BatchNorm = "batch",
+) -> Algorithm:
+    r"""MAML++: :func:`maml` with what makes it train more steadily, each by a switch of its own.
+
+    - rates per layer and step, learned: ``learn_lr``, None for a fixed rate;
+    - the multi-step loss and its annealing: ``multi_step_updates``, 0 to switch it off;
+    - derivative-order annealing: ``first_order_updates``, 0 to switch it off. The paper's is half of the training
+      (25,000 updates); the authors' published configurations have none;
+    - batch-norm with a scale and a bias for every inner step:
+      :func:`~lightning_maml.networks.step_batch_norm` makes the network's layers such. Statistics are those of the
+      rows that a forward pass sees, and so those of the step by themselves;
+    - the cosine schedule: ``MetaModule(..., scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, updates,
+      eta_min=1e-5))``.
+
+    What changes as training goes on comes in by :meth:`Algorithm.at`: ``MetaModule`` calls it, a loop of your own has
+    to.
+
+    Args:
+        lr: the initial value of the inner rates.
+        learn_lr, steps, adapts, batch_norm: as in :func:`maml`.
+        multi_step_updates: meta-updates until only the loss after the last step counts, see :class:`MultiStep`.
+        first_order_updates: meta-updates of first order before those of second.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Reference:
+        Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019.
+
+    Example:
+        >>> maml_pp(steps=2, multi_step_updates=10).at(5).meta_gradient.weights(steps=2)
+        [0.25, 0.75]
+    """
+    rule = MultiStep(multi_step_updates, first_order_updates)
+    return Algorithm(SGD(lr, steps, learn_lr, adapts), rule, batch_norm, "maml_pp")
+
+
+def proto_maml(
+    lr: float = 0.01,
+    steps: int = 5,
+    head: str | None = None,
+    first_order: bool = False,
+    learn_lr: LearnedRate | None = None,
+    batch_norm: BatchNorm = "batch",
+) -> Algorithm:
+    r"""Proto-MAML: :func:`maml` in which each task's linear head starts as the classifier of a prototypical network.
+
+    .. math:: W_c = 2 c_c, \; b_c = -\lVert c_c \rVert^2, \quad c_c = \text{mean support feature of class } c
+
+    The meta-gradient goes through the prototypes too. For classification alone; the number of classes in a
+    task may be smaller than the head's outputs.
+
+    Args:
+        head: a regular expression for the names of the head's weight and bias; None for the last module that has
+            parameters. It has to be an ``nn.Linear`` and the network's last operation.
+        first_order: inner gradients as constants, as in :func:`fomaml`; prototypes are differentiated all the same.
+
+    The other arguments are those of :func:`maml`.
+
+    Raises:
+        ValueError: an argument is out of range; later, where the head or the targets do not fit.
+
+    Reference:
+        Triantafillou et al., "Meta-Dataset: A Dataset of Datasets for Learning to Learn from Few Examples", ICLR 2020.
+
+    Example:
+        >>> import torch
+        >>> from lightning_maml import MLP, adapt
+        >>> images, labels = torch.randn(4, 10, 3), torch.arange(10).expand(4, 10) % 5
+        >>> adapt(MLP(3, [8], 5), proto_maml(steps=1), images, labels, loss="cross_entropy").parameters[
+        ...     "head.bias"
+        ... ].shape
+        torch.Size([4, 5])
+    """
+    inner = SGD(lr, steps, learn_lr, start=Prototypes(head))
+    return Algorithm(inner, FirstOrder() if first_order else Unrolled(), batch_norm, "proto_maml")
+
+
+def cavia(
+    lr: float = 1.0,
+    steps: int = 1,
+    adapts: str | Callable[[str], bool] = r"(^|\.)context$",
+    batch_norm: BatchNorm = "batch",
+) -> Algorithm:
+    r"""CAVIA: only context parameters adapt, from zero in each task; all other parameters are meta-learned and shared.
+
+    .. math:: \phi_0 = 0, \quad \phi_{k+1} = \phi_k - \alpha \nabla_\phi L_{support}(\phi_k, \theta), \quad
+              \nabla_\theta \tfrac1T \sum_t L_{query}(\phi_m(\theta), \theta)
+
+    Args:
+        lr: the inner rate; contexts are few, and the paper's is 1.
+        adapts: which parameters are the context; by default those named ``context``, as in
+            :class:`~lightning_maml.networks.Context`.
+
+    The other arguments are those of :func:`maml`.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Reference:
+        Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, "Fast Context Adaptation via Meta-Learning", ICML 2019.
+
+    Example:
+        >>> from torch import nn
+        >>> from lightning_maml.networks import Context
+        >>> network = nn.Sequential(Context(4), nn.Linear(1 + 4, 40), nn.ReLU(), nn.Linear(40, 1))
+        >>> cavia().inner.adapted(dict(network.named_parameters()))
+        ['0.context']
+    """
+    return Algorithm(SGD(lr, steps, None, adapts, start=Zeros()), Unrolled(), batch_norm, "cavia")
+
+
+def lora(
+    lr: float = 0.01,
+    steps: int = 5,
+    learn_lr: LearnedRate | None = None,
+    adapts: str | Callable[[str], bool] = r"(^|\.)lora_[abAB](\.|$)",
+    first_order: bool = False,
+    batch_norm: BatchNorm = "batch",
+) -> Algorithm:
+    r"""MAML on low-rank adapters: only ``A`` and ``B`` of each layer's ``W + (s / r) B A`` adapt.
+
+    .. math:: (A, B)_{k+1} = (A, B)_k - \alpha \nabla_{(A, B)} L_{support}
+
+    :func:`~lightning_maml.networks.add_lora` puts the adapters into a network and freezes the rest, so that the
+    adapters' initial values are all that is meta-learned; parameters that are not frozen are meta-learned and shared.
+
+    Args:
+        adapts: which parameters are the adapters; by default those of ``add_lora``, and of peft.
+        first_order: inner gradients as constants, as in :func:`fomaml`.
+
+    The other arguments are those of :func:`maml`.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Reference:
+        Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, for the adapters; Finn, Abbeel,
+        Levine, ICML 2017, for how they are meta-learned.
+
+    Example:
+        >>> from torch import nn
+        >>> from lightning_maml.networks import add_lora
+        >>> network = add_lora(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1)), rank=2)
+        >>> lora().inner.adapted(dict(network.named_parameters()))
+        ['0.lora_a', '0.lora_b', '2.lora_a', '2.lora_b']
+    """
+    rule = FirstOrder() if first_order else Unrolled()
+    return Algorithm(SGD(lr, steps, learn_lr, adapts), rule, batch_norm, "lora")

@@ -143,7 +143,9 @@ def test_configurations_say_the_papers_protocol(config):
     assert data["test_tasks"] == 600
     expected = {
         "sinusoid": (70_000, 25, 0.01, 1),
+        "sinusoid_meta_sgd": (70_000, 25, 0.01, 1),
         "sinusoid_pretrained": (70_000, 25, 0.01, 10),
+        "sinusoid_reptile": (70_000, 25, 0.01, 10),
         "omniglot_5w1s": (60_000, 32, 5 * 0.4, 1),
         "omniglot_20w1s": (60_000, 16, 20 * 0.1, 5),
     }[config.stem]

@@ -18,6 +18,7 @@ LEVELS = {
     "tasks": 0,
     "inner": 1,
     "losses": 1,
+    "starts": 2,
     "meta_gradient": 2,
     "learner": 3,
     "diagnosis": 4,

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from lightning_maml import TaskBatch, maml, meta_loss
-from lightning_maml.networks import MLP, Conv4
+from lightning_maml.networks import MLP, Conv4, LowRank, ResNet12, StepBatchNorm2d, step_batch_norm
+from lightning_maml.networks.layers import make_norm
+from problems import meta_gradient, relative_error
 
 
 def parameters(network: nn.Module) -> int:
@@ -117,3 +119,89 @@ def test_conv4_has_a_second_order_meta_gradient(form):
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
     assert network.conv1.weight.grad.any()
+
+
+# Norms, residual networks, and what algorithms put into a network
+
+
+@pytest.mark.parametrize("form", ["stride", "max_pool"])
+@pytest.mark.parametrize(
+    ("norm", "kind"),
+    [("batch", nn.BatchNorm2d), ("group", nn.GroupNorm), ("layer", nn.GroupNorm), ("none", nn.Identity)],
+)
+def test_conv4_norms(norm, kind, form):
+    torch.manual_seed(0)
+    network = Conv4(ways=3, hidden=6, image_size=16, form=form, norm=norm)
+    assert type(network.norm1) is kind
+    images = torch.randn(4, 1, 16, 16)
+    same = torch.allclose(network(images)[:2], network(images[:2]), atol=1e-5)
+    assert same == (norm != "batch")  # by batch statistics alone does a row depend on the others
+
+
+def test_layer_norm_is_over_all_of_a_row():
+    norm, images = make_norm("layer", 6), torch.randn(2, 6, 3, 3)
+    torch.testing.assert_close(norm(images), nn.functional.layer_norm(images, (6, 3, 3)))
+    assert [make_norm("group", channels).num_groups for channels in (64, 12, 7, 11)] == [8, 6, 7, 1]
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_resnet12_is_four_blocks_of_three(norm):
+    torch.manual_seed(0)
+    network = ResNet12(ways=5, channels=1, widths=(2, 4, 6, 8), norm=norm)
+    kernels = [layer.kernel_size for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    assert kernels.count((3, 3)) == 12
+    assert network(torch.zeros(2, 1, 16, 16)).shape == (2, 5)
+    assert network[:-2](torch.zeros(2, 1, 16, 16)).shape == (2, 8, 1, 1)
+    blocks = [(3, 64), (64, 160), (160, 320), (320, 640)]  # in each: three convolutions, one beside them, four norms
+    with torch.device("meta"):
+        body = parameters(ResNet12(ways=5)[:-1])
+    assert body == sum(9 * (i * o + 2 * o * o) + i * o + 4 * 2 * o for i, o in blocks)
+
+
+def test_resnet12_has_the_same_meta_gradient_on_both_engines():
+    torch.manual_seed(0)
+    network = ResNet12(ways=2, channels=1, widths=(2, 3)).double()
+    images, labels = torch.rand(2, 4, 1, 8, 8, dtype=torch.float64), torch.tensor([[0, 1, 0, 1], [1, 0, 1, 0]])
+    tasks = TaskBatch(images, labels, images.flip(1) + 0.1, labels.flip(1))
+    gradients = [
+        meta_gradient(network, meta_loss(network, maml(0.1, 2), tasks, loss="cross_entropy", engine=engine))
+        for engine in ("eager", "batched")
+    ]
+    assert relative_error(*gradients) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Conv4(ways=5, norm="instance"), "`norm` to be one of .* but got 'instance'"),
+        (lambda: ResNet12(ways=0), "`ways` to be a positive integer but got 0"),
+        (lambda: ResNet12(ways=5, widths=(4, 0)), "`widths` to be a positive integer but got 0"),
+        (lambda: ResNet12(ways=5, widths=64), "`widths` to be a list of block widths but got 64"),
+        (lambda: StepBatchNorm2d(4, steps=0), "`steps` to be a positive integer but got 0"),
+    ],
+)
+def test_networks_reject(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_step_batch_norm_starts_as_the_layer_it_replaces():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, eps=1e-3), nn.Sequential(nn.BatchNorm2d(3)))
+    nn.init.normal_(network[1].weight)
+    images = torch.randn(4, 1, 6, 6)
+    expected = network(images)
+    assert step_batch_norm(network, 4) is network
+    assert type(network[2][0]) is StepBatchNorm2d
+    torch.testing.assert_close(network(images), expected)
+
+
+def test_lora_is_a_low_rank_change_of_the_weight():
+    torch.manual_seed(0)
+    linear = nn.Linear(5, 3)
+    layer = LowRank(linear, rank=2, scale=4.0)
+    nn.init.normal_(layer.lora_b)
+    x = torch.randn(7, 5)
+    changed = linear.weight + 4.0 / 2 * layer.lora_b @ layer.lora_a
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, changed, linear.bias))
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))

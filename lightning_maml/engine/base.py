@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_maml.inner import SGD, Parameters, Rates
-from lightning_maml.learner import Algorithm
+from lightning_maml.inner import InnerLoop, Parameters, Rates
+from lightning_maml.learner import Algorithm, per_step_names
 from lightning_maml.losses import TaskLoss
 from lightning_maml.tasks import TaskBatch
 
@@ -70,13 +70,19 @@ class Problem:
         """The network and all modules inside, looked up once."""
         return tuple(self.network.modules())
 
+    @cached_property
+    def per_step(self) -> set[str]:
+        """The parameters that hold a value for every inner step."""
+        return per_step_names(self.network)
+
     @property
-    def inner(self) -> SGD:
+    def inner(self) -> InnerLoop:
         return self.algorithm.inner
 
     def split(self) -> tuple[Parameters, Parameters]:
         """The parameters that adapt, and everything shared by the tasks: other parameters, and buffers."""
-        names = set(self.inner.adapted(self.parameters))
+        candidates = {name: value for name, value in self.parameters.items() if name not in self.per_step}
+        names = set(self.inner.adapted(candidates))
         theta: Parameters = {}
         constants: Parameters = dict(self.network.named_buffers())
         for name, parameter in self.parameters.items():
@@ -113,8 +119,11 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def predict(self, problem: Problem, phi: Parameters, inputs: Tensor) -> Tensor:
-        """Predictions ``[T, N, ...]`` of the tasks' networks ``phi {name: [T, *shape]}`` for inputs ``[T, N, ...]``."""
+    def predict(self, problem: Problem, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
+        """Predictions ``[T, N, ...]`` of the tasks' networks ``phi {name: [T, *shape]}`` for inputs ``[T, N, ...]``.
+
+        ``step`` is how many inner steps they have taken, for networks with a value for every step; None: all of them.
+        """
 
 
 class _Attach(torch.autograd.Function):

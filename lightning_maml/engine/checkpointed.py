@@ -25,17 +25,20 @@ class _Unroll(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, loop: CheckpointedLoop, order: int, *tensors: Tensor) -> Any:
+    def forward(ctx: Any, loop: CheckpointedLoop, order: int, every: bool, *tensors: Tensor) -> Any:
         ctx.loop, ctx.order = loop, order
-        phi, ctx.kept = loop.go_forth(tensors[: len(loop.theta)], order)
+        between: list[Tensor] | None = [] if every else None
+        phi, ctx.kept = loop.go_forth(tensors[: len(loop.theta)], order, between)
         loop.way_back = ctx.kept, order
-        return tuple(phi) if ctx.kept else tuple(value.clone() for value in phi)
+        return (*(between or ()), *phi) if ctx.kept else tuple(value.clone() for value in phi)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # differentiating again raises, instead of being silently wrong
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        v, extras = ctx.loop.go_back(ctx.kept, upstream, ctx.order)
-        return None, None, *v, *extras
+        size = len(ctx.loop.theta)
+        between = [upstream[at : at + size] for at in range(0, len(upstream) - size, size)]
+        v, extras = ctx.loop.go_back(ctx.kept, upstream[-size:], ctx.order, between)
+        return None, None, None, *v, *extras
 
 
 def rng_state(device: torch.device) -> Tensor:
@@ -63,14 +66,22 @@ class CheckpointedLoop(TaskLoop):
         super().__init__(problem, tasks)
         adapted = {id(value) for value in self.theta.values()}
         # what else the inner steps depend on: shared parameters, learned rates, support inputs that want a gradient
-        self.extras = [leaf for leaf in problem.leaves(tasks.support_inputs) if id(leaf) not in adapted]
+        # (and the adapted ones where every step is drawn back to them)
+        leaves = problem.leaves(tasks.support_inputs)
+        self.extras = [leaf for leaf in leaves if id(leaf) not in adapted or problem.inner.proximal]
 
         self.way_back: tuple[list[Any], int] = ([], 1)
         """What the last unroll kept, and its order."""
 
     def unroll(self, order: int) -> Parameters:
-        outputs = _Unroll.apply(self, order, *self.initial().values(), *self.extras)
+        outputs = _Unroll.apply(self, order, False, *self.start().values(), *self.extras)
         return dict(zip(self.theta, outputs, strict=True))
+
+    def path(self, order: int) -> list[Parameters]:
+        start, size = self.start(), len(self.theta)
+        outputs = _Unroll.apply(self, order, True, *start.values(), *self.extras) if self.problem.inner.steps else ()
+        parts = [outputs[at : at + size] for at in range(0, len(outputs), size)]
+        return [start, *(dict(zip(self.theta, part, strict=True)) for part in parts)]
 
     @property
     def spacing(self) -> int:
@@ -78,8 +89,13 @@ class CheckpointedLoop(TaskLoop):
         steps = self.problem.inner.steps
         return 1 if steps <= 8 else math.isqrt(steps)
 
-    def go_forth(self, phi: Sequence[Tensor], order: int) -> tuple[Sequence[Tensor], list[Any]]:
-        """The parameters after all inner steps, and what :meth:`go_back` needs."""
+    def go_forth(
+        self, phi: Sequence[Tensor], order: int, between: list[Tensor] | None = None
+    ) -> tuple[Sequence[Tensor], list[Any]]:
+        """The parameters after all inner steps, and what :meth:`go_back` needs.
+
+        Those after all steps but the last are appended to ``between``.
+        """
         kept = []
         for step in range(self.problem.inner.steps):
             rng = self._rng(phi)
@@ -87,15 +103,20 @@ class CheckpointedLoop(TaskLoop):
             self.support_losses.append(losses)
             if step % self.spacing == 0:
                 kept.append((own, rng))
+            if between is not None and step < self.problem.inner.steps - 1:
+                between += [value.clone() for value in phi]  # what is kept must not hold on to the graph
         return phi, kept
 
-    def go_back(self, kept: list[Any], v: Sequence[Tensor], order: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    def go_back(
+        self, kept: list[Any], v: Sequence[Tensor], order: int, between: Sequence[Sequence[Tensor]] = ()
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """The gradients at the parameters after all steps, brought to those before them and to ``extras``.
 
-        Empties ``kept`` from its end.
+        ``between`` holds further ones, at the parameters after steps 1, 2, ... up to the last but one. Empties
+        ``kept`` from its end.
         """
-        if order == 1 and not self.extras:
-            return v, ()  # every step is the identity
+        if order == 1 and not self.extras:  # every step is the identity
+            return [sum(parts, start=last) for last, *parts in zip(v, *between, strict=True)], ()
         extras = [torch.zeros_like(leaf) for leaf in self.extras]
         now = self._rng(v)
         while kept:
@@ -108,6 +129,8 @@ class CheckpointedLoop(TaskLoop):
                     restore_rng(v[0].device, rng)  # the same dropout masks as on the way forward
                 v, more = self.pull_back(own, step, v, order)
                 extras = [total + part for total, part in zip(extras, more, strict=True)]
+                if between and step > 0:
+                    v = [value + part for value, part in zip(v, between[step - 1], strict=True)]
         if now is not None:
             restore_rng(v[0].device, now)
         return v, extras

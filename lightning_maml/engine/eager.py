@@ -39,8 +39,8 @@ class Eager(Engine):
                 torch.cat([loss for _, loss in step]),
             )
 
-    def predict(self, problem: Problem, phi: Parameters, inputs: Tensor) -> Tensor:
+    def predict(self, problem: Problem, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
         targets = inputs.new_zeros(inputs.shape[:2])
         loop = TaskLoop(problem, TaskBatch(inputs, targets, inputs, targets), one=True)
         each = [{name: value[t] for name, value in phi.items()} for t in range(len(inputs))]
-        return torch.cat([loop.predict(own, inputs[t : t + 1]) for t, own in enumerate(each)])
+        return torch.cat([loop.predict_after(own, inputs[t : t + 1], step) for t, own in enumerate(each)])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_maml.engine.base import Problem
 from lightning_maml.engine.forward import forward_all, forward_one
-from lightning_maml.inner import Parameters
+from lightning_maml.inner import Adam, Parameters
 from lightning_maml.meta_gradient import Query
 from lightning_maml.tasks import TaskBatch
 
@@ -28,25 +28,52 @@ class TaskLoop:
         self.theta, self.constants = problem.split()
         self.support_losses: list[Tensor] = []
         self.final: Parameters = {}
+        self.state: Parameters = {}
         self.checked = False
         self.by_layer = not one and len(problem.names) == len(problem.parameters)  # each has one name only
+
+    @property
+    def proximal(self) -> float:
+        return self.problem.inner.proximal
 
     def initial(self) -> Parameters:
         if self.one:
             return dict(self.theta)
         return {name: value.expand(len(self.tasks), *value.shape) for name, value in self.theta.items()}
 
-    def predict(self, phi: Parameters, inputs: Tensor) -> Tensor:
-        """Predictions ``[T, N, ...]``."""
+    def start(self) -> Parameters:
+        """Where every task starts: the meta-parameters, or what the inner loop's ``start`` makes of them."""
+        start, initial = self.problem.inner.start, self.initial()
+        if start is None:
+            return initial
+        phi = start(initial, lambda phi: self.predict(phi, self.tasks.support_inputs, 0), self.tasks.support_targets)
+        # views: the first inner gradient is taken at phi_0, and not through it at what it was made of
+        views = {name: value.view_as(value) for name, value in phi.items()}
+        return {name: value if value.requires_grad else value.requires_grad_() for name, value in views.items()}
+
+    def predict(self, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
+        """Predictions ``[T, N, ...]``; ``step`` chooses among parameters of several steps, None the last one's."""
+        constants = self.constants
+        if self.problem.per_step:
+            constants = {
+                n: v[-1 if step is None else min(step, len(v) - 1)] if n in self.problem.per_step else v
+                for n, v in constants.items()
+            }
         if self.one:
             # buffers are cloned: a forward that writes to one in place must not reach the meta-network's
-            constants = {n: v if isinstance(v, torch.nn.Parameter) else v.clone() for n, v in self.constants.items()}
+            constants = {n: v if isinstance(v, torch.nn.Parameter) else v.clone() for n, v in constants.items()}
             return forward_one(self.problem.network, phi, constants, inputs[0]).unsqueeze(0)
-        return forward_all(self.problem.network, phi, self.constants, inputs, self.by_layer)
+        return forward_all(self.problem.network, phi, constants, inputs, self.by_layer)
 
-    def losses(self, phi: Parameters, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_after(self, phi: Parameters, inputs: Tensor, steps: int | None) -> Tensor:
+        """Predictions ``[T, N, ...]`` after so many inner steps: with the parameters of the last step taken."""
+        return self.predict(phi, inputs, None if steps is None else max(steps - 1, 0))
+
+    def losses(
+        self, phi: Parameters, inputs: Tensor, targets: Tensor, step: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Losses ``[T]`` and predictions ``[T, N, ...]``."""
-        predictions = self.predict(phi, inputs)
+        predictions = self.predict(phi, inputs, step)
         if not self.checked:
             self.problem.loss.check_shapes(predictions, targets)
             for values in (self.tasks.support_targets, self.tasks.query_targets):
@@ -56,22 +83,71 @@ class TaskLoop:
 
     def step(self, phi: Parameters, step: int, order: int) -> tuple[Parameters, Tensor]:
         """Inner step ``step`` from ``phi``: the next parameters, and the support losses ``[T]`` before it."""
-        losses, _ = self.losses(phi, self.tasks.support_inputs, self.tasks.support_targets)
+        inner = self.problem.inner
+        losses, _ = self.losses(phi, *self._support(step), step)
         gradients = torch.autograd.grad(
             losses.sum(), list(phi.values()), create_graph=order == 2, materialize_grads=True, retain_graph=order == 2
         )
-        rates = {name: self.problem.inner.rate(name, step) for name in phi}
-        return self.problem.inner.update(phi, dict(zip(phi, gradients, strict=True)), rates), losses.detach()
+        named = dict(zip(phi, gradients, strict=True))
+        with torch.set_grad_enabled(order == 2):
+            if inner.proximal:
+                origin = self.initial()
+                named = {name: g + inner.proximal * (phi[name] - origin[name]) for name, g in named.items()}
+            if inner.tolerance:
+                named = self._unless_converged(named)
+        named = inner.direction(named, step, self.state)
+        rates = {name: inner.rate(name, step) for name in phi}
+        return inner.update(phi, named, rates), losses.detach()
 
-    def unroll(self, order: int) -> Parameters:
-        phi = self.initial()
-        for step in range(self.problem.inner.steps):
+    def _support(self, step: int) -> tuple[Tensor, Tensor]:
+        """The support rows that an inner step sees, inputs and targets ``[T, n, ...]``."""
+        inputs, targets = self.tasks.support_inputs, self.tasks.support_targets
+        rows = self.problem.inner.rows(step, inputs.shape[1])
+        return (
+            (inputs, targets)
+            if rows is None
+            else (inputs[:, rows.to(inputs.device)], targets[:, rows.to(targets.device)])
+        )
+
+    def _unless_converged(self, gradients: Parameters) -> Parameters:
+        """The gradients, with zeros for the tasks whose gradient is no longer than the tolerance."""
+        flat = [gradient.detach().reshape(len(self.tasks), -1) for gradient in gradients.values()]
+        moving = torch.cat(flat, 1).norm(dim=1) > self.problem.inner.tolerance  # [T]
+        if self.one:
+            return {name: gradient * moving[0] for name, gradient in gradients.items()}
+        return {name: gradient * moving.view(-1, *[1] * (gradient.ndim - 1)) for name, gradient in gradients.items()}
+
+    def path(self, order: int) -> list[Parameters]:
+        return list(self._path(order))
+
+    def _path(self, order: int) -> Iterator[Parameters]:
+        inner = self.problem.inner
+        if order == 2 and isinstance(inner, Adam):
+            raise NotImplementedError(
+                "Expected a first-order meta-gradient for the inner loop Adam, which has no second order: use "
+                "FirstOrder() or Reptile(), or the inner loop SGD."
+            )
+        phi = self.start()
+        yield phi
+        for step in range(inner.steps):
             phi, losses = self.step(phi, step, order)
             self.support_losses.append(losses)
+            yield phi
+
+    def unroll(self, order: int) -> Parameters:
+        for phi in self._path(order):  # noqa: B007
+            pass
         return phi
 
+    def support(self, phi: Parameters) -> Tensor:
+        losses, _ = self.losses(phi, self.tasks.support_inputs, self.tasks.support_targets)
+        return losses
+
     def query(self, phi: Parameters) -> Query:
-        losses, predictions = self.losses(phi, self.tasks.query_inputs, self.tasks.query_targets)
+        return self.query_after(phi, self.problem.inner.steps)
+
+    def query_after(self, phi: Parameters, steps: int) -> Query:
+        losses, predictions = self.losses(phi, self.tasks.query_inputs, self.tasks.query_targets, max(steps - 1, 0))
         self.final = {name: value.detach() for name, value in phi.items()}
         return Query(losses.mean(), losses.detach(), predictions.detach())
 
@@ -88,7 +164,8 @@ class TaskLoop:
 
     def trajectory(self) -> Iterator[tuple[Parameters, Tensor]]:
         """Detached parameters and support losses ``[T]`` before and after each inner step."""
-        phi = {name: value.detach() for name, value in self.initial().items()}
+        with torch.no_grad():
+            phi = {name: value.detach() for name, value in self.start().items()}
         for step in range(self.problem.inner.steps):
             with torch.enable_grad():
                 leaves = {name: value.detach().requires_grad_() for name, value in phi.items()}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_maml.inner import Parameters
 
-__all__ = ["Loop", "MetaGradient", "Query"]
+__all__ = ["Annealed", "Loop", "MetaGradient", "Query"]
 
 
 class Query(NamedTuple):
@@ -23,19 +23,35 @@ class Query(NamedTuple):
 
 
 class Loop(Protocol):
-    """The inner loop of a batch of tasks, as an engine runs it."""
+    """The inner loop of a batch of tasks, as an engine runs it.
+
+    Parameters are ``{name: [T, *shape]}``; an engine may also give a rule one task at a time, ``{name: [*shape]}``.
+    """
+
+    @property
+    def proximal(self) -> float:
+        """The strength lambda that draws the parameters back to where they started from; 0 for none."""
 
     def initial(self) -> Parameters:
-        """The meta-parameters as every task's own, ``{name: [T, *shape]}``, differentiable."""
+        """The meta-parameters as every task's own, differentiable."""
 
     def unroll(self, order: int) -> Parameters:
-        """The parameters after all inner steps, ``{name: [T, *shape]}``.
+        """The parameters after all inner steps.
 
         ``order=2`` differentiates through the inner gradients; ``order=1`` takes them as constants.
         """
 
+    def path(self, order: int) -> list[Parameters]:
+        """The parameters before the first inner step and after each: ``steps + 1`` of what :meth:`unroll` gives."""
+
+    def support(self, phi: Parameters) -> Tensor:
+        """The losses ``[T]`` of all support rows under ``phi``, differentiable twice."""
+
     def query(self, phi: Parameters) -> Query:
-        """The query sets under ``phi``."""
+        """The query sets under ``phi``, the parameters after all inner steps."""
+
+    def query_after(self, phi: Parameters, steps: int) -> Query:
+        """The query sets under ``phi``, the parameters after so many inner steps."""
 
 
 @runtime_checkable
@@ -44,3 +60,11 @@ class MetaGradient(Protocol):
 
     def __call__(self, loop: Loop) -> Query:
         """The query sets as the rule trains on them; the gradient of ``.loss`` is the meta-gradient."""
+
+
+@runtime_checkable
+class Annealed(MetaGradient, Protocol):
+    """A rule that changes as training goes on."""
+
+    def at(self, update: int) -> MetaGradient:
+        """The rule at meta-update number ``update``, counted from 0."""

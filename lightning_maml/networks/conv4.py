@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from lightning_maml.networks.layers import Layers, SpatialMean
+from lightning_maml.networks.layers import Layers, Norm, SpatialMean, check_positive, make_norm
 
 __all__ = ["Conv4"]
 
@@ -15,7 +15,7 @@ BLOCKS = 4
 
 
 class Conv4(Layers):
-    """Four blocks of 3x3 convolution, batch-norm and ReLU, then a linear layer: ``[N, C, H, W] -> [N, ways]``.
+    """Four blocks of 3x3 convolution, norm and ReLU, then a linear layer: ``[N, C, H, W] -> [N, ways]``.
 
     Two forms of Finn et al. (2017, https://arxiv.org/abs/1703.03400):
 
@@ -32,9 +32,12 @@ class Conv4(Layers):
         hidden: filters of each convolution.
         image_size: height and width of the images; the form ``"max_pool"`` needs it to size the linear layer.
         form: ``"stride"`` or ``"max_pool"``.
+        norm: ``"batch"``, the paper's, ``"group"``, ``"layer"`` or ``"none"``, see
+            :func:`~lightning_maml.networks.layers.make_norm`.
 
     Raises:
-        ValueError: a size is not a positive integer, ``form`` is unknown, or the image is too small for four poolings.
+        ValueError: a size is not a positive integer, ``form`` or ``norm`` is unknown, or the image is too small for
+            four poolings.
 
     Example:
         >>> import torch
@@ -51,10 +54,9 @@ class Conv4(Layers):
         hidden: int = 64,
         image_size: int = 28,
         form: Literal["stride", "max_pool"] = "stride",
+        norm: Norm = "batch",
     ) -> None:
-        for name, value in (("ways", ways), ("channels", channels), ("hidden", hidden), ("image_size", image_size)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"Expected `{name}` to be a positive integer but got {value!r}.")
+        check_positive(ways=ways, channels=channels, hidden=hidden, image_size=image_size)
         if form not in ("stride", "max_pool"):
             raise ValueError(f"Expected `form` to be 'stride' or 'max_pool' but got {form!r}.")
         side = image_size // 2**BLOCKS  # what four poolings leave
@@ -68,7 +70,7 @@ class Conv4(Layers):
         for block in range(1, BLOCKS + 1):
             stride = 2 if form == "stride" else 1
             layers[f"conv{block}"] = nn.Conv2d(channels if block == 1 else hidden, hidden, 3, stride, padding=1)
-            layers[f"norm{block}"] = nn.BatchNorm2d(hidden)
+            layers[f"norm{block}"] = make_norm(norm, hidden)
             layers[f"relu{block}"] = nn.ReLU()
             if form == "max_pool":
                 layers[f"pool{block}"] = nn.MaxPool2d(2)

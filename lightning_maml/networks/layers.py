@@ -3,11 +3,48 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-__all__ = ["Layers", "SpatialMean"]
+__all__ = ["Layers", "Norm", "SpatialMean", "check_positive", "make_norm"]
+
+Norm = Literal["batch", "group", "layer", "none"]
+"""What images are normalised by, see :func:`make_norm`."""
+
+GROUPS = 8
+
+
+def make_norm(norm: Norm, channels: int) -> nn.Module:
+    """The normalisation of images ``[N, channels, H, W]``, with a scale and a bias for each channel.
+
+    ``"batch"`` normalises by the statistics over rows, ``"group"`` by each row's own over 8 groups of channels (or the
+    most below that divide them), ``"layer"`` by each row's own over all of it, ``"none"`` not at all. Of these only
+    ``"batch"`` makes a prediction depend on the other rows of its task.
+
+    Raises:
+        ValueError: ``norm`` is unknown.
+
+    Example:
+        >>> make_norm("group", 12).num_groups
+        6
+    """
+    if norm not in get_args(Norm):
+        raise ValueError(f"Expected `norm` to be one of {get_args(Norm)} but got {norm!r}.")
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    if norm == "none":
+        return nn.Identity()
+    # over all channels of a row at once, layer norm is group norm with one group
+    groups = 1 if norm == "layer" else max(n for n in range(1, GROUPS + 1) if channels % n == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+def check_positive(**sizes: int) -> None:
+    """Raise ValueError where one of the named sizes is not a positive integer."""
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"Expected `{name}` to be a positive integer but got {value!r}.")
 
 
 class Layers(nn.Sequential):

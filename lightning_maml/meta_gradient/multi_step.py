@@ -1,0 +1,79 @@
+"""MAML++'s meta-gradient: a loss at every inner step, and an order of derivatives, that change as training goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from lightning_maml.meta_gradient.base import Loop, Query
+
+__all__ = ["MultiStep"]
+
+
+@dataclass(frozen=True)
+class MultiStep:
+    r"""``d/dtheta mean_t sum_k w_k L_query(phi_k(theta))`` over the parameters after inner steps k = 1 .. m.
+
+    .. math:: w_k = \tfrac{1 - p}{m} \; (k < m), \quad w_m = \tfrac{1 + (m - 1) p}{m}, \quad
+              p = \min(1, \text{update} / \text{multi\_step\_updates})
+
+    The weights start equal and end at the last step alone, where the rule is :class:`Unrolled`. (The authors' code
+    keeps a floor of 0.03 / m under the early weights until the last of the annealing, and drops it then.)
+
+    Args:
+        multi_step_updates: the meta-updates that this takes; 0 switches the multi-step loss off, None never anneals it.
+        first_order_updates: the meta-updates at the beginning that take inner gradients as constants, as
+            :class:`FirstOrder` does; second-order ones follow. 0 switches the annealing of the order off.
+        update: the number of the meta-update, counted from 0; ``Algorithm.at`` puts it here.
+
+    Raises:
+        ValueError: an argument is negative.
+
+    Reference:
+        Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019, sections 4 (multi-step loss optimization,
+        derivative-order annealing).
+
+    Example:
+        >>> MultiStep(multi_step_updates=10).at(5).weights(steps=4)
+        [0.125, 0.125, 0.125, 0.625]
+    """
+
+    multi_step_updates: int | None = 0
+    first_order_updates: int = 0
+    update: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("multi_step_updates", "first_order_updates", "update"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"Expected `{name}` to be a number of meta-updates, 0 or more, but got {value!r}.")
+
+    def at(self, update: int) -> MultiStep:
+        """The rule at meta-update number ``update``, counted from 0."""
+        return replace(self, update=update)
+
+    @property
+    def order(self) -> Literal[1, 2]:
+        """1 where inner gradients are taken as constants, 2 where they are differentiated."""
+        return 1 if self.update < self.first_order_updates else 2
+
+    def weights(self, steps: int) -> list[float]:
+        """The weights of the query losses after inner steps 1 to ``steps``; they sum to 1."""
+        if self.multi_step_updates is None:
+            progress = 0.0
+        else:
+            progress = min(1.0, self.update / self.multi_step_updates) if self.multi_step_updates else 1.0
+        return [(1 - progress) / steps] * (steps - 1) + [(1 + (steps - 1) * progress) / steps]
+
+    def __call__(self, loop: Loop) -> Query:
+        if self.multi_step_updates is not None and self.update >= self.multi_step_updates:
+            return loop.query(loop.unroll(self.order))
+        path = loop.path(self.order)
+        steps = len(path) - 1
+        if steps == 0:
+            return loop.query(path[0])
+        queries = [loop.query_after(phi, step) for step, phi in enumerate(path[1:], start=1)]
+        weighted = [weight * query.loss for weight, query in zip(self.weights(steps), queries, strict=True)]
+        return queries[-1]._replace(loss=torch.stack(weighted).sum())

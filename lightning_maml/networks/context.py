@@ -1,0 +1,36 @@
+"""Context parameters: what CAVIA adapts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Context"]
+
+
+class Context(nn.Module):
+    """A learned vector appended to every row, for the next layer: ``[N, features] -> [N, features + size]``.
+
+    Its parameter is named ``context``, and starts at zero. Zintgraf et al. (2019, https://arxiv.org/abs/1810.03642) put
+    it before the first layer in regression.
+
+    Args:
+        size: the number of context parameters.
+
+    Raises:
+        ValueError: ``size`` is not a positive integer.
+
+    Example:
+        >>> nn.Sequential(Context(4), nn.Linear(1 + 4, 1))(torch.zeros(10, 1)).shape
+        torch.Size([10, 1])
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"Expected `size` to be a positive integer but got {size!r}.")
+        self.context = nn.Parameter(torch.zeros(size))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """``[N, features] -> [N, features + size]``."""
+        return torch.cat([inputs, self.context.to(inputs.dtype).expand(*inputs.shape[:-1], -1)], -1)

@@ -1,0 +1,81 @@
+"""The residual network of few-shot image classification."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from lightning_maml.networks.layers import Layers, Norm, SpatialMean, check_positive, make_norm
+
+__all__ = ["ResNet12"]
+
+
+class ResidualBlock(nn.Module):
+    """Three 3x3 convolutions with norms, a 1x1 convolution beside them, and 2x2 max-pooling.
+
+    ``[N, in_channels, H, W] -> [N, channels, H // 2, W // 2]``
+    """
+
+    def __init__(self, in_channels: int, channels: int, norm: Norm) -> None:
+        super().__init__()
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        for number in (1, 2, 3):
+            layers[f"conv{number}"] = nn.Conv2d(
+                in_channels if number == 1 else channels, channels, 3, padding=1, bias=False
+            )
+            layers[f"norm{number}"] = make_norm(norm, channels)
+            if number < 3:
+                layers[f"relu{number}"] = nn.LeakyReLU(0.1)
+        self.residual = nn.Sequential(layers)
+        self.shortcut = nn.Sequential(
+            OrderedDict(conv=nn.Conv2d(in_channels, channels, 1, bias=False), norm=make_norm(norm, channels))
+        )
+        self.relu, self.pool = nn.LeakyReLU(0.1), nn.MaxPool2d(2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``[N, in_channels, H, W] -> [N, channels, H // 2, W // 2]``."""
+        return self.pool(self.relu(self.residual(images) + self.shortcut(images)))
+
+
+class ResNet12(Layers):
+    """Four residual blocks, the mean over space, and a linear layer: ``[N, C, H, W] -> [N, ways]``.
+
+    Each block has three convolutions. The form and widths are those of Lee et al. (2019,
+    https://arxiv.org/abs/1904.03758), without their DropBlock. The last layer is named ``head``.
+
+    Args:
+        ways: number of classes of a task, the outputs.
+        channels: channels of the images.
+        widths: filters of each block; the image is halved after each.
+        norm: ``"batch"``, ``"group"``, ``"layer"`` or ``"none"``, see
+            :func:`~lightning_maml.networks.layers.make_norm`.
+
+    Raises:
+        ValueError: a size is not a positive integer, or ``norm`` is unknown.
+
+    Example:
+        >>> import torch
+        >>> network = ResNet12(ways=5, widths=(4, 6, 8, 10))
+        >>> network(torch.zeros(2, 3, 32, 32)).shape, network.head
+        (torch.Size([2, 5]), Linear(in_features=10, out_features=5, bias=True))
+    """
+
+    def __init__(
+        self, ways: int, channels: int = 3, widths: Sequence[int] = (64, 160, 320, 640), norm: Norm = "batch"
+    ) -> None:
+        check_positive(ways=ways, channels=channels)
+        if isinstance(widths, str) or not isinstance(widths, Sequence) or not widths:
+            raise ValueError(f"Expected `widths` to be a list of block widths but got {widths!r}.")
+        for width in widths:
+            check_positive(widths=width)
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        for number, width in enumerate(widths, start=1):
+            layers[f"block{number}"] = ResidualBlock(channels if number == 1 else widths[number - 2], width, norm)
+        layers["mean"] = SpatialMean()
+        layers["head"] = nn.Linear(widths[-1], ways)
+        super().__init__(layers)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, a=0.1, mode="fan_out", nonlinearity="leaky_relu")

@@ -1,0 +1,836 @@
+"""The algorithms of the family: each against a reference of its own, on every engine that it supports."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader
+
+from lightning_maml import (
+    MLP,
+    SGD,
+    Adam,
+    Algorithm,
+    Batched,
+    Eager,
+    FirstOrder,
+    Implicit,
+    MetaModule,
+    MultiStep,
+    Part,
+    TaskBatch,
+    Unrolled,
+    adapt,
+    anil,
+    boil,
+    cavia,
+    evaluate,
+    fomaml,
+    imaml,
+    lora,
+    maml,
+    maml_pp,
+    meta_curvature,
+    meta_loss,
+    meta_sgd,
+    pretrained,
+    proto_maml,
+    reptile,
+)
+from lightning_maml.inner import head_names
+from lightning_maml.networks import Context, add_lora, step_batch_norm
+from problems import LOSSES, make_problem, meta_gradient, reference, relative_error
+
+ENGINES = {
+    "eager": Eager(),
+    "batched": Batched(),
+    "checkpoint": Batched(checkpoint="step"),
+}
+LR = 0.1
+COMPILED = Batched(compile=True)
+
+engines = pytest.mark.parametrize("engine", ENGINES)
+
+
+@pytest.mark.parametrize("checkpoint", [None, "step"])
+@pytest.mark.parametrize("preset", ["anil", "meta_sgd", "meta_curvature", "reptile", "imaml", "maml_pp", "proto_maml"])
+def test_chunks_add_up(preset, checkpoint):
+    """Two tasks and then one give what three at once do: rules return means, and chunks are weighed by their tasks."""
+    module, tasks = make_problem("mlp", "cross_entropy")
+    algorithm = with_rates(PRESETS[preset]("mlp"), module)
+    gradients = [
+        meta_gradient(module, meta_loss(module, algorithm, tasks, loss="cross_entropy", engine=engine))
+        for engine in (Batched(chunk_size=2, checkpoint=checkpoint), Eager())
+    ]
+    assert relative_error(*gradients) < 1e-9
+
+
+def with_rates(algorithm: Algorithm, network: nn.Module) -> Algorithm:
+    return algorithm.with_rates(algorithm.initial_rates(network))
+
+
+# What adapts: anil, boil
+
+
+def test_the_head_is_the_last_module_with_parameters():
+    names = [name for name, _ in make_problem("conv4", "mse")[0].named_parameters()]
+    assert head_names(names) == ["head.weight", "head.bias"]
+    assert head_names(["weight", "bias"]) == ["weight", "bias"]
+    attention = [name for name, _ in make_problem("attention", "mse")[0].named_parameters()]
+    assert head_names(attention) == ["attention.out_proj.weight", "attention.out_proj.bias"]  # registered last
+    assert head_names(attention, "^head") == ["head.weight", "head.bias"]
+
+
+def test_head_and_body_are_all_there_is():
+    theta = dict(make_problem("conv4", "mse")[0].named_parameters())
+    head, body = (SGD(adapts=Part(part)).adapted(theta) for part in ("head", "body"))
+    assert [*body, *head] == list(theta)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Part("neck"), "`part` to be 'head' or 'body' but got 'neck'"),
+        (lambda: run(anil(head="^classifier")), "head's parameters to match .*classifier.* but got none"),
+        (lambda: SGD(batch_size=0), "`batch_size` to be a positive number of support rows or None but got 0"),
+        (lambda: SGD(proximal=-1.0), "`proximal` to be finite and not negative but got -1.0"),
+        (lambda: SGD(tolerance=float("inf")), "`tolerance` to be finite"),
+        (lambda: Adam(beta2=1.0), r"`beta2` in \[0, 1\) .* but got 1.0"),
+        (lambda: reptile(optimizer="rmsprop"), "`optimizer` to be 'adam' or 'sgd' but got 'rmsprop'"),
+        (lambda: imaml(proximal=0.0), "`proximal` to be positive but got 0.0"),
+        (lambda: Implicit(cg_steps=0), "`cg_steps` to be a positive number of iterations but got 0"),
+        (lambda: Implicit(damping=-0.1), "`damping` to be finite and not negative but got -0.1"),
+        (lambda: run(Algorithm(SGD(), Implicit())), "proximal inner loop .* but got proximal=0.0"),
+        (lambda: MultiStep(first_order_updates=-1), "`first_order_updates` to be a number of meta-updates"),
+        (lambda: run(proto_maml()), "class labels .* to make prototypes of but got targets of shape"),
+        (lambda: run(proto_maml(head="weight"), "cross_entropy"), "linear head with a weight and a bias"),
+        (lambda: Context(0), "`size` to be a positive integer but got 0"),
+        (lambda: add_lora(nn.Linear(2, 2)), "linear layers to put adapters beside, inside of a module"),
+        (lambda: add_lora(MLP(1, [2], 1), rank=0), "`rank` to be a positive integer but got 0"),
+        (lambda: step_batch_norm(MLP(1, [2], 1), 2), "BatchNorm2d layers .* inside of MLP but got none"),
+    ],
+)
+def test_rejects(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def run(algorithm: Algorithm, loss: str = "mse", engine: str | Batched = "batched"):
+    module, tasks = make_problem("mlp", loss)
+    return meta_loss(module, algorithm, tasks, loss=loss, engine=engine)
+
+
+# Against learn2learn
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # learn2learn's clone reads it
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("network", ["mlp", "conv4", "attention"])
+@pytest.mark.parametrize("preset", ["anil", "meta_sgd", "meta_curvature"])
+def test_equals_learn2learn(preset, network, loss):
+    from lightning_maml.data.learn2learn import import_learn2learn
+
+    try:
+        l2l = import_learn2learn()
+    except ImportError:
+        pytest.skip("learn2learn is not installed")
+    module, tasks = make_problem(network, loss)
+    module.float().double()  # learn2learn makes Meta-Curvature's matrices in float32, and all has to follow
+    algorithm = {
+        "anil": anil(LR, 3, head="^head"),
+        "meta_sgd": meta_sgd(LR, 3),
+        "meta_curvature": meta_curvature(LR, 3),
+    }[preset]
+    rates = algorithm.initial_rates(module)
+    if rates is not None:
+        with torch.no_grad():
+            for rate in rates.parameters():
+                rate.add_((torch.rand_like(rate) - 0.5) * rate.max())
+    ours = meta_gradient(module, meta_loss(module, algorithm.with_rates(rates), tasks, loss=loss, engine="batched"))
+    ours = [gradient.clone() for gradient in ours]  # the module's own would change their type with it
+    theirs = list(module.parameters())
+    if preset == "anil":
+        head = l2l.algorithms.MAML(module.head, lr=LR)
+        body, module.head = module, nn.Identity()  # as in its examples: the features, then the head of the task
+        learners = [lambda x, clone: clone(body(x)), head]
+    elif preset == "meta_curvature":
+        transform = l2l.optim.MetaCurvatureTransform
+        learner = l2l.algorithms.GBML(module.float(), transform, lr=LR).double()
+        own, matrices = [], list(learner.compute_update.parameters())
+        for name, parameter in module.named_parameters():  # its "in" is the first dimension, its "out" the second
+            parts = (
+                ["elements"] if parameter.ndim == 1 else ["outputs", "inputs", "places"][: max(parameter.ndim - 1, 2)]
+            )
+            own += [rates.get_parameter(f"{rates._key(name)}/{part}") for part in parts]
+        with torch.no_grad():
+            for matrix, rate in zip(matrices, own, strict=True):
+                matrix.copy_(rate)
+        ours += [rate.grad for rate in own]
+        theirs += matrices
+        learners = [lambda x, clone: clone(x), learner]
+    else:
+        learner = l2l.algorithms.MetaSGD(module, lr=LR)
+        with torch.no_grad():
+            for own, rate in zip(learner.lrs, rates.parameters(), strict=True):
+                own.copy_(rate)
+        ours += [rate.grad for rate in rates.parameters()]
+        theirs += list(learner.lrs)
+        learners = [lambda x, clone: clone(x), learner]
+    for parameter in theirs:
+        parameter.grad = None
+    call, learner = learners
+    with sdpa_kernel(SDPBackend.MATH):
+        for t in range(len(tasks)):
+            clone = learner.clone()
+            for _ in range(3):
+                clone.adapt(LOSSES[loss](call(tasks.support_inputs[t], clone), tasks.support_targets[t]))
+            (LOSSES[loss](call(tasks.query_inputs[t], clone), tasks.query_targets[t]) / len(tasks)).backward()
+    assert relative_error(ours, [parameter.grad for parameter in theirs]) < 1e-9
+
+
+@engines
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("network", ["mlp", "conv4"])
+def test_meta_curvature_by_hand(network, first_order, engine):
+    module, tasks = make_problem(network, "mse")
+    algorithm = meta_curvature(LR, 2, first_order)
+    rates = algorithm.initial_rates(module)
+    with torch.no_grad():
+        for rate in rates.parameters():
+            rate.add_(0.3 * torch.randn_like(rate))
+    theta = dict(module.named_parameters())
+    total = torch.zeros((), dtype=torch.float64)
+
+    def transformed(name, gradient):
+        if gradient.ndim == 1:
+            return gradient * rates.get_parameter(f"{name}/elements")
+        outputs, inputs = (rates.get_parameter(f"{name}/{part}") for part in ("outputs", "inputs"))
+        if gradient.ndim == 2:
+            return outputs @ gradient @ inputs
+        places = rates.get_parameter(f"{name}/places")
+        blocks = torch.einsum("ao,oif->aif", outputs, gradient.flatten(2))
+        return torch.einsum("aif,ib,cf->abc", blocks, inputs, places).view_as(gradient)
+
+    for t in range(len(tasks)):
+        phi = theta
+        for _ in range(2):
+            loss = F.mse_loss(functional_call(module, phi, (tasks.support_inputs[t],)), tasks.support_targets[t])
+            g = torch.autograd.grad(loss, list(phi.values()), create_graph=not first_order)
+            phi = {n: v - LR * transformed(n.replace(".", "/"), d) for (n, v), d in zip(phi.items(), g, strict=True)}
+        predictions = functional_call(module, phi, (tasks.query_inputs[t],))
+        total = total + F.mse_loss(predictions, tasks.query_targets[t]) / len(tasks)
+    expected = list(torch.autograd.grad(total, [*theta.values(), *rates.parameters()]))
+    output = meta_loss(module, algorithm.with_rates(rates), tasks, loss="mse", engine=ENGINES[engine])
+    ours = meta_gradient(module, output) + [rate.grad for rate in rates.parameters()]
+    assert relative_error(ours, expected) < 1e-9
+
+
+# Reptile
+
+
+@engines
+@pytest.mark.parametrize("batch_size", [None, 3])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_reptile_is_its_formula(optimizer, batch_size, engine):
+    module, tasks = make_problem("mlp", "mse")
+    algorithm = reptile(LR, 4, optimizer, batch_size).at(7)
+    theta = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    total = [torch.zeros_like(value) for value in theta.values()]
+    for t in range(len(tasks)):
+        phi = {name: value.clone().requires_grad_() for name, value in theta.items()}
+        inner = (
+            torch.optim.Adam(phi.values(), LR, betas=(0.0, 0.999))
+            if optimizer == "adam"
+            else torch.optim.SGD(phi.values(), LR)
+        )
+        for step in range(4):
+            rows = algorithm.inner.rows(step, 5)
+            rows = slice(None) if rows is None else rows
+            inner.zero_grad()
+            predictions = functional_call(module, phi, (tasks.support_inputs[t, rows],))
+            F.mse_loss(predictions, tasks.support_targets[t, rows]).backward()
+            inner.step()
+        total = [a + (theta[n] - phi[n].detach()) / len(tasks) for a, n in zip(total, theta, strict=True)]
+    output = meta_loss(module, algorithm, tasks, loss="mse", engine=ENGINES[engine])
+    assert relative_error(meta_gradient(module, output), total) < 1e-9
+    adapted = adapt(module, algorithm, tasks.support_inputs, tasks.support_targets, loss="mse", engine=ENGINES[engine])
+    moved = [theta[name] - value.mean(0) for name, value in adapted.parameters.items()]
+    assert relative_error(moved, total) < 1e-9
+    losses = [F.mse_loss(adapted.predict(tasks.query_inputs)[t], tasks.query_targets[t]) for t in range(len(tasks))]
+    torch.testing.assert_close(output.task_losses, torch.stack(losses))
+
+
+def test_mini_batches_walk_through_all_rows():
+    inner = SGD(batch_size=4)
+    rows = torch.cat([inner.rows(step, 10) for step in range(5)])  # two passes over ten rows
+    for walk in rows.split(10):
+        assert sorted(walk.tolist()) == list(range(10))
+    assert rows[:10].tolist() != rows[10:].tolist()
+    assert inner.rows(1, 10).tolist() == inner.rows(1, 10).tolist()
+    assert inner.at(1).rows(1, 10).tolist() != inner.rows(1, 10).tolist()
+    assert inner.rows(0, 4) is None
+    assert SGD().at(5) == SGD()
+
+
+def test_outer_sgd_makes_reptiles_update(tmp_path):
+    """To theta + epsilon * mean(phi - theta), with epsilon from the scheduler: 0.5, then 0."""
+    module, tasks = make_problem("mlp", "mse", dtype=torch.float32)
+    adapted = adapt(module, reptile(LR, 3), tasks.support_inputs, tasks.support_targets, loss="mse")
+    expected = [0.5 * (p.detach() + adapted.parameters[n].mean(0)) for n, p in module.named_parameters()]
+    subject = MetaModule(
+        module,
+        reptile(LR, 3),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5),
+        scheduler=lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, 1),
+    )
+    trainer(tmp_path, max_steps=3).fit(subject, DataLoader([tasks] * 3, batch_size=None))
+    torch.testing.assert_close([p.detach() for p in module.parameters()], expected)
+
+
+# Adam inside, elsewhere
+
+
+@pytest.mark.parametrize("engine", ["eager", "batched"])
+def test_adam_has_a_first_order_alone(engine):
+    module, tasks = make_problem("mlp", "mse")
+    output = meta_loss(module, Algorithm(Adam(0.01, 3), FirstOrder()), tasks, loss="mse", engine=engine)
+    assert all(gradient.isfinite().all() for gradient in meta_gradient(module, output))
+    with pytest.raises(NotImplementedError, match="first-order meta-gradient for the inner loop Adam"):
+        meta_loss(module, Algorithm(Adam(0.01, 3), Unrolled()), tasks, loss="mse", engine=engine)
+
+
+# Implicit MAML
+
+
+def quadratic(shared: bool = False):
+    """Linear regression: every Hessian is a constant, and the inner optimum the solution of a linear system."""
+    torch.manual_seed(0)
+    network = nn.Linear(3, 1, dtype=torch.float64)
+    network.bias.requires_grad_(shared)
+    x, y = torch.randn(4, 6, 3, dtype=torch.float64), torch.randn(4, 6, 1, dtype=torch.float64)
+    return network, TaskBatch(x, y, x.flip(0) + 1, y + 1)
+
+
+@engines
+@pytest.mark.parametrize("shared", [False, True])
+def test_implicit_gradient_on_quadratics(engine, shared):
+    network, tasks = quadratic(shared)
+    strength = 0.7
+    total = torch.zeros((), dtype=torch.float64)
+    for t in range(4):  # phi* = (H + lambda)^-1 (2/N X'(y - b) + lambda theta), differentiated through
+        x, y = tasks.support_inputs[t], tasks.support_targets[t] - network.bias
+        matrix = 2 * x.mT @ x / len(x) + strength * torch.eye(3, dtype=torch.float64)
+        phi = torch.linalg.solve(matrix, 2 * x.mT @ y / len(x) + strength * network.weight.mT)
+        total = total + F.mse_loss(tasks.query_inputs[t] @ phi + network.bias, tasks.query_targets[t]) / 4
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(total, trainable)
+    algorithm = imaml(0.1, 500, strength, cg_steps=3, damping=0.0, adapts="weight")
+    output = meta_loss(network, algorithm, tasks, loss="mse", engine=ENGINES[engine])
+    assert output.loss.item() == pytest.approx(total.item(), rel=1e-9)
+    assert relative_error(meta_gradient(network, output), list(expected)) < 1e-8
+
+
+def test_damping_solves_the_damped_system():
+    network, tasks = quadratic()
+    output = meta_loss(network, imaml(0.1, 300, 0.7, cg_steps=3, damping=0.5), tasks, loss="mse")
+    total = torch.zeros(3, 1, dtype=torch.float64)
+    adapted = adapt(network, imaml(0.1, 300, 0.7), tasks.support_inputs, tasks.support_targets, loss="mse")
+    for t in range(4):
+        hessian = 2 * tasks.support_inputs[t].mT @ tasks.support_inputs[t] / 6
+        residual = tasks.query_inputs[t] @ adapted.parameters["weight"][t].mT + network.bias - tasks.query_targets[t]
+        slope = 2 * tasks.query_inputs[t].mT @ residual / 6
+        total += torch.linalg.solve(1.5 * torch.eye(3, dtype=torch.float64) + hessian / 0.7, slope) / 4
+    assert relative_error(meta_gradient(network, output)[:1], [total.mT.detach()]) < 1e-8
+
+
+@pytest.mark.parametrize("engine", ["batched", "checkpoint"])
+def test_implicit_gradient_is_the_limit_of_a_long_unrolled_loop(engine):
+    module, tasks = make_problem("mlp", "mse")
+    inner = SGD(0.2, 300, proximal=2.0)
+    unrolled = meta_gradient(
+        module, meta_loss(module, Algorithm(inner, Unrolled()), tasks, loss="mse", engine=ENGINES["checkpoint"])
+    )
+    rule = Implicit(cg_steps=60, damping=0.0)
+    implicit = meta_loss(module, Algorithm(inner, rule), tasks, loss="mse", engine=ENGINES[engine])
+    assert relative_error(meta_gradient(module, implicit), unrolled) < 1e-8
+    first = meta_loss(module, Algorithm(inner, FirstOrder()), tasks, loss="mse", engine=ENGINES["batched"])
+    assert relative_error(meta_gradient(module, first), unrolled) > 1e-2
+
+
+@engines
+def test_proximal_term_is_differentiated(engine):
+    """The unrolled proximal loop, by hand: the pull towards theta depends on theta."""
+    module, tasks = make_problem("mlp", "mse")
+    theta = dict(module.named_parameters())
+    total = torch.zeros((), dtype=torch.float64)
+    for t in range(len(tasks)):
+        phi = theta
+        for _ in range(3):
+            loss = F.mse_loss(functional_call(module, phi, (tasks.support_inputs[t],)), tasks.support_targets[t])
+            gradients = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
+            phi = {n: v - LR * (g + 0.5 * (v - theta[n])) for (n, v), g in zip(phi.items(), gradients, strict=True)}
+        predictions = functional_call(module, phi, (tasks.query_inputs[t],))
+        total = total + F.mse_loss(predictions, tasks.query_targets[t]) / len(tasks)
+    expected = list(torch.autograd.grad(total, list(theta.values())))
+    algorithm = Algorithm(SGD(LR, 3, proximal=0.5), Unrolled())
+    output = meta_loss(module, algorithm, tasks, loss="mse", engine=ENGINES[engine])
+    assert relative_error(meta_gradient(module, output), expected) < 1e-9
+
+
+@pytest.mark.parametrize("engine", ["eager", "batched"])
+def test_tolerance_stops_each_task_by_itself(engine):
+    network, tasks = quadratic()
+    tasks.support_targets[1] = tasks.support_inputs[1] @ network.weight.detach().mT + network.bias.detach()
+    algorithm = imaml(0.1, 50, 0.7, tolerance=0.05)
+    parameters = adapt(
+        network, algorithm, tasks.support_inputs, tasks.support_targets, loss="mse", engine=engine
+    ).parameters["weight"]
+    assert torch.equal(parameters[1], network.weight)  # it was at its optimum before the first step
+    exact = adapt(network, imaml(0.1, 500, 0.7), tasks.support_inputs, tasks.support_targets, loss="mse")
+    for t in (0, 2, 3):
+        phi = parameters[t].mT
+        residual = tasks.support_inputs[t] @ phi + network.bias - tasks.support_targets[t]
+        slope = 2 * tasks.support_inputs[t].mT @ residual / 6 + 0.7 * (phi - network.weight.mT)
+        assert 0.02 < slope.norm() <= 0.05
+        assert not torch.allclose(parameters[t], exact.parameters["weight"][t], rtol=1e-6)
+
+
+def test_says_once_that_conjugate_gradients_have_not_converged():
+    module, tasks = make_problem("mlp", "mse")
+    algorithm = imaml(0.05, 5, proximal=0.01, cg_steps=1, damping=0.0)
+    with pytest.warns(UserWarning, match="have not converged: after 1 iterations .* This is said once"):
+        meta_loss(module, algorithm, tasks, loss="mse")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        meta_loss(module, algorithm, tasks, loss="mse")
+        meta_loss(module, imaml(0.05, 5, proximal=5.0, cg_steps=30), tasks, loss="mse")
+
+
+# MAML++
+
+
+@engines
+@pytest.mark.parametrize("update", [0, 4])
+@pytest.mark.parametrize("network", ["mlp", "conv4"])
+def test_multi_step_loss_is_the_weighted_sum(network, update, engine):
+    module, tasks = make_problem(network, "mse")
+    weights = [0.25, 0.25, 0.25, 0.25] if update == 0 else [0.15, 0.15, 0.15, 0.55]  # 4 / 10 of the way to the last
+    expected = [torch.zeros_like(parameter) for parameter in module.parameters()]
+    for step, weight in enumerate(weights, start=1):
+        each = reference(module, tasks, "mse", LR, step)
+        expected = [a + weight * b for a, b in zip(expected, each, strict=True)]
+    algorithm = maml_pp(LR, 4, learn_lr=None, multi_step_updates=10).at(update)
+    output = meta_loss(module, algorithm, tasks, loss="mse", engine=ENGINES[engine])
+    assert relative_error(meta_gradient(module, output), expected) < 1e-9
+    last = meta_loss(module, maml(LR, 4), tasks, loss="mse", engine=ENGINES[engine])
+    torch.testing.assert_close(output.task_losses, last.task_losses)  # what is logged is the loss after the last step
+
+
+def test_multi_step_weights():
+    assert MultiStep(None).at(10**6).weights(4) == [0.25] * 4
+    assert MultiStep(0).weights(3) == MultiStep(10).at(10).weights(3) == MultiStep(10).at(99).weights(3) == [0, 0, 1]
+    assert MultiStep(10).weights(1) == [1]
+    for update in range(12):
+        assert sum(MultiStep(10).at(update).weights(5)) == pytest.approx(1)
+
+
+@engines
+def test_multi_step_loss_of_no_steps(engine):
+    module, tasks = make_problem("mlp", "mse")
+    output = meta_loss(module, maml_pp(LR, 0, None), tasks, loss="mse", engine=ENGINES[engine])
+    assert relative_error(meta_gradient(module, output), reference(module, tasks, "mse", LR, 0)) < 1e-9
+
+
+@engines
+def test_order_annealing(engine):
+    module, tasks = make_problem("mlp", "mse")
+    algorithm = maml_pp(LR, 3, learn_lr=None, multi_step_updates=0, first_order_updates=100)
+    for update, first_order in ((0, True), (99, True), (100, False), (500, False)):
+        output = meta_loss(module, algorithm.at(update), tasks, loss="mse", engine=ENGINES[engine])
+        expected = reference(module, tasks, "mse", LR, 3, first_order=first_order)
+        assert relative_error(meta_gradient(module, output), expected) < 1e-9
+    # and together with the multi-step loss
+    algorithm = maml_pp(LR, 2, learn_lr=None, multi_step_updates=None, first_order_updates=1)
+    each = [reference(module, tasks, "mse", LR, step, first_order=True) for step in (1, 2)]
+    output = meta_loss(module, algorithm.at(0), tasks, loss="mse", engine=ENGINES[engine])
+    assert relative_error(meta_gradient(module, output), [(a + b) / 2 for a, b in zip(*each, strict=True)]) < 1e-9
+
+
+def test_the_module_tells_the_algorithm_its_update(tmp_path):
+    """FOMAML's updates first, then MAML's; also where a run was resumed, and with several updates a step."""
+    batches = [make_problem("mlp", "mse", dtype=torch.float32)[1]] * 4
+    algorithm = maml_pp(LR, 3, learn_lr=None, multi_step_updates=0, first_order_updates=3)
+
+    def subject(k: int = 1) -> MetaModule:
+        network = make_problem("mlp", "mse", dtype=torch.float32)[0]
+        return MetaModule(network, algorithm, updates_per_step=k)
+
+    expected = subject().network
+    optimizer = torch.optim.Adam(expected.parameters())
+    for update, tasks in enumerate(batches):
+        optimizer.zero_grad()
+        meta_loss(expected, (fomaml if update < 3 else maml)(LR, 3), tasks, loss="mse").surrogate.backward()
+        optimizer.step()
+    whole, grouped, first, second = subject(), subject(2), subject(), subject()
+    trainer(tmp_path, max_steps=4).fit(whole, DataLoader(batches, batch_size=None))
+    trainer(tmp_path, max_steps=4).fit(grouped, DataLoader([tuple(batches[:2])] * 2, batch_size=None))
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(first, DataLoader(batches[:2], batch_size=None))
+    run.save_checkpoint(tmp_path / "first.ckpt")
+    trainer(tmp_path, max_epochs=2).fit(
+        second, DataLoader(batches[:2], batch_size=None), ckpt_path=tmp_path / "first.ckpt"
+    )
+    for network in (whole.network, grouped.network, second.network):
+        torch.testing.assert_close(list(network.parameters()), list(expected.parameters()))
+
+
+@engines
+@pytest.mark.parametrize("network", ["conv4", "conv_module"])
+def test_batch_norm_of_every_step(network, engine):
+    module, tasks = make_problem(network, "mse")
+    expected = meta_gradient(module, meta_loss(module, maml(LR, 2, adapts="conv|head"), tasks, loss="mse"))
+    names = [name for name, _ in module.named_parameters()]
+    step_batch_norm(module, 2)
+    assert [name for name, _ in module.named_parameters()] == names
+    algorithm = maml_pp(LR, 2, learn_lr=None, multi_step_updates=0)
+    output = meta_loss(module, algorithm, tasks, loss="mse", engine=ENGINES[engine])
+    # equal at first, as every step starts from the same values: their gradients are the parts of one sum
+    ours = [g.sum(0) if "norm" in name else g for g, name in zip(meta_gradient(module, output), names, strict=True)]
+    assert relative_error(ours, expected) < 1e-9
+
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "norm" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    gradient = meta_gradient(module, meta_loss(module, algorithm, tasks, loss="mse", engine=ENGINES[engine]))
+    theta = dict(module.named_parameters())
+
+    def call(phi, x, step):
+        return functional_call(module, {n: v[step] if "norm" in n else v for n, v in {**theta, **phi}.items()}, (x,))
+
+    total, history = torch.zeros((), dtype=torch.float64), torch.zeros(len(tasks), 4, dtype=torch.float64)
+    for t in range(len(tasks)):
+        phi = {n: v for n, v in theta.items() if "norm" not in n}
+        for step in range(3):  # the third as at test: it uses the last row
+            row = min(step, 1)
+            if step == 2:
+                total = total + F.mse_loss(call(phi, tasks.query_inputs[t], 1), tasks.query_targets[t]) / len(tasks)
+            history[t, step] = F.mse_loss(
+                call(phi, tasks.query_inputs[t], max(row - (step < 2), 0)), tasks.query_targets[t]
+            )
+            loss = F.mse_loss(call(phi, tasks.support_inputs[t], row), tasks.support_targets[t])
+            g = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
+            phi = {n: v - LR * d for (n, v), d in zip(phi.items(), g, strict=True)}
+        history[t, 3] = F.mse_loss(call(phi, tasks.query_inputs[t], 1), tasks.query_targets[t])
+    assert relative_error(gradient, list(torch.autograd.grad(total, list(theta.values())))) < 1e-9
+    result = evaluate(module, algorithm, tasks, loss="mse", engine=ENGINES[engine], steps=3)
+    torch.testing.assert_close(result.query_losses, history.detach())
+
+
+def test_rates_are_not_made_for_what_does_not_adapt():
+    module = step_batch_norm(make_problem("conv4", "mse")[0], 3)
+    assert not [name for name, _ in maml_pp(steps=3).initial_rates(module).named_parameters() if "norm" in name]
+
+
+# Proto-MAML, CAVIA, LoRA
+
+
+@engines
+@pytest.mark.parametrize("first_order", [False, True])
+def test_proto_maml(engine, first_order):
+    module, tasks = make_problem("mlp", "cross_entropy")
+    theta = dict(module.named_parameters())
+    total = torch.zeros((), dtype=torch.float64)
+    for t in range(len(tasks)):
+        features, labels = module[:-1](tasks.support_inputs[t]), tasks.support_targets[t]
+        means = [features[labels == c].mean(0) if (labels == c).any() else features[0] * 0 for c in range(5)]
+        centres = torch.stack(means)
+        # apart from the body, so that the first inner gradient is at the head and not through it
+        phi = {n: v.view_as(v) for n, v in theta.items()}
+        phi |= {"head.weight": 2 * centres, "head.bias": -centres.square().sum(1)}
+        for _ in range(2):
+            loss = F.cross_entropy(functional_call(module, phi, (tasks.support_inputs[t],)), labels)
+            g = torch.autograd.grad(loss, list(phi.values()), create_graph=not first_order, retain_graph=True)
+            phi = {n: v - LR * d for (n, v), d in zip(phi.items(), g, strict=True)}
+        predictions = functional_call(module, phi, (tasks.query_inputs[t],))
+        total = total + F.cross_entropy(predictions, tasks.query_targets[t]) / len(tasks)
+    expected = torch.autograd.grad(total, list(theta.values()), materialize_grads=True)
+    algorithm = proto_maml(LR, 2, first_order=first_order)
+    output = meta_loss(module, algorithm, tasks, loss="cross_entropy", engine=ENGINES[engine])
+    assert relative_error(meta_gradient(module, output), list(expected)) < 1e-9
+    assert not module.head.weight.grad.any()
+
+
+def test_prototypes_classify_by_distance():
+    module, tasks = make_problem("conv4", "cross_entropy", support=25)
+    labels = torch.arange(25).expand(3, 25) % 5
+    adapted = adapt(module, proto_maml(LR, 0), tasks.support_inputs, labels, loss="cross_entropy")
+    features = torch.stack([module[:-1](images) for images in tasks.query_inputs])
+    support = torch.stack([module[:-1](images) for images in tasks.support_inputs])
+    centres = torch.stack([support[:, labels[0] == c].mean(1) for c in range(5)], 1)
+    expected = -torch.cdist(features, centres).square()
+    torch.testing.assert_close(adapted.predict(tasks.query_inputs).log_softmax(-1), expected.log_softmax(-1))
+
+
+@engines
+def test_cavia(engine):
+    torch.manual_seed(0)
+    network = nn.Sequential(Context(2), MLP(5, [6], 5, "tanh", "default")).double()
+    _, tasks = make_problem("mlp", "mse")
+    body = list(network[1].parameters())
+    total = torch.zeros((), dtype=torch.float64)
+    for t in range(len(tasks)):
+        context = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+
+        def call(x, context):
+            return network[1](torch.cat([x, context.expand(len(x), 2)], 1))
+
+        for _ in range(3):
+            loss = F.mse_loss(call(tasks.support_inputs[t], context), tasks.support_targets[t])
+            context = context - 0.5 * torch.autograd.grad(loss, context, create_graph=True)[0]
+        total = total + F.mse_loss(call(tasks.query_inputs[t], context), tasks.query_targets[t]) / len(tasks)
+    expected = torch.autograd.grad(total, body)
+    with torch.no_grad():
+        network[0].context.fill_(9.0)  # of no consequence: every task starts at zero
+    output = meta_loss(network, cavia(0.5, 3), tasks, loss="mse", engine=ENGINES[engine])
+    context, *ours = meta_gradient(network, output)
+    assert relative_error(ours, list(expected)) < 1e-9
+    assert not context.any()
+
+
+@engines
+def test_lora_adapts_low_rank_matrices(engine):
+    module, tasks = make_problem("attention", "mse")
+    plain = module(tasks.support_inputs[0])
+    add_lora(module, rank=2)
+    torch.testing.assert_close(module(tasks.support_inputs[0]), plain)
+    trainable = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    assert set(trainable) == {f"{layer}.lora_{x}" for layer in ("embed", "head") for x in "ab"}
+    with torch.no_grad():
+        for parameter in trainable.values():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    total = torch.zeros((), dtype=torch.float64)
+    with sdpa_kernel(SDPBackend.MATH):
+        for t in range(len(tasks)):
+            phi = trainable
+            for _ in range(2):
+                loss = F.mse_loss(functional_call(module, phi, (tasks.support_inputs[t],)), tasks.support_targets[t])
+                g = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
+                phi = {n: v - LR * d for (n, v), d in zip(phi.items(), g, strict=True)}
+            predictions = functional_call(module, phi, (tasks.query_inputs[t],))
+            total = total + F.mse_loss(predictions, tasks.query_targets[t]) / len(tasks)
+    expected = list(torch.autograd.grad(total, list(trainable.values())))
+    output = meta_loss(module, lora(LR, 2), tasks, loss="mse", engine=ENGINES[engine])
+    assert relative_error(meta_gradient(module, output), expected) < 1e-9
+
+
+class Transformer(nn.Module):
+    """Two of torch's own encoder layers: ``[N, 6, 3] -> [N, 5]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.embed, self.head = nn.Linear(3, 8), nn.Linear(8, 5)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(self.embed(inputs)).mean(1))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_lora_in_a_transformer(training):
+    """In evaluation mode torch's layers read the weights past the linear layers: they must be the adapted ones."""
+    torch.manual_seed(0)
+    _, tasks = make_problem("attention", "cross_entropy")
+    network = add_lora(Transformer().double(), rank=2).train(training)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "lora" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    assert len(lora().inner.adapted(dict(network.named_parameters()))) == 2 * (2 + 2 * 2)
+    outputs = [
+        meta_loss(network, lora(LR, 2), tasks, loss="cross_entropy", engine=engine) for engine in ENGINES.values()
+    ]
+    first, *others = [meta_gradient(network, output) for output in outputs]
+    assert all(relative_error(gradient, first) < 1e-9 for gradient in others)
+    results = [
+        evaluate(network, lora(LR, 2), tasks, loss="cross_entropy", engine=engine).query_losses
+        for engine in ("eager", "batched")
+    ]
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(results[0][:, -1], outputs[0].task_losses)
+
+
+@pytest.mark.parametrize("engine", ["eager", "batched"])
+def test_scalar_parameters(engine):
+    """A parameter without dimensions under all that looks at the shape of gradients."""
+
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.linear = nn.Parameter(torch.tensor(2.0).double()), nn.Linear(3, 5).double()
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.scale * self.linear(inputs)
+
+    _, tasks = make_problem("mlp", "mse")
+    network = Scale()
+    for algorithm in (imaml(0.05, 5, tolerance=0.01), meta_curvature(0.05, 2), reptile(), meta_sgd(0.05, 2)):
+        algorithm = with_rates(algorithm, network)
+        output = meta_loss(network, algorithm, tasks, loss="mse", engine=engine)
+        assert all(gradient.isfinite().all() for gradient in meta_gradient(network, output))
+
+
+# What an engine cannot run, it says
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        (reptile(LR, 2), "not for the inner loop Adam"),
+        (reptile(LR, 2, "sgd", batch_size=2), "not for `batch_size`"),
+        (Algorithm(SGD(LR, 2, proximal=1.0), Unrolled()), "not for a proximal inner loop"),
+        (imaml(LR, 2), "not for a proximal inner loop"),
+        (cavia(adapts="bias"), "not for an inner loop with a `start`"),
+        (meta_curvature(LR, 2), "not for learned matrices"),
+        (maml_pp(LR, 2, None), "not for the meta-gradient rule MultiStep"),
+    ],
+)
+def test_compiled_says_what_it_cannot(algorithm, message):
+    algorithm = with_rates(algorithm, make_problem("mlp", "mse")[0])
+    with pytest.raises(NotImplementedError, match=f"Engine 'batched' cannot run this: compile=True .* {message}"):
+        run(algorithm, engine=COMPILED)
+
+
+def test_compiled_refuses_values_of_every_step():
+    module, tasks = make_problem("conv4", "mse")
+    step_batch_norm(module, 2)
+    with pytest.raises(NotImplementedError, match="not for a network with a value for every inner step"):
+        meta_loss(module, maml(LR, 2), tasks, loss="mse", engine=COMPILED)
+
+
+def test_checkpoint_refuses_adam_where_steps_run_again():
+    with pytest.raises(NotImplementedError, match="checkpoint='step' runs inner steps again .* Adam's moments"):
+        run(Algorithm(Adam(LR, 2), FirstOrder()), engine=Batched(checkpoint="step"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", [anil(LR, 3), boil(LR, 3), reptile(LR, 3, "sgd")], ids=lambda a: a.name)
+def test_compiled_runs_what_is_plain(algorithm):
+    module, tasks = make_problem("mlp", "mse")
+    gradients = [
+        meta_gradient(module, meta_loss(module, algorithm, tasks, loss="mse", engine=engine))
+        for engine in (COMPILED, Eager())
+    ]
+    assert relative_error(*gradients) < 1e-9
+
+
+# Every preset, every engine, three kinds of network
+
+HEAD = {"mlp": None, "conv4": None, "attention": "^head"}
+CONTEXT = {"mlp": r"linear1\.bias", "conv4": r"norm\d\.bias", "attention": r"norm\.bias"}
+PRESETS = {
+    "maml": lambda network: maml(LR, 2),
+    "fomaml": lambda network: fomaml(LR, 2),
+    "pretrained": lambda network: pretrained(LR, 2),
+    "anil": lambda network: anil(LR, 2, HEAD[network]),
+    "boil": lambda network: boil(LR, 2, HEAD[network]),
+    "meta_sgd": lambda network: meta_sgd(LR, 2),
+    "meta_curvature": lambda network: meta_curvature(LR, 2),
+    "reptile": lambda network: reptile(0.01, 3, batch_size=4),
+    "reptile_sgd": lambda network: reptile(LR, 3, "sgd"),
+    "imaml": lambda network: imaml(LR, 4),
+    "maml_pp": lambda network: maml_pp(LR, 2, multi_step_updates=10, first_order_updates=5),
+    "proto_maml": lambda network: proto_maml(LR, 2, HEAD[network]),
+    "cavia": lambda network: cavia(LR, 2, CONTEXT[network]),
+    "lora": lambda network: lora(LR, 2),
+}
+
+
+def small(network: str, preset: str) -> tuple[nn.Module, TaskBatch]:
+    """A network and two tasks, always the same: a few steps must fit them better."""
+    module, tasks = make_problem(network, "cross_entropy", tasks=2, support=6, query=6, out=3, dtype=torch.float32)
+    inputs, labels = tasks.support_inputs, torch.arange(6).expand(2, 6) % 3
+    if preset == "lora":
+        add_lora(module, rank=2)
+    if preset == "maml_pp" and network == "conv4":
+        step_batch_norm(module, 2)
+    return module, TaskBatch(inputs, labels, inputs.flip(1), labels.flip(1))
+
+
+def trainer(path, **arguments) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        default_root_dir=path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **arguments,
+    )
+
+
+def subject(network: str, preset: str, engine: str) -> tuple[MetaModule, TaskBatch]:
+    module, tasks = small(network, preset)
+    outer = (lambda p: torch.optim.SGD(p, lr=1.0)) if preset.startswith("reptile") else torch.optim.Adam
+    if outer is torch.optim.Adam:
+        outer = lambda p: torch.optim.Adam(p, lr=0.02)  # noqa: E731
+    made = MetaModule(
+        module, PRESETS[preset](network), loss="cross_entropy", optimizer=outer, engine=ENGINES[engine], metric=None
+    )
+    return made, tasks
+
+
+@pytest.mark.filterwarnings("ignore:The conjugate gradients of the implicit")  # said once, and tested above
+@pytest.mark.parametrize(
+    ("preset", "network", "engine"),
+    [
+        # a Latin square in each run: every new preset meets every network and every engine
+        pytest.param(preset, network, engine, marks=[] if i > 2 and (i + j + k) % 3 == 0 else pytest.mark.slow)
+        for i, preset in enumerate(PRESETS)
+        for j, network in enumerate(("mlp", "conv4", "attention"))
+        for k, engine in enumerate(("eager", "batched", "checkpoint"))
+    ],
+)
+def test_twenty_steps_lower_the_loss(tmp_path, preset, network, engine):
+    made, tasks = subject(network, preset, engine)
+
+    def loss() -> float:
+        steps = 0 if preset == "pretrained" else None
+        result = evaluate(made.network, made.algorithm, tasks, loss="cross_entropy", engine="batched", steps=steps)
+        return result.query_losses[:, -1].mean().item()
+
+    before = loss()
+    trainer(tmp_path, max_steps=20).fit(made, DataLoader([tasks] * 20, batch_size=None))
+    assert loss() < 0.97 * before
+
+
+@pytest.mark.filterwarnings("ignore:The conjugate gradients of the implicit")
+@pytest.mark.parametrize(
+    ("network", "preset"),
+    [*(("mlp", preset) for preset in list(PRESETS)[3:]), ("conv4", "maml_pp"), ("attention", "lora")],
+)
+def test_checkpoint_resume_predict(tmp_path, network, preset):
+    whole, tasks = subject(network, preset, "batched")
+    data = DataLoader([tasks] * 4, batch_size=None)
+    trainer(tmp_path, max_epochs=2).fit(whole, data)
+    first, _ = subject(network, preset, "batched")
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(first, data)
+    run.save_checkpoint(tmp_path / "half.ckpt")
+    second, _ = subject(network, preset, "batched")
+    run = trainer(tmp_path, max_epochs=2)
+    run.fit(second, data, ckpt_path=tmp_path / "half.ckpt")
+    for a, b in zip(whole.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+    (predictions,) = run.predict(second, DataLoader([tasks], batch_size=None))
+    result = evaluate(whole.network, whole.algorithm, tasks, loss="cross_entropy")
+    torch.testing.assert_close(predictions, result.predictions[:, -1])
+    assert predictions.isfinite().all()
