@@ -29,7 +29,6 @@ class _Unroll(torch.autograd.Function):
         ctx.loop, ctx.order = loop, order
         between: list[Tensor] | None = [] if every else None
         phi, ctx.kept = loop.go_forth(tensors[: len(loop.theta)], order, between)
-        loop.way_back = ctx.kept, order
         return (*(between or ()), *phi) if ctx.kept else tuple(value.clone() for value in phi)
 
     @staticmethod
@@ -69,9 +68,6 @@ class CheckpointedLoop(TaskLoop):
         # (and the adapted ones where every step is drawn back to them)
         leaves = problem.leaves(tasks.support_inputs)
         self.extras = [leaf for leaf in leaves if id(leaf) not in adapted or problem.inner.proximal]
-
-        self.way_back: tuple[list[Any], int] = ([], 1)
-        """What the last unroll kept, and its order."""
 
     def unroll(self, order: int) -> Parameters:
         outputs = _Unroll.apply(self, order, False, *self.start().values(), *self.extras)

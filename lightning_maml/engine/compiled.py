@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from lightning_maml.engine.base import Problem, attach
 from lightning_maml.engine.checkpointed import CheckpointedLoop, restore_rng, rng_state
 from lightning_maml.engine.loop import TaskLoop
 from lightning_maml.inner import Parameters, Rates
-from lightning_maml.meta_gradient import Query
+from lightning_maml.meta_gradient import FirstOrder, Query, Unrolled
 from lightning_maml.tasks import TaskBatch
 
 __all__ = ["CompiledLoop"]
@@ -31,7 +31,8 @@ if isinstance(getattr(torch._inductor.config.cpp, "enable_floating_point_contrac
 
 Graph = Callable[..., Sequence[Tensor]]
 
-# One entry a network: graphs live as long as it does. On disk, torch's own cache keeps them between runs.
+# One entry a network, and in it one for each kind of problem: graphs live as long as the network does. On disk, torch's
+# own cache keeps them between runs.
 _GRAPHS: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
 
 
@@ -51,12 +52,12 @@ class CompiledLoop(CheckpointedLoop):
 
     def __init__(self, problem: Problem, tasks: TaskBatch, keep: bool) -> None:
         super().__init__(problem, tasks)
-        self.graphs = _GRAPHS.setdefault(problem.network, {})
         self.keep = keep
         self.names = list(self.theta)
-        # weak, since the graph of these tensors holds this loop, and no garbage collector sees through a graph
-        self.unrolled: list[ref[Tensor]] = []
-        self.answer: tuple[ref[Tensor], list[Tensor]] | None = None
+        # these rules ask for the query sets at the end of the inner steps and for nothing else: the way back is known
+        self.direct = type(problem.algorithm.meta_gradient) in (Unrolled, FirstOrder)
+        self.found: list[Tensor] = []
+        self.way_back: tuple[list[Any], int] = ([], 1)
         self.shared = [name for name, value in self.constants.items() if value.requires_grad]
         of_shared = {id(self.constants[name]) for name in self.shared}
         self.learned = [leaf for leaf in self.extras if id(leaf) not in of_shared]
@@ -69,7 +70,7 @@ class CompiledLoop(CheckpointedLoop):
             rate = like.new_tensor(0.0 if isinstance(rate, Rates) else float(rate))
         self.rate, self.known_rate = rate, rate.detach()
         device = like.device
-        self.signature = (
+        signature = (
             type(problem.loss),
             problem.loss.function,
             problem.algorithm.batch_norm,
@@ -79,18 +80,19 @@ class CompiledLoop(CheckpointedLoop):
             bool(self.learned),
             tuple((tuple(v.shape), v.dtype, v.device) for v in (*self.theta.values(), *self.values, *self.batch)),
         )
+        self.graphs = _GRAPHS.setdefault(problem.network, {}).setdefault(signature, {})
         self._check()
 
     def _check(self) -> None:
         """Look at shapes before the first graph of a kind, and at labels always: in a graph nobody would."""
         loss, tasks = self.problem.loss, self.tasks
-        classes = self.graphs.get(("classes", self.signature))
+        classes = self.graphs.get("classes")
         if classes is None:
             with torch.no_grad():
                 for inputs, targets in (self.batch[:2], self.batch[2:]):
                     predictions = self.predict(self.initial(), inputs)
                     loss.check_shapes(predictions, targets)
-            classes = self.graphs["classes", self.signature] = predictions.shape[-1]
+            classes = self.graphs["classes"] = predictions.shape[-1]
         loss.check_values(classes, tasks.support_targets)
         loss.check_values(classes, tasks.query_targets)
 
@@ -142,10 +144,10 @@ class CompiledLoop(CheckpointedLoop):
         if not (self.keep and order == 2):
             *following, losses = self._run("forth", self._forth, *arguments)
             return following, losses, phi
-        graphs = self.graphs.get(("kept", self.signature))
+        graphs = self.graphs.get("kept")
         flat = [tensor for argument in arguments for tensor in argument]
         if graphs is None:
-            graphs = self.graphs["kept", self.signature] = self._split(arguments, flat)
+            graphs = self.graphs["kept"] = self._split(arguments, flat)
         outputs = graphs.forth(*flat)
         kept = [flat[index] if of_inputs else outputs[index] for of_inputs, index in graphs.kept]
         return list(outputs[: len(phi)]), outputs[len(phi)], kept
@@ -156,7 +158,7 @@ class CompiledLoop(CheckpointedLoop):
         if step == self.problem.inner.steps - 1:
             v = [value.contiguous() for value in v]
         if self.keep and order == 2:
-            graphs = self.graphs["kept", self.signature]
+            graphs = self.graphs["kept"]
             flat = [*kept, *v]
             if graphs.back is None:
                 graphs.back = _inductor(graphs.written_back, flat)
@@ -192,25 +194,26 @@ class CompiledLoop(CheckpointedLoop):
 
         values = [value.detach().contiguous() for value in phi.values()]
         losses, predictions, self.last, *gradients = self._run("query", function, values, self.values, self.batch)
+        if self.direct:
+            self.found = gradients
+            return Query(losses.mean(), losses, predictions)
         leaves = [*phi.values(), *(self.constants[name] for name in self.shared)]
-        query = Query(attach(losses.mean(), gradients, leaves), losses, predictions)
-        # the rule may ask more than once, and of other parameters
-        after_all_steps = all(value is seen() for value, seen in zip(phi.values(), self.unrolled, strict=False))
-        self.answer = (ref(query.loss), gradients) if self.unrolled and after_all_steps else None
-        return query
+        return Query(attach(losses.mean(), gradients, leaves), losses, predictions)
 
     def unroll(self, order: int) -> Parameters:
-        phi = super().unroll(order)
-        self.unrolled = [ref(value) for value in phi.values()]
-        return phi
+        if not self.direct:
+            return super().unroll(order)
+        with torch.no_grad():
+            phi, kept = self.go_forth([value.detach() for value in self.initial().values()], order)
+        self.way_back = kept, order
+        return dict(zip(self.names, phi, strict=True))
 
     def gradients(self, query: Query, weight: float, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
-        if self.answer is None or self.answer[0]() is not query.loss:
+        if not self.direct:
             return super().gradients(query, weight, leaves)
-        # The rule asked for the query sets at the end of the inner steps and for nothing else: the way back is known,
-        # and on a small network autograd's engine would cost as much as a step.
+        # on a small network autograd's engine would cost as much as a step
         with torch.no_grad():
-            found = self.answer[1] if weight == 1 else [value * weight for value in self.answer[1]]
+            found = self.found if weight == 1 else [value * weight for value in self.found]
             v, of_shared = found[: len(self.names)], found[len(self.names) :]
             kept, order = self.way_back
             before, of_extras = self.go_back(kept, v, order)
@@ -234,10 +237,10 @@ class CompiledLoop(CheckpointedLoop):
 
     def _run(self, kind: Any, function: Callable[..., list[Tensor]], *args: Sequence[Tensor]) -> Sequence[Tensor]:
         """The graph of ``function`` on lists of tensors, compiled where it is met for the first time."""
-        graph: Graph | None = self.graphs.get((kind, self.signature))
+        graph: Graph | None = self.graphs.get(kind)
         flat = [tensor for arg in args for tensor in arg]
         if graph is None:
-            graph = self.graphs[kind, self.signature] = _inductor(_trace(function, args, flat), flat)
+            graph = self.graphs[kind] = _inductor(_trace(function, args, flat), flat)
         return graph(*flat)
 
     def _split(self, arguments: Sequence[Sequence[Tensor]], flat: list[Tensor]) -> _KeptStep:
