@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_maml import Batched, Eager, TaskBatch, fomaml, maml, meta_loss, pretrained
+from lightning_maml import Batched, Eager, Fused, TaskBatch, fomaml, maml, meta_loss, pretrained
 from problems import LOSSES, NETWORKS, make_problem, meta_gradient, reference, relative_error
 
 ENGINES = {
@@ -14,6 +14,8 @@ ENGINES = {
     "checkpoint": Batched(checkpoint="step"),
     "chunks": Batched(chunk_size=2),
     "chunks_checkpoint": Batched(chunk_size=2, checkpoint="step"),
+    "fused": Fused(),
+    "fused_update": Fused(kernel="sgd_update"),
 }
 LR = 0.1
 

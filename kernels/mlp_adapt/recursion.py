@@ -1,29 +1,35 @@
 """The operator on the CPU: the Hessian-vector recursion written out in batched products, without autograd.
 
-A meta-gradient of a small network is a few hundred tiny products, so what counts is how many calls torch gets: biases
-ride along as a last row, updates and scales are the ``beta`` and ``alpha`` of the product that computes them, and the two
-halves of a Hessian-vector product lie one behind the other, so that one product adds them up. README.md derives it.
+A meta-gradient of a small network is a few hundred tiny products, so what counts is how many calls torch gets, and what
+it does around them: biases ride along as a last row, updates and scales are the ``alpha`` of the product that computes
+them, the two halves of a Hessian-vector product lie one behind the other, so that one product adds them up, and all
+buffers and their views are made once for a kind of problem. README.md derives the recursion.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import threading
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_maml.kernels.mlp_adapt.layout import matrices
+from lightning_maml.kernels.mlp_adapt.layout import matrices, size
 
 __all__ = ["Result", "adapt"]
 
-CHUNK_NUMBERS = 1 << 20
+CHUNK_NUMBERS = 1 << 21
 """Tasks are taken in chunks of about this many numbers, which stay in the cache from the way there to the way back."""
+
+PLANS = 8
+"""Buffers of the kinds of problem met last are kept for the next call: it takes as long to make them as to use them."""
 
 
 class Result(NamedTuple):
-    """What :func:`adapt` returns; the first axis of the trajectory's matrices is the step."""
+    """The operator's outputs; the trajectory ``[T, m, P]`` is filled where there is no query set."""
 
     task_losses: Tensor
     predictions: Tensor
@@ -31,117 +37,6 @@ class Result(NamedTuple):
     of_theta: Tensor
     of_rates: Tensor
     trajectory: Tensor
-
-
-class _Tape:
-    """What the inner steps of one hidden layer leave for the way back, for ``steps`` steps and ``rows`` rows.
-
-    ``both [steps, T, 2 rows, width + 1]`` holds the tangents of the activations with a zero behind them, then the
-    activations with a one behind them.
-    """
-
-    def __init__(self, like: Tensor, steps: int, rows: int, width: int, bent: bool) -> None:
-        tasks = len(like)
-        both = like.new_empty(steps, tasks, 2 * rows, width + 1)
-        both[:, :, :rows, -1] = 0
-        both[:, :, rows:, -1] = 1
-        self.both = both.transpose(-1, -2).unbind(0)
-        self.tangents = both[:, :, :rows].unbind(0)
-        self.inner_tangents = both[:, :, :rows, :-1].unbind(0)
-        self.rows = both[:, :, rows:].unbind(0)
-        self.inner = both[:, :, rows:, :-1].unbind(0)
-        self.transposed = both[:, :, rows:].transpose(-1, -2).unbind(0)
-        self.sums = like.new_empty(tasks, rows, width)  # pre-activations, then gradients at the activations
-        self.sum_tangents = like.new_empty(tasks, rows, width)
-        self.slopes = like.new_empty(steps, tasks, rows, width).unbind(0) if bent else ()
-        self.bends = like.new_empty(steps, tasks, rows, width).unbind(0) if bent else ()
-
-
-class _Activation:
-    """One activation: its value, its slope times something, and its curvature."""
-
-    curved = False
-    keeps = False
-    """Whether slope and curvature have to be kept, as they are no function of the activation's value."""
-
-    def value(self, tape: _Tape, k: int) -> None:
-        tape.inner[k].copy_(tape.sums)
-
-    def slope(self, tape: _Tape, k: int, upstream: Tensor, out: Tensor) -> None:
-        out.copy_(upstream)
-
-    def bend(self, tape: _Tape, k: int, deltas: Tensor, out: Tensor) -> None:
-        """Add curvature times the gradient at the activations times the tangents of the sums to ``out``."""
-
-
-class _ReLU(_Activation):
-    def value(self, tape: _Tape, k: int) -> None:
-        torch.clamp_min(tape.sums, 0, out=tape.inner[k])
-
-    def slope(self, tape: _Tape, k: int, upstream: Tensor, out: Tensor) -> None:
-        torch.ops.aten.threshold_backward.grad_input(upstream, tape.inner[k], 0, grad_input=out)
-
-
-class _Tanh(_Activation):
-    curved = True
-
-    def value(self, tape: _Tape, k: int) -> None:
-        torch.tanh(tape.sums, out=tape.inner[k])
-
-    def slope(self, tape: _Tape, k: int, upstream: Tensor, out: Tensor) -> None:
-        torch.ops.aten.tanh_backward.grad_input(upstream, tape.inner[k], grad_input=out)
-
-    def bend(self, tape: _Tape, k: int, deltas: Tensor, out: Tensor) -> None:
-        out.addcmul_(torch.mul(deltas, tape.inner[k]), tape.sum_tangents, value=-2)  # curvature = -2 tanh slope
-
-
-class _GELU(_Activation):
-    curved = keeps = True
-
-    def value(self, tape: _Tape, k: int) -> None:
-        sums, slope, bend = tape.sums, tape.slopes[k], tape.bends[k]
-        torch.mul(sums, sums, out=bend).mul_(-0.5).exp_().mul_(0.3989422804014327)  # the normal density
-        torch.special.ndtr(sums, out=slope)
-        torch.mul(sums, slope, out=tape.inner[k])
-        slope.addcmul_(sums, bend)
-        bend.mul_(2 - sums * sums)
-
-    def slope(self, tape: _Tape, k: int, upstream: Tensor, out: Tensor) -> None:
-        torch.mul(upstream, tape.slopes[k], out=out)
-
-    def bend(self, tape: _Tape, k: int, deltas: Tensor, out: Tensor) -> None:
-        out.addcmul_(tape.bends[k], tape.sum_tangents)
-
-
-_ACTIVATIONS = {"identity": _Activation(), "relu": _ReLU(), "tanh": _Tanh(), "gelu": _GELU()}
-
-
-def _likelihood(logits: Tensor, targets: Tensor, loss: str) -> tuple[Tensor, Tensor]:
-    """The gradient of the loss at the logits ``[T, N, out]`` times the number of terms, and the probabilities."""
-    if loss == "mse":
-        return logits - targets, logits
-    probabilities = torch.softmax(logits, -1) if loss == "cross_entropy" else torch.sigmoid(logits)
-    return probabilities - targets, probabilities
-
-
-def _tangent(probabilities: Tensor, tangents: Tensor, loss: str, out: Tensor) -> None:
-    """The tangents of the above, from those of the logits."""
-    if loss == "mse":
-        out.copy_(tangents)
-    elif loss == "bce":
-        torch.mul(probabilities - probabilities.square(), tangents, out=out)
-    else:
-        product = probabilities * tangents
-        torch.addcmul(product, probabilities, product.sum(-1, keepdim=True), value=-1, out=out)
-
-
-def _losses(logits: Tensor, targets: Tensor, loss: str) -> Tensor:
-    """Mean losses over the last two dimensions: ``[..., N, out]`` -> ``[...]``; targets of classes as one-hot rows."""
-    if loss == "mse":
-        return (logits - targets).square_().mean((-2, -1))
-    if loss == "bce":
-        return F.binary_cross_entropy_with_logits(logits, targets.expand_as(logits), reduction="none").mean((-2, -1))
-    return -(torch.log_softmax(logits, -1) * targets).sum(-1).mean(-1)
 
 
 def adapt(
@@ -159,197 +54,383 @@ def adapt(
 ) -> Result:
     """As the operator (``op.py``); without a query set, the trajectory ``[T, m, P]`` and the support losses alone."""
     tasks, rows = support_inputs.shape[:2]
-    with_query = query_inputs is not None and query_targets is not None
-    each = (len(rates) + 2) * (theta.numel() + 4 * rows * sum(widths[1:]))
-    count = max(1, -(-tasks * each // CHUNK_NUMBERS)) if with_query else 1
-    chunk = -(-tasks // count)
+    steps, queries = len(rates), 0 if query_inputs is None else query_inputs.shape[1]
+    each = (steps + 2) * (theta.numel() + 5 * rows * sum(widths[1:]))
+    count = min(tasks, max(1, round(tasks * each / CHUNK_NUMBERS)))
+    targets = [support_targets, query_targets]
+    if loss == "cross_entropy":
+        targets = [None if labels is None else F.one_hot(labels, widths[-1]).to(theta.dtype) for labels in targets]
+    batch = [support_inputs, targets[0], query_inputs, targets[1]]
     parts = []
-    for start in range(0, tasks, chunk):
-        part = slice(start, start + chunk)
-        query = (query_inputs[part], query_targets[part]) if with_query else (None, None)  # type: ignore[index]
-        share = min(chunk, tasks - start) / tasks
-        parts.append(
-            _adapt(
-                theta,
-                rates,
-                support_inputs[part],
-                support_targets[part],
-                *query,
-                widths,
-                activation,
-                loss,
-                order,
-                rates_grad,
-                share,
-            )
-        )
-    if len(parts) == 1:
+    for chunk in zip(*([None] * count if part is None else part.tensor_split(count) for part in batch), strict=True):
+        key = (len(chunk[0]), rows, queries, tuple(widths), steps, activation, loss, theta.dtype)
+        # the plan's buffers are one thread's own
+        parts.append(_plan(threading.get_ident(), *key).run(theta, rates, *chunk, order, rates_grad, tasks))
+    if count == 1:
         return parts[0]
-    first, of_theta, of_rates = parts[0], parts[0].of_theta, parts[0].of_rates
-    for result in parts[1:]:
-        of_theta, of_rates = of_theta + result.of_theta, of_rates + result.of_rates
-    losses, predictions, support = (torch.cat([result[i] for result in parts]) for i in range(3))
-    return Result(losses, predictions, support, of_theta, of_rates, first.trajectory)
+    cat = [torch.cat([result[i] for result in parts]) for i in (0, 1, 2, 5)]
+    of_theta, of_rates = (torch.stack([result[i] for result in parts]).sum(0) for i in (3, 4))
+    return Result(*cat[:3], of_theta, of_rates, cat[3])
 
 
-def _adapt(
-    theta: Tensor,
-    rates: Tensor,
-    support_inputs: Tensor,
-    support_targets: Tensor,
-    query_inputs: Tensor | None,
-    query_targets: Tensor | None,
-    widths: Sequence[int],
-    activation: str,
-    loss: str,
-    order: int,
-    rates_grad: bool,
-    share: float,
-) -> Result:
-    act = _ACTIVATIONS[activation]
-    tasks, rows, _ = support_inputs.shape
-    steps, depth, out = len(rates), len(widths) - 1, widths[-1]
-    kept = max(steps, 1)
-    with_query = query_inputs is not None and query_targets is not None
-    one_hot = loss == "cross_entropy"
-    support_targets = F.one_hot(support_targets, out).to(theta.dtype) if one_hot else support_targets
-    # the mean over rows (and outputs), whose factor goes into the rates: the tape holds gradients of sums
-    terms = rows if one_hot else rows * out
-    scale = (2.0 if loss == "mse" else 1.0) / terms
-    scalar = rates.shape[1] == 1
-    numbers = rates.flatten().tolist() if scalar else []
-    matrix_rates = [matrices(rate, widths) for rate in rates] if not scalar else []
+class _Hidden:
+    """What passes through a hidden layer leave behind, for ``passes`` passes of ``rows`` rows.
 
-    inputs = theta.new_ones(tasks, rows, widths[0] + 1)
-    inputs[..., :-1] = support_inputs
-    inputs_mT = inputs.mT
-    tapes = [_Tape(inputs, kept, rows, width, act.keeps) for width in widths[1:-1]]
-    logits = theta.new_empty(steps + 1, tasks, rows, out)
-    each_logits = logits.unbind(0)
-    # gradients at the sums of each layer, then their tangents
-    both_deltas = [theta.new_empty(kept, tasks, 2 * rows, width) for width in widths[1:]]
-    pairs = [both.unbind(0) for both in both_deltas]
-    deltas = [both[:, :, :rows].unbind(0) for both in both_deltas]
-    delta_tangents = [both[:, :, rows:].unbind(0) for both in both_deltas]
-    path = [theta.new_empty(kept, tasks, a + 1, b) for a, b in zip(widths[:-1], widths[1:], strict=True)]
-    initial = [matrix.expand(tasks, -1, -1) for matrix in matrices(theta, widths)]
-    weights = [[first, *matrix.unbind(0)] for first, matrix in zip(initial, path, strict=True)]
-    weights_mT = [
-        [first[:, :-1].mT, *matrix[:, :, :-1].transpose(-1, -2).unbind(0)]
-        for first, matrix in zip(initial, path, strict=True)
-    ]
-    gradient = None if scalar else [torch.empty_like(matrix[0]) for matrix in path]
-    probabilities = []
+    ``both [passes, T, 2 rows, width + 1]`` holds the tangents of the activations with a zero behind them, then the
+    activations with a one behind them.
+    """
 
-    for k in range(steps):
-        current = inputs
-        for l, tape in enumerate(tapes):  # noqa: E741
-            torch.bmm(current, weights[l][k], out=tape.sums)
-            act.value(tape, k)
-            current = tape.rows[k]
-        torch.bmm(current, weights[-1][k], out=each_logits[k])
-        if loss == "mse":
-            torch.sub(each_logits[k], support_targets, out=deltas[-1][k])
-        else:
-            delta, probability = _likelihood(each_logits[k], support_targets, loss)
-            deltas[-1][k].copy_(delta)
-            probabilities.append(probability)
-        for l in range(depth - 1, -1, -1):  # noqa: E741
-            if l > 0:
-                tape = tapes[l - 1]
-                torch.bmm(deltas[l][k], weights_mT[l][k], out=tape.sums)
-                act.slope(tape, k, tape.sums, deltas[l - 1][k])
-                if act.keeps:
-                    tape.bends[k].mul_(tape.sums)
-            before = tapes[l - 1].transposed[k] if l > 0 else inputs_mT
-            if gradient is None:
-                torch.baddbmm(
-                    weights[l][k], before, deltas[l][k], alpha=-scale * numbers[k], out=weights[l][k + 1]
+    def __init__(self, empty: Callable[..., Tensor], passes: int, tasks: int, rows: int, width: int) -> None:
+        both = empty(passes, tasks, 2 * rows, width + 1)
+        both[:, :, :rows, -1] = 0
+        both[:, :, rows:, -1] = 1
+        self.both = both.unbind(0)
+        self.tangents = both[:, :, :rows].unbind(0)
+        self.inner_tangents = both[:, :, :rows, :-1].unbind(0)
+        self.rows = both[:, :, rows:].unbind(0)
+        self.inner = both[:, :, rows:, :-1].unbind(0)
+        self.slopes = empty(passes, tasks, rows, width).fill_(1).unbind(0)
+        self.bends = empty(passes, tasks, rows, width).unbind(0)
+        """The second derivative, times the gradient at the activations once that is known."""
+        self.sums = empty(tasks, rows, width)  # pre-activations, then gradients at the activations
+        self.sum_tangents = empty(tasks, rows, width)
+
+
+# Each fills the activations, slopes and second derivatives of a pass from its sums.
+
+
+def _identity(sums: Tensor, inner: Tensor, slope: Tensor, bend: Tensor) -> None:
+    inner.copy_(sums)
+
+
+def _relu(sums: Tensor, inner: Tensor, slope: Tensor, bend: Tensor) -> None:
+    torch.clamp_min(sums, 0, out=sums)
+    inner.copy_(sums)
+    torch.sign(sums, out=slope)
+
+
+def _tanh(sums: Tensor, inner: Tensor, slope: Tensor, bend: Tensor) -> None:
+    torch.tanh(sums, out=sums)
+    inner.copy_(sums)
+    torch.mul(sums, sums, out=slope).neg_().add_(1)
+    torch.mul(sums, slope, out=bend).mul_(-2)
+
+
+def _gelu(sums: Tensor, inner: Tensor, slope: Tensor, bend: Tensor) -> None:
+    square = sums * sums
+    density = torch.mul(square, -0.5).exp_().mul_(0.3989422804014327)
+    torch.special.ndtr(sums, out=slope)
+    torch.mul(sums, slope, out=inner)
+    slope.addcmul_(sums, density)
+    torch.mul(density, square.neg_().add_(2), out=bend)
+
+
+_ACTIVATIONS = {"identity": _identity, "relu": _relu, "tanh": _tanh, "gelu": _gelu}
+_CURVED = ("tanh", "gelu")
+
+
+# Products as calls with everything bound. With a single output they are thin: a row times a matrix is several times
+# faster than a matrix times a column, and an outer product is a plain multiplication.
+
+
+def _forward(rows: Tensor, weight: Tensor, out: Tensor, onto: bool = False) -> Callable[[], Any]:
+    """``out = rows @ weight``, or added ``onto`` it; ``[T, N, in]``, ``[T, in, out]``, ``[T, N, out]``."""
+    if weight.shape[2] == 1:
+        rows, weight, out = weight.mT, rows.mT, out.mT
+    return partial(out.baddbmm_, rows, weight) if onto else partial(torch.bmm, rows, weight, out=out)
+
+
+def _back(deltas: Tensor, weight: Tensor, out: Tensor, onto: bool = False) -> Callable[[], Any]:
+    """``out = deltas @ weight[:-1].T``: from a layer's outputs to its inputs, the bias left out."""
+    inner = weight[:, :-1].mT
+    if weight.shape[2] == 1:
+        return partial(out.addcmul_, deltas, inner) if onto else partial(torch.mul, deltas, inner, out=out)
+    return partial(out.baddbmm_, deltas, inner) if onto else partial(torch.bmm, deltas, inner, out=out)
+
+
+def _gradient(rows: Tensor, deltas: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Operands and output of ``rows.T @ deltas``, a gradient ``[T, in, out]``."""
+    if deltas.shape[2] == 1:
+        return deltas.mT, rows, out.mT
+    return rows.mT, deltas, out
+
+
+@lru_cache(PLANS)
+def _plan(thread: int, *key: Any) -> _Plan:
+    with torch.inference_mode(False), torch.no_grad():
+        return _Plan(*key)
+
+
+class _Plan:
+    """Buffers for one kind of problem, and all products on them."""
+
+    def __init__(
+        self,
+        tasks: int,
+        rows: int,
+        queries: int,
+        widths: tuple[int, ...],
+        steps: int,
+        activation: str,
+        loss: str,
+        dtype: torch.dtype,
+    ) -> None:
+        self.tasks, self.rows, self.steps, self.widths, self.loss = tasks, rows, steps, widths, loss
+        self.activate, self.curved = _ACTIVATIONS[activation], activation in _CURVED
+        self.layers = layers = len(widths) - 1
+        empty = partial(torch.empty, dtype=dtype)
+        passes = max(steps, 1)
+        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+
+        self.theta = empty(size(widths))
+        initial = [matrix.expand(tasks, -1, -1) for matrix in matrices(self.theta, widths)]
+        self.path = [empty(passes, tasks, a + 1, b) for a, b in pairs]
+        self.weights = [[first, *path.unbind(0)] for first, path in zip(initial, self.path, strict=True)]
+        self.v, self.u, self.gradients = ([empty(tasks, a + 1, b) for a, b in pairs] for _ in range(3))
+
+        # the first rows are the support's, and all rows are seen under the last parameters
+        self.inputs = empty(tasks, rows + queries, widths[0] + 1).fill_(1)
+        support = self.inputs[:, :rows]
+        self.hidden = [_Hidden(empty, passes, tasks, rows, width) for width in widths[1:-1]]
+        self.last = [_Hidden(empty, 1, tasks, rows + queries, width) for width in widths[1:-1]]
+        self.logits = empty(steps + 1, tasks, rows, widths[-1])
+        self.each_logits = self.logits.unbind(0)
+        self.outputs = empty(tasks, rows + queries, widths[-1])
+        self.logit_tangents = empty(tasks, rows, widths[-1])
+        # gradients at the sums, then their tangents
+        both = [empty(passes, tasks, 2 * rows, width) for width in widths[1:]]
+        both_deltas = [deltas.unbind(0) for deltas in both]
+        self.deltas = [deltas[:, :, :rows].unbind(0) for deltas in both]
+        self.delta_tangents = [deltas[:, :, rows:].unbind(0) for deltas in both]
+        self.last_deltas = [empty(tasks, queries, width) for width in widths[1:]]
+        self.last_sums = [empty(tasks, queries, width) for width in widths[1:-1]]
+
+        def before(layer: int, k: int) -> Tensor:
+            return self.hidden[layer - 1].rows[k] if layer else support
+
+        def sums(layer: int, k: int) -> Tensor:
+            return self.hidden[layer].sums if layer + 1 < layers else self.each_logits[k]
+
+        def sum_tangents(layer: int) -> Tensor:
+            return self.hidden[layer].sum_tangents if layer + 1 < layers else self.logit_tangents
+
+        each = range(layers)
+        self.forward = [[_forward(before(l, k), self.weights[l][k], sums(l, k)) for l in each] for k in range(steps)]
+        self.back = [
+            [_back(self.deltas[l][k], self.weights[l][k], self.hidden[l - 1].sums) if l else None for l in each]
+            for k in range(steps)
+        ]
+        self.update = [
+            [
+                self._update(*_gradient(before(l, k), self.deltas[l][k], self.weights[l][k + 1]), self.weights[l][k])
+                for l in each
+            ]
+            for k in range(steps)
+        ]
+        self.gradient = [
+            [self._bmm(*_gradient(before(l, k), self.deltas[l][k], self.gradients[l])) for l in each]
+            for k in range(steps)
+        ]
+        all_rows = [self.inputs, *(hidden.rows[0] for hidden in self.last)]
+        all_sums = [*(hidden.sums for hidden in self.last), self.outputs]
+        self.forward_last = [_forward(all_rows[l], self.weights[l][steps], all_sums[l]) for l in each]
+        self.back_last = [
+            _back(self.last_deltas[l], self.weights[l][steps], self.last_sums[l - 1]) if l else None for l in each
+        ]
+        self.slopes_last = [hidden.slopes[0][:, rows:] for hidden in self.last]
+        self.gradient_last = [
+            self._bmm(*_gradient(all_rows[l][:, rows:], self.last_deltas[l], self.v[l])) for l in each
+        ]
+        # Hessian-vector products of the direction u; with one rate for all, u is v itself
+        self.tangent: dict[bool, Any] = {}
+        self.tangent_back: dict[bool, Any] = {}
+        for own, u in ((False, self.v), (True, self.u)):
+            self.tangent[own] = [
+                [
+                    [_forward(before(l, k), u[l], sum_tangents(l))]
+                    + (
+                        [_forward(self.hidden[l - 1].tangents[k], self.weights[l][k], sum_tangents(l), onto=True)]
+                        if l
+                        else []
+                    )
+                    for l in each
+                ]
+                for k in range(steps)
+            ]
+            self.tangent_back[own] = [
+                [
+                    [
+                        _back(self.delta_tangents[l][k], self.weights[l][k], self.hidden[l - 1].sums),
+                        _back(self.deltas[l][k], u[l], self.hidden[l - 1].sums, onto=True),
+                    ]
+                    if l
+                    else []
+                    for l in each
+                ]
+                for k in range(steps)
+            ]
+        self.descend = [
+            [
+                self._onto(
+                    *_gradient(
+                        self.hidden[l - 1].both[k] if l else support,
+                        both_deltas[l][k] if l else self.delta_tangents[0][k],
+                        self.v[l],
+                    )
                 )
-            else:
-                torch.bmm(before, deltas[l][k], out=gradient[l])
-                torch.addcmul(weights[l][k], gradient[l], matrix_rates[k][l], value=-scale, out=weights[l][k + 1])
+                for l in each
+            ]
+            for k in range(steps)
+        ]
 
-    # the last parameters see the support set once more, and the query set: one pass over the rows of both
-    together = inputs
-    queries = 0
-    if query_inputs is not None:
-        queries = query_inputs.shape[1]
-        together = theta.new_ones(tasks, rows + queries, widths[0] + 1)
-        together[:, :rows] = inputs
-        together[:, rows:, :-1] = query_inputs
-    last_tapes = [_Tape(inputs, 1, rows + queries, width, act.keeps) for width in widths[1:-1]]
-    current = together
-    for l, tape in enumerate(last_tapes):  # noqa: E741
-        torch.bmm(current, weights[l][steps], out=tape.sums)
-        act.value(tape, 0)
-        current = tape.rows[0]
-    outputs = torch.bmm(current, weights[-1][steps])
-    logits[steps] = outputs[:, :rows]
-    support_losses = _losses(logits, support_targets, loss).T.contiguous()
-    if not with_query:
-        trajectory = torch.cat([matrix[:steps].flatten(2) for matrix in path], -1).transpose(0, 1).contiguous()
+    @staticmethod
+    def _bmm(a: Tensor, b: Tensor, out: Tensor) -> Callable[[], Any]:
+        return partial(torch.bmm, a, b, out=out)
+
+    @staticmethod
+    def _onto(a: Tensor, b: Tensor, out: Tensor) -> Callable[..., Any]:
+        return partial(out.baddbmm_, a, b)
+
+    @staticmethod
+    def _update(a: Tensor, b: Tensor, out: Tensor, phi: Tensor) -> Callable[..., Any]:
+        return partial(torch.baddbmm, phi.mT if phi.shape[2] == 1 else phi, a, b, out=out)
+
+    def run(
+        self,
+        theta: Tensor,
+        rates: Tensor,
+        support_inputs: Tensor,
+        support_targets: Tensor,
+        query_inputs: Tensor | None,
+        query_targets: Tensor | None,
+        order: int,
+        rates_grad: bool,
+        all_tasks: int,
+    ) -> Result:
+        """These tasks, ``tasks`` out of ``all_tasks``: their share of the gradients of the mean query loss."""
+        rows, steps, layers = self.rows, self.steps, self.layers
+        # the mean over rows (and outputs), whose factor goes into the rates: deltas are gradients of half sums of squares
+        factor = 2.0 if self.loss == "mse" else 1.0
+        scale = factor / (rows if self.loss == "cross_entropy" else rows * self.widths[-1])
+        shared = rates.shape[1] == 1
+        numbers = [-scale * rate for rate in rates.flatten().tolist()] if shared else []
+        elements = [] if shared else [matrices(rate, self.widths) for rate in rates]
+        self.theta.copy_(theta)
+        self.inputs[:, :rows, :-1] = support_inputs
+        if query_inputs is not None:
+            self.inputs[:, rows:, :-1] = query_inputs
+
+        shares = []
+        for k in range(steps):
+            for layer, hidden in enumerate(self.hidden):
+                self.forward[k][layer]()
+                self.activate(hidden.sums, hidden.inner[k], hidden.slopes[k], hidden.bends[k])
+            self.forward[k][-1]()
+            shares.append(_delta(self.each_logits[k], support_targets, self.loss, self.deltas[-1][k]))
+            for layer in range(layers - 1, 0, -1):
+                hidden = self.hidden[layer - 1]
+                self.back[k][layer]()  # type: ignore[misc]
+                torch.mul(hidden.sums, hidden.slopes[k], out=self.deltas[layer - 1][k])
+                if self.curved and order == 2:
+                    hidden.bends[k].mul_(hidden.sums)
+            for layer in range(layers):
+                if shared:
+                    self.update[k][layer](alpha=numbers[k])
+                    continue
+                self.gradient[k][layer]()
+                following = self.weights[layer][k + 1]
+                rate = elements[k][layer]
+                torch.addcmul(self.weights[layer][k], self.gradients[layer], rate, value=-scale, out=following)
+
+        for layer, hidden in enumerate(self.last):
+            self.forward_last[layer]()
+            self.activate(hidden.sums, hidden.inner[0], hidden.slopes[0], hidden.bends[0])
+        self.forward_last[-1]()
+        self.each_logits[steps].copy_(self.outputs[:, :rows])
+        support_losses = _losses(self.logits, support_targets, self.loss).T.contiguous()
         nothing = theta.new_empty(0)
-        return Result(nothing, nothing, support_losses, nothing, nothing, trajectory)
-    assert query_targets is not None
-    query_targets = F.one_hot(query_targets, out).to(theta.dtype) if one_hot else query_targets
-    predictions = outputs[:, rows:].contiguous()
-    task_losses = _losses(predictions, query_targets, loss)
+        if query_inputs is None or query_targets is None:
+            trajectory = torch.cat([path[:steps].flatten(2) for path in self.path], -1).transpose(0, 1).contiguous()
+            return Result(nothing, nothing, support_losses, nothing, nothing, trajectory)
+        predictions = self.outputs[:, rows:].clone()
+        task_losses = _losses(predictions, query_targets, self.loss)
 
-    # v, the gradient of the mean query loss at the last parameters
-    query_scale = share / tasks * (2.0 if loss == "mse" else 1.0) / (queries if one_hot else queries * out)
-    delta, _ = _likelihood(predictions, query_targets, loss)
-    v = [torch.empty_like(matrix[0]) for matrix in path]
-    for l in range(depth - 1, -1, -1):  # noqa: E741
-        before = last_tapes[l - 1].rows[0][:, rows:] if l > 0 else together[:, rows:]
-        torch.baddbmm(v[l], before.mT, delta, beta=0, alpha=query_scale, out=v[l])
-        if l > 0:
-            tape = last_tapes[l - 1]
-            # every row of the tape, the support's with no gradient
-            upstream = torch.zeros_like(tape.sums)
-            upstream[:, rows:] = torch.bmm(delta, weights_mT[l][steps])
-            act.slope(tape, 0, upstream, upstream)
-            delta = upstream[:, rows:]
+        queries = predictions.shape[1]
+        terms = queries if self.loss == "cross_entropy" else queries * self.widths[-1]
+        _delta(predictions, query_targets, self.loss, self.last_deltas[-1])
+        self.last_deltas[-1].mul_(factor / (terms * all_tasks))
+        for layer in range(layers - 1, 0, -1):
+            self.back_last[layer]()  # type: ignore[misc]
+            torch.mul(self.last_sums[layer - 1], self.slopes_last[layer - 1], out=self.last_deltas[layer - 1])
+        for gradient in self.gradient_last:
+            gradient()
 
-    of_rates = torch.zeros_like(rates) if rates_grad else rates.new_empty(0)
-    for k in range(steps - 1, -1, -1):
-        if rates_grad:
-            for l in range(depth):  # noqa: E741
-                before = tapes[l - 1].transposed[k] if l > 0 else inputs_mT
-                product = torch.bmm(before, deltas[l][k]).mul_(v[l])
-                if scalar:
-                    of_rates[k] -= scale * product.sum()
-                else:
-                    matrices(of_rates[k], widths)[l].sub_(product.sum(0), alpha=scale)
-        if order == 1:
-            continue
-        if scalar:
-            u, factor = v, -scale * numbers[k]
-        else:
-            u, factor = [part * rate for part, rate in zip(v, matrix_rates[k], strict=True)], -scale
-        current, tangents = inputs, None
-        for l, tape in enumerate(tapes):  # noqa: E741
-            if tangents is None:
-                torch.bmm(current, u[l], out=tape.sum_tangents)
-            else:
-                torch.bmm(tangents, weights[l][k], out=tape.sum_tangents)
-                tape.sum_tangents.baddbmm_(current, u[l])
-            act.slope(tape, k, tape.sum_tangents, tape.inner_tangents[k])
-            current, tangents = tape.rows[k], tape.tangents[k]
-        logit_tangents = torch.bmm(current, u[-1])
-        if tangents is not None:
-            logit_tangents.baddbmm_(tangents, weights[-1][k])
-        _tangent(probabilities[k] if probabilities else logits, logit_tangents, loss, delta_tangents[-1][k])
-        for l in range(depth - 1, -1, -1):  # noqa: E741
-            if l == 0:
-                v[0].baddbmm_(inputs_mT, delta_tangents[0][k], alpha=factor)
+        of_rates = torch.zeros_like(rates) if rates_grad else nothing
+        for k in range(steps - 1, -1, -1):
+            if rates_grad:
+                self._of_rates(k, of_rates[k], scale)
+            if order == 1:
                 continue
-            tape = tapes[l - 1]
-            torch.bmm(delta_tangents[l][k], weights_mT[l][k], out=tape.sums)
-            tape.sums.baddbmm_(deltas[l][k], u[l][:, :-1].mT)
-            act.slope(tape, k, tape.sums, delta_tangents[l - 1][k])
-            if act.curved:
-                act.bend(tape, k, deltas[l - 1][k], delta_tangents[l - 1][k])
-            v[l].baddbmm_(tape.both[k], pairs[l][k], alpha=factor)
-    of_theta = torch.cat([part.sum(0).flatten() for part in v])
-    return Result(task_losses, predictions, support_losses, of_theta, of_rates, theta.new_empty(0))
+            for layer in range(0 if shared else layers):
+                torch.mul(self.v[layer], elements[k][layer], out=self.u[layer])
+            for layer, hidden in enumerate(self.hidden):
+                for product in self.tangent[not shared][k][layer]:
+                    product()
+                torch.mul(hidden.sum_tangents, hidden.slopes[k], out=hidden.inner_tangents[k])
+            for product in self.tangent[not shared][k][-1]:
+                product()
+            _delta_tangent(shares[k], self.logit_tangents, self.loss, self.delta_tangents[-1][k])
+            for layer in range(layers - 1, -1, -1):
+                if layer > 0:
+                    hidden, tangents = self.hidden[layer - 1], self.delta_tangents[layer - 1][k]
+                    for product in self.tangent_back[not shared][k][layer]:
+                        product()
+                    torch.mul(hidden.sums, hidden.slopes[k], out=tangents)
+                    if self.curved:
+                        tangents.addcmul_(hidden.bends[k], hidden.sum_tangents)
+                self.descend[k][layer](alpha=numbers[k] if shared else -scale)
+        of_theta = torch.cat([part.sum(0).flatten() for part in self.v])
+        return Result(task_losses, predictions, support_losses, of_theta, of_rates, nothing)
+
+    def _of_rates(self, k: int, out: Tensor, scale: float) -> None:
+        """The gradient of the rates of step ``k``, from the gradient ``v`` at the parameters after it."""
+        shared = len(out) == 1
+        for layer in range(self.layers):
+            self.gradient[k][layer]()
+            product = self.gradients[layer].mul_(self.v[layer])
+            into = out if shared else matrices(out, self.widths)[layer]
+            into.sub_(product.sum() if shared else product.sum(0), alpha=scale)
+
+
+def _delta(logits: Tensor, targets: Tensor, loss: str, out: Tensor) -> Tensor:
+    """The gradient of the loss at the logits ``[T, N, out]``, of half the square or the likelihood, into ``out``.
+
+    Returns:
+        The probabilities, or the logits where there are none.
+    """
+    if loss == "mse":
+        shares = logits
+    else:
+        shares = torch.softmax(logits, -1) if loss == "cross_entropy" else torch.sigmoid(logits)
+    torch.sub(shares, targets, out=out)
+    return shares
+
+
+def _delta_tangent(shares: Tensor, tangents: Tensor, loss: str, out: Tensor) -> None:
+    """The tangents of the above, from those of the logits."""
+    if loss == "mse":
+        out.copy_(tangents)
+    elif loss == "bce":
+        torch.mul(shares - shares.square(), tangents, out=out)
+    else:
+        product = shares * tangents
+        torch.addcmul(product, shares, product.sum(-1, keepdim=True), value=-1, out=out)
+
+
+def _losses(logits: Tensor, targets: Tensor, loss: str) -> Tensor:
+    """Mean losses over the last two dimensions: ``[..., N, out]`` -> ``[...]``; targets of classes as one-hot rows."""
+    if loss == "mse":
+        return (logits - targets).square_().mean((-2, -1))
+    if loss == "bce":
+        return F.binary_cross_entropy_with_logits(logits, targets.expand_as(logits), reduction="none").mean((-2, -1))
+    return -(torch.log_softmax(logits, -1) * targets).sum(-1).mean(-1)
