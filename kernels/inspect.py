@@ -2,9 +2,9 @@
 
     python -m lightning_maml.kernels.inspect [--arch sm_90] [--json FILE]
 
-Every variant is compiled for every architecture; registers and stack are what ``cuobjdump`` reads in the result. The exit
-code is 1 where a variant has more than 512 bytes of stack, exceeds the shared memory of a program, or takes more than
-60 s to compile.
+Every variant is compiled for every architecture; registers and stack are what ``cuobjdump`` reads in the result. The
+exit code is 1 where a variant has more than 512 bytes of stack, exceeds the shared memory of a program, or takes more
+than 60 s to compile.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Variant:
 
     kernel: str
     constants: dict[str, Any]
-    warps: int
+    compiler: dict[str, Any]
 
     def __str__(self) -> str:
         return f"{self.kernel} " + " ".join(f"{name}={value}" for name, value in self.constants.items())
@@ -84,33 +84,30 @@ class Report:
 
 
 def variants() -> list[Variant]:
-    """Every variant that ships: what ``launch`` can ask for, with each tile size."""
+    """What ships: every activation with every loss, every precision, every size of tiles, with and without rates."""
     from lightning_maml.kernels.mlp_adapt import ACTIVATIONS, LOSSES, PRECISIONS
-    from lightning_maml.kernels.mlp_adapt.kernel import WARPS, options
-    from lightning_maml.kernels.sgd_update.kernel import BLOCK
+    from lightning_maml.kernels.mlp_adapt.kernel import COMPILER, options
+    from lightning_maml.kernels.sgd_update import kernel as sgd
 
-    found = [Variant("sgd_update_kernel", {"BLOCK": BLOCK}, 4)]
+    found = [Variant("sgd_update_kernel", {"BLOCK": sgd.BLOCK}, sgd.COMPILER)]
 
-    def add(
-        activation: str, loss: str, precision: str, widths: list[int], order: int = 2, rates_grad: int = 0
-    ) -> None:
-        kind = {"ACTIVATION": activation, "LOSS": loss}
-        sizes = options(widths, precision)
-        if order == 2 and not rates_grad:
-            found.extend(Variant("mlp_forward", {**kind, "QUERY": query, **sizes}, WARPS) for query in (1, 0))
-        backward = {**kind, "ORDER": order, "RATES_GRAD": rates_grad, **sizes}
-        found.append(Variant("mlp_backward", backward, WARPS))
+    def add(activation: str, loss: str, precision: str, widths: list[int]) -> None:
+        constants = {"ACTIVATION": activation, "LOSS": loss, **options(widths, precision)}
+        found.extend(Variant("mlp_forward", {**constants, "QUERY": query}, COMPILER) for query in (1, 0))
+        found.append(Variant("mlp_backward", {**constants, "ORDER": 2, "RATES_GRAD": 0}, COMPILER))
 
-    for precision in PRECISIONS:
+    default, *others = PRECISIONS
+    for activation in ACTIVATIONS:
         for loss in LOSSES:
-            for activation in ACTIVATIONS:
-                add(activation, loss, precision, [1, 40, 1])
-    for loss in LOSSES:  # the other sizes of tiles
-        add("relu", loss, PRECISIONS[0], [1, 32, 1])
-        add("gelu", loss, PRECISIONS[0], [128, 128, 128])
+            add(activation, loss, default, [1, 40, 1])
+    for precision in others:
+        add("relu", "mse", precision, [1, 40, 1])
+        add("gelu", "cross_entropy", precision, [1, 40, 1])
+    add("relu", "mse", default, [1, 32, 1])
+    add("gelu", "cross_entropy", default, [128, 128, 128])
+    rest = {"ACTIVATION": "gelu", "LOSS": "mse", **options([1, 40, 1], default)}
     for order, rates_grad in ((2, 1), (2, 2), (1, 1), (1, 2)):
-        for activation in ("relu", "gelu"):
-            add(activation, "mse", PRECISIONS[0], [1, 40, 1], order, rates_grad)
+        found.append(Variant("mlp_backward", {**rest, "ORDER": order, "RATES_GRAD": rates_grad}, COMPILER))
     return found
 
 
@@ -124,18 +121,14 @@ def inspect(variant: Variant, architecture: int) -> Report:
     from lightning_maml.kernels.sgd_update import kernel as sgd
 
     function = getattr(sgd if variant.kernel == "sgd_update_kernel" else mlp, variant.kernel)
-    signature = {
-        name: "constexpr" if name in variant.constants else _kind(name) for name in function.arg_names
-    }
+    signature = {name: "constexpr" if name in variant.constants else _kind(name) for name in function.arg_names}
     source = ASTSource(function, signature, constexprs={(n,): v for n, v in _positions(function, variant).items()})
     start = time.perf_counter()
-    compiled = triton.compile(
-        source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": variant.warps, "num_stages": 1}
-    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=variant.compiler)
     seconds = time.perf_counter() - start
     registers, stack, instructions = _usage(compiled.asm["cubin"])
     shared = compiled.metadata.shared
-    chip = ARCHITECTURES[architecture]
+    chip, warps = ARCHITECTURES[architecture], variant.compiler["num_warps"]
     faults = []
     if stack > MOST_STACK:
         faults.append(f"{stack} bytes of stack")
@@ -147,11 +140,11 @@ def inspect(variant: Variant, architecture: int) -> Report:
         variant.kernel,
         variant.constants,
         f"sm_{architecture}",
-        variant.warps,
+        warps,
         registers,
         stack,
         shared,
-        chip.resident(registers, shared, variant.warps),
+        chip.resident(registers, shared, warps),
         instructions,
         round(seconds, 2),
         faults,
@@ -205,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
             report = inspect(variant, int(name.removeprefix("sm_")))
             reports.append(report)
             print(
-                f"{report.architecture:6} {variant!s:110} registers {report.registers:3}  stack {report.stack_bytes:4}  "
+                f"{report.architecture:6} {variant!s:110}  registers {report.registers:3}  stack {report.stack_bytes:4}  "
                 f"shared {report.shared_bytes:6}  resident {report.resident_programs:2}  "
                 f"instructions {report.instructions:5}  {report.compile_seconds:5.1f} s  {', '.join(report.faults)}",
                 flush=True,
@@ -213,7 +206,11 @@ def main(arguments: list[str] | None = None) -> int:
     faulty = [report for report in reports if report.faults]
     print(f"{len(reports)} compiled, {len(faulty)} outside of the limits")
     if chosen.json:
-        versions = {"triton": triton.__version__, "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
+        versions = {
+            "triton": triton.__version__,
+            "python": platform.python_version(),
+            "date": time.strftime("%Y-%m-%d"),
+        }
         chosen.json.parent.mkdir(parents=True, exist_ok=True)
         lines = ",\n".join(f"  {json.dumps(asdict(report))}" for report in reports)
         chosen.json.write_text(f'{{"versions": {json.dumps(versions)},\n"variants": [\n{lines}\n]}}\n')

@@ -73,7 +73,8 @@ def meta_loss(
         algorithm: from a preset such as :func:`maml`.
         tasks: the meta-batch.
         loss: ``"mse"``, ``"cross_entropy"`` or a callable of one task, see :data:`Loss`.
-        engine: ``"auto"``, ``"eager"``, ``"batched"``, ``"fused"`` or an engine object, such as ``Batched(compile=True)``.
+        engine: ``"auto"``, ``"eager"``, ``"batched"``, ``"fused"`` or an engine object, such as
+            ``Batched(compile=True)``.
 
     Raises:
         ValueError: the tasks do not fit the network or the loss, or hold NaN or infinities.

@@ -15,7 +15,6 @@ ENGINES = {
     "chunks": Batched(chunk_size=2),
     "chunks_checkpoint": Batched(chunk_size=2, checkpoint="step"),
     "fused": Fused(),
-    "fused_update": Fused(kernel="sgd_update"),
 }
 LR = 0.1
 

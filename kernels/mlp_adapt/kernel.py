@@ -20,9 +20,10 @@ from torch import Tensor
 
 from lightning_maml.kernels.mlp_adapt.recursion import Result
 
-__all__ = ["launch", "mlp_backward", "mlp_forward", "options"]
+__all__ = ["COMPILER", "launch", "mlp_backward", "mlp_forward", "options"]
 
-WARPS = 4
+COMPILER = {"num_warps": 4, "num_stages": 1, "maxnreg": 128, "enable_fp_fusion": True}
+"""128 registers: four programs of four warps share a multiprocessor."""
 SCRATCH_NUMBERS = 1 << 29
 """Tasks are launched in chunks of at most this many numbers of scratch, 2 GiB."""
 
@@ -536,7 +537,7 @@ def launch(
     tape = theta.new_empty(chunk, steps + 1, sections, S)
     v, u = theta.new_empty(chunk, P), theta.new_empty(chunk, 2, P)
     sizes = (P, S, layers, steps, rows, queries, rates.stride(0), int(rates.shape[1] > 1))
-    kinds = {"ACTIVATION": activation, "LOSS": loss, **options(widths, precision), "num_warps": WARPS, "num_stages": 1}
+    kinds = {"ACTIVATION": activation, "LOSS": loss, **options(widths, precision), **COMPILER}
     for start in range(0, tasks, chunk):
         part = slice(start, min(start + chunk, tasks))
         count = part.stop - start

@@ -7,6 +7,7 @@ with a one behind it times this matrix is the layer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ __all__ = ["matrices", "pack", "size", "unpack"]
 
 def size(widths: Sequence[int]) -> int:
     """``P``, the number of parameters of a perceptron of these widths, inputs first."""
-    return sum((a + 1) * b for a, b in zip(widths[:-1], widths[1:], strict=True))
+    return sum((a + 1) * b for a, b in pairwise(widths))
 
 
 def pack(layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -26,8 +27,8 @@ def pack(layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 def matrices(flat: Tensor, widths: Sequence[int]) -> list[Tensor]:
     """``[..., P]`` -> each layer's ``[..., in + 1, out]``, as views."""
-    parts = flat.split([(a + 1) * b for a, b in zip(widths[:-1], widths[1:], strict=True)], dim=-1)
-    return [part.unflatten(-1, (a + 1, b)) for part, a, b in zip(parts, widths[:-1], widths[1:], strict=True)]
+    parts = flat.split([(a + 1) * b for a, b in pairwise(widths)], dim=-1)
+    return [part.unflatten(-1, (a + 1, b)) for part, (a, b) in zip(parts, pairwise(widths), strict=True)]
 
 
 def unpack(flat: Tensor, widths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:

@@ -187,8 +187,8 @@ def mlp_adapt(
         loss: one of :data:`LOSSES`, as means over a task's rows; ``"bce"`` takes logits.
         order: 2, or 1 for inner gradients taken as constants.
         rates_grad: whether to return the gradient of the rates too.
-        precision: of the products on a GPU, one of :data:`PRECISIONS`: the first two are exact to about 1e-6, ``"tf32"``
-            to 1e-3. The CPU computes in the dtype of ``theta``.
+        precision: of the products on a GPU, one of :data:`PRECISIONS`: the first two are exact to about 1e-6,
+            ``"tf32"`` to 1e-3. The CPU computes in the dtype of ``theta``.
 
     Raises:
         ValueError: shapes that do not fit each other, or an argument outside of what is covered.
@@ -214,7 +214,7 @@ def mlp_trajectory(
     loss: str = "mse",
     precision: str = "tf32x3",
 ) -> tuple[Tensor, Tensor]:
-    """The parameters ``[T, m, P]`` after each inner step, and the support losses ``[T, m + 1]``. As :func:`mlp_adapt`."""
+    """The parameters ``[T, m, P]`` after each inner step and the losses ``[T, m + 1]``, as :func:`mlp_adapt`."""
     _check(theta, rates, support_inputs, support_targets, widths, activation, loss, precision)
     batch = (support_inputs, support_targets)
     return _mlp_trajectory(theta, rates, *batch, list(widths), activation, loss, precision)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -180,7 +181,7 @@ class _Plan:
         self.layers = layers = len(widths) - 1
         empty = partial(torch.empty, dtype=dtype)
         passes = max(steps, 1)
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
 
         self.theta = empty(size(widths))
         initial = [matrix.expand(tasks, -1, -1) for matrix in matrices(self.theta, widths)]
@@ -215,31 +216,31 @@ class _Plan:
             return self.hidden[layer].sum_tangents if layer + 1 < layers else self.logit_tangents
 
         each = range(layers)
-        self.forward = [[_forward(before(l, k), self.weights[l][k], sums(l, k)) for l in each] for k in range(steps)]
+        self.forward = [[_forward(before(i, k), self.weights[i][k], sums(i, k)) for i in each] for k in range(steps)]
         self.back = [
-            [_back(self.deltas[l][k], self.weights[l][k], self.hidden[l - 1].sums) if l else None for l in each]
+            [_back(self.deltas[i][k], self.weights[i][k], self.hidden[i - 1].sums) if i else None for i in each]
             for k in range(steps)
         ]
         self.update = [
             [
-                self._update(*_gradient(before(l, k), self.deltas[l][k], self.weights[l][k + 1]), self.weights[l][k])
-                for l in each
+                self._update(*_gradient(before(i, k), self.deltas[i][k], self.weights[i][k + 1]), self.weights[i][k])
+                for i in each
             ]
             for k in range(steps)
         ]
         self.gradient = [
-            [self._bmm(*_gradient(before(l, k), self.deltas[l][k], self.gradients[l])) for l in each]
+            [self._bmm(*_gradient(before(i, k), self.deltas[i][k], self.gradients[i])) for i in each]
             for k in range(steps)
         ]
         all_rows = [self.inputs, *(hidden.rows[0] for hidden in self.last)]
         all_sums = [*(hidden.sums for hidden in self.last), self.outputs]
-        self.forward_last = [_forward(all_rows[l], self.weights[l][steps], all_sums[l]) for l in each]
+        self.forward_last = [_forward(all_rows[i], self.weights[i][steps], all_sums[i]) for i in each]
         self.back_last = [
-            _back(self.last_deltas[l], self.weights[l][steps], self.last_sums[l - 1]) if l else None for l in each
+            _back(self.last_deltas[i], self.weights[i][steps], self.last_sums[i - 1]) if i else None for i in each
         ]
         self.slopes_last = [hidden.slopes[0][:, rows:] for hidden in self.last]
         self.gradient_last = [
-            self._bmm(*_gradient(all_rows[l][:, rows:], self.last_deltas[l], self.v[l])) for l in each
+            self._bmm(*_gradient(all_rows[i][:, rows:], self.last_deltas[i], self.v[i])) for i in each
         ]
         # Hessian-vector products of the direction u; with one rate for all, u is v itself
         self.tangent: dict[bool, Any] = {}
@@ -247,25 +248,25 @@ class _Plan:
         for own, u in ((False, self.v), (True, self.u)):
             self.tangent[own] = [
                 [
-                    [_forward(before(l, k), u[l], sum_tangents(l))]
+                    [_forward(before(i, k), u[i], sum_tangents(i))]
                     + (
-                        [_forward(self.hidden[l - 1].tangents[k], self.weights[l][k], sum_tangents(l), onto=True)]
-                        if l
+                        [_forward(self.hidden[i - 1].tangents[k], self.weights[i][k], sum_tangents(i), onto=True)]
+                        if i
                         else []
                     )
-                    for l in each
+                    for i in each
                 ]
                 for k in range(steps)
             ]
             self.tangent_back[own] = [
                 [
                     [
-                        _back(self.delta_tangents[l][k], self.weights[l][k], self.hidden[l - 1].sums),
-                        _back(self.deltas[l][k], u[l], self.hidden[l - 1].sums, onto=True),
+                        _back(self.delta_tangents[i][k], self.weights[i][k], self.hidden[i - 1].sums),
+                        _back(self.deltas[i][k], u[i], self.hidden[i - 1].sums, onto=True),
                     ]
-                    if l
+                    if i
                     else []
-                    for l in each
+                    for i in each
                 ]
                 for k in range(steps)
             ]
@@ -273,12 +274,12 @@ class _Plan:
             [
                 self._onto(
                     *_gradient(
-                        self.hidden[l - 1].both[k] if l else support,
-                        both_deltas[l][k] if l else self.delta_tangents[0][k],
-                        self.v[l],
+                        self.hidden[i - 1].both[k] if i else support,
+                        both_deltas[i][k] if i else self.delta_tangents[0][k],
+                        self.v[i],
                     )
                 )
-                for l in each
+                for i in each
             ]
             for k in range(steps)
         ]
@@ -309,7 +310,7 @@ class _Plan:
     ) -> Result:
         """These tasks, ``tasks`` out of ``all_tasks``: their share of the gradients of the mean query loss."""
         rows, steps, layers = self.rows, self.steps, self.layers
-        # the mean over rows (and outputs), whose factor goes into the rates: deltas are gradients of half sums of squares
+        # the factor of the mean goes into the rates: deltas are gradients of sums, of half the squares
         factor = 2.0 if self.loss == "mse" else 1.0
         scale = factor / (rows if self.loss == "cross_entropy" else rows * self.widths[-1])
         shared = rates.shape[1] == 1

@@ -7,9 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["BLOCK", "launch", "sgd_update_kernel"]
+__all__ = ["BLOCK", "COMPILER", "launch", "sgd_update_kernel"]
 
 BLOCK = 1024
+COMPILER = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
 
 
 @triton.jit(do_not_specialize=["P", "blocks"])
@@ -41,5 +42,7 @@ def launch(phi: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
     out = torch.empty_like(gradient)
     blocks = triton.cdiv(P, BLOCK)
     phi_stride, rate_stride = P if phi.ndim == 2 else 0, rate.ndim
-    sgd_update_kernel[(tasks * blocks,)](phi, gradient, rate, out, P, blocks, phi_stride, rate_stride, BLOCK)
+    sgd_update_kernel[(tasks * blocks,)](
+        phi, gradient, rate, out, P, blocks, phi_stride, rate_stride, BLOCK, **COMPILER
+    )
     return out

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from lightning_maml.engine.base import Engine, MetaOutput, Problem
 from lightning_maml.engine.batched import Batched
 from lightning_maml.engine.eager import Eager

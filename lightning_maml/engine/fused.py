@@ -56,7 +56,9 @@ def recognise(network: nn.Module) -> Perceptron | str:
         return reason
     if not is_walkable(network):
         return "some of its parameters are tied"
-    layers, linear, between = [], [], []
+    layers: list[tuple[str, str]] = []
+    linear: list[nn.Linear] = []
+    between: list[str] = []
     for name, module in found:
         if type(module) is nn.Linear:
             if module.bias is None:
@@ -115,8 +117,8 @@ class Fused(Engine):
     of all parameters as one operator, ``sgd_update``.
 
     Args:
-        kernel: ``"auto"``; ``"mlp_adapt"`` raises where that operator does not cover the problem; ``"sgd_update"`` leaves
-            it out.
+        kernel: ``"auto"``; ``"mlp_adapt"`` raises where that operator does not cover the problem;
+            ``"sgd_update"`` leaves it out.
         precision: of ``mlp_adapt``'s products on a GPU: ``"tf32x3"`` and ``"ieee"`` are exact to about 1e-6, ``"tf32"``
             to 1e-3. The CPU computes in the parameters' dtype.
 
@@ -130,9 +132,7 @@ class Fused(Engine):
 
     def __post_init__(self) -> None:
         if self.kernel not in ("auto", "mlp_adapt", "sgd_update"):
-            raise ValueError(
-                f"Expected `kernel` to be 'auto', 'mlp_adapt' or 'sgd_update' but got {self.kernel!r}."
-            )
+            raise ValueError(f"Expected `kernel` to be 'auto', 'mlp_adapt' or 'sgd_update' but got {self.kernel!r}.")
         if self.precision not in ("tf32x3", "ieee", "tf32"):
             raise ValueError(f"Expected `precision` to be 'tf32x3', 'ieee' or 'tf32' but got {self.precision!r}.")
 
@@ -144,7 +144,8 @@ class Fused(Engine):
         theta, _ = problem.split()
         kinds = {(value.dtype, value.device) for value in theta.values()}
         if len(kinds) > 1 or not {dtype for dtype, _ in kinds} <= {torch.float32, torch.float64}:
-            return f"all adapted parameters have to be of one dtype, float32 or float64, but are {sorted(map(str, kinds))}."
+            names = sorted(str(dtype) for dtype, _ in kinds)
+            return f"all adapted parameters have to be of one dtype, float32 or float64, but are {names}."
         return None
 
     def supports(self, problem: Problem, tasks: TaskBatch) -> str | None:
@@ -166,7 +167,9 @@ class Fused(Engine):
         dtypes = {value.dtype for value in problem.parameters.values()}
         dtypes |= {value.dtype for _, value in tasks.named() if value.is_floating_point() or loss != "cross_entropy"}
         if len(dtypes) > 1 or not dtypes <= {torch.float32, *([torch.float64] if device.type == "cpu" else [])}:
-            return f"parameters, inputs and targets are not of one dtype that it computes in: {sorted(map(str, dtypes))}"
+            return (
+                f"parameters, inputs and targets are not of one dtype that it computes in: {sorted(map(str, dtypes))}"
+            )
         if torch.is_autocast_enabled(device.type):
             return "autocast is on"
         if any(value.requires_grad for _, value in tasks.named()):
