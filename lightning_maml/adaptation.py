@@ -73,7 +73,8 @@ def meta_loss(
         algorithm: from a preset such as :func:`maml`.
         tasks: the meta-batch.
         loss: ``"mse"``, ``"cross_entropy"`` or a callable of one task, see :data:`Loss`.
-        engine: ``"auto"``, ``"eager"``, ``"batched"`` or an engine object, such as ``Batched(compile=True)``.
+        engine: ``"auto"``, ``"eager"``, ``"batched"``, ``"fused"`` or an engine object, such as
+            ``Batched(compile=True)``.
 
     Raises:
         ValueError: the tasks do not fit the network or the loss, or hold NaN or infinities.
@@ -96,7 +97,7 @@ def meta_loss(
     problem = Problem(network, algorithm, task_loss(loss))
     _check_finite(tasks)
     _check_devices(network, tasks.support_inputs)
-    chosen = resolve_engine(engine, problem, tasks.support_inputs.device)
+    chosen = resolve_engine(engine, problem, tasks)
     with _running(problem):
         return chosen.meta_loss(problem, tasks)
 
@@ -130,7 +131,7 @@ def adapt(
     )
     _check_finite(tasks)
     _check_devices(network, support_inputs)
-    chosen = resolve_engine(engine, problem, support_inputs.device)
+    chosen = resolve_engine(engine, problem, tasks)
     losses = []
     phi: Parameters = {}
     with _running(problem):
@@ -165,7 +166,7 @@ def evaluate(
     tasks = TaskBatch(*(_normal(value) for _, value in tasks.named()))
     _check_finite(tasks)
     _check_devices(network, tasks.support_inputs)
-    chosen = resolve_engine(engine, problem, tasks.support_inputs.device)
+    chosen = resolve_engine(engine, problem, tasks)
     support_losses: list[Tensor] = []
     query_losses: list[Tensor] = []
     predictions: list[Tensor] = []

@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+# Read by Triton where a kernel is defined: without a GPU the kernels run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 REPOSITORY = Path(__file__).parents[1]
 OMNIGLOT = REPOSITORY / "../shared/data/omniglot"
 
@@ -57,3 +61,11 @@ def omniglot_root() -> Path:
     if missing:
         pytest.skip(f"the real images are not beside this checkout: no {', '.join(missing)} in ../shared/data/omniglot")
     return OMNIGLOT.resolve()
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Memory that nothing was written to reads as NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightning_maml import Batched, Eager, TaskBatch, fomaml, maml, meta_loss, pretrained
+from lightning_maml import Batched, Eager, Fused, TaskBatch, fomaml, maml, meta_loss, pretrained
 from problems import LOSSES, NETWORKS, make_problem, meta_gradient, reference, relative_error
 
 ENGINES = {
@@ -17,6 +17,7 @@ ENGINES = {
     "checkpoint": Batched(checkpoint="step"),
     "chunks": Batched(chunk_size=2),
     "chunks_checkpoint": Batched(chunk_size=2, checkpoint="step"),
+    "fused": Fused(),
 }
 LR = 0.1
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_maml.inner import InnerLoop, Parameters, Rates
+from lightning_maml.inner import SGD, InnerLoop, Parameters, Rates
 from lightning_maml.learner import Algorithm, per_step_names
 from lightning_maml.losses import TaskLoss
+from lightning_maml.meta_gradient import Implicit, MultiStep
 from lightning_maml.tasks import TaskBatch
 
 __all__ = ["Engine", "MetaOutput", "Problem", "attach"]
@@ -78,6 +79,27 @@ class Problem:
     @property
     def inner(self) -> InnerLoop:
         return self.algorithm.inner
+
+    def beyond_plain_steps(self) -> str | None:
+        """What makes the inner loop more than steps of plain gradient descent on all support rows, or None."""
+        inner = self.inner
+        for given, what in (
+            (not isinstance(inner, SGD), f"the inner loop {type(inner).__name__}"),
+            (inner.batch_size is not None, "`batch_size`"),
+            (inner.proximal or inner.tolerance, "a proximal inner loop or a tolerance"),
+            (inner.learn_lr == "curvature", "learned matrices"),
+            (inner.start is not None, "an inner loop with a `start` of its own"),
+            (isinstance(self.algorithm.meta_gradient, Implicit | MultiStep), f"the meta-gradient rule {self.rule}"),
+            (self.per_step, "a network with a value for every inner step"),
+        ):
+            if given:
+                return what
+        return None
+
+    @property
+    def rule(self) -> str:
+        """The name of the meta-gradient rule."""
+        return type(self.algorithm.meta_gradient).__name__
 
     def split(self) -> tuple[Parameters, Parameters]:
         """The parameters that adapt, and everything shared by the tasks: other parameters, and buffers."""

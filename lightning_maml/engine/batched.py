@@ -13,8 +13,8 @@ from lightning_maml.engine.base import Engine, MetaOutput, Problem
 from lightning_maml.engine.checkpointed import CheckpointedLoop
 from lightning_maml.engine.chunks import meta_loss_in_chunks
 from lightning_maml.engine.loop import TaskLoop
-from lightning_maml.inner import SGD, Adam, Parameters
-from lightning_maml.meta_gradient import Implicit, MultiStep, Reptile
+from lightning_maml.inner import Adam, Parameters
+from lightning_maml.meta_gradient import Reptile
 from lightning_maml.tasks import TaskBatch
 
 __all__ = ["Batched"]
@@ -50,27 +50,14 @@ class Batched(Engine):
             raise ValueError(f"Expected `checkpoint` to be 'step' or None but got {self.checkpoint!r}.")
 
     def unsupported(self, problem: Problem, device: torch.device) -> str | None:
-        inner, rule = problem.inner, problem.algorithm.meta_gradient
-        if self.checkpoint and isinstance(inner, Adam) and not isinstance(rule, Reptile):
+        rule = problem.algorithm.meta_gradient
+        if self.checkpoint and isinstance(problem.inner, Adam) and not isinstance(rule, Reptile):
             return (
                 "checkpoint='step' runs inner steps again in the backward, one by one, where Adam's moments are not "
                 "known. Use checkpoint=None."
             )
-        if not self.compile:
-            return None
-        for given, what in (
-            (not isinstance(inner, SGD), f"the inner loop {type(inner).__name__}"),
-            (inner.batch_size is not None, "`batch_size`"),
-            (inner.proximal or inner.tolerance, "a proximal inner loop or a tolerance"),
-            (inner.learn_lr == "curvature", "learned matrices"),
-            (inner.start is not None, "an inner loop with a `start` of its own"),
-            (isinstance(rule, Implicit | MultiStep), f"the meta-gradient rule {type(rule).__name__}"),
-            (problem.per_step, "a network with a value for every inner step"),
-        ):
-            if given:
-                return (
-                    f"compile=True has compiled graphs of plain SGD steps alone, and not for {what}. Use compile=False."
-                )
+        if self.compile and (what := problem.beyond_plain_steps()):
+            return f"compile=True has compiled graphs of plain SGD steps alone, and not for {what}. Use compile=False."
         return None
 
     def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:

@@ -1,0 +1,16 @@
+"""The whole inner loop of a multilayer perceptron and its exact meta-gradient, for all tasks at once."""
+
+from lightning_maml.kernels.mlp_adapt.layout import pack, size, unpack
+from lightning_maml.kernels.mlp_adapt.op import ACTIVATIONS, LOSSES, PRECISIONS, Adaptation, mlp_adapt, mlp_trajectory
+
+__all__ = [
+    "ACTIVATIONS",
+    "LOSSES",
+    "PRECISIONS",
+    "Adaptation",
+    "mlp_adapt",
+    "mlp_trajectory",
+    "pack",
+    "size",
+    "unpack",
+]

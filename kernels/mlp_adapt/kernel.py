@@ -1,0 +1,563 @@
+"""The Triton kernels: one program adapts one task, a second launch takes the meta-gradient back through its steps.
+
+All operands lie in memory, which for one task is a few kilobytes and stays in the L1 and L2 caches: registers hold one
+tile of a result and one slice of its operands, whatever the size of the network, so that many programs share a
+multiprocessor and hide each other's latency. Layers are a loop over a small table of widths and offsets: the same code
+for any depth. Threads of a program meet at a barrier wherever one reads what another wrote.
+
+Weights are matrices ``[in + 1, out]`` with the bias as the last row (``layout.py``). Loads of activations give a one
+beyond their last column (``FILL``), which the bias row multiplies; what lies further meets zeros of the other operand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightning_maml.kernels.mlp_adapt.recursion import Result
+
+__all__ = ["COMPILER", "launch", "mlp_backward", "mlp_forward", "options"]
+
+COMPILER = {"num_warps": 4, "num_stages": 1, "maxnreg": 128, "enable_fp_fusion": True}
+"""128 registers: four programs of four warps share a multiprocessor."""
+SCRATCH_NUMBERS = 1 << 29
+"""Tasks are launched in chunks of at most this many numbers of scratch, 2 GiB."""
+
+
+@triton.jit
+def _product(
+    b_sum,
+    p_a,
+    a_row,
+    a_column,
+    a_rows,
+    a_inner,
+    p_b,
+    b_row,
+    b_column,
+    b_inner,
+    b_columns,
+    o_row,
+    o_column,
+    FILL: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """``b_sum + A @ B`` for the rows ``o_row`` and columns ``o_column``; A is ``FILL`` and B zero where they end."""
+    for start in range(0, b_inner, BK):
+        o_inner = start + tl.arange(0, BK)
+        m_a = (o_row < a_rows)[:, None] & (o_inner < a_inner)[None, :]
+        m_b = (o_inner < b_inner)[:, None] & (o_column < b_columns)[None, :]
+        b_a = tl.load(p_a + o_row[:, None] * a_row + o_inner[None, :] * a_column, mask=m_a, other=FILL)
+        b_b = tl.load(p_b + o_inner[:, None] * b_row + o_column[None, :] * b_column, mask=m_b, other=0.0)
+        b_sum = tl.dot(b_a, b_b, b_sum, input_precision=PRECISION)
+    return b_sum
+
+
+@triton.jit
+def _tanh(b_x):
+    # near zero by its series: the quotient loses all digits there
+    b_square = b_x * b_x
+    b_series = 1.0 + b_square * (-1 / 3 + b_square * (2 / 15 + b_square * (-17 / 315 + b_square * (62 / 2835))))
+    b_quotient = 1.0 - 2.0 / (tl.exp(2.0 * tl.abs(b_x)) + 1.0)
+    return tl.where(b_square < 0.04, b_x * b_series, tl.where(b_x < 0, -b_quotient, b_quotient))
+
+
+@triton.jit
+def _density(b_x):
+    return 0.3989422804014327 * tl.exp(-0.5 * b_x * b_x)
+
+
+@triton.jit
+def _cumulative(b_x):
+    return 0.5 + 0.5 * tl.erf(b_x * 0.7071067811865476)
+
+
+@triton.jit
+def _activation(b_x, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "relu":
+        return tl.where(b_x > 0, b_x, 0.0)
+    elif ACTIVATION == "tanh":
+        return _tanh(b_x)
+    elif ACTIVATION == "gelu":
+        return b_x * _cumulative(b_x)
+    else:
+        return b_x
+
+
+@triton.jit
+def _slope(b_x, ACTIVATION: tl.constexpr):
+    """The slope, from the activation's value; of GELU from what went into it."""
+    if ACTIVATION == "relu":
+        return tl.where(b_x > 0, 1.0, 0.0)
+    elif ACTIVATION == "tanh":
+        return 1.0 - b_x * b_x
+    elif ACTIVATION == "gelu":
+        return _cumulative(b_x) + b_x * _density(b_x)
+    else:
+        return b_x * 0.0 + 1.0
+
+
+@triton.jit
+def _layer(p_table, layer):
+    """Of the matrix behind ``layer``: inputs, outputs, where it starts, and where both sides' activations start."""
+    p_entry = p_table + 3 * layer
+    return (
+        tl.load(p_entry),
+        tl.load(p_entry + 3),
+        tl.load(p_entry + 1),
+        tl.load(p_entry + 2),
+        tl.load(p_entry + 5),
+    )
+
+
+@triton.jit
+def _loss(b_logits, p_targets, o_row, o_column, m_tile, rows, classes, LOSS: tl.constexpr):
+    """The sum of the rows' losses, and their gradient at the logits."""
+    if LOSS == "cross_entropy":
+        b_label = tl.load(p_targets + o_row, mask=o_row < rows, other=0.0)
+        b_shown = tl.where((o_column < classes)[None, :], b_logits, float("-inf"))
+        b_high = tl.max(b_shown, 1)
+        b_exp = tl.exp(b_shown - b_high[:, None])
+        b_total = tl.sum(b_exp, 1)
+        m_label = (o_column[None, :] == b_label[:, None]) & m_tile
+        b_picked = tl.sum(tl.where(m_label, b_logits, 0.0), 1)
+        b_each = tl.log(b_total) + b_high - b_picked
+        # a label that no class has shows itself
+        b_each = tl.where((b_label >= 0) & (b_label < classes), b_each, float("nan"))
+        b_delta = b_exp / b_total[:, None] - tl.where(m_label, 1.0, 0.0)
+        return tl.sum(tl.where(o_row < rows, b_each, 0.0), 0), b_delta
+    b_targets = tl.load(p_targets + o_row[:, None] * classes + o_column[None, :], mask=m_tile, other=0.0)
+    if LOSS == "bce":
+        b_small = tl.exp(-tl.abs(b_logits))
+        b_each = tl.where(b_logits > 0, b_logits, 0.0) - b_logits * b_targets + tl.log(1.0 + b_small)
+        b_delta = tl.where(b_logits > 0, 1.0 / (1.0 + b_small), b_small / (1.0 + b_small)) - b_targets
+    else:
+        b_delta = b_logits - b_targets
+        b_each = b_delta * b_delta
+        b_delta = 2.0 * b_delta
+    return tl.sum(tl.sum(tl.where(m_tile, b_each, 0.0), 1), 0), b_delta
+
+
+@triton.jit
+def _loss_tangent(b_logits, b_tangent, o_column, classes, LOSS: tl.constexpr):
+    """The tangent of the gradient at the logits, from the tangent of the logits."""
+    if LOSS == "cross_entropy":
+        b_shown = tl.where((o_column < classes)[None, :], b_logits, float("-inf"))
+        b_exp = tl.exp(b_shown - tl.max(b_shown, 1)[:, None])
+        b_share = b_exp / tl.sum(b_exp, 1)[:, None]
+        return b_share * (b_tangent - tl.sum(b_share * b_tangent, 1)[:, None])
+    elif LOSS == "bce":
+        b_small = tl.exp(-tl.abs(b_logits))
+        return b_tangent * b_small / ((1.0 + b_small) * (1.0 + b_small))
+    else:
+        return 2.0 * b_tangent
+
+
+_RUNTIME = ["P", "S", "layers", "steps", "rows", "queries", "rate_step", "rate_stride"]
+
+
+@triton.jit(do_not_specialize=_RUNTIME)
+def mlp_forward(
+    p_theta,  # [P]
+    p_rates,  # [m, 1] or [m, P]
+    p_support_inputs,  # [T, N, in]
+    p_support_targets,  # [T, N, out], labels [T, N]
+    p_query_inputs,  # [T, Nq, in]
+    p_query_targets,
+    p_table,  # [layers + 1, 3]: width, start of the matrix behind, start of the activations
+    p_path,  # [T, m, P]: the parameters after each step, the memory of the weights
+    p_tape,  # [T, m + 1, SECTIONS, S]: activations, gradients at the sums (GELU: sums, gradients at the activations)
+    p_v,  # [T, P]: the gradient of the task's query loss at the last parameters
+    p_u,  # [T, 2, P]: the same times the last rate
+    p_support_losses,  # [T, m + 1]
+    p_task_losses,  # [T]
+    p_predictions,  # [T, Nq, out]
+    P,
+    S,
+    layers,
+    steps,
+    rows,
+    queries,
+    rate_step,
+    rate_stride,
+    ACTIVATION: tl.constexpr,
+    LOSS: tl.constexpr,
+    QUERY: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    BC: tl.constexpr,
+):
+    SECTIONS: tl.constexpr = 4 if ACTIVATION == "gelu" else 2
+    i_task = tl.program_id(0).to(tl.int64)
+    inputs = tl.load(p_table)
+    classes = tl.load(p_table + 3 * layers)
+    last = tl.load(p_table + 3 * layers + 2)
+    # the inner steps, the support set once more, then the query set
+    for i_pass in range(steps + 1 + QUERY):
+        step = tl.minimum(i_pass, steps)
+        n = rows
+        p_inputs = p_support_inputs + i_task * rows * inputs
+        p_targets = p_support_targets + i_task * rows * (1 if LOSS == "cross_entropy" else classes)
+        if i_pass > steps:
+            n = queries
+            p_inputs = p_query_inputs + i_task * queries * inputs
+            p_targets = p_query_targets + i_task * queries * (1 if LOSS == "cross_entropy" else classes)
+        p_phi = p_theta
+        if step > 0:
+            p_phi = p_path + (i_task * steps + step - 1) * P
+        p_rows = p_tape + (i_task * (steps + 1) + step) * SECTIONS * S
+        p_deltas = p_rows + S
+
+        for layer in range(layers):
+            ins, outs, o_matrix, o_in, o_out = _layer(p_table, layer)
+            p_from = p_inputs
+            if layer > 0:
+                p_from = p_rows + o_in
+            for start_row in range(0, n, BM):
+                for start_column in range(0, outs, BN):
+                    o_row = start_row + tl.arange(0, BM)
+                    o_column = start_column + tl.arange(0, BN)
+                    b_sum = tl.zeros((BM, BN), dtype=p_theta.dtype.element_ty)
+                    b_sum = _product(
+                        b_sum, p_from, ins, 1, n, ins, p_phi + o_matrix, outs, 1, ins + 1, outs, o_row, o_column,
+                        1.0, PRECISION, BK,
+                    )  # fmt: skip
+                    m_tile = (o_row < n)[:, None] & (o_column < outs)[None, :]
+                    o_tile = o_out + o_row[:, None] * outs + o_column[None, :]
+                    if layer + 1 < layers:
+                        if ACTIVATION == "gelu":
+                            tl.store(p_rows + 2 * S + o_tile, b_sum, mask=m_tile)
+                        b_sum = _activation(b_sum, ACTIVATION)
+                    tl.store(p_rows + o_tile, b_sum, mask=m_tile)
+            tl.debug_barrier()
+
+        terms = n if LOSS == "cross_entropy" else n * classes
+        total = tl.zeros((), dtype=p_theta.dtype.element_ty)
+        for start_row in range(0, n, BM):
+            o_row = start_row + tl.arange(0, BM)
+            o_column = tl.arange(0, BC)
+            m_tile = (o_row < n)[:, None] & (o_column < classes)[None, :]
+            o_tile = o_row[:, None] * classes + o_column[None, :]
+            b_logits = tl.load(p_rows + last + o_tile, mask=m_tile, other=0.0)
+            part, b_delta = _loss(b_logits, p_targets, o_row, o_column, m_tile, n, classes, LOSS)
+            total += part
+            tl.store(p_deltas + last + o_tile, b_delta / terms, mask=m_tile)
+            if i_pass > steps:
+                tl.store(p_predictions + i_task * queries * classes + o_tile, b_logits, mask=m_tile)
+        if i_pass > steps:
+            tl.store(p_task_losses + i_task, total / terms)
+        else:
+            tl.store(p_support_losses + i_task * (steps + 1) + step, total / terms)
+        tl.debug_barrier()
+
+        if i_pass != steps:
+            for back in range(1, layers):
+                layer = layers - back
+                ins, outs, o_matrix, o_in, o_out = _layer(p_table, layer)
+                for start_row in range(0, n, BM):
+                    for start_column in range(0, ins, BN):
+                        o_row = start_row + tl.arange(0, BM)
+                        o_column = start_column + tl.arange(0, BN)
+                        b_sum = tl.zeros((BM, BN), dtype=p_theta.dtype.element_ty)
+                        b_sum = _product(
+                            b_sum, p_deltas + o_out, outs, 1, n, outs, p_phi + o_matrix, 1, outs, outs, ins,
+                            o_row, o_column, 0.0, PRECISION, BK,
+                        )  # fmt: skip
+                        m_tile = (o_row < n)[:, None] & (o_column < ins)[None, :]
+                        o_tile = o_in + o_row[:, None] * ins + o_column[None, :]
+                        if ACTIVATION == "gelu":
+                            tl.store(p_rows + 3 * S + o_tile, b_sum, mask=m_tile)
+                            b_from = tl.load(p_rows + 2 * S + o_tile, mask=m_tile, other=0.0)
+                        else:
+                            b_from = tl.load(p_rows + o_tile, mask=m_tile, other=0.0)
+                        tl.store(p_deltas + o_tile, b_sum * _slope(b_from, ACTIVATION), mask=m_tile)
+                tl.debug_barrier()
+
+            for layer in range(layers):
+                ins, outs, o_matrix, o_in, o_out = _layer(p_table, layer)
+                p_from = p_inputs
+                if layer > 0:
+                    p_from = p_rows + o_in
+                for start_row in range(0, ins + 1, BM):
+                    for start_column in range(0, outs, BN):
+                        o_row = start_row + tl.arange(0, BM)
+                        o_column = start_column + tl.arange(0, BN)
+                        b_sum = tl.zeros((BM, BN), dtype=p_theta.dtype.element_ty)
+                        b_sum = _product(
+                            b_sum, p_from, 1, ins, ins, n, p_deltas + o_out, outs, 1, n, outs, o_row, o_column,
+                            1.0, PRECISION, BK,
+                        )  # fmt: skip
+                        m_tile = (o_row < ins + 1)[:, None] & (o_column < outs)[None, :]
+                        o_tile = o_matrix + o_row[:, None] * outs + o_column[None, :]
+                        if i_pass < steps:
+                            b_rate = tl.load(p_rates + step * rate_step + o_tile * rate_stride, mask=m_tile, other=0.0)
+                            b_phi = tl.load(p_phi + o_tile, mask=m_tile, other=0.0)
+                            p_next = p_path + (i_task * steps + step) * P
+                            tl.store(p_next + o_tile, b_phi - b_rate * b_sum, mask=m_tile)
+                        else:
+                            m_rate = m_tile & (o_tile < P * steps)  # none where there are no steps
+                            o_rate = (steps - 1) * rate_step + o_tile * rate_stride
+                            b_rate = tl.load(p_rates + o_rate, mask=m_rate, other=0.0)
+                            tl.store(p_v + i_task * P + o_tile, b_sum, mask=m_tile)
+                            tl.store(p_u + i_task * 2 * P + o_tile, b_rate * b_sum, mask=m_tile)
+            tl.debug_barrier()
+
+
+@triton.jit(do_not_specialize=_RUNTIME)
+def mlp_backward(
+    p_theta,
+    p_rates,
+    p_support_inputs,
+    p_table,
+    p_path,
+    p_tape,
+    p_v,  # [T, P]: comes in at the last parameters, leaves at the first
+    p_u,  # [T, 2, P]: v times the rate of the step, in turns
+    p_tangents,  # [T, 3, S]: tangents of the activations, of the gradients at the sums, of the sums
+    p_of_rates,  # [T, m] or [T, m, P]
+    P,
+    S,
+    layers,
+    steps,
+    rows,
+    queries,
+    rate_step,
+    rate_stride,
+    ACTIVATION: tl.constexpr,
+    LOSS: tl.constexpr,
+    ORDER: tl.constexpr,
+    RATES_GRAD: tl.constexpr,  # 0: none, 1: one a step, 2: one for each element
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    BC: tl.constexpr,
+):
+    SECTIONS: tl.constexpr = 4 if ACTIVATION == "gelu" else 2
+    CURVED: tl.constexpr = ACTIVATION == "gelu" or ACTIVATION == "tanh"
+    i_task = tl.program_id(0).to(tl.int64)
+    inputs = tl.load(p_table)
+    classes = tl.load(p_table + 3 * layers)
+    last = tl.load(p_table + 3 * layers + 2)
+    n = rows
+    p_inputs = p_support_inputs + i_task * rows * inputs
+    p_row_tangents = p_tangents + i_task * 3 * S
+    p_delta_tangents = p_row_tangents + S
+    p_sum_tangents = p_row_tangents + 2 * S
+    for back_step in range(steps):
+        step = steps - 1 - back_step
+        p_phi = p_theta
+        if step > 0:
+            p_phi = p_path + (i_task * steps + step - 1) * P
+        p_rows = p_tape + (i_task * (steps + 1) + step) * SECTIONS * S
+        p_deltas = p_rows + S
+        p_direction = p_u + (i_task * 2 + back_step % 2) * P
+        p_next = p_u + (i_task * 2 + (back_step + 1) % 2) * P
+
+        if ORDER == 2:
+            for layer in range(layers):
+                ins, outs, o_matrix, o_in, o_out = _layer(p_table, layer)
+                p_from = p_inputs
+                if layer > 0:
+                    p_from = p_rows + o_in
+                for start_row in range(0, n, BM):
+                    for start_column in range(0, outs, BN):
+                        o_row = start_row + tl.arange(0, BM)
+                        o_column = start_column + tl.arange(0, BN)
+                        b_sum = tl.zeros((BM, BN), dtype=p_theta.dtype.element_ty)
+                        b_sum = _product(
+                            b_sum, p_from, ins, 1, n, ins, p_direction + o_matrix, outs, 1, ins + 1, outs,
+                            o_row, o_column, 1.0, PRECISION, BK,
+                        )  # fmt: skip
+                        if layer > 0:
+                            b_sum = _product(
+                                b_sum, p_row_tangents + o_in, ins, 1, n, ins, p_phi + o_matrix, outs, 1, ins, outs,
+                                o_row, o_column, 0.0, PRECISION, BK,
+                            )  # fmt: skip
+                        m_tile = (o_row < n)[:, None] & (o_column < outs)[None, :]
+                        o_tile = o_out + o_row[:, None] * outs + o_column[None, :]
+                        if layer + 1 < layers:
+                            if CURVED:
+                                tl.store(p_sum_tangents + o_tile, b_sum, mask=m_tile)
+                            p_slope = p_rows + 2 * S if ACTIVATION == "gelu" else p_rows
+                            b_from = tl.load(p_slope + o_tile, mask=m_tile, other=0.0)
+                            b_sum = b_sum * _slope(b_from, ACTIVATION)
+                        tl.store(p_row_tangents + o_tile, b_sum, mask=m_tile)
+                tl.debug_barrier()
+
+            terms = n if LOSS == "cross_entropy" else n * classes
+            for start_row in range(0, n, BM):
+                o_row = start_row + tl.arange(0, BM)
+                o_column = tl.arange(0, BC)
+                m_tile = (o_row < n)[:, None] & (o_column < classes)[None, :]
+                o_tile = last + o_row[:, None] * classes + o_column[None, :]
+                b_logits = tl.load(p_rows + o_tile, mask=m_tile, other=0.0)
+                b_tangent = tl.load(p_row_tangents + o_tile, mask=m_tile, other=0.0)
+                b_delta = _loss_tangent(b_logits, b_tangent, o_column, classes, LOSS) / terms
+                tl.store(p_delta_tangents + o_tile, b_delta, mask=m_tile)
+            tl.debug_barrier()
+
+            for back in range(1, layers):
+                layer = layers - back
+                ins, outs, o_matrix, o_in, o_out = _layer(p_table, layer)
+                for start_row in range(0, n, BM):
+                    for start_column in range(0, ins, BN):
+                        o_row = start_row + tl.arange(0, BM)
+                        o_column = start_column + tl.arange(0, BN)
+                        b_sum = tl.zeros((BM, BN), dtype=p_theta.dtype.element_ty)
+                        b_sum = _product(
+                            b_sum, p_delta_tangents + o_out, outs, 1, n, outs, p_phi + o_matrix, 1, outs, outs, ins,
+                            o_row, o_column, 0.0, PRECISION, BK,
+                        )  # fmt: skip
+                        b_sum = _product(
+                            b_sum, p_deltas + o_out, outs, 1, n, outs, p_direction + o_matrix, 1, outs, outs, ins,
+                            o_row, o_column, 0.0, PRECISION, BK,
+                        )  # fmt: skip
+                        m_tile = (o_row < n)[:, None] & (o_column < ins)[None, :]
+                        o_tile = o_in + o_row[:, None] * ins + o_column[None, :]
+                        p_slope = p_rows + 2 * S if ACTIVATION == "gelu" else p_rows
+                        b_from = tl.load(p_slope + o_tile, mask=m_tile, other=0.0)
+                        b_sum = b_sum * _slope(b_from, ACTIVATION)
+                        if CURVED:
+                            b_bend = tl.load(p_sum_tangents + o_tile, mask=m_tile, other=0.0)
+                            if ACTIVATION == "tanh":
+                                b_delta = tl.load(p_deltas + o_tile, mask=m_tile, other=0.0)
+                                b_sum -= 2.0 * b_from * b_delta * b_bend
+                            else:
+                                b_upstream = tl.load(p_rows + 3 * S + o_tile, mask=m_tile, other=0.0)
+                                b_sum += _density(b_from) * (2.0 - b_from * b_from) * b_upstream * b_bend
+                        tl.store(p_delta_tangents + o_tile, b_sum, mask=m_tile)
+                tl.debug_barrier()
+
+        of_rate = tl.zeros((), dtype=p_theta.dtype.element_ty)
+        for layer in range(layers):
+            ins, outs, o_matrix, o_in, o_out = _layer(p_table, layer)
+            p_from = p_inputs
+            if layer > 0:
+                p_from = p_rows + o_in
+            for start_row in range(0, ins + 1, BM):
+                for start_column in range(0, outs, BN):
+                    o_row = start_row + tl.arange(0, BM)
+                    o_column = start_column + tl.arange(0, BN)
+                    m_tile = (o_row < ins + 1)[:, None] & (o_column < outs)[None, :]
+                    o_tile = o_matrix + o_row[:, None] * outs + o_column[None, :]
+                    b_v = tl.load(p_v + i_task * P + o_tile, mask=m_tile, other=0.0)
+                    if RATES_GRAD > 0:
+                        b_sum = tl.zeros((BM, BN), dtype=p_theta.dtype.element_ty)
+                        b_sum = _product(
+                            b_sum, p_from, 1, ins, ins, n, p_deltas + o_out, outs, 1, n, outs, o_row, o_column,
+                            1.0, PRECISION, BK,
+                        )  # fmt: skip
+                        b_sum = tl.where(m_tile, -b_sum * b_v, 0.0)
+                        if RATES_GRAD == 2:
+                            tl.store(p_of_rates + (i_task * steps + step) * P + o_tile, b_sum, mask=m_tile)
+                        else:
+                            of_rate += tl.sum(tl.sum(b_sum, 1), 0)
+                    if ORDER == 2:
+                        b_sum = tl.zeros((BM, BN), dtype=p_theta.dtype.element_ty)
+                        b_sum = _product(
+                            b_sum, p_from, 1, ins, ins, n, p_delta_tangents + o_out, outs, 1, n, outs,
+                            o_row, o_column, 1.0, PRECISION, BK,
+                        )  # fmt: skip
+                        if layer > 0:
+                            b_sum = _product(
+                                b_sum, p_row_tangents + o_in, 1, ins, ins, n, p_deltas + o_out, outs, 1, n, outs,
+                                o_row, o_column, 0.0, PRECISION, BK,
+                            )  # fmt: skip
+                        b_v -= b_sum
+                        tl.store(p_v + i_task * P + o_tile, b_v, mask=m_tile)
+                        m_rate = m_tile & (o_tile < P * step)
+                        o_rate = (step - 1) * rate_step + o_tile * rate_stride
+                        b_rate = tl.load(p_rates + o_rate, mask=m_rate, other=0.0)
+                        tl.store(p_next + o_tile, b_rate * b_v, mask=m_tile)
+        if RATES_GRAD == 1:
+            tl.store(p_of_rates + i_task * steps + step, of_rate)
+        tl.debug_barrier()
+
+
+def options(widths: Sequence[int], precision: str) -> dict[str, int | str]:
+    """The sizes of the tiles for a network."""
+    return {
+        "PRECISION": precision,
+        "BM": 16,  # rows: the fewest that a tensor core takes
+        "BN": 32 if max(widths[1:]) <= 32 else 64,
+        "BK": 16,
+        "BC": max(16, triton.next_power_of_2(widths[-1])),
+    }
+
+
+def launch(
+    theta: Tensor,
+    rates: Tensor,
+    support_inputs: Tensor,
+    support_targets: Tensor,
+    query_inputs: Tensor | None,
+    query_targets: Tensor | None,
+    widths: Sequence[int],
+    activation: str,
+    loss: str,
+    order: int,
+    rates_grad: bool,
+    precision: str,
+) -> Result:
+    """As the operator (``op.py``); without a query set, the trajectory ``[T, m, P]`` and the support losses alone."""
+    with_query = query_inputs is not None and query_targets is not None
+    batch = [support_inputs, support_targets]
+    batch += [query_inputs, query_targets] if query_inputs is not None and query_targets is not None else batch
+    batch = [tensor.to(theta.dtype).contiguous() for tensor in batch]  # labels too: up to 128 classes are exact
+    theta, rates = theta.contiguous(), rates.contiguous()
+    tasks, rows = batch[0].shape[:2]
+    queries = batch[2].shape[1]
+    P, steps, layers = theta.numel(), len(rates), len(widths) - 1
+    longest = max(rows, queries)
+    entries, matrix, activations = [], 0, 0
+    for index, width in enumerate(widths):
+        entries += [width, matrix, activations]
+        matrix += (width + 1) * widths[index + 1] if index < layers else 0
+        activations += longest * width if index > 0 else 0  # the inputs lie elsewhere
+    table = torch.tensor(entries, dtype=torch.int32).to(theta.device, non_blocking=True)
+    S, sections = activations, 4 if activation == "gelu" else 2
+
+    each = (steps + 1) * (sections * S + P) + 3 * S + 3 * P + (steps * P if rates_grad else 0)
+    chunk = max(1, min(tasks, SCRATCH_NUMBERS // each))
+    trajectory = theta.new_empty((0 if with_query else tasks, steps, P))
+    support_losses = theta.new_empty(tasks, steps + 1)
+    task_losses = theta.new_empty(tasks if with_query else 0)
+    predictions = theta.new_empty(tasks if with_query else 0, queries, widths[-1])
+    of_theta = torch.zeros_like(theta)
+    of_rates = torch.zeros_like(rates) if rates_grad else rates.new_empty(0)
+    path = theta.new_empty(chunk, steps, P) if with_query else trajectory
+    tape = theta.new_empty(chunk, steps + 1, sections, S)
+    v, u = theta.new_empty(chunk, P), theta.new_empty(chunk, 2, P)
+    sizes = (P, S, layers, steps, rows, queries, rates.stride(0), int(rates.shape[1] > 1))
+    kinds = {"ACTIVATION": activation, "LOSS": loss, **options(widths, precision), **COMPILER}
+    for start in range(0, tasks, chunk):
+        part = slice(start, min(start + chunk, tasks))
+        count = part.stop - start
+        x, y, xq, yq = (tensor[part] for tensor in batch)
+        where = path if with_query else trajectory[part]
+        outputs = (support_losses[part], task_losses[part], predictions[part])
+        mlp_forward[(count,)](
+            theta, rates, x, y, xq, yq, table, where, tape, v, u, *outputs, *sizes, QUERY=int(with_query), **kinds
+        )
+        if not with_query:
+            continue
+        if steps and (order == 2 or rates_grad):
+            per_step = theta.new_empty(count, *of_rates.shape) if rates_grad else of_rates
+            kind = 0 if not rates_grad else 1 if rates.shape[1] == 1 else 2
+            tangents = theta.new_empty(count, 3, S) if order == 2 else v
+            mlp_backward[(count,)](
+                theta, rates, x, table, path, tape, v, u, tangents, per_step, *sizes,
+                ORDER=order, RATES_GRAD=kind, **kinds,
+            )  # fmt: skip
+            if rates_grad:
+                of_rates += per_step.sum(0) / tasks
+        of_theta += v[:count].sum(0) / tasks
+    return Result(task_losses, predictions, support_losses, of_theta, of_rates, trajectory)

@@ -1,0 +1,76 @@
+"""The formula in plain autograd: what the kernels and the hand-written recursion are tested against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_maml.kernels.mlp_adapt.layout import matrices
+
+__all__ = ["mlp_adapt"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda a: a,
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+}
+
+
+def forward(phi: Tensor, inputs: Tensor, widths: Sequence[int], activation: str) -> Tensor:
+    """``phi [T, P]``, ``inputs [T, N, in]`` -> ``[T, N, out]``."""
+    rows = inputs
+    for index, matrix in enumerate(matrices(phi, widths)):
+        rows = rows if index == 0 else ACTIVATIONS[activation](rows)
+        rows = rows @ matrix[:, :-1] + matrix[:, -1:]
+    return rows
+
+
+def losses(predictions: Tensor, targets: Tensor, loss: str) -> Tensor:
+    """The mean loss of each task, ``[T]``."""
+    if loss == "cross_entropy":
+        each = F.cross_entropy(predictions.flatten(0, 1), targets.flatten(), reduction="none")
+    elif loss == "bce":
+        each = F.binary_cross_entropy_with_logits(predictions, targets, reduction="none")
+    else:
+        each = (predictions - targets).square()
+    return each.reshape(len(predictions), -1).mean(1)
+
+
+def mlp_adapt(
+    theta: Tensor,
+    rates: Tensor,
+    support_inputs: Tensor,
+    support_targets: Tensor,
+    query_inputs: Tensor,
+    query_targets: Tensor,
+    widths: Sequence[int],
+    activation: str,
+    loss: str,
+    order: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As the operator (``op.py``), and the parameters on the way.
+
+    Returns:
+        ``task_losses [T]``, ``predictions [T, Nq, out]``, ``support_losses [T, m + 1]``, ``of_theta [P]``,
+        ``of_rates`` in the shape of ``rates``, ``trajectory [T, m, P]``.
+    """
+    theta, rates = theta.detach().requires_grad_(), rates.detach().requires_grad_()
+    phi = theta.expand(len(support_inputs), -1)
+    seen, trajectory = [], []
+    for rate in rates:
+        support = losses(forward(phi, support_inputs, widths, activation), support_targets, loss)
+        (gradient,) = torch.autograd.grad(support.sum(), phi, create_graph=order == 2, retain_graph=True)
+        phi = phi - rate * gradient
+        seen.append(support)
+        trajectory.append(phi)
+    seen.append(losses(forward(phi, support_inputs, widths, activation), support_targets, loss))
+    predictions = forward(phi, query_inputs, widths, activation)
+    query = losses(predictions, query_targets, loss)
+    of_theta, of_rates = torch.autograd.grad(query.mean(), [theta, rates], materialize_grads=True)
+    path = torch.stack(trajectory, 1) if trajectory else phi.new_empty(len(phi), 0, phi.shape[1])
+    outputs = query, predictions, torch.stack(seen, 1), of_theta, of_rates, path
+    return tuple(output.detach() for output in outputs)  # type: ignore[return-value]

@@ -1,0 +1,266 @@
+"""The operators ``lightning_maml::mlp_adapt`` and ``lightning_maml::mlp_trajectory``.
+
+``mlp_adapt`` owns the adaptation *and* its meta-gradient, which it returns as outputs. It has no backward, so that
+differentiating any of its outputs raises: nothing can be first order without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_maml.kernels.mlp_adapt import recursion
+from lightning_maml.kernels.mlp_adapt.layout import size
+
+__all__ = ["ACTIVATIONS", "LOSSES", "PRECISIONS", "Adaptation", "mlp_adapt", "mlp_trajectory"]
+
+ACTIVATIONS = ("identity", "relu", "tanh", "gelu")
+LOSSES = ("mse", "cross_entropy", "bce")
+PRECISIONS = ("tf32x3", "ieee", "tf32")
+WIDEST = 128
+MOST_ROWS = 128
+MOST_HIDDEN = 3
+
+
+class Adaptation(NamedTuple):
+    """A batch of adaptations and their meta-gradient."""
+
+    task_losses: Tensor
+    """``[T]``: each task's query loss after adaptation."""
+    predictions: Tensor
+    """``[T, Nq, out]``, of the query inputs."""
+    support_losses: Tensor
+    """``[T, m + 1]``: before each inner step and after the last."""
+    of_theta: Tensor
+    """``[P]``: the gradient of the mean query loss."""
+    of_rates: Tensor
+    """``[m, 1]`` or ``[m, P]``, or ``[0]`` where it was not asked for."""
+
+
+@torch.library.custom_op("lightning_maml::mlp_adapt", mutates_args=(), device_types="cpu")
+def _mlp_adapt(
+    theta: Tensor,
+    rates: Tensor,
+    support_inputs: Tensor,
+    support_targets: Tensor,
+    query_inputs: Tensor,
+    query_targets: Tensor,
+    widths: list[int],
+    activation: str,
+    loss: str,
+    order: int,
+    rates_grad: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch = (support_inputs, support_targets, query_inputs, query_targets)
+    result = recursion.adapt(theta, rates, *batch, widths, activation, loss, order, rates_grad)
+    return result[:5]
+
+
+@_mlp_adapt.register_kernel("cuda")
+def _(
+    theta: Tensor,
+    rates: Tensor,
+    support_inputs: Tensor,
+    support_targets: Tensor,
+    query_inputs: Tensor,
+    query_targets: Tensor,
+    widths: list[int],
+    activation: str,
+    loss: str,
+    order: int,
+    rates_grad: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from lightning_maml.kernels.mlp_adapt.kernel import launch  # Triton is not on every machine
+
+    batch = (support_inputs, support_targets, query_inputs, query_targets)
+    with torch.cuda.device(theta.device):
+        result = launch(theta, rates, *batch, widths, activation, loss, order, rates_grad, precision)
+    return result[:5]
+
+
+@_mlp_adapt.register_fake
+def _(
+    theta: Tensor,
+    rates: Tensor,
+    support_inputs: Tensor,
+    support_targets: Tensor,
+    query_inputs: Tensor,
+    query_targets: Tensor,
+    widths: list[int],
+    activation: str,
+    loss: str,
+    order: int,
+    rates_grad: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tasks, queries = query_inputs.shape[:2]
+    return (
+        theta.new_empty(tasks),
+        theta.new_empty(tasks, queries, widths[-1]),
+        theta.new_empty(tasks, rates.shape[0] + 1),
+        theta.new_empty(theta.shape),
+        theta.new_empty(rates.shape if rates_grad else (0,)),
+    )
+
+
+@torch.library.custom_op("lightning_maml::mlp_trajectory", mutates_args=(), device_types="cpu")
+def _mlp_trajectory(
+    theta: Tensor,
+    rates: Tensor,
+    support_inputs: Tensor,
+    support_targets: Tensor,
+    widths: list[int],
+    activation: str,
+    loss: str,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    batch = (support_inputs, support_targets, None, None)
+    result = recursion.adapt(theta, rates, *batch, widths, activation, loss, 1, False)
+    return result.trajectory, result.support_losses
+
+
+@_mlp_trajectory.register_kernel("cuda")
+def _(
+    theta: Tensor,
+    rates: Tensor,
+    support_inputs: Tensor,
+    support_targets: Tensor,
+    widths: list[int],
+    activation: str,
+    loss: str,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    from lightning_maml.kernels.mlp_adapt.kernel import launch
+
+    batch = (support_inputs, support_targets, None, None)
+    with torch.cuda.device(theta.device):
+        result = launch(theta, rates, *batch, widths, activation, loss, 1, False, precision)
+    return result.trajectory, result.support_losses
+
+
+@_mlp_trajectory.register_fake
+def _(
+    theta: Tensor,
+    rates: Tensor,
+    support_inputs: Tensor,
+    support_targets: Tensor,
+    widths: list[int],
+    activation: str,
+    loss: str,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    tasks, steps = support_inputs.shape[0], rates.shape[0]
+    return theta.new_empty(tasks, steps, theta.shape[0]), theta.new_empty(tasks, steps + 1)
+
+
+def mlp_adapt(
+    theta: Tensor,
+    rates: Tensor,
+    support_inputs: Tensor,
+    support_targets: Tensor,
+    query_inputs: Tensor,
+    query_targets: Tensor,
+    widths: Sequence[int],
+    activation: str = "relu",
+    loss: str = "mse",
+    order: int = 2,
+    rates_grad: bool = False,
+    precision: str = "tf32x3",
+) -> Adaptation:
+    """The inner loops of all tasks on a multilayer perceptron, and the meta-gradient of the mean query loss.
+
+    Args:
+        theta: ``[P]``, see :func:`~lightning_maml.kernels.mlp_adapt.layout.pack`.
+        rates: ``[m, 1]``, a rate for each of the m inner steps, or ``[m, P]``, one for each element too. A rate of 0
+            keeps an element out of the inner loop.
+        support_inputs: ``[T, N, in]``; N up to 128.
+        support_targets: ``[T, N, out]``, or labels ``[T, N]`` for the cross-entropy.
+        query_inputs: ``[T, Nq, in]``.
+        query_targets: ``[T, Nq, out]``, or labels ``[T, Nq]``.
+        widths: ``[in, hidden ..., out]``, up to 3 hidden layers, up to 128 each.
+        activation: one of :data:`ACTIVATIONS`, between the layers.
+        loss: one of :data:`LOSSES`, as means over a task's rows; ``"bce"`` takes logits.
+        order: 2, or 1 for inner gradients taken as constants.
+        rates_grad: whether to return the gradient of the rates too.
+        precision: of the products on a GPU, one of :data:`PRECISIONS`: the first two are exact to about 1e-6,
+            ``"tf32"`` to 1e-3. The CPU computes in the dtype of ``theta``.
+
+    Raises:
+        ValueError: shapes that do not fit each other, or an argument outside of what is covered.
+        RuntimeError: on differentiating an output, which the operator refuses.
+    """
+    _check(theta, rates, support_inputs, support_targets, widths, activation, loss, precision)
+    _check(theta, rates, query_inputs, query_targets, widths, activation, loss, precision)
+    if order not in (1, 2):
+        raise ValueError(f"Expected `order` to be 1 or 2 but got {order!r}.")
+    if len(support_inputs) != len(query_inputs):
+        raise ValueError(f"Expected as many query sets as support sets but got {len(query_inputs)}.")
+    batch = (support_inputs, support_targets, query_inputs, query_targets)
+    return Adaptation(*_mlp_adapt(theta, rates, *batch, list(widths), activation, loss, order, rates_grad, precision))
+
+
+def mlp_trajectory(
+    theta: Tensor,
+    rates: Tensor,
+    support_inputs: Tensor,
+    support_targets: Tensor,
+    widths: Sequence[int],
+    activation: str = "relu",
+    loss: str = "mse",
+    precision: str = "tf32x3",
+) -> tuple[Tensor, Tensor]:
+    """The parameters ``[T, m, P]`` after each inner step and the losses ``[T, m + 1]``, as :func:`mlp_adapt`."""
+    _check(theta, rates, support_inputs, support_targets, widths, activation, loss, precision)
+    batch = (support_inputs, support_targets)
+    return _mlp_trajectory(theta, rates, *batch, list(widths), activation, loss, precision)
+
+
+def _check(
+    theta: Tensor,
+    rates: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
+    widths: Sequence[int],
+    activation: str,
+    loss: str,
+    precision: str,
+) -> None:
+    for name, value, known in (
+        ("activation", activation, ACTIVATIONS),
+        ("loss", loss, LOSSES),
+        ("precision", precision, PRECISIONS),
+    ):
+        if value not in known:
+            raise ValueError(f"Expected `{name}` to be one of {known} but got {value!r}.")
+    if not 2 <= len(widths) <= MOST_HIDDEN + 2 or not all(1 <= width <= WIDEST for width in widths):
+        raise ValueError(
+            f"Expected `widths` to be inputs, up to {MOST_HIDDEN} hidden layers and outputs, of 1 to {WIDEST} each, "
+            f"but got {list(widths)}."
+        )
+    P = size(widths)
+    if theta.shape != (P,) or rates.ndim != 2 or rates.shape[1] not in (1, P):
+        raise ValueError(
+            f"Expected `theta` [{P}] and `rates` [m, 1] or [m, {P}] for the widths {list(widths)} but got "
+            f"{list(theta.shape)} and {list(rates.shape)}."
+        )
+    if inputs.ndim != 3 or inputs.shape[2] != widths[0] or not 1 <= inputs.shape[1] <= MOST_ROWS:
+        raise ValueError(
+            f"Expected inputs [T, N, {widths[0]}] with N from 1 to {MOST_ROWS} but got {list(inputs.shape)}."
+        )
+    expected = (*inputs.shape[:2], widths[-1])
+    if tuple(targets.shape) != (expected[:2] if loss == "cross_entropy" else expected):
+        raise ValueError(
+            f"Expected targets for inputs {list(inputs.shape)} and loss {loss!r} but got {list(targets.shape)}."
+        )
+    tensors = (theta, rates, inputs) if loss == "cross_entropy" else (theta, rates, inputs, targets)
+    if len({tensor.dtype for tensor in tensors}) > 1 or theta.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"Expected float32 or float64, the same everywhere, but got {[str(tensor.dtype) for tensor in tensors]}."
+        )
+    if theta.device.type == "cuda" and theta.dtype != torch.float32:
+        raise ValueError(f"Expected float32 on a GPU but got {theta.dtype}.")

@@ -1,0 +1,330 @@
+"""Whole inner loops as one operator, and inner steps as one launch: Triton on a GPU, plain torch on the CPU.
+
+``lightning_maml.kernels`` is imported inside the functions that need it: ``import lightning_maml`` loads no kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_maml.engine.base import Engine, MetaOutput, Problem, attach
+from lightning_maml.engine.batched import Batched
+from lightning_maml.engine.chunks import meta_loss_in_chunks
+from lightning_maml.engine.loop import TaskLoop
+from lightning_maml.inner import Parameters, Rates
+from lightning_maml.losses import CrossEntropy, MeanSquaredError, TaskLoss
+from lightning_maml.meta_gradient import FirstOrder, Joint, Unrolled
+from lightning_maml.tasks import TaskBatch
+
+__all__ = ["Fused", "Perceptron", "recognise"]
+
+_ORDERS: dict[type, int] = {Unrolled: 2, FirstOrder: 1, Joint: 1}
+_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.GELU: "gelu"}
+_HIDDEN, _WIDEST, _ROWS = 3, 128, 128  # what the operator covers
+
+
+@dataclass(frozen=True, eq=False)
+class Perceptron:
+    """Linear layers with one kind of activation between them, as found in a network."""
+
+    layers: list[tuple[str, str]]
+    """The names of each layer's weight and bias."""
+    widths: list[int]
+    """``[in, hidden ..., out]``."""
+    activation: str
+
+
+def recognise(network: nn.Module) -> Perceptron | str:
+    """The perceptron that a network is, by its structure and never by its name; or why it is none.
+
+    Example:
+        >>> recognise(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))).widths
+        [3, 8, 2]
+        >>> recognise(nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 2)))
+        "layer '1' is a Dropout, neither nn.Linear nor nn.ReLU, nn.Tanh or nn.GELU"
+    """
+    found: list[tuple[str, nn.Module]] = []
+    if (reason := _flatten(network, "", found)) is not None:
+        return reason
+    layers: list[tuple[str, str]] = []
+    linear: list[nn.Linear] = []
+    between: list[str] = []
+    for name, module in found:
+        if type(module) is nn.Linear:
+            if module.bias is None:
+                return f"layer {name!r} has no bias"
+            if len(linear) > len(between):
+                between.append("identity")
+            layers.append((f"{name}.weight".lstrip("."), f"{name}.bias".lstrip(".")))
+            linear.append(module)
+        elif type(module) in _ACTIVATIONS and len(linear) == len(between) + 1:
+            if isinstance(module, nn.GELU) and module.approximate != "none":
+                return f"layer {name!r} is an approximate GELU"
+            between.append(_ACTIVATIONS[type(module)])
+        else:
+            return f"layer {name!r} does not stand between two linear layers"
+    if not linear or len(between) != len(linear) - 1:
+        return "its last layer is not linear"
+    if len({id(parameter) for layer in linear for parameter in layer.parameters()}) < 2 * len(linear):
+        return "some of its parameters are tied"
+    if len(set(between)) > 1:
+        return f"its activations differ: {between}"
+    widths = [linear[0].in_features, *(layer.out_features for layer in linear)]
+    if len(between) > _HIDDEN or max(widths) > _WIDEST:
+        return f"its widths {widths} exceed {_HIDDEN} hidden layers or {_WIDEST} units"
+    return Perceptron(layers, widths, between[0] if between else "identity")
+
+
+def _flatten(module: nn.Module, name: str, into: list[tuple[str, nn.Module]]) -> str | None:
+    """Put the layers of nested ``nn.Sequential`` into a list; returns why it cannot."""
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return f"layer {name!r} has hooks"
+    if type(module).forward is nn.Sequential.forward:
+        for child, layer in module._modules.items():
+            assert layer is not None
+            if (reason := _flatten(layer, f"{name}.{child}".lstrip("."), into)) is not None:
+                return reason
+    elif type(module) is nn.Linear or type(module) in _ACTIVATIONS:
+        into.append((name, module))
+    elif type(module) is not nn.Identity:
+        return f"layer {name!r} is a {type(module).__name__}, neither nn.Linear nor nn.ReLU, nn.Tanh or nn.GELU"
+    return None
+
+
+def _loss_name(loss: TaskLoss) -> str | None:
+    if type(loss) is MeanSquaredError:
+        return "mse"
+    if type(loss) is CrossEntropy:
+        return "cross_entropy"
+    known = type(loss) is TaskLoss and loss.function is F.binary_cross_entropy_with_logits
+    return "bce" if known else None
+
+
+@dataclass(frozen=True)
+class Fused(Engine):
+    """The engine of the project's own kernels; the CPU runs the same operators in plain torch.
+
+    On a multilayer perceptron the operator ``mlp_adapt`` runs all inner steps, the query loss and the exact
+    meta-gradient (:meth:`supports` says where). Any other network runs as on :class:`Batched`, with the inner update
+    of all parameters as one operator, ``sgd_update``.
+
+    Args:
+        kernel: ``"auto"``; ``"mlp_adapt"`` raises where that operator does not cover the problem;
+            ``"sgd_update"`` leaves it out.
+        precision: of ``mlp_adapt``'s products on a GPU: ``"tf32x3"`` and ``"ieee"`` are exact to about 1e-6, ``"tf32"``
+            to 1e-3. The CPU computes in the parameters' dtype.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    kernel: Literal["auto", "mlp_adapt", "sgd_update"] = "auto"
+    precision: Literal["tf32x3", "ieee", "tf32"] = "tf32x3"
+    name = "fused"
+
+    def __post_init__(self) -> None:
+        if self.kernel not in ("auto", "mlp_adapt", "sgd_update"):
+            raise ValueError(f"Expected `kernel` to be 'auto', 'mlp_adapt' or 'sgd_update' but got {self.kernel!r}.")
+        if self.precision not in ("tf32x3", "ieee", "tf32"):
+            raise ValueError(f"Expected `precision` to be 'tf32x3', 'ieee' or 'tf32' but got {self.precision!r}.")
+
+    def unsupported(self, problem: Problem, device: torch.device) -> str | None:
+        if device.type not in ("cpu", "cuda"):
+            return f"its operators run on the CPU and on CUDA devices, not on {device.type!r}."
+        if device.type == "cuda" and find_spec("triton") is None:
+            return "on a GPU it needs Triton, which is not installed."
+        if what := problem.beyond_plain_steps():
+            return f"it has kernels of plain SGD steps alone, and not for {what}."
+        theta, _ = problem.split()
+        kinds = {(value.dtype, value.device) for value in theta.values()}
+        if len(kinds) > 1 or not {dtype for dtype, _ in kinds} <= {torch.float32, torch.float64}:
+            names = sorted(str(dtype) for dtype, _ in kinds)
+            return f"all adapted parameters have to be of one dtype, float32 or float64, but are {names}."
+        return None
+
+    def supports(self, problem: Problem, tasks: TaskBatch) -> str | None:
+        """Why ``mlp_adapt`` does not cover the problem, or None where it does."""
+        return found if isinstance(found := self._perceptron(problem, tasks), str) else None
+
+    def _perceptron(self, problem: Problem, tasks: TaskBatch) -> Perceptron | str:
+        if self.kernel == "sgd_update":
+            return "kernel='sgd_update' leaves it out"
+        if type(problem.algorithm.meta_gradient) not in _ORDERS:
+            return f"the meta-gradient rule is {problem.rule}"
+        loss = _loss_name(problem.loss)
+        if loss is None:
+            return "the loss is neither 'mse', 'cross_entropy' nor F.binary_cross_entropy_with_logits"
+        found = recognise(problem.network)
+        if isinstance(found, str):
+            return found
+        device = tasks.support_inputs.device
+        dtypes = {value.dtype for value in problem.parameters.values()}
+        dtypes |= {value.dtype for _, value in tasks.named() if value.is_floating_point() or loss != "cross_entropy"}
+        if len(dtypes) > 1 or not dtypes <= {torch.float32, *([torch.float64] if device.type == "cpu" else [])}:
+            return (
+                f"parameters, inputs and targets are not of one dtype that it computes in: {sorted(map(str, dtypes))}"
+            )
+        if torch.is_autocast_enabled(device.type):
+            return "autocast is on"
+        if any(value.requires_grad for _, value in tasks.named()):
+            return "inputs or targets ask for a gradient"
+        for inputs, targets in (tasks.support_inputs, tasks.support_targets), (tasks.query_inputs, tasks.query_targets):
+            if inputs.ndim != 3 or inputs.shape[2] != found.widths[0]:
+                return f"the inputs {list(inputs.shape)} are not [tasks, rows, {found.widths[0]}]"
+            if inputs.shape[1] > _ROWS:
+                return f"a task has {inputs.shape[1]} rows, more than {_ROWS}"
+            if loss == "bce" and targets.shape != (*inputs.shape[:2], found.widths[-1]):
+                return f"the targets {list(targets.shape)} are not [tasks, rows, {found.widths[-1]}]"
+        return found
+
+    def _covered(self, problem: Problem, tasks: TaskBatch) -> Perceptron | None:
+        found = self._perceptron(problem, tasks)
+        if isinstance(found, Perceptron):
+            return found
+        if self.kernel == "mlp_adapt":
+            raise NotImplementedError(f"Expected a problem that `mlp_adapt` covers but {found}.")
+        return None
+
+    def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
+        found = self._covered(problem, tasks)
+        if found is None:
+            return meta_loss_in_chunks(problem, tasks, len(tasks), lambda chunk: _FlatLoop(problem, chunk))
+        from lightning_maml.kernels.mlp_adapt import mlp_adapt, unpack
+
+        _check(problem, found, tasks)
+        rule = problem.algorithm.meta_gradient
+        steps = 0 if isinstance(rule, Joint) else problem.inner.steps
+        rates = _rates(problem, found, steps)
+        output = mlp_adapt(
+            _theta(problem, found),
+            rates.detach(),
+            *(value.detach() for _, value in tasks.named()),
+            found.widths,
+            found.activation,
+            _loss_name(problem.loss),
+            order=_ORDERS[type(rule)],
+            rates_grad=rates.requires_grad,
+            precision=self.precision,
+        )
+        leaves = problem.leaves()
+        gradients: dict[int, Tensor] = {}
+        for names, parts in zip(found.layers, unpack(output.of_theta, found.widths), strict=True):
+            for name, part in zip(names, parts, strict=True):
+                gradients[id(problem.parameters[name])] = part.contiguous()
+        learned = [leaf for leaf in leaves if id(leaf) not in gradients]
+        if rates.requires_grad:
+            pulled = torch.autograd.grad(rates, learned, output.of_rates, materialize_grads=True)
+        else:
+            pulled = tuple(torch.zeros_like(leaf) for leaf in learned)
+        gradients.update({id(leaf): part for leaf, part in zip(learned, pulled, strict=True)})
+        loss = output.task_losses.mean()
+        surrogate = attach(loss, [gradients[id(leaf)] for leaf in leaves], leaves)
+        return MetaOutput(loss, surrogate, output.task_losses, output.predictions, output.support_losses)
+
+    def trajectory(self, problem: Problem, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Parameters, Tensor]]:
+        tasks = TaskBatch(inputs, targets, inputs, targets)
+        found = self._covered(problem, tasks)
+        if found is None:
+            yield from Batched().trajectory(problem, inputs, targets)
+            return
+        from lightning_maml.kernels.mlp_adapt import mlp_trajectory, unpack
+
+        _check(problem, found, tasks)
+        theta = _theta(problem, found)
+        rates = _rates(problem, found, problem.inner.steps).detach()
+        batch = (inputs.detach(), targets.detach())
+        kind = (found.widths, found.activation, _loss_name(problem.loss))
+        path, losses = mlp_trajectory(theta, rates, *batch, *kind, precision=self.precision)
+        names, _ = problem.split()
+        for step in range(problem.inner.steps + 1):
+            phi = theta.expand(len(tasks), -1) if step == 0 else path[:, step - 1]
+            named = {
+                name: part
+                for pair, parts in zip(found.layers, unpack(phi, found.widths), strict=True)
+                for name, part in zip(pair, parts, strict=True)
+            }
+            yield {name: named[name] for name in names}, losses[:, step]
+
+    def predict(self, problem: Problem, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
+        return Batched().predict(problem, phi, inputs, step)
+
+
+def _check(problem: Problem, found: Perceptron, tasks: TaskBatch) -> None:
+    for inputs, targets in (tasks.support_inputs, tasks.support_targets), (tasks.query_inputs, tasks.query_targets):
+        problem.loss.check_shapes(inputs.new_empty(1).expand(*inputs.shape[:2], found.widths[-1]), targets)
+        problem.loss.check_values(found.widths[-1], targets)
+
+
+def _theta(problem: Problem, found: Perceptron) -> Tensor:
+    """All parameters in one row, ``[P]``, detached."""
+    from lightning_maml.kernels.mlp_adapt import pack
+
+    return pack([(problem.parameters[w].detach(), problem.parameters[b].detach()) for w, b in found.layers])
+
+
+def _rates(problem: Problem, found: Perceptron, steps: int) -> Tensor:
+    """The rates ``[steps, 1]`` where all parameters share one, or ``[steps, P]``, 0 for parameters that do not adapt.
+
+    Differentiable with respect to learned ones.
+    """
+    from lightning_maml.kernels.mlp_adapt import pack
+
+    inner, names = problem.inner, [name for pair in found.layers for name in pair]
+    adapted = set(inner.adapted(problem.parameters))
+    learned = isinstance(inner.lr, Rates)
+    like = problem.parameters[names[0]].detach()
+    if adapted == set(names) and (not isinstance(inner.lr, Rates) or inner.lr.kind in ("shared", "per_step")):
+        if not learned and not isinstance(inner.lr, Tensor):
+            return like.new_full((steps, 1), float(inner.lr))  # type: ignore[arg-type]
+        rows = [torch.as_tensor(inner.rate(names[0], step)).reshape(1) for step in range(steps)]
+    else:
+
+        def full(name: str, step: int) -> Tensor:
+            parameter = problem.parameters[name].detach()
+            if name not in adapted:
+                return torch.zeros_like(parameter)
+            return torch.as_tensor(inner.rate(name, step), dtype=like.dtype, device=like.device).expand(parameter.shape)
+
+        rows = [pack([(full(w, step), full(b, step)) for w, b in found.layers]) for step in range(steps)]
+    return torch.stack(rows).to(like) if rows else like.new_empty(0, 1)
+
+
+class _FlatLoop(TaskLoop):
+    """:class:`TaskLoop` on one row of numbers a task, ``[T, P]``, of which the parameters are views."""
+
+    def unroll(self, order: int) -> Parameters:
+        from lightning_maml.kernels.sgd_update import sgd_update
+
+        flat = torch.cat([value.flatten() for value in self.theta.values()])
+        for step in range(self.problem.inner.steps):
+            rows = flat if flat.ndim == 2 else flat.expand(len(self.tasks), -1)
+            losses, _ = self.losses(self._views(rows), self.tasks.support_inputs, self.tasks.support_targets)
+            (gradient,) = torch.autograd.grad(
+                losses.sum(), rows, create_graph=order == 2, materialize_grads=True, retain_graph=order == 2
+            )
+            self.support_losses.append(losses.detach())
+            flat = sgd_update(flat, gradient, self._rate(step, flat))
+        return self._views(flat if flat.ndim == 2 else flat.expand(len(self.tasks), -1))
+
+    def _views(self, rows: Tensor) -> Parameters:
+        parts = rows.split([value.numel() for value in self.theta.values()], dim=1)
+        return {
+            name: part.view(len(rows), *value.shape)
+            for (name, value), part in zip(self.theta.items(), parts, strict=True)
+        }
+
+    def _rate(self, step: int, like: Tensor) -> Tensor:
+        """The rate of a step, ``[]`` where all parameters share it, or ``[P]``."""
+        inner = self.problem.inner
+        if not isinstance(inner.lr, Rates) or inner.lr.kind in ("shared", "per_step"):
+            rate = inner.rate(next(iter(self.theta)), step)
+            return torch.as_tensor(rate, dtype=like.dtype, device=like.device).reshape(())
+        rates = [inner.lr.at(name, step).to(like.dtype).expand(value.shape) for name, value in self.theta.items()]
+        return torch.cat([rate.flatten() for rate in rates])

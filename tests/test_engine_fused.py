@@ -1,0 +1,239 @@
+"""The engine fused: what it recognises, that its operators really run, and that nothing falls back in silence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_maml import MLP, Batched, Conv4, Fused, TaskBatch, adapt, evaluate, fomaml, maml, meta_loss, pretrained
+from lightning_maml.engine import Problem, resolve_engine
+from lightning_maml.engine.fused import recognise
+from lightning_maml.losses import task_loss
+from problems import make_problem, meta_gradient, reference, relative_error
+
+LR = 0.1
+
+
+class _Operators(TorchDispatchMode):
+    """The project's operators that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "lightning_maml":
+            self.seen.append(func.name().removeprefix("lightning_maml::"))
+        return func(*args, **(kwargs or {}))
+
+
+def ran(call) -> list[str]:
+    with _Operators() as operators:
+        call()
+    return operators.seen
+
+
+def test_a_perceptron_is_one_launch_and_the_rest_one_a_step():
+    module, tasks = make_problem("mlp", "mse")
+    assert ran(lambda: meta_loss(module, maml(LR, 3), tasks, loss="mse", engine="fused")) == ["mlp_adapt"]
+    assert ran(lambda: evaluate(module, maml(LR, 3), tasks, loss="mse", engine="fused")) == ["mlp_trajectory"]
+    module, tasks = make_problem("attention", "mse")
+    assert ran(lambda: meta_loss(module, maml(LR, 3), tasks, loss="mse", engine="fused")) == ["sgd_update"] * 3
+    with pytest.raises(
+        NotImplementedError, match="Expected a problem that `mlp_adapt` covers but layer '' is a Attent"
+    ):
+        meta_loss(module, maml(LR, 3), tasks, loss="mse", engine=Fused(kernel="mlp_adapt"))
+
+
+@pytest.mark.parametrize("preset", [maml, fomaml, pretrained])
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy", F.binary_cross_entropy_with_logits])
+def test_equals_batched(loss, preset):
+    module, tasks = make_problem("mlp", "cross_entropy" if loss == "cross_entropy" else "mse")
+    if callable(loss):
+        tasks = TaskBatch(*(value.sigmoid() for _, value in tasks.named()))
+    run = lambda engine: meta_loss(module, preset(LR, 3), tasks, loss=loss, engine=engine)  # noqa: E731
+    expected = run("batched")
+    wanted = meta_gradient(module, expected)
+    for engine in (Fused(kernel="mlp_adapt"), Fused(kernel="sgd_update")):
+        output = run(engine)
+        assert relative_error(meta_gradient(module, output), wanted) < 1e-12
+        for name in ("loss", "task_losses", "predictions", "support_losses"):
+            torch.testing.assert_close(getattr(output, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("adapts", ["head", "linear", "weight"])
+@pytest.mark.parametrize("learn_lr", [None, "per_parameter_and_step"])
+def test_partly_adapted_with_learned_rates_and_frozen(adapts, learn_lr):
+    module, tasks = make_problem("mlp", "mse")
+    module.linear1.bias.requires_grad_(False)
+    algorithm = maml(LR, 2, learn_lr=learn_lr, adapts=adapts)
+    rates = algorithm.initial_rates(module)
+    algorithm = algorithm.with_rates(rates)
+    gradients = []
+    for engine in (Fused(kernel="mlp_adapt"), Fused(kernel="sgd_update"), Batched()):
+        module.zero_grad()
+        output = meta_loss(module, algorithm, tasks, loss="mse", engine=engine)
+        if rates is not None:
+            rates.zero_grad()
+        gradients.append(meta_gradient(module, output) + [p.grad for p in (rates.parameters() if rates else ())])
+    assert module.linear1.bias.grad is None
+    assert relative_error(gradients[0], gradients[2]) < 1e-12
+    assert relative_error(gradients[1], gradients[2]) < 1e-12
+
+
+def test_rate_as_a_tensor_that_asks_for_a_gradient():
+    module, tasks = make_problem("mlp", "mse")
+    found = []
+    for engine in (Fused(kernel="mlp_adapt"), Batched()):
+        rate = torch.tensor(LR, dtype=torch.float64, requires_grad=True)
+        meta_gradient(module, meta_loss(module, maml(rate, 3), tasks, loss="mse", engine=engine))
+        found.append(rate.grad)
+    assert relative_error(found[:1], found[1:]) < 1e-12
+
+
+def test_adapt_equals_batched():
+    module, tasks = make_problem("mlp", "mse")
+    ours, theirs = (
+        adapt(module, maml(LR, 3), tasks.support_inputs, tasks.support_targets, loss="mse", engine=engine)
+        for engine in ("fused", "batched")
+    )
+    assert list(ours.parameters) == list(theirs.parameters)
+    torch.testing.assert_close(ours.parameters, theirs.parameters)
+    torch.testing.assert_close(ours.support_losses, theirs.support_losses)
+    torch.testing.assert_close(ours.predict(tasks.query_inputs), theirs.predict(tasks.query_inputs))
+
+
+def test_float32_reference():
+    module, tasks = make_problem("mlp", "mse", tasks=25, support=10, query=10)
+    expected = reference(module, tasks, "mse", LR, 5)
+    output = meta_loss(module.float(), maml(LR, 5), tasks.to(torch.float32), loss="mse", engine="fused")
+    assert relative_error([g.double() for g in meta_gradient(module, output)], expected) < 1e-5
+
+
+class Renamed(nn.Sequential):
+    """A perceptron under another class's name is still one."""
+
+
+def test_recognised_by_structure():
+    found = recognise(Renamed(nn.Sequential(nn.Linear(3, 8), nn.GELU()), nn.Identity(), nn.Linear(8, 2)))
+    assert (found.widths, found.activation) == ([3, 8, 2], "gelu")
+    assert found.layers == [("0.0.weight", "0.0.bias"), ("2.weight", "2.bias")]
+    assert recognise(nn.Linear(3, 2)).layers == [("weight", "bias")]
+    assert recognise(MLP(1, [40, 40], 1)).widths == [1, 40, 40, 1]
+    assert recognise(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))).activation == "identity"
+
+
+class Scaled(nn.Sequential):
+    """A perceptron by its layers, but not by its forward."""
+
+    def forward(self, inputs):
+        return 2 * super().forward(inputs)
+
+
+def _hooked() -> nn.Module:
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    network[0].register_forward_hook(lambda module, args, output: 2 * output)
+    return network
+
+
+def _tied() -> nn.Module:
+    network = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    network[2].weight = network[0].weight
+    return network
+
+
+REFUSED = {
+    "no bias": lambda: nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)),
+    "activations differ": lambda: nn.Sequential(
+        nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)
+    ),
+    "last layer is not linear": lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU()),
+    "does not stand between": lambda: nn.Sequential(nn.ReLU(), nn.Linear(3, 4)),
+    "approximate GELU": lambda: nn.Sequential(nn.Linear(3, 4), nn.GELU("tanh"), nn.Linear(4, 2)),
+    "is a Dropout": lambda: nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.Linear(4, 2)),
+    "is a Scaled": lambda: Scaled(nn.Linear(3, 4)),
+    "has hooks": _hooked,
+    "are tied": _tied,
+    "exceed": lambda: MLP(1, [40, 129], 1),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_not_recognised(reason):
+    found = recognise(REFUSED[reason]())
+    assert isinstance(found, str)
+    assert reason in found
+
+
+def test_reasons_beside_the_network():
+    module, tasks = make_problem("mlp", "mse")
+
+    def reason(loss="mse", algorithm=None, tasks=tasks):
+        problem = Problem(module, algorithm or maml(LR, 1), task_loss(loss))
+        return Fused().supports(problem, tasks)
+
+    assert reason() is None
+    assert "the loss is neither" in reason(loss=F.l1_loss)
+    assert "not of one dtype" in reason(tasks=tasks.to(torch.float32))
+    parts = [value for _, value in tasks.named()]
+    assert "ask for a gradient" in reason(tasks=TaskBatch(parts[0].clone().requires_grad_(), *parts[1:]))
+    assert "more than 128" in reason(tasks=TaskBatch(*(value.repeat(1, 30, 1) for value in parts)))
+    assert "are not [tasks, rows, 3]" in reason(tasks=TaskBatch(parts[0][..., :2], *parts[1:]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert reason() == "autocast is on"
+
+
+def test_unsupported_raises_with_the_reason():
+    module, tasks = make_problem("mlp", "mse")
+    module.head.double()
+    module.linear1.float()
+    with pytest.raises(
+        NotImplementedError, match="'fused' cannot run this: all adapted parameters have to be of one dtype"
+    ):
+        meta_loss(module, maml(LR, 1), tasks, loss="mse", engine="fused")
+    reason = Fused().unsupported(Problem(MLP(1, [4], 1), maml(LR, 1), task_loss("mse")), torch.device("mps"))
+    assert "not on 'mps'" in reason
+    with pytest.raises(ValueError, match="Expected `kernel`"):
+        Fused(kernel="other")
+    with pytest.raises(ValueError, match="Expected `precision`"):
+        Fused(precision="fp8")
+
+
+def test_auto_takes_what_is_measured_to_be_faster():
+    def chosen(network, loss="mse", shape=(3,)):
+        x, y = torch.zeros(2, 4, *shape), torch.zeros(2, 4, 5)
+        return resolve_engine("auto", Problem(network, maml(LR, 1), task_loss(loss)), TaskBatch(x, y, x, y))
+
+    assert isinstance(chosen(MLP(3, [7], 5)), Fused)
+    assert isinstance(chosen(MLP(3, [7], 5), F.l1_loss), Batched)
+    assert isinstance(chosen(Conv4(5), shape=(1, 28, 28)), Batched)
+
+
+def test_bad_targets_are_named():
+    module, tasks = make_problem("mlp", "cross_entropy")
+    tasks.query_targets[0, 0] = 5
+    with pytest.raises(ValueError, match="Expected labels from 0 to 4"):
+        meta_loss(module, maml(LR, 1), tasks, loss="cross_entropy", engine="fused")
+
+
+def test_kernels_are_loaded_when_they_are_needed():
+    code = """
+import sys, torch, lightning, torchmetrics
+before = set(sys.modules)
+import lightning_maml as lm
+new = lambda: sorted({"triton" for n in set(sys.modules) - before if n.split(".")[0] == "triton"}
+    | {n for n in sys.modules if n == "lightning_maml.kernels"})
+print(new())
+x = torch.randn(2, 4, 1)
+lm.meta_loss(lm.MLP(1, [4], 1), lm.maml(), lm.TaskBatch(x, x, x, x), loss="mse", engine="fused")
+print(new())
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n['lightning_maml.kernels']\n"

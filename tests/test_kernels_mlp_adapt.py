@@ -1,0 +1,262 @@
+"""Whole inner loops and their meta-gradients in one operator: on the CPU, and the Triton kernels, against autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lightning_maml.kernels.mlp_adapt import (
+    ACTIVATIONS,
+    LOSSES,
+    mlp_adapt,
+    mlp_trajectory,
+    pack,
+    recursion,
+    size,
+    unpack,
+)
+from lightning_maml.kernels.mlp_adapt.naive import mlp_adapt as naive
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # on the CPU: Triton's interpreter
+NAMES = ("task losses", "predictions", "support losses", "gradient of theta", "gradient of the rates", "trajectory")
+
+
+def operands(widths, loss, tasks=3, support=5, query=7, steps=2, elements=False, dtype=torch.float64) -> list[Tensor]:
+    """Parameters, rates and tasks in float64, the targets as the loss takes them."""
+    P, out = size(widths), widths[-1]
+    theta = torch.randn(P, dtype=dtype) / max(widths) ** 0.5
+    rates = torch.rand(steps, P if elements else 1, dtype=dtype) * 0.2
+    batch = []
+    for rows in (support, query):
+        batch.append(torch.randn(tasks, rows, widths[0], dtype=dtype))
+        if loss == "cross_entropy":
+            batch.append(torch.randint(out, (tasks, rows)))
+        else:
+            draw = torch.rand if loss == "bce" else torch.randn
+            batch.append(draw(tasks, rows, out, dtype=dtype))
+    return [theta, rates, *batch]
+
+
+def assert_equal(actual, expected, bound: float) -> None:
+    for name, a, b in zip(NAMES, actual, expected, strict=False):
+        if a.numel() or name != "trajectory":
+            scale = b.abs().max().item() if b.numel() else 1.0
+            error = (a.cpu().double() - b.double()).abs().max().item() if b.numel() else 0.0
+            assert a.shape == b.shape, name
+            assert error <= bound * (scale or 1.0), f"{name}: {error / (scale or 1.0):.1e}"
+
+
+def launch(arguments, widths, activation, loss, order=2, rates_grad=True, precision="ieee", query=True):
+    kernel = pytest.importorskip("lightning_maml.kernels.mlp_adapt.kernel", reason="needs Triton")
+    arguments = [a.to(DEVICE, torch.float32 if a.is_floating_point() else None) for a in arguments]
+    if not query:
+        arguments[4:] = [None, None]
+    return kernel.launch(*arguments, widths, activation, loss, order, rates_grad, precision)
+
+
+# the operator on the CPU
+
+
+@pytest.mark.parametrize("widths", [[3, 4], [1, 5, 1], [3, 7, 5, 2], [2, 3, 4, 5, 3]], ids=str)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_operator(activation, loss, widths):
+    for order, elements, steps in ((2, False, 3), (2, True, 2), (1, False, 2), (1, True, 3), (2, False, 0)):
+        arguments = operands(widths, loss, steps=steps, elements=elements)
+        expected = naive(*arguments, widths, activation, loss, order)
+        output = mlp_adapt(*arguments, widths, activation, loss, order, rates_grad=True)
+        assert_equal(output, expected, 1e-12)
+        trajectory, support_losses = mlp_trajectory(*arguments[:4], widths, activation, loss)
+        torch.testing.assert_close(trajectory, expected[5])
+        torch.testing.assert_close(support_losses, expected[2])
+
+
+def test_operator_in_float32():
+    widths = [1, 40, 40, 1]
+    arguments = operands(widths, "mse", tasks=5, support=10, query=10, steps=5)
+    expected = naive(*arguments, widths, "relu", "mse", 2)
+    output = mlp_adapt(*(value.float() for value in arguments), widths, rates_grad=True)
+    assert_equal(output, expected, 1e-5)
+
+
+def test_first_order_is_another_gradient():
+    arguments = operands([3, 7, 2], "mse", steps=3)
+    exact, first = (mlp_adapt(*arguments, [3, 7, 2], "tanh", order=order).of_theta for order in (2, 1))
+    assert (exact - first).abs().max() > 1e-3 * exact.abs().max()
+
+
+def test_gradient_is_the_slope():
+    """Finite differences of the query loss itself: no autograd in sight."""
+    widths, step = [2, 6, 3], 1e-6
+    theta, rates, *batch = operands(widths, "cross_entropy", steps=3, elements=True)
+    output = mlp_adapt(theta, rates, *batch, widths, "gelu", "cross_entropy", rates_grad=True)
+    for value, gradient in ((theta, output.of_theta), (rates, output.of_rates)):
+        direction = torch.randn_like(value)
+        ends = []
+        for sign in (1, -1):
+            moved = [value + sign * step * direction if other is value else other for other in (theta, rates)]
+            ends.append(mlp_adapt(*moved, *batch, widths, "gelu", "cross_entropy").task_losses.mean())
+        assert (gradient * direction).sum().item() == pytest.approx((ends[0] - ends[1]).item() / (2 * step), rel=1e-5)
+
+
+def test_differentiating_an_output_raises():
+    theta, *rest = operands([3, 4, 2], "mse")
+    output = mlp_adapt(theta.requires_grad_(), *rest, [3, 4, 2])
+    for value in output[:4]:
+        with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+            value.sum().backward()
+
+
+@pytest.mark.parametrize("rates_grad", [False, True])
+def test_opcheck(rates_grad):
+    arguments = (*operands([3, 4, 2], "cross_entropy"), [3, 4, 2], "tanh", "cross_entropy", 2, rates_grad, "tf32x3")
+    results = torch.library.opcheck(torch.ops.lightning_maml.mlp_adapt.default, arguments)
+    assert set(results.values()) == {"SUCCESS"}
+    arguments = (*operands([3, 4, 2], "mse")[:4], [3, 4, 2], "relu", "mse", "tf32x3")
+    results = torch.library.opcheck(torch.ops.lightning_maml.mlp_trajectory.default, arguments)
+    assert set(results.values()) == {"SUCCESS"}
+
+
+def test_chunks_add_up(monkeypatch):
+    arguments = operands([3, 7, 2], "mse", tasks=7, elements=True)
+    whole = mlp_adapt(*arguments, [3, 7, 2], "tanh", rates_grad=True)
+    monkeypatch.setattr(recursion, "CHUNK_NUMBERS", 1000)
+    assert_equal(mlp_adapt(*arguments, [3, 7, 2], "tanh", rates_grad=True), whole, 1e-13)
+    trajectory, _ = mlp_trajectory(*arguments[:4], [3, 7, 2], "tanh")
+    torch.testing.assert_close(trajectory, naive(*arguments, [3, 7, 2], "tanh", "mse", 2)[5])
+
+
+def test_buffers_kept_from_inference_mode_serve_outside():
+    arguments = operands([3, 6, 2], "mse", tasks=2, support=3, query=4)
+    with torch.inference_mode():
+        first = mlp_adapt(*arguments, [3, 6, 2])
+    assert_equal(mlp_adapt(*arguments, [3, 6, 2]), first, 0.0)
+
+
+def test_rate_of_zero_keeps_a_layer_out():
+    widths, steps = [2, 5, 1], 3
+    theta, _, *batch = operands(widths, "mse")
+    mask = pack([(torch.zeros(5, 2), torch.zeros(5)), (torch.ones(1, 5), torch.ones(1))]).double()
+    trajectory, _ = mlp_trajectory(theta, (0.1 * mask).expand(steps, -1), *batch[:2], widths)
+    body, head = unpack(trajectory, widths)
+    start = unpack(theta, widths)
+    torch.testing.assert_close(body[0], start[0][0].expand_as(body[0]), rtol=0, atol=0)
+    assert (head[0][:, -1] - start[1][0]).abs().max() > 1e-3
+
+
+def test_pack_and_unpack():
+    layers = [(torch.randn(5, 3), torch.randn(5)), (torch.randn(2, 5), torch.randn(2))]
+    for (weight, bias), (w, b) in zip(layers, unpack(pack(layers), [3, 5, 2]), strict=True):
+        torch.testing.assert_close((weight, bias), (w, b))
+
+
+@pytest.mark.parametrize(
+    "change,match",
+    [
+        ({"widths": [3, 200, 2]}, "Expected `widths`"),
+        ({"widths": [3, 5, 2]}, "Expected `theta`"),
+        ({"activation": "swish"}, "Expected `activation`"),
+        ({"loss": "hinge"}, "Expected `loss`"),
+        ({"precision": "bf16"}, "Expected `precision`"),
+        ({"order": 3}, "Expected `order`"),
+        ({"loss": "cross_entropy"}, "Expected targets"),
+    ],
+    ids=str,
+)
+def test_what_is_not_covered_is_refused(change, match):
+    with pytest.raises(ValueError, match=match):
+        mlp_adapt(*operands([3, 4, 2], "mse"), **{"widths": [3, 4, 2], **change})
+
+
+def test_rows_and_dtypes_are_checked():
+    arguments = operands([3, 4, 2], "mse", support=129)
+    with pytest.raises(ValueError, match="with N from 1 to 128"):
+        mlp_adapt(*arguments, [3, 4, 2])
+    theta, *rest = operands([3, 4, 2], "mse")
+    with pytest.raises(ValueError, match="the same everywhere"):
+        mlp_adapt(theta.float(), *rest, [3, 4, 2])
+
+
+# the kernels
+
+CASES = {
+    "sinusoid": ([1, 40, 40, 1], "mse", "relu", {"tasks": 2, "support": 10, "query": 10}, 2),
+    "one_task": ([3, 7, 5, 2], "mse", "tanh", {"tasks": 1, "support": 1, "query": 1}, 2),
+    "head": ([3, 5], "cross_entropy", "identity", {"elements": True}, 2),
+    "three_hidden": ([2, 3, 4, 5, 3], "cross_entropy", "gelu", {"tasks": 2, "elements": True}, 2),
+    "tiles": ([1, 67, 2], "bce", "tanh", {"tasks": 1, "support": 17, "query": 19, "steps": 1}, 2),
+    "first_order": ([3, 7, 2], "mse", "relu", {"tasks": 2, "steps": 3}, 1),
+    "first_order_elements": ([3, 7, 2], "bce", "gelu", {"tasks": 2, "elements": True}, 1),
+    "no_steps": ([3, 7, 2], "mse", "identity", {"tasks": 2, "steps": 0}, 2),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_kernels(case, poisoned):
+    widths, loss, activation, sizes, order = CASES[case]
+    arguments = operands(widths, loss, **sizes)
+    expected = naive(*arguments, widths, activation, loss, order)
+    assert_equal(launch(arguments, widths, activation, loss, order), expected, 1e-5)
+
+
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(
+    widths=st.lists(st.integers(1, 19), min_size=2, max_size=4),
+    tasks=st.integers(1, 3),
+    support=st.integers(1, 18),
+    query=st.integers(1, 18),
+    activation=st.sampled_from(ACTIVATIONS),
+    loss=st.sampled_from(LOSSES),
+)
+def test_kernels_at_any_size(widths, tasks, support, query, activation, loss):
+    arguments = operands(widths, loss, tasks, support, query, steps=1)
+    expected = naive(*arguments, widths, activation, loss, 2)
+    assert_equal(launch(arguments, widths, activation, loss), expected, 2e-5)
+
+
+@pytest.mark.parametrize("precision", ["tf32x3", "tf32"])
+def test_precisions(precision):
+    arguments = operands([2, 9, 3], "mse", tasks=2)
+    expected = naive(*arguments, [2, 9, 3], "relu", "mse", 2)
+    output = launch(arguments, [2, 9, 3], "relu", "mse", precision=precision)
+    assert_equal(output, expected, 1e-5 if precision == "tf32x3" else 1e-2)
+
+
+def test_kernel_trajectory(poisoned):
+    arguments = operands([2, 9, 3], "mse", tasks=2)
+    expected = naive(*arguments, [2, 9, 3], "tanh", "mse", 2)
+    output = launch(arguments, [2, 9, 3], "tanh", "mse", query=False)
+    torch.testing.assert_close(output.trajectory.cpu().double(), expected[5], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.support_losses.cpu().double(), expected[2], rtol=1e-5, atol=1e-5)
+
+
+def test_kernel_chunks_and_the_same_bits_twice(monkeypatch):
+    kernel = pytest.importorskip("lightning_maml.kernels.mlp_adapt.kernel", reason="needs Triton")
+    arguments = operands([2, 5, 1], "mse", tasks=3, steps=1)
+    first, second = (launch(arguments, [2, 5, 1], "relu", "mse") for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+    monkeypatch.setattr(kernel, "SCRATCH_NUMBERS", 1)
+    assert_equal(launch(arguments, [2, 5, 1], "relu", "mse"), [value.cpu() for value in first], 1e-6)
+
+
+def test_kernel_shows_a_label_that_no_class_has():
+    arguments = operands([2, 3], "cross_entropy", tasks=2, steps=1)
+    arguments[5][1, 0] = 3
+    losses = launch(arguments, [2, 3], "relu", "cross_entropy").task_losses.cpu()
+    assert losses.isfinite().tolist() == [True, False]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("precision", ["tf32x3", "ieee"])
+def test_operator_on_the_gpu(case, precision):
+    widths, loss, activation, sizes, order = CASES[case]
+    arguments = operands(widths, loss, **{**sizes, "tasks": 37})
+    expected = naive(*arguments, widths, activation, loss, order)
+    on_gpu = [a.cuda().float() if a.is_floating_point() else a.cuda() for a in arguments]
+    output = mlp_adapt(*on_gpu, widths, activation, loss, order, True, precision)
+    assert_equal(output, expected, 1e-5)
