@@ -198,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
             report = inspect(variant, int(name.removeprefix("sm_")))
             reports.append(report)
             print(
-                f"{report.architecture:6} {variant!s:110}  registers {report.registers:3}  "
+                f"{report.architecture:6} {variant!s:108} registers {report.registers:3}  "
                 f"stack {report.stack_bytes:4}  shared {report.shared_bytes:6}  resident {report.resident_programs:2}  "
                 f"instructions {report.instructions:5}  {report.compile_seconds:5.1f} s  {', '.join(report.faults)}",
                 flush=True,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_maml.kernels.mlp_adapt import (
@@ -200,21 +198,6 @@ def test_kernels(case, poisoned):
     arguments = operands(widths, loss, **sizes)
     expected = naive(*arguments, widths, activation, loss, order)
     assert_equal(launch(arguments, widths, activation, loss, order), expected, 1e-5)
-
-
-@settings(max_examples=4, deadline=None, derandomize=True)
-@given(
-    widths=st.lists(st.integers(1, 19), min_size=2, max_size=4),
-    tasks=st.integers(1, 3),
-    support=st.integers(1, 18),
-    query=st.integers(1, 18),
-    activation=st.sampled_from(ACTIVATIONS),
-    loss=st.sampled_from(LOSSES),
-)
-def test_kernels_at_any_size(widths, tasks, support, query, activation, loss):
-    arguments = operands(widths, loss, tasks, support, query, steps=1)
-    expected = naive(*arguments, widths, activation, loss, 2)
-    assert_equal(launch(arguments, widths, activation, loss), expected, 2e-5)
 
 
 @pytest.mark.parametrize("precision", ["tf32x3", "tf32"])

@@ -12,6 +12,7 @@ beyond their last column (``FILL``), which the bias row multiplies; what lies fu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import triton
@@ -493,6 +494,17 @@ def options(widths: Sequence[int], precision: str) -> dict[str, int | str]:
     }
 
 
+@lru_cache(64)  # a copy to the device takes longer than a kernel, and has no place in a CUDA graph
+def _table(widths: tuple[int, ...], rows: int, device: torch.device) -> Tensor:
+    """Of each layer ``[layers + 1, 3]``: width, start of the matrix behind it, start of its activations."""
+    entries, matrix, activations = [], 0, 0
+    for index, (width, following) in enumerate(zip(widths, (*widths[1:], 0), strict=True)):
+        entries.append([width, matrix, activations])
+        matrix += (width + 1) * following
+        activations += rows * width if index > 0 else 0  # the inputs lie elsewhere
+    return torch.tensor(entries, dtype=torch.int32, device=device)
+
+
 def launch(
     theta: Tensor,
     rates: Tensor,
@@ -517,13 +529,8 @@ def launch(
     queries = batch[2].shape[1]
     P, steps, layers = theta.numel(), len(rates), len(widths) - 1
     longest = max(rows, queries)
-    entries, matrix, activations = [], 0, 0
-    for index, width in enumerate(widths):
-        entries += [width, matrix, activations]
-        matrix += (width + 1) * widths[index + 1] if index < layers else 0
-        activations += longest * width if index > 0 else 0  # the inputs lie elsewhere
-    table = torch.tensor(entries, dtype=torch.int32).to(theta.device, non_blocking=True)
-    S, sections = activations, 4 if activation == "gelu" else 2
+    table = _table(tuple(widths), longest, theta.device)
+    S, sections = longest * sum(widths[1:]), 4 if activation == "gelu" else 2
 
     each = (steps + 1) * (sections * S + P) + 3 * S + 3 * P + (steps * P if rates_grad else 0)
     chunk = max(1, min(tasks, SCRATCH_NUMBERS // each))
