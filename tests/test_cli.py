@@ -142,7 +142,7 @@ def test_configurations_say_the_papers_protocol(config):
     algorithm, data = content["model"]["algorithm"]["init_args"], content["data"]["init_args"]
     assert data["test_tasks"] == 600
     expected = {
-        "sinusoid": (70_000, 25, 0.01, 1),
+        "sinusoid": (70_000, 25, 0.001, 1),  # the default of the paper's code
         "sinusoid_meta_sgd": (70_000, 25, 0.01, 1),
         "sinusoid_pretrained": (70_000, 25, 0.01, 10),
         "sinusoid_reptile": (70_000, 25, 0.01, 10),
