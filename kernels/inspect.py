@@ -42,7 +42,7 @@ class Chip:
     def resident(self, registers: int, shared: int, warps: int) -> int:
         """How many programs of ``warps`` warps are resident at once."""
         per_warp = -(-registers * 32 // 256) * 256  # registers are given to a warp in units of 256
-        by_registers = self.registers // per_warp // warps
+        by_registers = self.registers // max(per_warp, 256) // warps
         by_shared = self.shared // (shared + 1024)  # the system takes 1 KiB of each program
         return min(by_registers, by_shared, self.programs, self.threads // 32 // warps)
 
@@ -124,12 +124,17 @@ def inspect(variant: Variant, architecture: int) -> Report:
     signature = {name: "constexpr" if name in variant.constants else _kind(name) for name in function.arg_names}
     source = ASTSource(function, signature, constexprs={(n,): v for n, v in _positions(function, variant).items()})
     start = time.perf_counter()
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=variant.compiler)
-    seconds = time.perf_counter() - start
-    registers, stack, instructions = _usage(compiled.asm["cubin"])
-    shared = compiled.metadata.shared
     chip, warps = ARCHITECTURES[architecture], variant.compiler["num_warps"]
     faults = []
+    registers = stack = instructions = shared = 0
+    try:
+        compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=variant.compiler)
+        seconds = time.perf_counter() - start
+        registers, stack, instructions = _usage(compiled.asm["cubin"])
+        shared = compiled.metadata.shared
+    except RuntimeError as error:  # the compiler's own failures
+        seconds = time.perf_counter() - start
+        faults.append(f"does not compile: {error}")
     if stack > MOST_STACK:
         faults.append(f"{stack} bytes of stack")
     if shared > chip.shared_per_program:
@@ -185,14 +190,14 @@ def main(arguments: list[str] | None = None) -> int:
     names = [f"sm_{architecture}" for architecture in ARCHITECTURES]
     parser.add_argument("--arch", choices=names, action="append", help="all of them where it is not given")
     parser.add_argument("--json", type=Path, help="where to write the table")
-    parser.add_argument("--only", default="", help="variants whose description holds this text")
+    parser.add_argument("--only", action="append", help="variants whose description holds this text")
     chosen = parser.parse_args(arguments)
     os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # a cached result has no compile time
     import triton
 
     reports = []
     for variant in variants():
-        if chosen.only not in str(variant):
+        if not any(text in str(variant) for text in chosen.only or [""]):
             continue
         for name in chosen.arch or names:
             report = inspect(variant, int(name.removeprefix("sm_")))

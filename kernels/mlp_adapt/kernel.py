@@ -232,10 +232,10 @@ def mlp_forward(
                     )  # fmt: skip
                     m_tile = (o_row < n)[:, None] & (o_column < outs)[None, :]
                     o_tile = o_out + o_row[:, None] * outs + o_column[None, :]
-                    if layer + 1 < layers:
-                        if ACTIVATION == "gelu":
-                            tl.store(p_rows + 2 * S + o_tile, b_sum, mask=m_tile)
-                        b_sum = _activation(b_sum, ACTIVATION)
+                    if ACTIVATION == "gelu":
+                        tl.store(p_rows + 2 * S + o_tile, b_sum, mask=m_tile)
+                    # no branch for the logits: Triton 3.9 fails to compile one around GELU
+                    b_sum = tl.where(layer + 1 < layers, _activation(b_sum, ACTIVATION), b_sum)
                     tl.store(p_rows + o_tile, b_sum, mask=m_tile)
             tl.debug_barrier()
 
@@ -384,12 +384,11 @@ def mlp_backward(
                             )  # fmt: skip
                         m_tile = (o_row < n)[:, None] & (o_column < outs)[None, :]
                         o_tile = o_out + o_row[:, None] * outs + o_column[None, :]
-                        if layer + 1 < layers:
-                            if CURVED:
-                                tl.store(p_sum_tangents + o_tile, b_sum, mask=m_tile)
-                            p_slope = p_rows + 2 * S if ACTIVATION == "gelu" else p_rows
-                            b_from = tl.load(p_slope + o_tile, mask=m_tile, other=0.0)
-                            b_sum = b_sum * _slope(b_from, ACTIVATION)
+                        if CURVED:
+                            tl.store(p_sum_tangents + o_tile, b_sum, mask=m_tile)
+                        p_slope = p_rows + 2 * S if ACTIVATION == "gelu" else p_rows
+                        b_from = tl.load(p_slope + o_tile, mask=m_tile, other=0.0)
+                        b_sum = tl.where(layer + 1 < layers, b_sum * _slope(b_from, ACTIVATION), b_sum)
                         tl.store(p_row_tangents + o_tile, b_sum, mask=m_tile)
                 tl.debug_barrier()
 
