@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from lightning_maml.kernels.inspect import ARCHITECTURES, MOST_STACK, main
+from lightning_maml.kernels.inspect import ARCHITECTURES, MOST_SECONDS, MOST_STACK, main, variants
 
 
 def _inspect(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -45,6 +45,17 @@ def test_nothing_to_inspect_is_a_failure(monkeypatch: pytest.MonkeyPatch):
 def test_every_variant():
     done = _inspect()
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_committed_table_is_of_what_ships(repository: Path):
+    table = json.loads((repository / "benchmarks/results/kernels.json").read_text())
+    seen = {(row["kernel"], json.dumps(row["constants"]), row["architecture"]) for row in table["variants"]}
+    ships = {(v.kernel, json.dumps(v.constants), f"sm_{a}") for v in variants() for a in ARCHITECTURES}
+    assert seen == ships
+    for row in table["variants"]:
+        assert row["stack_bytes"] <= MOST_STACK
+        assert row["shared_bytes"] <= ARCHITECTURES[int(row["architecture"].removeprefix("sm_"))].shared_per_program
+        assert row["compile_seconds"] <= MOST_SECONDS
 
 
 def test_resident_programs():
