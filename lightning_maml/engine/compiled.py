@@ -295,7 +295,7 @@ def _trace(
 
     device = flat[0].device
     before = rng_state(device)
-    traced = make_fx(flattened, decomposition_table=_THIN_PRODUCTS)(*flat)
+    traced = make_fx(flattened, decomposition_table=_SMALL_PRODUCTS)(*flat)
     if not torch.equal(before, rng_state(device)):
         restore_rng(device, before)
         raise NotImplementedError(
@@ -359,7 +359,7 @@ def _baddbmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: floa
     return bias + product
 
 
-_THIN_PRODUCTS: dict[Any, Callable[..., Any]] = {
+_SMALL_PRODUCTS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.bmm.default: _bmm,
     torch.ops.aten.baddbmm.default: _baddbmm,
 }
