@@ -96,7 +96,7 @@ def meta_loss(
         )
     problem = Problem(network, algorithm, task_loss(loss))
     _check_finite(tasks)
-    _check_devices(network, tasks.support_inputs)
+    _check_devices(problem, tasks.support_inputs)
     chosen = resolve_engine(engine, problem, tasks)
     with _running(problem):
         return chosen.meta_loss(problem, tasks)
@@ -130,7 +130,7 @@ def adapt(
         _normal(support_inputs), _normal(support_targets), _normal(support_inputs), _normal(support_targets)
     )
     _check_finite(tasks)
-    _check_devices(network, support_inputs)
+    _check_devices(problem, support_inputs)
     chosen = resolve_engine(engine, problem, tasks)
     losses = []
     phi: Parameters = {}
@@ -165,7 +165,7 @@ def evaluate(
     problem = Problem(network, algorithm if steps is None else algorithm.with_steps(steps), task_loss(loss))
     tasks = TaskBatch(*(_normal(value) for _, value in tasks.named()))
     _check_finite(tasks)
-    _check_devices(network, tasks.support_inputs)
+    _check_devices(problem, tasks.support_inputs)
     chosen = resolve_engine(engine, problem, tasks)
     support_losses: list[Tensor] = []
     query_losses: list[Tensor] = []
@@ -219,9 +219,9 @@ def _check_finite(tasks: TaskBatch) -> None:
                 raise ValueError(f"Expected finite numbers but `{name}` holds NaN or infinities in tasks {bad[:10]}.")
 
 
-def _check_devices(network: nn.Module, inputs: Tensor) -> None:
-    parameter = next(network.parameters(), None)
+def _check_devices(problem: Problem, inputs: Tensor) -> None:
+    parameter = next(iter(problem.names.values()), None)
     if parameter is None:
-        raise ValueError(f"Expected a network with parameters to adapt but {type(network).__name__} has none.")
+        raise ValueError(f"Expected a network with parameters to adapt but {type(problem.network).__name__} has none.")
     if parameter.device != inputs.device:
         raise ValueError(f"Expected network and tasks on one device but got {parameter.device} and {inputs.device}.")

@@ -20,12 +20,12 @@ BatchNorm = Literal["batch", "running"]
 def per_step_names(network: nn.Module) -> set[str]:
     """The parameters that hold a value for every inner step, ``[steps, *shape]``: shared by the tasks, never adapted.
 
-    A module names those of its own in ``per_step_parameters``, as :class:`~lightning_maml.networks.StepBatchNorm2d`.
+    A class names those of its own in ``per_step_parameters``, as :class:`~lightning_maml.networks.StepBatchNorm2d`.
     """
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in network.named_modules()
-        for name in getattr(module, "per_step_parameters", ())
+        for name in getattr(type(module), "per_step_parameters", ())
     }
 
 
@@ -48,7 +48,7 @@ class Algorithm:
     def __post_init__(self) -> None:
         if self.batch_norm not in ("batch", "running"):
             raise ValueError(f"Expected `batch_norm` to be 'batch' or 'running' but got {self.batch_norm!r}.")
-        if not isinstance(self.meta_gradient, MetaGradient) or isinstance(self.meta_gradient, type):
+        if not callable(self.meta_gradient) or isinstance(self.meta_gradient, type):
             raise TypeError(f"Expected `meta_gradient` to be a rule such as Unrolled() but got {self.meta_gradient!r}.")
 
     def with_steps(self, steps: int) -> Algorithm:

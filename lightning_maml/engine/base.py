@@ -113,10 +113,13 @@ class Problem:
 
     def leaves(self, *tensors: Tensor) -> list[Tensor]:
         """Every tensor that gets a meta-gradient: parameters, learned rates, and inputs that ask for one."""
-        rates: list[Any] = [self.inner.lr]
-        if isinstance(self.inner.lr, Rates):
-            rates = list(self.inner.lr.parameters())
-        candidates = [*self.parameters.values(), *rates, *tensors]
+        return [*self._own_leaves, *(tensor for tensor in tensors if tensor.requires_grad)]
+
+    @cached_property
+    def _own_leaves(self) -> list[Tensor]:
+        rate = self.inner.lr
+        rates: list[Any] = list(rate.parameters()) if isinstance(rate, Rates) else [rate]
+        candidates = [*self.parameters.values(), *rates]
         return [leaf for leaf in candidates if isinstance(leaf, Tensor) and leaf.requires_grad]
 
 

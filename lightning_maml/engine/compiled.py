@@ -13,6 +13,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.decomposition import select_decomp_table
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lightning_maml.engine.base import Problem, attach
@@ -29,7 +31,8 @@ if isinstance(getattr(torch._inductor.config.cpp, "enable_floating_point_contrac
     # a fused multiply-add rounds once instead of twice; a fifth faster on small products
     _OPTIONS["cpp.enable_floating_point_contract_flag"] = "fast"
 
-Graph = Callable[..., Sequence[Tensor]]
+Graph = Callable[[list[Tensor]], Sequence[Tensor]]
+"""A compiled graph. It empties the list it is given, so that what nobody else holds is freed on the way."""
 
 # One entry a network, and in it one for each kind of problem: graphs live as long as the network does. On disk, torch's
 # own cache keeps them between runs.
@@ -148,7 +151,7 @@ class CompiledLoop(CheckpointedLoop):
         flat = [tensor for argument in arguments for tensor in argument]
         if graphs is None:
             graphs = self.graphs["kept"] = self._split(arguments, flat)
-        outputs = graphs.forth(*flat)
+        outputs = graphs.forth([*flat])
         kept = [flat[index] if of_inputs else outputs[index] for of_inputs, index in graphs.kept]
         return list(outputs[: len(phi)]), outputs[len(phi)], kept
 
@@ -161,8 +164,8 @@ class CompiledLoop(CheckpointedLoop):
             graphs = self.graphs["kept"]
             flat = [*kept, *v]
             if graphs.back is None:
-                graphs.back = _inductor(graphs.written_back, flat)
-            outputs = graphs.back(*flat)
+                graphs.back = _inductor(graphs.written_back)
+            outputs = graphs.back(flat)
         else:
 
             def back(*arguments: Any) -> list[Tensor]:
@@ -240,8 +243,8 @@ class CompiledLoop(CheckpointedLoop):
         graph: Graph | None = self.graphs.get(kind)
         flat = [tensor for arg in args for tensor in arg]
         if graph is None:
-            graph = self.graphs[kind] = _inductor(_trace(function, args, flat), flat)
-        return graph(*flat)
+            graph = self.graphs[kind] = _inductor(_trace(function, args, flat))
+        return graph(flat)
 
     def _split(self, arguments: Sequence[Sequence[Tensor]], flat: list[Tensor]) -> _KeptStep:
         """A step and its way back as two graphs, the second fed by the first, and compiled once it is met."""
@@ -251,9 +254,7 @@ class CompiledLoop(CheckpointedLoop):
             return [*forth, *back]
 
         v = [torch.zeros_like(value) for value in arguments[0]]
-        written = _trace(joint, (*arguments, v), [*flat, *v])
-        # the partitioner cannot cut through writing in place
-        traced = make_fx(torch.func.functionalize(written))(*flat, *v)
+        traced = _trace(joint, (*arguments, v), [*flat, *v])
         placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
         for index, node in enumerate(placeholders):  # the names by which the partitioner knows them
             kind = "primals" if index < len(flat) else "tangents"
@@ -268,7 +269,7 @@ class CompiledLoop(CheckpointedLoop):
         output.args = (computed,)
         forth.recompile()
         kept = [(node in inputs, (inputs if node in inputs else computed).index(node)) for node in saved]
-        return _KeptStep(_inductor(forth, flat), kept, back)
+        return _KeptStep(_inductor(forth), kept, back)
 
 
 @dataclass
@@ -295,24 +296,30 @@ def _trace(
 
     device = flat[0].device
     before = rng_state(device)
-    traced = make_fx(flattened, decomposition_table=_SMALL_PRODUCTS)(*flat)
+    traced = make_fx(flattened)(*flat)
     if not torch.equal(before, rng_state(device)):
         restore_rng(device, before)
         raise NotImplementedError(
             "Expected a network without randomness for `compile=True` but its forward draws random numbers "
             "(dropout while training?): the backward could not draw the same again. Use compile=False."
         )
-    return traced
+    # The casts of autocast are in the trace already. Functional, because the partitioner cannot cut through writing in
+    # place; by the compiler's own decompositions, because it knows views and cheap operations by these names.
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        functional = torch.func.functionalize(_WithLoops(traced).run)
+        retrace = make_fx(functional, select_decomp_table(), tracing_mode="fake", _allow_non_fake_inputs=True)
+        return retrace(*flat)
 
 
-def _inductor(traced: torch.fx.GraphModule, flat: Sequence[Tensor]) -> Graph:
+def _inductor(traced: torch.fx.GraphModule) -> Graph:
     output: Any = traced.graph.output_node()
     with traced.graph.inserting_before(output):  # outputs that are views would be made anew on every call
         output.args = ([_owned(traced.graph, node) for node in output.args[0]],)
     traced.recompile()
-    # the casts of autocast are in the trace already
-    with torch.no_grad(), torch.autocast(flat[0].device.type, enabled=False):
-        return torch._inductor.compile(traced, [*flat], options=_OPTIONS)
+    inputs = [node.meta["val"] for node in traced.graph.nodes if node.op == "placeholder"]
+    # without AOTAutograd, which would do over again what _trace has done, and stand in the way of every call
+    with torch.no_grad(), torch._inductor.config.patch(_OPTIONS):
+        return compile_fx_inner(traced, inputs, is_inference=True)
 
 
 SMALL = 2**15
@@ -325,22 +332,68 @@ def _owned(graph: torch.fx.Graph, node: Any) -> Any:
     return graph.call_function(torch.ops.aten.clone.default, (node,)) if views else node
 
 
-def _bmm(a: Tensor, b: Tensor) -> Tensor:
-    """A batched product of small matrices as plain arithmetic, which the compiler makes one kernel of with the rest."""
-    rows, inner, columns = *a.shape[1:], b.shape[2]
-    if inner == 1:
-        return a * b
-    if columns == 1:
-        return (a * b.mT).sum(2, keepdim=True)
-    if rows == 1:
-        return (a.mT * b).sum(1, keepdim=True)
-    if a.device.type == "cpu" and rows * inner * columns <= SMALL:
+class _WithLoops(torch.fx.Interpreter):
+    """A graph with its small matrix products as plain arithmetic, of which the compiler makes one kernel with the rest.
+
+    A product is laid out as it is used: an update in the layout of the weight is one loop with the product itself.
+    """
+
+    def __init__(self, traced: torch.fx.GraphModule) -> None:
+        super().__init__(traced)
+        self.transposes: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def run_node(self, node: torch.fx.Node) -> Any:
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        if node.target is torch.ops.aten.transpose.int and args[0].ndim == 3 and {d % 3 for d in args[1:]} == {1, 2}:
+            return self._transpose(args[0])
+        if node.target in (torch.ops.aten.bmm.default, torch.ops.aten.baddbmm.default) and not kwargs:
+            *bias, a, b = args
+            if _small(a, b):
+                if _turned(node):
+                    product = self._transpose(self._product(self._transpose(b), self._transpose(a)))
+                else:
+                    product = self._product(a, b)
+                return bias[0] + product if bias else product
+        return super().run_node(node)
+
+    def _transpose(self, value: Tensor) -> Tensor:
+        """Of a transpose, the value itself: the compiler then sees that they are one."""
+        known = self.transposes.get(id(value))
+        if known is None:
+            turned = value.mT
+            self.transposes[id(value)] = value, turned
+            self.transposes[id(turned)] = turned, value
+            return turned
+        return known[1]
+
+    def _product(self, a: Tensor, b: Tensor) -> Tensor:
+        rows, inner, columns = *a.shape[1:], b.shape[2]
+        if inner == 1:
+            return a * b
+        if columns == 1:
+            return (a * self._transpose(b)).sum(2, keepdim=True)
+        if rows == 1:
+            return (self._transpose(a) * b).sum(1, keepdim=True)
+        a, b = _stored(a), _stored(b)
         if b.stride(2) == 1:
             return _along_columns(a, b)
         if a.stride(1) == 1:
-            return _along_columns(b.mT, a.mT).mT
-        return (a.unsqueeze(3) * b.unsqueeze(1)).sum(2)
-    return NotImplemented
+            return self._transpose(_along_columns(self._transpose(b), self._transpose(a)))
+        return (a.unsqueeze(2) * b.mT.unsqueeze(1)).sum(3)
+
+
+def _turned(node: torch.fx.Node) -> bool:
+    """Whether nothing but the transpose of a node is used in the end, be it after sums with others."""
+    transpose, add = torch.ops.aten.transpose.int, torch.ops.aten.add.Tensor
+    return bool(node.users) and all(
+        (user.target is transpose and not _turned(user)) or (user.target is add and _turned(user))
+        for user in node.users
+    )
+
+
+def _small(a: Tensor, b: Tensor) -> bool:
+    rows, inner, columns = *a.shape[1:], b.shape[2]
+    return 1 in (rows, inner, columns) or (a.device.type == "cpu" and rows * inner * columns <= SMALL)
 
 
 def _along_columns(a: Tensor, b: Tensor) -> Tensor:
@@ -353,13 +406,6 @@ def _along_columns(a: Tensor, b: Tensor) -> Tensor:
     return total.sum(2)
 
 
-def _baddbmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    if (beta, alpha) != (1, 1) or (product := _bmm(a, b)) is NotImplemented:
-        return NotImplemented
-    return bias + product
-
-
-_SMALL_PRODUCTS: dict[Any, Callable[..., Any]] = {
-    torch.ops.aten.bmm.default: _bmm,
-    torch.ops.aten.baddbmm.default: _baddbmm,
-}
+def _stored(value: Tensor) -> Tensor:
+    """A hint to the compiler to keep the value in memory as it lies rather than to compute it at each use."""
+    return torch.ops.prims.inductor_force_stride_order(value, value.stride())
