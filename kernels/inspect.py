@@ -2,9 +2,10 @@
 
     python -m lightning_maml.kernels.inspect [--arch sm_90] [--json FILE]
 
-Every variant is compiled for every architecture; registers and stack are what ``cuobjdump`` reads in the result. The
-exit code is 1 where a variant has more than 512 bytes of stack, exceeds the shared memory of a program, or takes more
-than 60 s to compile.
+Every variant is compiled for every architecture that has products of its precision; registers and stack are what
+``cuobjdump`` reads in the result, or what stands at the end of AMD's assembly. Estimates of the time of a task follow.
+The exit code is 1 where a variant has more than 512 bytes of stack, exceeds the shared memory of a program, or takes
+more than 60 s to compile. AMD's architecture is reported, and fails nothing.
 """
 
 from __future__ import annotations
@@ -13,45 +14,24 @@ import argparse
 import json
 import os
 import platform
-import re
-import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ARCHITECTURES", "Chip", "Report", "Variant", "inspect", "variants"]
+from lightning_maml.kernels.chips import CHIPS, Amd
+from lightning_maml.kernels.estimate import estimate
+
+__all__ = ["Report", "Variant", "estimates", "inspect", "ships", "variants"]
 
 MOST_STACK = 512
 MOST_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Chip:
-    """What a multiprocessor of an architecture holds (CUDA C++ Programming Guide, "Compute Capabilities")."""
-
-    shared: int
-    """Bytes of shared memory that all resident programs divide."""
-    shared_per_program: int
-    programs: int = 32
-    threads: int = 2048
-    registers: int = 65536
-
-    def resident(self, registers: int, shared: int, warps: int) -> int:
-        """How many programs of ``warps`` warps are resident at once."""
-        per_warp = -(-registers * 32 // 256) * 256  # registers are given to a warp in units of 256
-        by_registers = self.registers // max(per_warp, 256) // warps
-        by_shared = self.shared // (shared + 1024)  # the system takes 1 KiB of each program
-        return min(by_registers, by_shared, self.programs, self.threads // 32 // warps)
-
-
-ARCHITECTURES = {
-    80: Chip(shared=164 * 1024, shared_per_program=163 * 1024),
-    90: Chip(shared=228 * 1024, shared_per_program=227 * 1024),
-    100: Chip(shared=228 * 1024, shared_per_program=227 * 1024),
+WORKLOADS: dict[str, tuple[list[int], int, int, int]] = {
+    "sinusoid": ([1, 40, 40, 1], 10, 10, 5),
+    "policy of two times 100": ([2, 100, 100, 2], 20, 20, 1),
 }
+"""What times are estimated for: widths, rows of the support and of the query set, inner steps."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +91,19 @@ def variants() -> list[Variant]:
     return found
 
 
-def inspect(variant: Variant, architecture: int) -> Report:
-    """Compile a variant for ``sm_<architecture>`` and read what came out."""
+def ships() -> list[tuple[Variant, str]]:
+    """Every variant with every architecture that has products of its precision."""
+    return [
+        (variant, architecture)
+        for variant in variants()
+        for architecture, chip in CHIPS.items()
+        if variant.constants.get("PRECISION", "ieee") in chip.precisions()
+    ]
+
+
+def inspect(variant: Variant, architecture: str) -> Report:
+    """Compile a variant for an architecture of :data:`~lightning_maml.kernels.chips.CHIPS`, and read what came out."""
     import triton
-    from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from lightning_maml.kernels.mlp_adapt import kernel as mlp
@@ -124,13 +113,16 @@ def inspect(variant: Variant, architecture: int) -> Report:
     signature = {name: "constexpr" if name in variant.constants else _kind(name) for name in function.arg_names}
     source = ASTSource(function, signature, constexprs={(n,): v for n, v in _positions(function, variant).items()})
     start = time.perf_counter()
-    chip, warps = ARCHITECTURES[architecture], variant.compiler["num_warps"]
+    chip, warps = CHIPS[architecture], variant.compiler["num_warps"]
+    options = dict(variant.compiler)
+    if isinstance(chip, Amd):
+        options.pop("maxnreg", None)  # it has no such limit
     faults = []
     registers = stack = instructions = shared = 0
     try:
-        compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=variant.compiler)
+        compiled = triton.compile(source, target=chip.target(), options=options)
         seconds = time.perf_counter() - start
-        registers, stack, instructions = _usage(compiled.asm["cubin"])
+        registers, stack, instructions = chip.usage(compiled)
         shared = compiled.metadata.shared
     except RuntimeError as error:  # the compiler's own failures
         seconds = time.perf_counter() - start
@@ -144,7 +136,7 @@ def inspect(variant: Variant, architecture: int) -> Report:
     return Report(
         variant.kernel,
         variant.constants,
-        f"sm_{architecture}",
+        architecture,
         warps,
         registers,
         stack,
@@ -166,29 +158,32 @@ def _kind(name: str) -> str:
     return "*fp32" if name.startswith("p_") else "i32"
 
 
-def _usage(binary: bytes) -> tuple[int, int, int]:
-    """Registers, bytes of stack and the number of instructions of a compiled kernel."""
-    from triton import knobs
-
-    tool = knobs.nvidia.cuobjdump.path
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(binary)
-        used = subprocess.run([tool, "-res-usage", str(path)], capture_output=True, text=True, check=True)
-        listing = subprocess.run([tool, "-sass", str(path)], capture_output=True, text=True, check=False)
-    text = used.stdout + used.stderr
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    if found is None:
-        raise RuntimeError(f"Expected registers and stack from {tool} but got: {text}")
-    instructions = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+\S", listing.stdout, re.MULTILINE))
-    return int(found[1]), int(found[2]), instructions
+def estimates(reports: list[Report]) -> list[dict[str, Any]]:
+    """What a task takes on paper, by the default kernels among ``reports``: :mod:`~lightning_maml.kernels.estimate`."""
+    rows = []
+    for architecture, chip in CHIPS.items():
+        precision = chip.precisions()[0]
+        wanted = {"ACTIVATION": "relu", "LOSS": "mse", "PRECISION": precision, "BN": 64}
+        resident = [
+            report.resident_programs
+            for report in reports
+            if report.architecture == architecture and wanted.items() <= report.constants.items()
+        ]
+        if not resident:
+            continue
+        for workload, problem in WORKLOADS.items():
+            found = estimate(chip, min(resident), *problem, precision)
+            times = {f"{name}_us": float(f"{value:.3g}") for name, value in asdict(found).items()}
+            rows.append(
+                {"workload": workload, "chip": chip.name, "precision": precision, **times, "bound": found.bound}
+            )
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [f"sm_{architecture}" for architecture in ARCHITECTURES]
-    parser.add_argument("--arch", choices=names, action="append", help="all of them where it is not given")
+    parser.add_argument("--arch", choices=list(CHIPS), action="append", help="all of them where it is not given")
     parser.add_argument("--json", type=Path, help="where to write the table")
     parser.add_argument("--only", action="append", help="variants whose description holds this text")
     chosen = parser.parse_args(arguments)
@@ -196,20 +191,26 @@ def main(arguments: list[str] | None = None) -> int:
     import triton
 
     reports = []
-    for variant in variants():
-        if not any(text in str(variant) for text in chosen.only or [""]):
+    for variant, architecture in ships():
+        if architecture not in (chosen.arch or CHIPS) or not any(text in str(variant) for text in chosen.only or [""]):
             continue
-        for name in chosen.arch or names:
-            report = inspect(variant, int(name.removeprefix("sm_")))
-            reports.append(report)
-            print(
-                f"{report.architecture:6} {variant!s:108} registers {report.registers:3}  "
-                f"stack {report.stack_bytes:4}  shared {report.shared_bytes:6}  resident {report.resident_programs:2}  "
-                f"instructions {report.instructions:5}  {report.compile_seconds:5.1f} s  {', '.join(report.faults)}",
-                flush=True,
-            )
-    faulty = [report for report in reports if report.faults]
-    print(f"{len(reports)} compiled, {len(faulty)} outside of the limits")
+        report = inspect(variant, architecture)
+        reports.append(report)
+        print(
+            f"{report.architecture:6} {variant!s:108} registers {report.registers:3}  "
+            f"stack {report.stack_bytes:4}  shared {report.shared_bytes:6}  resident {report.resident_programs:2}  "
+            f"instructions {report.instructions:5}  {report.compile_seconds:5.1f} s  {', '.join(report.faults)}",
+            flush=True,
+        )
+    on_paper = estimates(reports)
+    if on_paper:
+        print("\nMicroseconds of a task on a chip full of tasks, on paper and not measured:\n")
+        print(f"{'':26}{'chip':16}{'products':10}{'compute':>9}{'memory':>9}{'latency':>9}  bound")
+    for row in on_paper:
+        times = "".join(f"{row[f'{name}_us']:9.3g}" for name in ("compute", "memory", "latency"))
+        print(f"{row['workload']:26}{row['chip']:16}{row['precision']:10}{times}  {row['bound']}")
+    faulty = [report for report in reports if report.faults and not isinstance(CHIPS[report.architecture], Amd)]
+    print(f"\n{len(reports)} compiled, {len(faulty)} outside of the limits")
     if chosen.json:
         versions = {
             "triton": triton.__version__,
@@ -217,8 +218,10 @@ def main(arguments: list[str] | None = None) -> int:
             "date": time.strftime("%Y-%m-%d"),
         }
         chosen.json.parent.mkdir(parents=True, exist_ok=True)
-        lines = ",\n".join(f"  {json.dumps(asdict(report))}" for report in reports)
-        chosen.json.write_text(f'{{"versions": {json.dumps(versions)},\n"variants": [\n{lines}\n]}}\n')
+        rows = [",\n".join(f"  {json.dumps(row)}" for row in part) for part in (map(asdict, reports), on_paper)]
+        chosen.json.write_text(
+            f'{{"versions": {json.dumps(versions)},\n"variants": [\n{rows[0]}\n],\n"estimates": [\n{rows[1]}\n]}}\n'
+        )
     return 1 if faulty or not reports else 0
 
 

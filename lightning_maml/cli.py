@@ -19,6 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning_maml.engine import Engine
 from lightning_maml.learner import Algorithm
 from lightning_maml.module import MetaModule
+from lightning_maml.results import Published
 
 __all__ = ["MetaCLI", "main"]
 
@@ -31,13 +32,15 @@ SUBCOMMANDS = {
 
 HELP = """\
 usage: lightning-maml {fit,validate,test,predict} --config FILE [--option VALUE ...]
+       lightning-maml reproduce NAME [--option VALUE ...]
        lightning-maml demo [--option VALUE ...]
 
 Meta-train a network so that a few gradient steps fit it to a new task.
 
 subcommands:
-  demo      train on sinusoids for about a minute and test, next to the pretrained baseline; needs no data
+  demo       train on sinusoids for about a minute and test, next to the pretrained baseline; needs no data
 {subcommands}
+  reproduce  train and test by a published protocol, and print measured beside published; --list shows which
 
 examples:
   lightning-maml fit --config configs/sinusoid.yaml
@@ -47,7 +50,7 @@ examples:
   lightning-maml fit --help                                          all options; each overrides the file's
   lightning-maml fit --data.help lightning_maml.OmniglotTasks        the options of one class
   lightning-maml fit --config configs/sinusoid.yaml --print_config   the complete configuration
-""".replace("{subcommands}", "\n".join(f"  {name:<8}  {what}" for name, what in SUBCOMMANDS.items()))
+""".replace("{subcommands}", "\n".join(f"  {name:<9}  {what}" for name, what in SUBCOMMANDS.items()))
 
 QUIET_WARNINGS = (
     # What these say is true of ordinary data loaders or is Lightning's own business: no user can act on it.
@@ -56,6 +59,7 @@ QUIET_WARNINGS = (
     r"\s*By default only one JsonargparseDeprecationWarning",
     r"\s*Unable to serialize instance",  # said of the string of a `str | Callable`
     r"The dirpath has changed from",
+    r"LightningCLI's args parameter is intended",  # `reproduce` gives them on purpose
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
 QUIET_MESSAGES = ("💡", "TPU available")
@@ -140,6 +144,8 @@ class MetaCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        what = "what was published for this protocol, for `lightning-maml reproduce`"
+        parser.add_argument("--published", type=Published | None, default=None, help=what)
         parser.set_defaults(
             {
                 "checkpoint.filename": "best",
@@ -176,6 +182,10 @@ def main(args: Sequence[str] | None = None) -> int:
                 from lightning_maml.demo import main as demo
 
                 demo(given[1:])
+            elif given[0] == "reproduce":
+                from lightning_maml.reproduce import main as reproduce
+
+                return reproduce(given[1:])
             else:
                 MetaCLI(given if args is not None or not sys.argv[1:] else None)
         except (ValueError, TypeError, FileNotFoundError, NotImplementedError) as error:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,30 @@ from torch import Tensor
 
 from lightning_maml.metrics import Interval
 
-__all__ = ["results_table", "test_results", "write_json"]
+__all__ = ["Published", "results_table", "test_results", "write_json"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was published for a protocol.
+
+    Args:
+        source: where, to be found again.
+        loss: ``{inner steps: [mean]}`` or ``{inner steps: [mean, half-width of its 95% interval]}``, of the query loss.
+        accuracy: the same of the accuracy, from 0 to 1.
+
+    Raises:
+        ValueError: there is no number, or an entry has none or more than two.
+    """
+
+    source: str
+    loss: dict[int, list[float]] = field(default_factory=dict)
+    accuracy: dict[int, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        entries = [*self.loss.values(), *self.accuracy.values()]
+        if not entries or not all(1 <= len(entry) <= 2 for entry in entries):
+            raise ValueError(f"Expected published numbers as {{inner steps: [mean, interval]}} but got {self}.")
 
 
 def test_results(values: Mapping[str, Interval], **about: Any) -> dict[str, Any]:

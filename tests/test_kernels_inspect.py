@@ -12,7 +12,9 @@ import pytest
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from lightning_maml.kernels.inspect import ARCHITECTURES, MOST_SECONDS, MOST_STACK, main, variants
+from lightning_maml.kernels.chips import CHIPS
+from lightning_maml.kernels.estimate import estimate, tiles
+from lightning_maml.kernels.inspect import MOST_SECONDS, MOST_STACK, Report, estimates, main, ships
 
 
 def _inspect(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -50,17 +52,31 @@ def test_every_variant():
 def test_the_committed_table_is_of_what_ships(repository: Path):
     table = json.loads((repository / "benchmarks/results/kernels.json").read_text())
     seen = {(row["kernel"], json.dumps(row["constants"]), row["architecture"]) for row in table["variants"]}
-    ships = {(v.kernel, json.dumps(v.constants), f"sm_{a}") for v in variants() for a in ARCHITECTURES}
-    assert seen == ships
+    assert seen == {(variant.kernel, json.dumps(variant.constants), chip) for variant, chip in ships()}
     for row in table["variants"]:
         assert row["stack_bytes"] <= MOST_STACK
-        assert row["shared_bytes"] <= ARCHITECTURES[int(row["architecture"].removeprefix("sm_"))].shared_per_program
+        assert row["shared_bytes"] <= CHIPS[row["architecture"]].shared_per_program
         assert row["compile_seconds"] <= MOST_SECONDS
+    assert table["estimates"] == estimates([Report(**row) for row in table["variants"]])
 
 
 def test_resident_programs():
-    chip = ARCHITECTURES[90]
+    chip = CHIPS["sm_90"]
     assert chip.resident(registers=128, shared=4096, warps=4) == 4
     assert chip.resident(registers=32, shared=0, warps=4) == 16
     assert chip.resident(registers=32, shared=100 * 1024, warps=4) == 2
     assert chip.resident(registers=255, shared=0, warps=8) == 1
+    assert CHIPS["gfx942"].resident(registers=91, shared=4096, warps=4) == 5
+    assert CHIPS["gfx942"].resident(registers=16, shared=32 * 1024, warps=4) == 2
+
+
+def test_estimates():
+    # one linear layer, one tile of everything: a step and its way back are 2 + 4 products, the query set 2, the loss 1
+    assert tiles([3, 2], support=5, queries=5, steps=1) == 2 + 4 + 2 + 1
+    chip = CHIPS["sm_90"]
+    found = estimate(chip, 4, [3, 2], 5, 5, 1, "ieee")
+    assert found.compute == pytest.approx(1e6 * 9 * 2 * 16 * 64 * 16 / 67e12)
+    assert found.latency == pytest.approx(1e6 * 9 * 300 / 1.98e9 / (132 * 4))
+    # P = 8 numbers of the layer, S = 10 of the rows
+    assert found.memory == pytest.approx(1e6 * 8 * (2 * (2 * 10 + 8) + 3 * 10 + 3 * 8) / 3.35e12)
+    assert found.bound == max(("compute", "memory", "latency"), key=lambda name: getattr(found, name))

@@ -19,7 +19,7 @@ import pytest
 def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built offline from a copy: a build leaves files in its tree."""
     source = tmp_path_factory.mktemp("source")
-    for folder in ("lightning_maml", "kernels"):
+    for folder in ("lightning_maml", "configs", "kernels"):
         shutil.copytree(repository / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(repository / file, source / file)
@@ -45,12 +45,14 @@ def test_nothing_but_the_package_lands_at_the_top(members: list[str]) -> None:
 
 def test_every_source_file_is_installed(members: list[str], repository: Path) -> None:
     # a sub-package that pyproject.toml does not list would be missing from the wheel alone
+    placed = {"lightning_maml": "*.py", "lightning_maml/kernels": "*.py", "lightning_maml/configs": "*.yaml"}
     expected = {
-        f"{installed}/{path.relative_to(repository / folder).as_posix()}"
-        for folder, installed in (("lightning_maml", "lightning_maml"), ("kernels", "lightning_maml/kernels"))
-        for path in (repository / folder).rglob("*.py")
+        f"{installed}/{path.relative_to(folder).as_posix()}"
+        for installed, pattern in placed.items()
+        for folder in [repository / installed.removeprefix("lightning_maml/")]
+        for path in folder.rglob(pattern)
     }
-    assert "lightning_maml/kernels/__init__.py" in expected
+    assert {"lightning_maml/kernels/__init__.py", "lightning_maml/configs/paper/omniglot_5w5s.yaml"} <= expected
     assert expected - set(members) == set()
 
 

@@ -1,12 +1,25 @@
 """The whole inner loop of a multilayer perceptron and its exact meta-gradient, for all tasks at once."""
 
 from lightning_maml.kernels.mlp_adapt.layout import pack, size, unpack
-from lightning_maml.kernels.mlp_adapt.op import ACTIVATIONS, LOSSES, PRECISIONS, Adaptation, mlp_adapt, mlp_trajectory
+from lightning_maml.kernels.mlp_adapt.op import (
+    ACTIVATIONS,
+    LOSSES,
+    MOST_HIDDEN,
+    MOST_ROWS,
+    PRECISIONS,
+    WIDEST,
+    Adaptation,
+    mlp_adapt,
+    mlp_trajectory,
+)
 
 __all__ = [
     "ACTIVATIONS",
     "LOSSES",
+    "MOST_HIDDEN",
+    "MOST_ROWS",
     "PRECISIONS",
+    "WIDEST",
     "Adaptation",
     "mlp_adapt",
     "mlp_trajectory",

@@ -15,7 +15,17 @@ from torch import Tensor
 from lightning_maml.kernels.mlp_adapt import recursion
 from lightning_maml.kernels.mlp_adapt.layout import size
 
-__all__ = ["ACTIVATIONS", "LOSSES", "PRECISIONS", "Adaptation", "mlp_adapt", "mlp_trajectory"]
+__all__ = [
+    "ACTIVATIONS",
+    "LOSSES",
+    "MOST_HIDDEN",
+    "MOST_ROWS",
+    "PRECISIONS",
+    "WIDEST",
+    "Adaptation",
+    "mlp_adapt",
+    "mlp_trajectory",
+]
 
 ACTIVATIONS = ("identity", "relu", "tanh", "gelu")
 LOSSES = ("mse", "cross_entropy", "bce")

@@ -44,6 +44,7 @@ class OmniglotTasks(TaskStream):
         batches_per_epoch: meta-batches that Lightning calls an epoch.
         val_tasks: the number of validation tasks, a fixed list.
         test_tasks: the number of test tasks, a fixed list.
+        test_shots: support images of each class in validation and test; None for ``shots``.
         test_queries: query images of each class in validation and test; None for ``queries``.
         seed: same seed, same tasks.
 
@@ -66,6 +67,7 @@ class OmniglotTasks(TaskStream):
         batches_per_epoch: int = 500,
         val_tasks: int = 200,
         test_tasks: int = 600,
+        test_shots: int | None = None,
         test_queries: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -76,13 +78,15 @@ class OmniglotTasks(TaskStream):
             test_tasks=test_tasks,
             seed=seed,
         )
+        test_shots = shots if test_shots is None else test_shots
         test_queries = queries if test_queries is None else test_queries
-        check_positive(ways=ways, shots=shots, queries=queries, test_queries=test_queries)
+        check_positive(ways=ways, shots=shots, queries=queries, test_shots=test_shots, test_queries=test_queries)
         if len(split) != 3:
             raise ValueError(f"Expected `split` to be the characters of train, val and test but got {split!r}.")
         check_positive(**{f"split[{part}]": number for part, number in enumerate(split)})
         self.root = Path(root).expanduser()
-        self.ways, self.shots, self.queries, self.test_queries = ways, shots, queries, test_queries
+        self.ways, self.shots, self.queries = ways, shots, queries
+        self.test_shots, self.test_queries = test_shots, test_queries
         self.rotations: Rotations = rotations
         self.split, self.split_seed = tuple(split), split_seed
         self.download = download
@@ -116,13 +120,15 @@ class OmniglotTasks(TaskStream):
         order = torch.randperm(characters, generator=torch.Generator().manual_seed(self.split_seed)).tolist()
         train, val, _ = self.split
         return {
-            "train": self._sampler(everything, order[:train], self.queries),
-            "val": self._sampler(everything, order[train : train + val], self.test_queries),
-            "test": self._sampler(everything, order[train + val : sum(self.split)], self.test_queries),
+            "train": self._sampler(everything, order[:train], self.shots, self.queries),
+            "val": self._sampler(everything, order[train : train + val], self.test_shots, self.test_queries),
+            "test": self._sampler(everything, order[train + val : sum(self.split)], self.test_shots, self.test_queries),
         }
 
-    def _sampler(self, everything: EpisodeSampler, characters: Sequence[int], queries: int) -> EpisodeSampler:
-        return everything.restricted(characters, ways=self.ways, shots=self.shots, queries=queries)
+    def _sampler(
+        self, everything: EpisodeSampler, characters: Sequence[int], shots: int, queries: int
+    ) -> EpisodeSampler:
+        return everything.restricted(characters, ways=self.ways, shots=shots, queries=queries)
 
     def draw(self, stage: Stage, tasks: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Rows of the images ``[T, ways, shots + queries]`` and quarter turns ``[T, ways]``."""

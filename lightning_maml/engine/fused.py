@@ -27,7 +27,6 @@ __all__ = ["Fused", "Perceptron", "recognise"]
 
 _ORDERS: dict[type, int] = {Unrolled: 2, FirstOrder: 1, Joint: 1}
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.GELU: "gelu"}
-_HIDDEN, _WIDEST, _ROWS = 3, 128, 128  # what the operator covers
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +75,11 @@ def recognise(network: nn.Module) -> Perceptron | str:
         return "some of its parameters are tied"
     if len(set(between)) > 1:
         return f"its activations differ: {between}"
+    from lightning_maml.kernels.mlp_adapt import MOST_HIDDEN, WIDEST
+
     widths = [linear[0].in_features, *(layer.out_features for layer in linear)]
-    if len(between) > _HIDDEN or max(widths) > _WIDEST:
-        return f"its widths {widths} exceed {_HIDDEN} hidden layers or {_WIDEST} units"
+    if len(between) > MOST_HIDDEN or max(widths) > WIDEST:
+        return f"its widths {widths} exceed {MOST_HIDDEN} hidden layers or {WIDEST} units"
     return Perceptron(layers, widths, between[0] if between else "identity")
 
 
@@ -140,6 +141,8 @@ class Fused(Engine):
             return f"its operators run on the CPU and on CUDA devices, not on {device.type!r}."
         if device.type == "cuda" and find_spec("triton") is None:
             return "on a GPU it needs Triton, which is not installed."
+        if device.type == "cuda" and torch.version.hip is not None and self.precision != "ieee":
+            return f"AMD's GPUs have no products of {self.precision!r}. Use Fused(precision='ieee')."
         if what := problem.beyond_plain_steps():
             return f"it has kernels of plain SGD steps alone, and not for {what}."
         theta, _ = problem.split()
@@ -164,6 +167,8 @@ class Fused(Engine):
         found = recognise(problem.network)
         if isinstance(found, str):
             return found
+        from lightning_maml.kernels.mlp_adapt import MOST_ROWS
+
         device = tasks.support_inputs.device
         dtypes = {value.dtype for value in problem.parameters.values()}
         dtypes |= {value.dtype for _, value in tasks.named() if value.is_floating_point() or loss != "cross_entropy"}
@@ -178,8 +183,8 @@ class Fused(Engine):
         for inputs, targets in (tasks.support_inputs, tasks.support_targets), (tasks.query_inputs, tasks.query_targets):
             if inputs.ndim != 3 or inputs.shape[2] != found.widths[0]:
                 return f"the inputs {list(inputs.shape)} are not [tasks, rows, {found.widths[0]}]"
-            if inputs.shape[1] > _ROWS:
-                return f"a task has {inputs.shape[1]} rows, more than {_ROWS}"
+            if inputs.shape[1] > MOST_ROWS:
+                return f"a task has {inputs.shape[1]} rows, more than {MOST_ROWS}"
             if loss == "bce" and targets.shape != (*inputs.shape[:2], found.widths[-1]):
                 return f"the targets {list(targets.shape)} are not [tasks, rows, {found.widths[-1]}]"
         return found

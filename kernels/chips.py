@@ -1,0 +1,126 @@
+"""The chips that the kernels are compiled for: what a multiprocessor holds, and how fast the whole is on paper."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["CHIPS", "Amd", "Chip", "Nvidia"]
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip of an architecture; speeds are its maker's peaks for the dense case."""
+
+    name: str
+    multiprocessors: int
+    hertz: float
+    flops: dict[str, float]
+    """By precision, of the units that a product of that precision runs on; ``"tf32x3"`` takes three of tf32."""
+    bytes_per_second: float
+    shared: int
+    """Bytes of shared memory that all programs resident on a multiprocessor divide."""
+    shared_per_program: int
+
+    def precisions(self) -> tuple[str, ...]:
+        """Those that the chip has products of."""
+        return tuple(self.flops)
+
+    def resident(self, registers: int, shared: int, warps: int) -> int:
+        """How many programs of ``warps`` warps a multiprocessor holds at once."""
+        raise NotImplementedError
+
+    def target(self) -> Any:
+        """The compiler's name for it."""
+        raise NotImplementedError
+
+    def usage(self, compiled: Any) -> tuple[int, int, int]:
+        """Registers, bytes of stack and the number of instructions of a compiled kernel."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Nvidia(Chip):
+    """Limits as in the CUDA C++ Programming Guide, "Compute Capabilities"."""
+
+    capability: int = 0
+    programs: int = 32
+    threads: int = 2048
+    registers: int = 65536
+
+    def resident(self, registers: int, shared: int, warps: int) -> int:
+        per_warp = -(-registers * 32 // 256) * 256  # registers are given to a warp in units of 256
+        by_registers = self.registers // max(per_warp, 256) // warps
+        by_shared = self.shared // (shared + 1024)  # the system takes 1 KiB of each program
+        return min(by_registers, by_shared, self.programs, self.threads // 32 // warps)
+
+    def target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+    def usage(self, compiled: Any) -> tuple[int, int, int]:
+        from triton import knobs
+
+        tool = knobs.nvidia.cuobjdump.path
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "kernel.cubin"
+            path.write_bytes(compiled.asm["cubin"])
+            used = subprocess.run([tool, "-res-usage", str(path)], capture_output=True, text=True, check=True)
+            listing = subprocess.run([tool, "-sass", str(path)], capture_output=True, text=True, check=False)
+        text = used.stdout + used.stderr
+        found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+        if found is None:
+            raise RuntimeError(f"Expected registers and stack from {tool} but got: {text}")
+        instructions = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+\S", listing.stdout, re.MULTILINE))
+        return int(found[1]), int(found[2]), instructions
+
+
+@dataclass(frozen=True)
+class Amd(Chip):
+    """Limits as in AMD's "CDNA 3 Instruction Set Architecture" guide."""
+
+    architecture: str = ""
+    waves: int = 8
+    """How many one of the four SIMD units of a compute unit holds."""
+    registers: int = 512
+
+    def resident(self, registers: int, shared: int, warps: int) -> int:
+        per_wave = max(-(-registers // 8) * 8, 8)  # registers are given to a wave in units of 8
+        waves = 4 * min(self.registers // per_wave, self.waves)
+        return min(waves // warps, self.shared // shared if shared else waves)
+
+    def target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("hip", self.architecture, 64)
+
+    def usage(self, compiled: Any) -> tuple[int, int, int]:
+        text = compiled.asm["amdgcn"]
+        registers = re.search(r"\.vgpr_count:\s+(\d+)", text)
+        stack = re.search(r"\.private_segment_fixed_size:\s+(\d+)", text)
+        if registers is None or stack is None:
+            raise RuntimeError("Expected the numbers of registers and of bytes of stack at the end of the assembly.")
+        return int(registers[1]), int(stack[1]), len(re.findall(r"^\t(?:[vs]|ds|global|buffer)_", text, re.MULTILINE))
+
+
+KIB = 1024
+CHIPS: dict[str, Chip] = {
+    "sm_80": Nvidia(
+        "A100 SXM 80 GB", 108, 1.41e9, {"tf32x3": 156e12 / 3, "ieee": 19.5e12, "tf32": 156e12}, 2.04e12,
+        164 * KIB, 163 * KIB, capability=80,
+    ),
+    "sm_90": Nvidia(
+        "H100 SXM", 132, 1.98e9, {"tf32x3": 495e12 / 3, "ieee": 67e12, "tf32": 495e12}, 3.35e12,
+        228 * KIB, 227 * KIB, capability=90,
+    ),
+    "sm_100": Nvidia(
+        "B200", 148, 1.97e9, {"tf32x3": 1100e12 / 3, "ieee": 75e12, "tf32": 1100e12}, 8e12,
+        228 * KIB, 227 * KIB, capability=100,
+    ),
+    "gfx942": Amd("MI300X", 304, 2.1e9, {"ieee": 163.4e12}, 5.3e12, 64 * KIB, 64 * KIB, architecture="gfx942"),
+}  # fmt: skip

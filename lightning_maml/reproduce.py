@@ -1,0 +1,185 @@
+"""``lightning-maml reproduce NAME``: trains and tests by a published protocol, and prints measured beside published."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lightning_maml.results import Published, write_json
+
+__all__ = ["Comparison", "main", "protocols"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A measured number beside a published one."""
+
+    value: str
+    """``"loss"`` or ``"accuracy"``."""
+    inner_steps: int
+    measured: float
+    measured_ci95: float
+    published: float
+    published_ci95: float | None
+
+    @property
+    def verdict(self) -> str:
+        """``"reproduced"`` where the two 95% intervals meet, otherwise ``"better"`` or ``"worse"``.
+
+        Example:
+            >>> Comparison("accuracy", 3, 0.984, 0.004, 0.987, 0.004).verdict
+            'reproduced'
+            >>> Comparison("loss", 1, 0.80, 0.05, 0.67, None).verdict
+            'worse'
+        """
+        difference = self.measured - self.published
+        if abs(difference) <= self.measured_ci95 + (self.published_ci95 or 0.0):
+            return "reproduced"
+        lower, higher = difference < 0, difference > 0  # neither, of a number that is not finite
+        return "better" if (lower if self.value == "loss" else higher) else "worse"
+
+    def cells(self) -> list[str]:
+        """Inner steps, measured and published, to be printed."""
+        if self.value == "accuracy":
+            known = "" if self.published_ci95 is None else f" ± {100 * self.published_ci95:.2f}"
+            measured = f"{100 * self.measured:.2f} ± {100 * self.measured_ci95:.2f} %"
+            return [str(self.inner_steps), measured, f"{100 * self.published:.2f}{known} %"]
+        known = "" if self.published_ci95 is None else f" ± {self.published_ci95:.3f}"
+        measured = f"{self.measured:.3f} ± {self.measured_ci95:.3f}"
+        return [str(self.inner_steps), measured, f"{self.published:.3f}{known}"]
+
+
+def protocols() -> dict[str, Path]:
+    """The configurations that say what was published for them, by name: those of ``configs`` and ``configs/paper``."""
+    folder = files("lightning_maml.configs")
+    found = [path for part in (folder, folder / "paper") for path in part.iterdir() if path.name.endswith(".yaml")]
+    paths = {path.name.removesuffix(".yaml"): Path(str(path)).resolve() for path in found}
+    return {name: path for name, path in sorted(paths.items()) if "published" in _read(path)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status, 1 where something published was not reached."""
+    options, overrides = _parser().parse_known_args(arguments)
+    if options.list or options.name is None:
+        _print_protocols()
+        return 0
+    known = protocols()
+    path = known.get(options.name, Path(options.name))
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Expected the name of a protocol, one of {list(known)}, or the file of one but got {options.name!r}."
+        )
+    content = _read(path)
+    if "published" not in content:
+        raise ValueError(f"Expected {path} to have a section `published` with what to compare with but it has none.")
+    if any(override.startswith("--trainer.max_steps") for override in overrides):
+        raise ValueError("Expected fewer updates to be asked for by `--max_updates` but got `--trainer.max_steps`.")
+    of = content["trainer"]["max_steps"]
+    updates = of if options.max_updates is None else min(options.max_updates, of)
+
+    from lightning_maml.cli import MetaCLI  # after the arguments are known to be right: it takes seconds to import
+
+    start = time.perf_counter()
+    budget = [f"--trainer.max_steps={updates}"]
+    if updates < content["data"]["init_args"].get("batches_per_epoch", 0):
+        budget.append(f"--data.batches_per_epoch={updates}")  # or it would end before the first validation
+    cli = MetaCLI(["fit", "--config", str(path), *overrides, *budget])
+    seconds = time.perf_counter() - start
+    trainer = cli.trainer
+    checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
+    (results,) = trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, verbose=False)
+    published = cli.config["fit"]["published"]
+    comparisons = list(_compare(published, results))
+    shortened = f"{updates:,} of {of:,} updates" if updates < of else None
+    print(_report(options.name, published, comparisons, shortened, overrides))
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    rows = [{**vars(row), "verdict": None if shortened else row.verdict} for row in comparisons]
+    about = {
+        "protocol": options.name,
+        "source": published.source,
+        "updates": updates,
+        "of_updates": of,
+        "overrides": overrides,
+        "seed": cli.config["fit"]["seed_everything"],
+        "training_seconds": round(seconds),
+        "date": time.strftime("%Y-%m-%d"),
+        "torch": torch.__version__,
+    }
+    write_json(folder / "reproduction.json", {**about, "results": rows})
+    print(f"Written to {folder / 'reproduction.json'}")
+    return 1 if shortened is None and any(row.verdict == "worse" for row in comparisons) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lightning-maml reproduce",
+        description="Train and test by a published protocol, and print measured beside published. All further options "
+        "are those of `lightning-maml fit`, such as --data.root FOLDER or --trainer.accelerator cpu.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", nargs="?", help="a protocol's name, or a configuration with a section `published`")
+    parser.add_argument("--list", action="store_true", help="the protocols, and what was published for them")
+    parser.add_argument("--max_updates", type=_positive, help="train on fewer meta-updates: no verdict then")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of meta-updates, 1 or more, but got {text!r}")
+    return int(text)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"Expected {path} to be a configuration but got {type(content).__name__}.")
+    return content
+
+
+def _compare(published: Published, results: Mapping[str, float]) -> Iterator[Comparison]:
+    for value in ("loss", "accuracy"):
+        for steps, (mean, *interval) in getattr(published, value).items():
+            name = f"test/{value}_step_{steps}"
+            if name not in results:
+                raise ValueError(f"Expected a test with {steps} inner steps and {value} but it has {sorted(results)}.")
+            half = interval[0] if interval else None
+            yield Comparison(value, steps, float(results[name]), float(results[f"{name}_ci95"]), mean, half)
+
+
+def _report(
+    name: str, published: Published, comparisons: list[Comparison], shortened: str | None, overrides: Sequence[str]
+) -> str:
+    titles = ["inner steps", "measured", "published"]
+    rows = [row.cells() for row in comparisons]
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    lines = [f"\n{name}: {' and '.join(sorted({row.value for row in comparisons}))}, beside {published.source}", ""]
+    for cells, verdict in zip([titles, *rows], ["", *(row.verdict for row in comparisons)], strict=True):
+        shown = "(no verdict)" if shortened and cells is not titles else verdict
+        lines.append("  " + "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)) + f"  {shown}".rstrip())
+    if shortened:
+        lines += ["", f"Trained on {shortened}: no verdict on the protocol."]
+    if overrides:
+        lines += ["", f"With {' '.join(overrides)}"]
+    return "\n".join(lines)
+
+
+def _print_protocols() -> None:
+    print("Protocols, with what was published after so many inner steps:\n")
+    for name, path in protocols().items():
+        content = _read(path)
+        published = content["published"]
+        numbers = [
+            f"{value} " + ", ".join(f"{mean:g} ({steps})" for steps, (mean, *_) in published[value].items())
+            for value in ("loss", "accuracy")
+            if value in published
+        ]
+        updates = f"{content['trainer']['max_steps']:,} updates"
+        print(f"  {name:<24} {updates:>15}  {'; '.join(numbers):<36} {published['source']}")
