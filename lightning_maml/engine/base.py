@@ -35,6 +35,11 @@ class MetaOutput:
     support_losses: Tensor
     """``[T, steps + 1]``, detached: before each inner step and after the last."""
 
+    @property
+    def gradients(self) -> tuple[Tensor, ...]:
+        """The meta-gradient as ``surrogate`` holds it: one tensor for each of :meth:`Problem.leaves`."""
+        return self.surrogate.grad_fn.saved_tensors  # type: ignore[union-attr]  # see _Attach
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
