@@ -1,4 +1,4 @@
-"""Several processes of one run on this machine, each forked from a server that has imported torch and Lightning once."""
+"""Several processes of one run, each forked from a server that has imported torch and Lightning once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SERVER.set_forkserver_preload(["torch", "lightning.pytorch", "lightning_maml"])
 
 
 def start(function: Callable[..., Any], folder: Path, world_size: int, *arguments: Any) -> list[Any]:
-    """Starts ``function(*arguments)`` in ``world_size`` processes, as torchrun would; what they return is in ``folder``."""
+    """Starts ``function(*arguments)`` in ``world_size`` processes, as torchrun would; results go to ``folder``."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -26,13 +26,14 @@ LEVELS = {
     "presets": 4,
     "adaptation": 5,
     "meta_update": 6,
+    "weights": 6,
     "module": 7,
     "demo": 8,
     "cli": 9,
 }
 # Beside that line: they know nothing of how anything is trained, and what is below the module knows nothing of them.
 ASIDE = ("checkpoints", "data", "meter", "metrics", "networks", "results", "termination")
-ABOVE = ("engine", "adaptation", "meta_update", "module", "demo", "cli")
+ABOVE = ("engine", "adaptation", "meta_update", "weights", "module", "demo", "cli")
 
 
 def _imports(path: Path) -> Iterator[str]:
