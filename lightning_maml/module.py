@@ -267,6 +267,10 @@ class MetaModule(LightningModule):
 
     def on_fit_start(self) -> None:
         self._meter = Meter()
+        if torch.backends.cuda.is_built() and not torch.cuda.is_available():
+            # Lightning asks torch to look for devices through the driver's library. Where there is none, every step of
+            # an optimizer would look for it on the disk again; CUDA's own answer, that there is no device, is at hand.
+            os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
         if not self.automatic_optimization:
             # of a checkpoint at the end of a training step it says that it was not taken in the middle of one
             warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")

@@ -30,7 +30,7 @@ def start(function: Callable[..., Any], folder: Path, world_size: int, *argument
     return started
 
 
-def wait(processes: list[Any], seconds: float = 120) -> list[int]:
+def wait(processes: list[Any], seconds: float = 600) -> list[int]:
     """The processes' exit statuses; those that still run after so long are killed, and that is an error."""
     until = time.monotonic() + seconds
     for process in processes:
