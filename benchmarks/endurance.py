@@ -1,6 +1,6 @@
 """A long training, logging, validating and saving on the way: does memory or the time of a step grow?
 
-    python -m benchmarks.endurance [--updates 200000] [--json FILE]
+python -m benchmarks.endurance [--updates 200000] [--json FILE]
 """
 
 from __future__ import annotations
