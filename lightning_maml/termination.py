@@ -61,7 +61,7 @@ class SaveOnSigterm(Callback):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath and not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 path = os.path.join(callback.dirpath, f"{callback.CHECKPOINT_NAME_LAST}{callback.FILE_EXTENSION}")  # noqa: PTH118  # may be remote
-                trainer.save_checkpoint(path)
+                trainer.save_checkpoint(path, weights_only=False)
                 return path
         return None
 
