@@ -506,7 +506,8 @@ class MetaModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         path = self._trainer.ckpt_path if self._trainer else None
-        check_fits(checkpoint["state_dict"], self.state_dict(), path)
+        if self.strict_loading:
+            check_fits(checkpoint["state_dict"], self.state_dict(), path)
         if self._trainer and self.trainer.training:
             self._random_states = checkpoint.get("random_states")
 

@@ -169,4 +169,9 @@ class _Attach(torch.autograd.Function):
 
 def attach(loss: Tensor, gradients: Sequence[Tensor], leaves: Sequence[Tensor]) -> Tensor:
     """A scalar of the value of ``loss`` whose ``.backward()`` adds ``gradients`` to ``leaves``."""
+    # in the leaves' own layout, which DDP's buffers have: it copies others, and warns
+    gradients = [
+        gradient if gradient.stride() == leaf.stride() else torch.empty_like(leaf).copy_(gradient)
+        for gradient, leaf in zip(gradients, leaves, strict=True)
+    ]
     return _Attach.apply(loss, gradients, *leaves)
