@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 import processes
+from benchmarks.endurance import endure
 from lightning_maml import MetaModule, maml
 from lightning_maml.checkpoints import whole_file
 from lightning_maml.data import SinusoidTasks
@@ -194,6 +195,16 @@ def test_a_process_that_is_gone_ends_the_others(tmp_path: Path, sent: str, to: i
     assert status is not None
     assert status > 0
     assert "RuntimeError" in (tmp_path / f"error_{1 - to}.txt").read_text()  # gloo's, which names the peer
+
+
+@pytest.mark.slow
+def test_a_long_training_takes_no_more_memory(tmp_path: Path) -> None:
+    assert processes.wait(processes.start(endure, tmp_path, 1, 200_000, tmp_path), 7200) == [0]
+    rows = torch.load(tmp_path / "result_0.pt")
+    assert len(rows) == 20
+    early, late = rows[4], rows[-1]
+    assert late["resident_mb"] < early["resident_mb"] + 20
+    assert late["objects"] < early["objects"] + 2000
 
 
 def write_slowly(path: Path) -> None:
