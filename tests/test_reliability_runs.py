@@ -109,9 +109,9 @@ def assert_same(first: Any, second: Any) -> None:
 @pytest.mark.parametrize(
     ("kills", "updates", "per_step", "world_size"),
     [
-        pytest.param(2, 120, 1, 1, id="2"),
-        pytest.param(2, 180, 3, 1, id="2-several-updates"),
-        pytest.param(1, 60, 1, 2, id="1-two-processes"),
+        pytest.param(2, 90, 1, 1, id="2"),
+        pytest.param(2, 150, 3, 1, id="2-several-updates"),
+        pytest.param(1, 42, 1, 2, id="1-two-processes"),
         pytest.param(20, 1000, 1, 1, id="20", marks=pytest.mark.slow),
         pytest.param(20, 1500, 3, 1, id="20-several-updates", marks=pytest.mark.slow),
         pytest.param(20, 1000, 1, 2, id="20-two-processes", marks=pytest.mark.slow),
@@ -130,7 +130,7 @@ def test_a_run_killed_at_random_moments_ends_where_it_would_have_ended(
     for _ in range(5 * kills):
         running = processes.start(train, killed, world_size, killed, *arguments)
         until(lambda running=running: started(killed, running), running)
-        time.sleep(moments.uniform(0, 0.2))
+        time.sleep(moments.uniform(0, 0.15))
         died = [process.exitcode is None for process in running]
         for process in running:
             process.kill()
@@ -168,14 +168,14 @@ def test_sigterm_saves_and_ends(tmp_path: Path, world_size: int) -> None:
     straight, told = tmp_path / "straight", tmp_path / "told"
     straight.mkdir()
     told.mkdir()
-    arguments = (80, 1, world_size, 80)  # no checkpoint but at the end
+    arguments = (60, 1, world_size, 60)  # no checkpoint but at the end
     expected = processes.run(train, straight, world_size, straight, *arguments)
     running = processes.start(train, told, world_size, told, *arguments)
     until(lambda: started(told, running), running)
     os.kill(running[-1].pid, signal.SIGTERM)  # of two processes, the one that does not write
     assert processes.wait(running) == [143, 0][:world_size]
     step = torch.load(told / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    assert 0 < step < 80
+    assert 0 < step < 60
     results = processes.run(train, told, world_size, told, *arguments)
     for result, wanted in zip(results, expected, strict=True):
         assert_same(result, wanted)

@@ -38,7 +38,10 @@ class MetaOutput:
     @property
     def gradients(self) -> tuple[Tensor, ...]:
         """The meta-gradient as ``surrogate`` holds it: one tensor for each of :meth:`Problem.leaves`."""
-        return self.surrogate.grad_fn.saved_tensors  # type: ignore[union-attr]  # see _Attach
+        holder: Any = self.surrogate.grad_fn
+        if not isinstance(holder, torch.autograd.function.BackwardCFunction):
+            raise TypeError(f"Expected a `surrogate` that `attach` made but got one of {type(holder).__name__}.")
+        return holder.saved_tensors
 
 
 @dataclass(frozen=True, eq=False)
