@@ -227,7 +227,8 @@ class MetaModule(LightningModule):
             )
         if not self.automatic_optimization and self.trainer.training:
             self._check_manual_optimization()
-        return [self._sigterm]
+        # attached already where a trainer goes on with this module: Lightning would say that one overrides the other
+        return [] if self._sigterm in self.trainer.callbacks else [self._sigterm]  # type: ignore[attr-defined]
 
     def _check_manual_optimization(self) -> None:
         updates = f"MetaModule(updates_per_step={self.updates_per_step})"
