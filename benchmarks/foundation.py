@@ -150,6 +150,19 @@ def sampling(folder: str, count: int) -> dict[str, Any]:
     )
 
 
+def about(benchmark: str) -> dict[str, Any]:
+    """What numbers were measured on."""
+    return {
+        "benchmark": benchmark,
+        "date": time.strftime("%Y-%m-%d"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+    }
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -172,17 +185,8 @@ def main() -> None:
     for name, row in rows.items():
         print(f"{name:32}", "  ".join(f"{key} {value:9.3f}" for key, value in row.items()))
     if options.json:
-        about = {
-            "benchmark": options.what,
-            "date": time.strftime("%Y-%m-%d"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "threads": torch.get_num_threads(),
-            "cores": os.cpu_count(),
-            "machine": platform.machine(),
-        }
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
+        options.json.write_text(json.dumps({**about(options.what), "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from lightning_maml.presets import (
 )
 from lightning_maml.starts import Prototypes, Zeros
 from lightning_maml.tasks import TaskBatch
+from lightning_maml.weights import load_adapted, save_adapted
 
 __all__ = [
     "MLP",
@@ -62,6 +63,7 @@ __all__ = [
     "evaluate",
     "fomaml",
     "imaml",
+    "load_adapted",
     "lora",
     "maml",
     "maml_pp",
@@ -71,4 +73,5 @@ __all__ = [
     "pretrained",
     "proto_maml",
     "reptile",
+    "save_adapted",
 ]

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_maml.engine import Engine
 from lightning_maml.learner import Algorithm
@@ -45,6 +46,7 @@ subcommands:
 examples:
   lightning-maml fit --config configs/sinusoid.yaml
   lightning-maml fit --config configs/sinusoid.yaml --model.algorithm.steps 5 --trainer.max_steps 1000
+  lightning-maml fit --config configs/sinusoid.yaml --ckpt_path last   goes on where the last run of it stopped
   lightning-maml test --config configs/sinusoid.yaml --ckpt_path runs/.../checkpoints/best.ckpt
 
   lightning-maml fit --help                                          all options; each overrides the file's
@@ -164,6 +166,37 @@ class MetaCLI(LightningCLI):
         torch.save(predictions, folder / f"predictions{rank}.pt")
         print(f"Written to {folder / f'predictions{rank}.pt'}")
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        options = super()._prepare_subcommand_kwargs(subcommand)
+        if options.get("ckpt_path") == "last":
+            options["ckpt_path"] = self._last_checkpoint(subcommand)
+        return options
+
+    def _last_checkpoint(self, subcommand: str) -> str | None:
+        """The newest ``last.ckpt`` of this configuration's runs: Lightning would look into the new run's folder alone.
+
+        None, said aloud, where `fit` finds none: one command can then start a run and go on with it.
+        """
+        trainer = self.trainer
+        given = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+        logger = trainer.loggers[0] if trainer.loggers else None
+        if given and given[0]:
+            folder, pattern = Path(given[0]), "last*.ckpt"
+        elif logger is not None:
+            folder, pattern = (
+                Path(logger.save_dir or trainer.default_root_dir) / str(logger.name),
+                "*/checkpoints/last*.ckpt",
+            )
+        else:
+            folder, pattern = Path(trainer.default_root_dir), "checkpoints/last*.ckpt"
+        found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
+        if found:
+            return str(found[-1])
+        if subcommand != "fit":
+            raise FileNotFoundError(f"Expected a checkpoint for --ckpt_path last but {folder} has no {pattern}.")
+        rank_zero_info(f"No {folder / pattern}: training starts from the beginning.")
+        return None
+
     def _parse_ckpt_path(self) -> None:
         # Lightning would put the checkpoint's hyper-parameters over what the user has asked for.
         pass
@@ -185,7 +218,7 @@ def main(args: Sequence[str] | None = None) -> int:
             elif given[0] == "reproduce":
                 from lightning_maml.reproduce import main as reproduce
 
-                return reproduce(given[1:])
+                return reproduce(given[1:], MetaCLI)
             else:
                 MetaCLI(given if args is not None or not sys.argv[1:] else None)
         except (ValueError, TypeError, FileNotFoundError, NotImplementedError) as error:

@@ -10,13 +10,16 @@ from lightning_maml.tasks import TaskBatch
 __all__ = ["explain_divergence"]
 
 
-def explain_divergence(tasks: TaskBatch, support_losses: Tensor, algorithm: Algorithm) -> str:
-    """What made the query loss of ``tasks`` infinite or NaN, and what to do about it.
+def explain_divergence(
+    tasks: TaskBatch, support_losses: Tensor, algorithm: Algorithm, task_losses: Tensor | None = None
+) -> str:
+    """What made the query loss or the meta-gradient of ``tasks`` infinite or NaN, and what to do about it.
 
     Args:
         tasks: the meta-batch.
         support_losses: ``[T, steps + 1]``, before each inner step and after the last.
         algorithm: the one that ran.
+        task_losses: ``[T]``, the query losses; None where one of them is known not to be finite.
 
     Returns:
         One sentence for the first cause that explains it: the data, the meta-parameters, or the inner loop.
@@ -29,6 +32,12 @@ def explain_divergence(tasks: TaskBatch, support_losses: Tensor, algorithm: Algo
                 which = bad.nonzero().flatten().tolist()
                 return f"{start}`{name}` holds NaN or infinite values in {_some('task', which)} of {len(tasks)}."
     wrong = ~support_losses.isfinite()
+    if wrong[:, 0].any() and not wrong[:, 0].all():
+        which = wrong[:, 0].nonzero().flatten().tolist()
+        return (
+            f"{start}the support loss of {_some('task', which)} is {float(support_losses[which[0], 0])} before any "
+            "inner step, that of others is finite, so the inputs or targets there are too large for the network."
+        )
     if wrong[:, 0].any():
         return (
             f"{start}the support loss is {float(support_losses[wrong[:, 0], 0][0])} before any inner step, on finite "
@@ -42,6 +51,11 @@ def explain_divergence(tasks: TaskBatch, support_losses: Tensor, algorithm: Algo
         return (
             f"{start}the inner loop diverged, the support loss of {_some('task', which)} is "
             f"{float(support_losses[which[0], step])} after inner step {step} of {algorithm.inner.steps}: {advice}."
+        )
+    if task_losses is not None and bool(task_losses.isfinite().all()):
+        return (
+            f"{start}all losses are, but the meta-gradient is not: {advice}, or look at what has no finite slope, such "
+            "as a root at 0, in the network and the loss."
         )
     return (
         f"{start}the data and all support losses are finite (mean {float(support_losses[:, 0].mean()):.3g} before the "

@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 import os
-import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lightning_maml.adaptation import adapt, evaluate, meta_loss
-from lightning_maml.diagnosis import explain_divergence
+from lightning_maml.adaptation import adapt, evaluate
+from lightning_maml.checkpoints import (
+    SafeCheckpointIO,
+    check_fits,
+    random_state,
+    read_checkpoint,
+    restore_random_state,
+)
 from lightning_maml.engine import Engine
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import task_loss
+from lightning_maml.meta_update import MetaUpdate, OnDivergence, check_on_divergence, meta_update
+from lightning_maml.meter import Meter
 from lightning_maml.metrics import Interval, TaskMean, resolve_metric
 from lightning_maml.results import results_table, test_results, write_json
 from lightning_maml.tasks import TaskBatch
+from lightning_maml.termination import SaveOnSigterm
 
 __all__ = ["MetaModule"]
 
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
-
-PROGRESS_SECONDS = 0.5  # how often the progress bar gets new numbers between two logged steps
 
 
 class MetaModule(LightningModule):
@@ -41,15 +51,19 @@ class MetaModule(LightningModule):
     with the trainer's defaults. Logged are
 
     - ``train/loss`` and ``train/<metric>`` after adaptation, ``train/support_loss_before`` and ``_after`` the inner
-      loop, each the mean over all meta-updates since the last logged step; ``train/meta_gradient_norm`` before
-      clipping, ``train/rate/<name>`` (learned inner rates), ``train/learning_rate``, ``train/tasks_per_second``
-      (of all processes);
+      loop, each the mean over all tasks since the last logged step, of all processes; ``train/diverged_tasks``, how
+      many of these were left out of it; ``train/meta_gradient_norm`` before clipping, ``train/rate/<name>`` (learned
+      inner rates), ``train/learning_rate``, ``train/tasks_per_second``;
     - ``val/loss`` and ``val/<metric>`` after the last inner step, and the same with ``_step_0`` before the first;
     - ``test/loss_step_<k>`` and ``test/<metric>_step_<k>`` after ``k`` inner steps, each with ``_ci95``, the half-width
       of the 95% confidence interval over tasks. ``test`` also prints them as a table and writes ``metrics.json``.
 
     Loggers count meta-updates, whatever ``updates_per_step`` is. Callbacks can monitor ``train/loss`` and
     ``train/<metric>`` and everything of validation and test.
+
+    Under ``Trainer(strategy="ddp")`` each process has its share of every meta-batch, and the meta-gradient is that of
+    one process with all the tasks. Checkpoints are written in one piece and read as plain data, and hold what a run
+    that was killed needs in order to end at the very parameters it would have ended at. SIGTERM saves and ends.
 
     Args:
         network: any module; its parameters are what is meta-learned.
@@ -71,9 +85,14 @@ class MetaModule(LightningModule):
         gradient_clip_val: clips the meta-gradient. Lightning refuses ``Trainer(gradient_clip_val=...)`` where
             ``updates_per_step`` is above 1; this one works everywhere.
         gradient_clip_algorithm: ``"norm"`` or ``"value"``.
+        accumulate_tasks: how many tasks of a meta-batch run at once, for meta-batches that memory does not hold; None
+            for all. The meta-gradient is the same.
+        on_divergence: what becomes of a task whose loss or meta-gradient is not finite: ``"skip"`` leaves it out of the
+            mean, ``"zero"`` counts its gradient as zero, ``"raise"`` is an error. Where more than half of a meta-batch
+            diverges, any of them raises, with the cause.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range; or ``loss`` has parameters, which nothing would train.
         TypeError: ``network`` or ``algorithm`` is something else.
 
     Example:
@@ -96,6 +115,8 @@ class MetaModule(LightningModule):
         updates_per_step: int = 1,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+        accumulate_tasks: int | None = None,
+        on_divergence: OnDivergence = "skip",
     ) -> None:
         super().__init__()
         if not isinstance(network, nn.Module):
@@ -107,8 +128,12 @@ class MetaModule(LightningModule):
                 "Expected `optimizer` to be a function from parameters to an optimizer, such as "
                 f"`lambda parameters: torch.optim.Adam(parameters, lr=1e-3)`, but got {type(optimizer).__name__}."
             )
-        for name, value, least in (("test_steps", test_steps, 0), ("updates_per_step", updates_per_step, 1)):
-            if value is None and name == "test_steps":
+        for name, value, least in (
+            ("test_steps", test_steps, 0),
+            ("updates_per_step", updates_per_step, 1),
+            ("accumulate_tasks", accumulate_tasks, 1),
+        ):
+            if value is None and name != "updates_per_step":
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"Expected `{name}` to be a whole number of at least {least} but got {value!r}.")
@@ -118,7 +143,13 @@ class MetaModule(LightningModule):
             raise ValueError(
                 f"Expected `gradient_clip_algorithm` to be 'norm' or 'value' but got {gradient_clip_algorithm!r}."
             )
+        check_on_divergence(on_divergence)
         task_loss(loss)
+        if isinstance(loss, nn.Module) and any(parameter.requires_grad for parameter in loss.parameters()):
+            raise ValueError(
+                "Expected a `loss` without parameters to train, which would get no meta-gradient, but got "
+                f"{type(loss).__name__}: put them into the network."
+            )
         self._metric = resolve_metric(metric, loss)
         self._save_plain_hyperparameters(
             loss=loss,
@@ -128,6 +159,8 @@ class MetaModule(LightningModule):
             updates_per_step=updates_per_step,
             gradient_clip_val=gradient_clip_val,
             gradient_clip_algorithm=gradient_clip_algorithm,
+            accumulate_tasks=accumulate_tasks,
+            on_divergence=on_divergence,
         )
 
         self.network = network
@@ -139,6 +172,8 @@ class MetaModule(LightningModule):
         self.gradient_clip_val = gradient_clip_val
         self.gradient_clip_algorithm = gradient_clip_algorithm
         self.automatic_optimization = updates_per_step == 1
+        self.accumulate_tasks = accumulate_tasks
+        self.on_divergence = on_divergence
 
         self.rates = algorithm.initial_rates(network)
         self.algorithm = algorithm.with_rates(self.rates)
@@ -150,7 +185,9 @@ class MetaModule(LightningModule):
                 for stage in ("val", "test")
             }
         )
-        self._meter = _Meter()
+        self._meter = Meter()
+        self._sigterm = SaveOnSigterm()
+        self._random_states: list[Any] | None = None
 
     def _save_plain_hyperparameters(self, **plain: Any) -> None:
         # A checkpoint must load with weights_only=True, so it holds plain data alone: the whole configuration where the
@@ -180,24 +217,70 @@ class MetaModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Any]:
-        """None; but here Lightning's checks have not been made yet, and ours say what to do."""
+        """What saves at SIGTERM; and here Lightning's checks have not been made yet, and ours say what to do."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+            raise NotImplementedError(
+                f"Expected whole parameters in each process but {type(strategy).__name__} splits them over processes, "
+                "and an inner loop needs all of them for every task: use strategy='ddp', and for less memory "
+                "MetaModule(accumulate_tasks=...) and Batched(checkpoint='step')."
+            )
         if not self.automatic_optimization and self.trainer.training:
-            for name, none, instead in (
-                ("gradient_clip_val", (None, 0), "MetaModule(gradient_clip_val=...)"),
-                ("accumulate_grad_batches", (1,), "more tasks in a batch"),
-            ):
-                value = getattr(self.trainer, name)
-                if value not in none:
-                    raise ValueError(
-                        f"Expected no Trainer({name}={value}) with MetaModule(updates_per_step="
-                        f"{self.updates_per_step}), which optimises by itself: use {instead}, or updates_per_step=1."
-                    )
-        return []
+            self._check_manual_optimization()
+        # attached already where a trainer goes on with this module: Lightning would say that one overrides the other
+        return [] if self._sigterm in self.trainer.callbacks else [self._sigterm]  # type: ignore[attr-defined]
+
+    def _check_manual_optimization(self) -> None:
+        updates = f"MetaModule(updates_per_step={self.updates_per_step})"
+        for name, none, instead in (
+            ("gradient_clip_val", (None, 0), "MetaModule(gradient_clip_val=...)"),
+            ("accumulate_grad_batches", (1,), "more tasks in a batch, with MetaModule(accumulate_tasks=...)"),
+        ):
+            value = getattr(self.trainer, name)
+            if value not in none:
+                raise ValueError(
+                    f"Expected no Trainer({name}={value}) with {updates}, which optimises by itself: use {instead}, or "
+                    "updates_per_step=1."
+                )
+        for callback in self.trainer.checkpoint_callbacks:
+            if not isinstance(callback, ModelCheckpoint):
+                continue
+            if callback._train_time_interval is not None:
+                raise ValueError(
+                    f"Expected no ModelCheckpoint(train_time_interval=...) with {updates}: Lightning never saves by "
+                    "time where a module optimises by itself. Use every_n_train_steps."
+                )
+            every = callback._every_n_train_steps
+            batches = getattr(getattr(self.trainer, "datamodule", None), "batches_per_epoch", 0)
+            if every and (every % self.updates_per_step or batches % self.updates_per_step):
+                raise ValueError(
+                    f"Expected ModelCheckpoint(every_n_train_steps={every}) and the batches of an epoch, {batches}, to "
+                    f"be multiples of the {self.updates_per_step} updates_per_step: Lightning saves where the number "
+                    "of updates at the end of a training step is a multiple of every_n_train_steps."
+                )
+
+    def setup(self, stage: str) -> None:
+        """Checkpoints that are written in one piece and read as plain data, where no others were asked for."""
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = SafeCheckpointIO()
 
     # Training
 
     def on_fit_start(self) -> None:
-        self._meter = _Meter()
+        self._meter = Meter()
+        if torch.backends.cuda.is_built() and not torch.cuda.is_available():
+            # Lightning asks torch to look for devices through the driver's library. Where there is none, every step of
+            # an optimizer would look for it on the disk again; CUDA's own answer, that there is no device, is at hand.
+            os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+        if not self.automatic_optimization:
+            # of a checkpoint at the end of a training step it says that it was not taken in the middle of one
+            warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self._random_states is not None:  # now, as what Lightning does before a first batch may draw, too
+            if len(self._random_states) == self.trainer.world_size:
+                restore_random_state(self._random_states[self.trainer.global_rank])
+            self._random_states = None
 
     def on_validation_end(self) -> None:
         self._meter.restart_clock()
@@ -206,29 +289,71 @@ class MetaModule(LightningModule):
         """One meta-update (returns the surrogate loss), or ``updates_per_step`` of them."""
         self._meter.training_steps += 1
         if self.automatic_optimization:
-            surrogate, *update = self._meta_loss(as_task_batch(batch))
-            self._raise_if_not_finite([update])
-            return surrogate
-        updates = []
+            return self._surrogate(as_task_batch(batch))
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
         for tasks in self._task_batches(batch):
-            surrogate, *update = self._meta_loss(tasks)
-            updates.append(update)
+            surrogate = self._surrogate(tasks)
             optimizer.zero_grad()
             self.manual_backward(surrogate)
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
-        self._raise_if_not_finite(updates)
         return None
 
-    def _meta_loss(self, tasks: TaskBatch) -> tuple[Tensor, TaskBatch, Tensor, Tensor]:
+    def _surrogate(self, tasks: TaskBatch) -> Tensor:
+        """What backward is to be called on, so that the average over processes is the mean over all finite tasks."""
+        update = self._meta_update(tasks)
+        kept = len(update.task_losses)
+        processes = self.trainer.world_size
+        all_kept, everything, terminated = kept, len(tasks), 0
+        if processes > 1:
+            counts = torch.tensor([kept, len(tasks), int(self._sigterm.received)], device=self.device)
+            all_kept, everything, terminated = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+            self._sigterm.agreed = terminated > 0
+        if all_kept < everything:
+            self._left_out(update, all_kept, everything)
+        metric = None
+        if self._metric and update.tasks is not None and update.predictions is not None:
+            metric = self._metric[1](update.predictions, update.tasks.query_targets)
+        self._meter.add(len(tasks), update.task_losses, update.support_losses, metric)
+        weight = kept * processes / (everything if self.on_divergence == "zero" else all_kept)
+        return update.surrogate if weight == 1 else update.surrogate * weight
+
+    def _meta_update(self, tasks: TaskBatch) -> MetaUpdate:
         algorithm = self.algorithm.at(self.global_step)  # which counts meta-updates, and goes on after resuming
-        output = meta_loss(self.network, algorithm, tasks, loss=self.loss, engine=self.engine)
-        metric = self._metric[1](output.predictions, tasks.query_targets).mean() if self._metric else None
-        self._meter.add(len(tasks), output.loss, output.support_losses, metric)
-        return output.surrogate, tasks, output.loss, output.support_losses
+        try:
+            return meta_update(
+                self.network,
+                algorithm,
+                tasks,
+                loss=self.loss,
+                engine=self.engine,
+                accumulate_tasks=self.accumulate_tasks,
+            )
+        except torch.OutOfMemoryError as error:
+            at_once = min(len(tasks), self.accumulate_tasks or len(tasks))
+            fewer = f"MetaModule(accumulate_tasks={max(at_once // 2, 1)})"
+            raise torch.OutOfMemoryError(
+                f"Expected {at_once} tasks of {algorithm.inner.steps} inner steps to fit into the device's memory but "
+                f"they did not: {f'run fewer at once by {fewer} or' if at_once > 1 else 'use'} "
+                "engine=Batched(checkpoint='step'), whose memory hardly grows with the number of steps; both leave the "
+                f"meta-gradient what it is. ({error})"
+            ) from error
+
+    def _left_out(self, update: MetaUpdate, kept: int, everything: int) -> None:
+        """Counts, warns and, where too many tasks diverge, raises: on all processes alike."""
+        own = update.explanation or "the tasks are those of another process, which says more."
+        if self.on_divergence == "raise" or 2 * kept < everything:
+            most = "" if self.on_divergence == "raise" else f" {everything - kept} of {everything} tasks diverge."
+            raise ValueError(own + most)
+        if not self._meter.warned:
+            rank_zero_warn(
+                f"{everything - kept} of the {everything} tasks of meta-update {self.global_step} diverged and "
+                f"{'count as zero' if self.on_divergence == 'zero' else 'are left out'}. {own} "
+                "train/diverged_tasks counts them; this is said once. on_divergence='raise' stops instead."
+            )
+            self._meter.warned = True
 
     def _task_batches(self, batch: Any) -> Sequence[TaskBatch]:
         several = isinstance(batch, list | tuple) and not any(isinstance(part, Tensor) for part in batch)
@@ -242,13 +367,6 @@ class MetaModule(LightningModule):
         left = self.trainer.max_steps - self.trainer.global_step if self.trainer.max_steps >= 0 else len(batch)
         return [as_task_batch(tasks) for tasks in batch[:left]]
 
-    def _raise_if_not_finite(self, updates: Sequence[Any]) -> None:
-        # One wait for the device in a training step, however many updates it runs.
-        losses = torch.stack([loss for _, loss, _ in updates])
-        if not bool(losses.isfinite().all()):
-            tasks, _, support_losses = updates[int((~losses.isfinite()).nonzero()[0])]
-            raise ValueError(explain_divergence(tasks, support_losses, self.algorithm))
-
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         # Both kinds of optimisation come here, with gradients unscaled and not yet clipped by the trainer.
         if self._logs_now():
@@ -261,8 +379,7 @@ class MetaModule(LightningModule):
         # self.log costs as much as a small meta-update: the progress bar gets its numbers twice a second, the loggers
         # theirs at the steps they ask for, all in one row.
         if self._logs_now():
-            values = self._meter.collect(self._values)
-            values["tasks_per_second"] *= self.trainer.world_size
+            values = self._meter.collect(self._values, self._sum_over_processes)
             values["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
             if self.rates is not None:
                 for name, rate in self.rates.named_parameters():
@@ -275,9 +392,14 @@ class MetaModule(LightningModule):
             self._show(values)
             self._meter.restart()
         elif self._meter.show_due():
-            self._show(self._meter.collect(self._values))
+            self._show(self._meter.collect(self._values))  # this process's own: each has a clock of its own
             if self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
                 self._meter.restart()  # never logged, but it must not grow for ever
+
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return values
+        return self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum").cpu()
 
     def _logs_now(self) -> bool:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -286,7 +408,7 @@ class MetaModule(LightningModule):
     def _show(self, values: dict[str, Any]) -> None:
         shown = {f"train/{name}": values[name] for name in self._values}
         self.log_dict(shown, prog_bar=True, logger=False, on_step=True, on_epoch=False, batch_size=1)
-        self._meter.shown_at = time.monotonic()
+        self._meter.shown()
 
     # Validation and test
 
@@ -374,6 +496,43 @@ class MetaModule(LightningModule):
             place = {"step": float(self.trainer.global_step), "epoch": float(self.trainer.current_epoch)}
             self.log_dict(place, sync_dist=True, batch_size=1)
 
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        states: list[Any] = [random_state()]
+        if self.trainer.world_size > 1:  # every process comes here, the first one writes
+            states = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(states, random_state())
+        checkpoint["random_states"] = states
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        path = self._trainer.ckpt_path if self._trainer else None
+        if self.strict_loading:
+            check_fits(checkpoint["state_dict"], self.state_dict(), path)
+        if self._trainer and self.trainer.training:
+            self._random_states = checkpoint.get("random_states")
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> MetaModule:
+        """The module of a checkpoint, as :meth:`LightningModule.load_from_checkpoint`, but read as plain data.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged or holds objects other than plain data; ``weights_only=False`` reads these.
+        """
+        plain = True if weights_only is None else weights_only
+        if isinstance(checkpoint_path, str | Path):
+            read_checkpoint(checkpoint_path, "meta", plain)  # for its errors; no tensor is read
+        return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, plain, **kwargs)
+
     # Prediction
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -416,43 +575,3 @@ def as_task_batch(batch: Any) -> TaskBatch:
         "Expected a batch of tasks, TaskBatch(support_inputs, support_targets, query_inputs, query_targets) with "
         f"tensors [tasks, rows, ...], or those four tensors in a tuple, but got {got}."
     )
-
-
-class _Meter:
-    """What the training steps since the last logged one have to say; sums nothing until it is asked."""
-
-    def __init__(self) -> None:
-        self.training_steps = 0
-        self.shown_at = 0.0
-        self.restart()
-
-    def restart(self) -> None:
-        self.losses: list[Tensor] = []
-        self.support_losses: list[Tensor] = []
-        self.metrics: list[Tensor] = []
-        self.gradient_norms: list[Tensor] = []
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        self.tasks, self.since = 0, time.monotonic()
-
-    def add(self, tasks: int, loss: Tensor, support_losses: Tensor, metric: Tensor | None) -> None:
-        self.tasks += tasks
-        self.losses.append(loss)
-        self.support_losses.append(support_losses)
-        if metric is not None:
-            self.metrics.append(metric)
-
-    def show_due(self) -> bool:
-        return time.monotonic() - self.shown_at > PROGRESS_SECONDS
-
-    def collect(self, names: Sequence[str]) -> dict[str, Any]:
-        values: dict[str, Any] = {"loss": torch.stack(self.losses).mean()}
-        if self.metrics:
-            values[names[1]] = torch.stack(self.metrics).mean()
-        before, after = torch.stack([losses[:, [0, -1]].mean(0) for losses in self.support_losses]).mean(0)
-        values |= {"support_loss_before": before, "support_loss_after": after}
-        if self.gradient_norms:
-            values["meta_gradient_norm"] = torch.stack(self.gradient_norms).mean()
-        values["tasks_per_second"] = self.tasks / max(time.monotonic() - self.since, 1e-9)
-        return values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch.cli import LightningCLI
 
 from lightning_maml.results import Published, write_json
 
@@ -65,8 +66,8 @@ def protocols() -> dict[str, Path]:
     return {name: path for name, path in sorted(paths.items()) if "published" in _read(path)}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status, 1 where something published was not reached."""
+def main(arguments: Sequence[str], command_line: Callable[[list[str]], LightningCLI]) -> int:
+    """The command, on ``lightning-maml``'s own command line; returns 1 where something published was not reached."""
     options, overrides = _parser().parse_known_args(arguments)
     if options.list or options.name is None:
         _print_protocols()
@@ -85,13 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     of = content["trainer"]["max_steps"]
     updates = of if options.max_updates is None else min(options.max_updates, of)
 
-    from lightning_maml.cli import MetaCLI  # after the arguments are known to be right: it takes seconds to import
-
     start = time.perf_counter()
     budget = [f"--trainer.max_steps={updates}"]
     if updates < content["data"]["init_args"].get("batches_per_epoch", 0):
         budget.append(f"--data.batches_per_epoch={updates}")  # or it would end before the first validation
-    cli = MetaCLI(["fit", "--config", str(path), *overrides, *budget])
+    cli = command_line(["fit", "--config", str(path), *overrides, *budget])
     seconds = time.perf_counter() - start
     trainer = cli.trainer
     checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", None) or None

@@ -101,6 +101,19 @@ def test_resuming_continues(trained):
         assert torch.equal(resumed["state_dict"][name], value), name
 
 
+def test_last_is_the_newest_of_all_runs(trained, capsys, caplog):
+    straight = ["--trainer.max_steps=12", "--checkpoint.dirpath=straight"]
+    lightning_maml("fit", *SMALL, *straight, "--ckpt_path=last")
+    assert "straight/last*.ckpt: training starts from the beginning." in caplog.text
+    lightning_maml("fit", *SMALL, "--trainer.max_steps=12", "--ckpt_path=last")
+    resumed = [torch.load(path, weights_only=True) for path in Path().glob("runs/*/*/checkpoints/last.ckpt")]
+    (resumed,) = [checkpoint for checkpoint in resumed if checkpoint["global_step"] == 12]
+    expected = torch.load("straight/last.ckpt", weights_only=True)
+    assert all(torch.equal(value, expected["state_dict"][name]) for name, value in resumed["state_dict"].items())
+    assert cli.main(["test", *SMALL, "--checkpoint.dirpath=empty", "--ckpt_path=last"]) == 1
+    assert "empty has no last*.ckpt" in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_the_command_line_loads_without_arguments(trained):
     module = MetaModule.load_from_checkpoint(trained / "checkpoints" / "best.ckpt", weights_only=True)
     assert module.algorithm.name == "maml"
@@ -235,7 +248,7 @@ def test_an_unknown_key_in_the_file(capsys):
         (["--model.engine=fast"], "Expected `engine` to be one of "),
         (["--trainer.gradient_clip_val=1"], "use MetaModule(gradient_clip_val=...)"),
         (["--model.algorithm.lr=1e25", "--model.algorithm.steps=3"], "the inner loop diverged"),
-        (["--ckpt_path=missing.ckpt"], "Checkpoint file not found: missing.ckpt"),
+        (["--ckpt_path=missing.ckpt"], "Expected a checkpoint at missing.ckpt but there is no such file."),
         (["--data=lightning_maml.data.OmniglotTasks", '--data.init_args={"root": "nowhere"}'], "nowhere"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -243,24 +242,32 @@ def test_shares_of_the_processes_make_up_the_batch(stage: str, position: int, wo
     assert torch.equal(torch.cat(parts), stream.sample(stage, position).query_inputs)
 
 
-@pytest.mark.parametrize(("test_tasks", "world_size"), [(9, 2), (9, 4), (11, 4), (600, 8)])
-def test_processes_evaluate_each_task_once(test_tasks: int, world_size: int) -> None:
-    stream = NumberedTasks(8, test_tasks=test_tasks)
-    seen: Counter[float] = Counter()
+@pytest.mark.parametrize("test_tasks", [4, 5, 9, 11, 600])
+@pytest.mark.parametrize(("size", "world_size"), [(8, 1), (8, 2), (5, 2), (4, 4), (7, 4), (8, 3)])
+def test_processes_evaluate_each_task_once_in_as_many_steps(test_tasks: int, size: int, world_size: int) -> None:
+    stream = NumberedTasks(size, test_tasks=test_tasks)
+    seen, steps, largest = [], set(), 0
     for rank in range(world_size):
-        stream.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
-        for batch in stream.test_dataloader():
-            for position in batch.positions:
-                tasks = stream.sample(batch.stage, position, rank=rank, world_size=world_size)
-                seen.update(tasks.query_inputs.flatten().tolist())
-    assert len(seen) == test_tasks
-    assert set(seen.values()) == {1}
+        stream.trainer = SimpleNamespace(
+            global_rank=rank, world_size=world_size, precision_plugin=SimpleNamespace(convert_input=lambda value: value)
+        )
+        batches = [
+            stream.transfer_batch_to_device(batch, torch.device("cpu"), 0).query_inputs.flatten().tolist()
+            for batch in stream.test_dataloader()
+        ]
+        seen += [number for batch in batches for number in batch]
+        steps.add(len(batches))
+        largest = max(largest, *map(len, batches))
+    alone = NumberedTasks(test_tasks, test_tasks=test_tasks).sample("test", 0).query_inputs.flatten().tolist()
+    assert seen == alone  # in order, and so each once
+    assert len(steps) == 1
+    assert largest <= max(size // world_size, 2)  # two at once only where there are fewer steps than that takes
 
 
-def test_processes_share_training_batches_equally_or_not_at_all() -> None:
-    stream = NumberedTasks(6)
+def test_processes_share_training_batches_or_are_too_many() -> None:
+    stream = NumberedTasks(3)
     stream.trainer = SimpleNamespace(global_rank=0, world_size=4)
-    with pytest.raises(ValueError, match=r"`tasks_per_batch` to be a multiple of the 4 processes.* but got 6"):
+    with pytest.raises(ValueError, match=r"`tasks_per_batch` to be at least the number of processes, 4.* but got 3"):
         stream.train_dataloader()
 
 

@@ -25,13 +25,16 @@ LEVELS = {
     "engine": 4,
     "presets": 4,
     "adaptation": 5,
-    "module": 6,
-    "demo": 7,
-    "cli": 8,
+    "meta_update": 6,
+    "weights": 6,
+    "module": 7,
+    "demo": 8,
+    "reproduce": 8,
+    "cli": 9,
 }
 # Beside that line: they know nothing of how anything is trained, and what is below the module knows nothing of them.
-ASIDE = ("data", "metrics", "networks", "results")
-ABOVE = ("engine", "adaptation", "module", "demo", "cli")
+ASIDE = ("checkpoints", "data", "meter", "metrics", "networks", "results", "termination")
+ABOVE = ("engine", "adaptation", "meta_update", "weights", "module", "demo", "reproduce", "cli")
 
 
 def _imports(path: Path) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -19,13 +19,20 @@ Stage = Literal["train", "val", "test"]
 
 
 class Positions(NamedTuple):
-    """Which meta-batches of a stream a step is to see: what the data loaders yield in place of tensors.
+    """Which training batches of a stream a step is to see: what the data loaders yield in place of tensors.
 
     A named tuple, because Lightning's precision plugins refuse frozen dataclasses that are not yet tensors.
     """
 
-    stage: Stage
     positions: tuple[int, ...]
+
+
+class Evaluated(NamedTuple):
+    """Which tasks of a fixed list a step of this process is to see: from ``first`` up to, but without, ``last``."""
+
+    stage: Stage
+    first: int
+    last: int
 
 
 class TaskStream(LightningDataModule):
@@ -39,7 +46,8 @@ class TaskStream(LightningDataModule):
       would. A module with ``updates_per_step = K > 1`` gets tuples of ``K`` task batches, for ``K`` optimiser steps.
     - Validation, test and prediction go through fixed lists of tasks, which do not depend on ``tasks_per_batch``;
       prediction has the test tasks.
-    - Under several processes each draws its share of every batch; in evaluation each task comes exactly once.
+    - Under several processes each has its share of every training batch, sizes that differ by a task at most, and its
+      share of the fixed lists: each task comes exactly once, and all processes make as many steps.
 
     Args:
         tasks_per_batch: ``T``, tasks of a meta-batch, over all processes.
@@ -124,14 +132,15 @@ class TaskStream(LightningDataModule):
         elif position < 0:
             raise ValueError(f"Expected `position` to be 0 or more but got {position}.")
         start, stop = _share(count, rank, world_size)
-        if stage == "train":
-            drawn = self.draw(stage, count, self._generator(stage, position))
-            drawn = tuple(part[start:stop] for part in drawn)
-        else:
-            # each task from a generator of its own: the list stays the same for every size of batch
-            each = [self.draw(stage, 1, self._generator(stage, first + task)) for task in range(start, stop)]
-            drawn = tuple(torch.cat(parts) for parts in zip(*each, strict=True))
-        return self.build(stage, drawn, torch.device(device))
+        if stage != "train":
+            return self._evaluation_batch(stage, range(first + start, first + stop), device)
+        drawn = self.draw(stage, count, self._generator(stage, position))
+        return self.build(stage, tuple(part[start:stop] for part in drawn), torch.device(device))
+
+    def _evaluation_batch(self, stage: Stage, tasks: Iterable[int], device: torch.device | str) -> TaskBatch:
+        # each task from a generator of its own: the list stays the same for every size of batch
+        each = [self.draw(stage, 1, self._generator(stage, task)) for task in tasks]
+        return self.build(stage, tuple(torch.cat(parts) for parts in zip(*each, strict=True)), torch.device(device))
 
     def _generator(self, stage: Stage, position: int) -> torch.Generator:
         # The Mersenne Twister takes 32 bits of seed. Stepping through them by an odd number cannot repeat itself within
@@ -147,10 +156,10 @@ class TaskStream(LightningDataModule):
     def train_dataloader(self) -> Any:
         """Positions of the stream, ``updates_per_step`` of them in each training step."""
         world_size = self._processes[1]
-        if self.tasks_per_batch % world_size:
+        if self.tasks_per_batch < world_size:
             raise ValueError(
-                f"Expected `tasks_per_batch` to be a multiple of the {world_size} processes, whose gradients are "
-                f"averaged as equals, but got {self.tasks_per_batch}."
+                f"Expected `tasks_per_batch` to be at least the number of processes, {world_size}, of which each needs "
+                f"a task, but got {self.tasks_per_batch}."
             )
         return _TrainingSteps(self)
 
@@ -168,14 +177,16 @@ class TaskStream(LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Draws the tasks at the positions that the data loader yielded, in the trainer's precision."""
-        if not isinstance(batch, Positions):
+        if not isinstance(batch, Positions | Evaluated):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if isinstance(batch, Evaluated):
+            return self._in_precision(self._evaluation_batch(batch.stage, range(batch.first, batch.last), device))
         rank, world_size = self._processes
         tasks = tuple(
-            self._in_precision(self.sample(batch.stage, position, device, rank=rank, world_size=world_size))
+            self._in_precision(self.sample("train", position, device, rank=rank, world_size=world_size))
             for position in batch.positions
         )
-        return tasks if batch.stage == "train" and self._updates_per_step > 1 else tasks[0]
+        return tasks if self._updates_per_step > 1 else tasks[0]
 
     def _in_precision(self, tasks: TaskBatch) -> TaskBatch:
         # Lightning converts what the data loader yields, before there are any tensors here.
@@ -192,12 +203,14 @@ class TaskStream(LightningDataModule):
                 f"Expected `{stage}_tasks` and `tasks_per_batch` to be at least the number of processes, {world_size}, "
                 f"but got {tasks} and {size}."
             )
-        steps = []
-        for position in range(math.ceil(tasks / size)):
-            start, stop = _share(min(size, tasks - position * size), rank, world_size)
-            if start < stop:
-                steps.append(Positions(stage, (position,)))
-        return _EvaluationSteps(steps)
+        # As many steps on every process: in each, DDP sends the buffers of a network from one to all.
+        at_once = size // world_size
+        steps = min(math.ceil(math.ceil(tasks / world_size) / at_once), tasks // world_size)
+        start, stop = _share(tasks, rank, world_size)
+        parts = [(first, min(first + at_once, stop - start)) for first in range(0, stop - start, at_once)]
+        if len(parts) != steps:
+            parts = [_share(stop - start, step, steps) for step in range(steps)]
+        return _EvaluationSteps([Evaluated(stage, start + first, start + last) for first, last in parts])
 
     @property
     def _processes(self) -> tuple[int, int]:
@@ -214,13 +227,13 @@ class TaskStream(LightningDataModule):
 class _EvaluationSteps:
     """What this process evaluates; Lightning would take a bare list for a list of data loaders."""
 
-    def __init__(self, steps: list[Positions]) -> None:
+    def __init__(self, steps: list[Evaluated]) -> None:
         self.steps = steps
 
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __iter__(self) -> Iterator[Positions]:
+    def __iter__(self) -> Iterator[Evaluated]:
         return iter(self.steps)
 
 
@@ -247,7 +260,7 @@ class _TrainingSteps:
                 position = step * updates
         while step < len(self):
             count = min(updates, self.stream.batches_per_epoch - step * updates)
-            yield Positions("train", tuple(range(position, position + count)))
+            yield Positions(tuple(range(position, position + count)))
             position += count
             step += 1
 

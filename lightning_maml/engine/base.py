@@ -35,6 +35,14 @@ class MetaOutput:
     support_losses: Tensor
     """``[T, steps + 1]``, detached: before each inner step and after the last."""
 
+    @property
+    def gradients(self) -> tuple[Tensor, ...]:
+        """The meta-gradient as ``surrogate`` holds it: one tensor for each of :meth:`Problem.leaves`."""
+        holder: Any = self.surrogate.grad_fn
+        if not isinstance(holder, torch.autograd.function.BackwardCFunction):
+            raise TypeError(f"Expected a `surrogate` that `attach` made but got one of {type(holder).__name__}.")
+        return holder.saved_tensors
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -167,4 +175,9 @@ class _Attach(torch.autograd.Function):
 
 def attach(loss: Tensor, gradients: Sequence[Tensor], leaves: Sequence[Tensor]) -> Tensor:
     """A scalar of the value of ``loss`` whose ``.backward()`` adds ``gradients`` to ``leaves``."""
+    # in the leaves' own layout, which DDP's buffers have: it copies others, and warns
+    gradients = [
+        gradient if gradient.stride() == leaf.stride() else torch.empty_like(leaf).copy_(gradient)
+        for gradient, leaf in zip(gradients, leaves, strict=True)
+    ]
     return _Attach.apply(loss, gradients, *leaves)

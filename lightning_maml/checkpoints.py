@@ -1,0 +1,181 @@
+"""Checkpoints that are whole or not there, that run no code when read, and that hold the random numbers' state."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import random
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+__all__ = ["SafeCheckpointIO", "check_fits", "random_state", "read_checkpoint", "restore_random_state", "whole_file"]
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, written to their place in one piece and read as plain data.
+
+    Lightning writes to the folder for temporary files and moves from there, which copies where that is another file
+    system: killed meanwhile, it leaves half a checkpoint under the final name. Here a file of the same folder gets
+    everything, reaches the disk, and is then renamed.
+
+    ``MetaModule`` puts it in the place of Lightning's own; any other ``CheckpointIO`` given to the trainer stays.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Writes ``checkpoint`` to ``path``; on a remote file system as Lightning does."""
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        with whole_file(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Callable[..., Any] | None = lambda storage, _: storage, weights_only: Any = None
+    ) -> dict[str, Any]:
+        """The checkpoint at ``path``, see :func:`read_checkpoint`."""
+        return read_checkpoint(path, map_location, weights_only)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to that is at ``path`` when the context ends, and not before; an error leaves what was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")  # one name, so that a killed process leaves one file at most
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the name, too, has to reach the disk
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def read_checkpoint(path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    """A checkpoint of Lightning's, read as plain data: no code that it may hold is run.
+
+    Args:
+        path: the file, or its address on a remote file system.
+        map_location: as of :func:`torch.load`.
+        weights_only: ``False`` unpickles arbitrary objects, which may do anything: for files of trusted origin alone.
+
+    Raises:
+        FileNotFoundError: there is no such file; says which checkpoints lie beside.
+        ValueError: the file is damaged, holds objects other than plain data, or is no checkpoint of Lightning's.
+    """
+    local = "://" not in str(path)
+    if local and not Path(path).is_file():
+        raise FileNotFoundError(f"Expected a checkpoint at {path} but there is no such file.{_neighbours(path)}")
+    plain = True if weights_only is None else weights_only
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # of what is no checkpoint anyway
+            if local:
+                _check_sums(Path(path))
+            content: Any = TorchCheckpointIO().load_checkpoint(path, map_location, plain)
+    except pickle.UnpicklingError as error:
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ValueError(
+                f"Expected plain data in the checkpoint {path} but it refers to `{found[1]}`: reading that "
+                "would run its code, so it was refused. Where the file's origin is trusted, weights_only=False reads "
+                "it."
+            ) from None
+        raise ValueError(_damaged(path, error)) from error
+    except Exception as error:  # a damaged file may raise anything
+        raise ValueError(_damaged(path, error)) from error
+    if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= set(content):
+        got = (
+            f"a dictionary of {sorted(map(str, content))[:5]}" if isinstance(content, dict) else type(content).__name__
+        )
+        raise ValueError(
+            f"Expected a checkpoint that Lightning wrote but {path} holds {got}. Weights alone are loaded by "
+            "module.network.load_state_dict(...)."
+        )
+    return content
+
+
+def _check_sums(path: Path) -> None:
+    """Raise ValueError where a byte of the tensors is not what was written: torch itself does not look."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if (part := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {part} is wrong")
+
+
+def _damaged(path: Any, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"Expected a whole checkpoint but {path} is damaged or none ({reason[:200]}).{_neighbours(path)}"
+
+
+def _neighbours(path: Any) -> str:
+    folder = Path(path).parent
+    others = sorted(file.name for file in folder.glob("*.ckpt") if file.name != Path(path).name)
+    return f" Beside it lie {', '.join(others[:5])}." if others else ""
+
+
+def check_fits(state: dict[str, Any], expected: dict[str, Any], path: Any) -> None:
+    """Raise ValueError, naming the file, where the tensors of a checkpoint are not those the module has.
+
+    Args:
+        state: ``{name: tensor}`` of the checkpoint.
+        expected: the same of the module.
+        path: of the checkpoint.
+    """
+    problems = []
+    for what, names in (("lacks", expected.keys() - state.keys()), ("has besides", state.keys() - expected.keys())):
+        if names:
+            problems.append(f"{what} {', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''}")
+    for name in sorted(expected.keys() & state.keys()):
+        got, own = getattr(state[name], "shape", None), getattr(expected[name], "shape", None)
+        if got != own:
+            problems.append(f"has {name} of shape {list(got or ())} in the place of {list(own or ())}")
+            break
+    if problems:
+        raise ValueError(
+            f"Expected a checkpoint of this network and algorithm but {path or 'the one given'} "
+            f"{', and '.join(problems)}."
+        )
+
+
+# The state of every generator that a training step may draw from, as plain data: checkpoints are not unpickled.
+
+
+def random_state() -> dict[str, Any]:
+    """The state of torch's, numpy's and Python's generators in this process, as plain data."""
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # what other code draws from is what is saved
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *map(float, rest)],
+        "python": random.getstate(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()  # of this process's device
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Puts the generators back to where :func:`random_state` found them."""
+    torch.set_rng_state(state["torch"].cpu())
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    numpy_state = (name, keys.cpu().numpy().astype(np.uint32), int(position), int(has_gauss), gauss)
+    np.random.set_state(numpy_state)  # noqa: NPY002
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())

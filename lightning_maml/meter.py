@@ -1,0 +1,80 @@
+"""What the training steps since the last logged one have to say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Meter"]
+
+PROGRESS_SECONDS = 0.5  # how often the progress bar gets new numbers between two logged steps
+
+
+class Meter:
+    """Keeps what training steps report, and makes no number of it until it is asked."""
+
+    def __init__(self) -> None:
+        self.training_steps = 0
+        self.warned = False
+        self.shown_at = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets all but the number of training steps."""
+        self.losses: list[Tensor] = []
+        self.support_losses: list[Tensor] = []
+        self.metrics: list[Tensor] = []
+        self.gradient_norms: list[Tensor] = []
+        self.diverged = 0
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Begins to measure speed anew, after something that is no training."""
+        self.tasks, self.since = 0, time.monotonic()
+
+    def add(self, tasks: int, losses: Tensor, support_losses: Tensor, metric: Tensor | None) -> None:
+        """A meta-update of ``tasks`` tasks: losses ``[T']``, support losses ``[T', steps + 1]`` and metric ``[T']`` of
+        those that are finite.
+        """
+        self.tasks += tasks
+        self.diverged += tasks - len(losses)
+        if len(losses):
+            self.losses.append(losses)
+            self.support_losses.append(support_losses)
+            if metric is not None:
+                self.metrics.append(metric)
+
+    def shown(self) -> None:
+        """The progress bar has just got its numbers."""
+        self.shown_at = time.monotonic()
+
+    def show_due(self) -> bool:
+        """Whether the progress bar should get numbers again, and there are some."""
+        return bool(self.losses) and time.monotonic() - self.shown_at > PROGRESS_SECONDS
+
+    def collect(self, names: Sequence[str], sum_over_processes: Callable[[Tensor], Tensor] | None = None) -> Any:
+        """``{name: value}``: means over the finite tasks, of this process or of all."""
+        sums = torch.zeros(7, dtype=torch.float64)
+        if self.losses:
+            losses, support_losses = torch.cat(self.losses), torch.cat(self.support_losses)
+            parts = [losses.sum(), *support_losses[:, [0, -1]].sum(0)]
+            parts.append(torch.cat(self.metrics).sum() if self.metrics else losses.new_zeros(()))
+            sums[:4] = torch.stack(parts).double().cpu()
+            sums[4] = len(losses)
+        sums[5] = self.diverged
+        sums[6] = self.tasks / max(time.monotonic() - self.since, 1e-9)
+        if sum_over_processes is not None:
+            sums = sum_over_processes(sums)
+        loss, before, after, metric = sums[:4] / sums[4]
+        values: dict[str, Any] = {"loss": loss}
+        if len(names) > 1:
+            values[names[1]] = metric
+        values |= {"support_loss_before": before, "support_loss_after": after, "diverged_tasks": sums[5]}
+        if self.gradient_norms:
+            values["meta_gradient_norm"] = torch.stack(self.gradient_norms).mean()
+        values["tasks_per_second"] = sums[6]
+        return values
