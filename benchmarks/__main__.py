@@ -1,0 +1,99 @@
+"""One exact meta-gradient by every contender, in one run.
+
+    python -m benchmarks --workload sinusoid --tasks 25 256 --inner-steps 5 [--contenders a,b,c] [--json FILE]
+
+First each contender's meta-gradient is checked against float64: one that is wrong gets no time, and the exit code is 1.
+Contenders then run in turn, round by round. Those that are not installed or cannot run are named, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import contenders, workloads
+from benchmarks.measure import Row, measure
+from benchmarks.problem import Problem
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--workload", choices=workloads.NAMES, default="sinusoid")
+    parser.add_argument("--tasks", type=int, nargs="+", default=[25])
+    parser.add_argument("--inner-steps", type=int, nargs="+", default=[5])
+    parser.add_argument("--contenders", default=",".join(contenders.NAMES), help="separated by commas")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    names = options.contenders.split(",")
+    if unknown := sorted(set(names) - set(contenders.NAMES)):
+        parser.error(f"Expected `--contenders` to be among {', '.join(contenders.NAMES)} but got {', '.join(unknown)}")
+    for option in ("tasks", "inner_steps"):
+        if min(getattr(options, option)) < 1:
+            parser.error(f"Expected `--{option.replace('_', '-')}` to be at least 1 but got {getattr(options, option)}")
+    if options.rounds < 2:
+        parser.error(f"Expected `--rounds` to be at least 2 but got {options.rounds}")
+    written: list[dict[str, Any]] = []
+    failed = False
+    for tasks in options.tasks:
+        for steps in options.inner_steps:
+            torch.manual_seed(0)
+            network, batch, loss, lr = import_module(f"benchmarks.workloads.{options.workload}").build(tasks)
+            rows, missing, wrong = measure(Problem(network, batch, loss, lr, steps), names, options.rounds)
+            failed |= bool(wrong) or not rows
+            show(f"{options.workload}, {tasks} tasks, {steps} inner steps", rows, missing, wrong)
+            point = {"workload": options.workload, "device": "cpu", "tasks": tasks, "inner_steps": steps}
+            written += [{**point, "contender": name, **row, **about()} for name, row in rows.items()]
+            if options.json:  # after each point: what is measured stays, whatever happens next
+                options.json.parent.mkdir(parents=True, exist_ok=True)
+                options.json.write_text(json.dumps(written, indent=2) + "\n")
+    return int(failed)
+
+
+def show(title: str, rows: dict[str, Row], missing: dict[str, str], wrong: dict[str, str]) -> None:
+    """The table."""
+    print(f"\n{title}")
+    print(f"{'contender':20}{'median ms':>10}{'p10':>9}{'p90':>9}{'x l2l':>8}{'first s':>9}{'error':>9}{'of peak':>9}")
+    base = rows.get("learn2learn", {}).get("median_ms")
+    for name, row in sorted(rows.items(), key=lambda item: item[1]["median_ms"]):
+        ratio = f"{base / row['median_ms']:8.1f}" if base else f"{'-':>8}"
+        print(
+            f"{name:20}{row['median_ms']:10.2f}{row['p10_ms']:9.2f}{row['p90_ms']:9.2f}{ratio}"
+            f"{row['first_call_s']:9.2f}{row['meta_gradient_rel_error']:9.0e}{row['peak_share']:9.1%}"
+        )
+    ours = min((row["median_ms"] for name, row in rows.items() if name in contenders.OURS), default=None)
+    theirs = min((row["median_ms"] for name, row in rows.items() if name not in contenders.OURS), default=None)
+    if ours and theirs:
+        print(f"our best beside the best other: {theirs / ours:.2f} times as fast")
+    for kind, reasons in (("missing", missing), ("WRONG", wrong)):
+        for name, reason in reasons.items():
+            print(f"{kind}: {name}: {reason}", flush=True)
+
+
+def about() -> dict[str, Any]:
+    """Versions, machine, date and commit."""
+    versions = {"python": platform.python_version()}
+    for name in ("torch", "lightning", "learn2learn", "higher", "torchopt", "jax"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return {"versions": versions, "machine": machine, "date": time.strftime("%Y-%m-%d"), "commit": commit}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

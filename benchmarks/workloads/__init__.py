@@ -1,0 +1,3 @@
+"""One workload a file: ``build(tasks) -> (network, TaskBatch, loss, inner rate)``."""
+
+NAMES = ("sinusoid", "wide_mlp", "omniglot_5w1s", "omniglot_20w1s")
