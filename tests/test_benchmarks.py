@@ -22,11 +22,11 @@ SMALL = ("--tasks", "1", "--inner-steps", "2", "--rounds", "2")
 def test_the_gate_gives_a_wrong_contender_no_time(monkeypatch, tmp_path, capsys):
     right = batched.prepare
 
-    def first_entry_off(problem):
+    def off(problem):
         run = right(problem)
         return lambda: [value + 0.01 * value.abs().max() for value in run()]
 
-    monkeypatch.setattr(batched, "prepare", first_entry_off)
+    monkeypatch.setattr(batched, "prepare", off)
     path = tmp_path / "rows.json"
     assert call(monkeypatch, *SMALL, "--contenders", "eager,batched", "--json", str(path)) == 1
     assert [row["contender"] for row in json.loads(path.read_text())] == ["eager"]
