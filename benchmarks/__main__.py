@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
-import time
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import contenders, workloads
+from benchmarks.about import about
 from benchmarks.measure import Row, measure
 from benchmarks.problem import Problem
 
@@ -79,20 +76,6 @@ def show(title: str, rows: dict[str, Row], missing: dict[str, str], wrong: dict[
     for kind, reasons in (("missing", missing), ("WRONG", wrong)):
         for name, reason in reasons.items():
             print(f"{kind}: {name}: {reason}", flush=True)
-
-
-def about() -> dict[str, Any]:
-    """Versions, machine, date and commit."""
-    versions = {"python": platform.python_version()}
-    for name in ("torch", "lightning", "learn2learn", "higher", "torchopt", "jax"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
-    return {"versions": versions, "machine": machine, "date": time.strftime("%Y-%m-%d"), "commit": commit}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import platform
 import tempfile
 import time
 import warnings
@@ -24,6 +23,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from torch import nn
 
+from benchmarks.about import about
 from lightning_maml import (
     MLP,
     Algorithm,
@@ -145,18 +145,15 @@ def main() -> None:
         cells = "".join(f"{f'{mean:.3f} ± {half:.3f}':>18}" for mean, half in row["mse"].values())
         print(f"{name:16}{row['trained_with_steps']:>12}   {cells}   {row['seconds']} s", flush=True)
         if options.json:
-            about = {
+            content = {
                 "benchmark": "sinusoid, mean squared error on 600 tasks of 5 points",
                 "command": f"python -m benchmarks.algorithms --updates {options.updates} --seed {options.seed}",
                 "updates": options.updates,
                 "seed": options.seed,
-                "date": time.strftime("%Y-%m-%d"),
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-                "threads": torch.get_num_threads(),
+                **about(),
             }
             options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
+            options.json.write_text(json.dumps({**content, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

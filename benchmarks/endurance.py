@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from benchmarks.foundation import about
+from benchmarks.about import about
 from lightning_maml import MLP, MetaModule, maml
 from lightning_maml.data import SinusoidTasks
 
@@ -92,7 +92,7 @@ def main() -> None:
     for row in rows:
         print(f"{row['update']:8} {row['resident_mb']:12.1f} {row['objects']:9} {row['ms_per_update']:10.3f}")
     if options.json:
-        options.json.write_text(json.dumps({**about("endurance"), "rows": rows}, indent=2) + "\n")
+        options.json.write_text(json.dumps({"benchmark": "endurance", **about(), "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

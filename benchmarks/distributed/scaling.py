@@ -22,7 +22,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from benchmarks.foundation import about
+from benchmarks.about import about
 from lightning_maml import MLP, Conv4, MetaModule, TaskBatch, maml
 from lightning_maml.data import SinusoidTasks, TaskStream
 
@@ -106,7 +106,9 @@ def main() -> None:
     print(json.dumps(row))
     if options.json:
         rows = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
-        options.json.write_text(json.dumps({**about("distributed"), "rows": [*rows, row]}, indent=2) + "\n")
+        options.json.write_text(
+            json.dumps({"benchmark": "distributed", **about(), "rows": [*rows, row]}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":
