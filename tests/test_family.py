@@ -402,15 +402,57 @@ def test_tolerance_stops_each_task_by_itself(engine):
         assert not torch.allclose(parameters[t], exact.parameters["weight"][t], rtol=1e-6)
 
 
-def test_says_once_that_conjugate_gradients_have_not_converged():
-    module, tasks = make_problem("mlp", "mse")
-    algorithm = imaml(0.05, 5, proximal=0.01, cg_steps=1, damping=0.0)
-    with pytest.warns(UserWarning, match="have not converged: after 1 iterations .* This is said once"):
-        meta_loss(module, algorithm, tasks, loss="mse")
+def silent(algorithm: Algorithm, module: nn.Module, tasks: TaskBatch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         meta_loss(module, algorithm, tasks, loss="mse")
-        meta_loss(module, imaml(0.05, 5, proximal=5.0, cg_steps=30), tasks, loss="mse")
+
+
+def test_says_once_that_conjugate_gradients_took_too_few_iterations():
+    network, tasks = quadratic()  # convex: no other cause is possible
+    algorithm = imaml(0.1, 5, proximal=0.01, cg_steps=1, damping=0.0)
+    with pytest.warns(UserWarning, match="for 4 of 4 tasks .* 1 iterations are too few.* This is said once"):
+        meta_loss(network, algorithm, tasks, loss="mse")
+    silent(algorithm, network, tasks)
+    silent(imaml(0.1, 5, proximal=0.01, cg_steps=3, damping=0.0), network, tasks)
+
+
+class Product(nn.Module):
+    """``a * b``, which has a saddle at 0: ``[N, 1] -> [N, 1]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Parameter(torch.tensor(0.01, dtype=torch.float64)) for _ in range(2))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.a * self.b * torch.ones_like(inputs)
+
+
+@pytest.mark.parametrize("engine", ["eager", "batched"])
+def test_says_that_the_inner_loop_ends_at_a_saddle(engine):
+    """With the target 3, L has the Hessian [[~0, -6], [-6, ~0]] near 0: no cg_steps solve that, more steps do."""
+    network, targets = Product(), torch.full((2, 1, 1), 3.0, dtype=torch.float64)
+    targets[1] = 0.0  # at its minimum: no saddle
+    tasks = TaskBatch(targets, targets, targets, targets)
+    near = imaml(1e-6, 1, proximal=1.0, cg_steps=50, damping=0.5)
+    with pytest.warns(UserWarning, match="for 1 of [12] tasks .* negative curvature.* more `cg_steps` do not help"):
+        output = meta_loss(network, near, tasks, loss="mse", engine=engine)
+    first = meta_loss(network, Algorithm(near.inner, FirstOrder()), tasks, loss="mse", engine=engine)
+    expected = [gradient / 1.5 for gradient in meta_gradient(network, first)]  # the iterations' start, 1 + damping
+    assert relative_error(meta_gradient(network, output), expected) < 1e-3
+    silent(near, network, tasks)
+    far = imaml(0.05, 400, proximal=1.0, cg_steps=3, damping=0.0)
+    silent(far, network, tasks)
+    limit = meta_loss(network, Algorithm(far.inner, Unrolled()), tasks, loss="mse", engine=engine)
+    implicit = meta_loss(network, far, tasks, loss="mse", engine=engine)
+    assert relative_error(meta_gradient(network, limit), meta_gradient(network, implicit)) < 1e-6
+
+
+def test_says_that_the_inner_loop_diverges():
+    network, tasks = quadratic()
+    algorithm = imaml(1e3, 200)
+    with pytest.warns(UserWarning, match="for 4 of 4 tasks .* inner loop has diverged. Use a smaller `lr`"):
+        meta_loss(network, algorithm, tasks, loss="mse")
 
 
 # MAML++
