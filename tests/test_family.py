@@ -581,6 +581,33 @@ def test_rates_are_not_made_for_what_does_not_adapt():
     assert not [name for name, _ in maml_pp(steps=3).initial_rates(module).named_parameters() if "norm" in name]
 
 
+@engines
+@pytest.mark.parametrize("kind", ["per_element", "per_parameter_and_step"])
+def test_steps_beyond_those_trained_on(kind, engine):
+    """Large rates, learned for fewer steps, make more of them diverge, and by hand it is the same divergence."""
+    module, tasks = make_problem("mlp", "mse")
+    algorithm = with_rates(maml(LR, 2, learn_lr=kind), module)
+    rates = algorithm.inner.lr
+    with torch.no_grad():
+        for rate in rates.parameters():
+            rate.copy_(12 * torch.rand_like(rate))
+    result = evaluate(module, algorithm, tasks, loss="mse", engine=ENGINES[engine], steps=6)
+    expected = torch.zeros(len(tasks), 7, dtype=torch.float64)
+    for t in range(len(tasks)):
+        phi = dict(module.named_parameters())
+        for step in range(7):
+            expected[t, step] = F.mse_loss(
+                functional_call(module, phi, (tasks.query_inputs[t],)), tasks.query_targets[t]
+            )
+            loss = F.mse_loss(functional_call(module, phi, (tasks.support_inputs[t],)), tasks.support_targets[t])
+            g = torch.autograd.grad(loss, list(phi.values()))
+            own = [rates.get_parameter(name.replace(".", "/")) for name in phi]
+            own = [rate[min(step, 1)] for rate in own] if kind == "per_parameter_and_step" else own
+            phi = {n: v - a * d for (n, v), a, d in zip(phi.items(), own, g, strict=True)}
+    assert (expected[:, -1] > 3 * expected[:, 0]).any()
+    torch.testing.assert_close(result.query_losses, expected.detach(), rtol=1e-9, atol=1e-9)
+
+
 # Proto-MAML, CAVIA, LoRA
 
 
@@ -708,6 +735,29 @@ def test_lora_in_a_transformer(training):
     ]
     torch.testing.assert_close(*results)
     torch.testing.assert_close(results[0][:, -1], outputs[0].task_losses)
+
+
+@engines
+def test_lora_in_bf16(engine):
+    """Under autocast, on a base in bfloat16 with adapters in float32: near the float32 meta-gradient."""
+    torch.manual_seed(0)
+    tasks = make_problem("attention", "cross_entropy", dtype=torch.float32)[1]
+    network = add_lora(Transformer(), rank=2)
+    adapters = {name: value for name, value in network.named_parameters() if value.requires_grad}
+    with torch.no_grad():
+        for value in adapters.values():
+            value.add_(0.1 * torch.randn_like(value))
+    right = meta_gradient(network, meta_loss(network, lora(LR, 2), tasks, loss="cross_entropy", engine="eager"))
+    for name, value in network.named_parameters():
+        if name not in adapters:
+            value.data = value.data.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = meta_loss(network, lora(LR, 2), tasks, loss="cross_entropy", engine=ENGINES[engine])
+    actual = meta_gradient(network, output)
+    assert {gradient.dtype for gradient in actual} == {torch.float32}
+    flat = [torch.cat([gradient.flatten() for gradient in gradients]) for gradients in (actual, right)]
+    assert not torch.equal(*flat)  # or autocast did nothing
+    assert F.cosine_similarity(*flat, dim=0) > 0.98
 
 
 @pytest.mark.parametrize("engine", ["eager", "batched"])
