@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from lightning_maml import (
     Batched,
     Eager,
     FirstOrder,
+    Fused,
     Implicit,
     MetaModule,
     MultiStep,
@@ -44,7 +46,9 @@ from lightning_maml import (
     proto_maml,
     reptile,
 )
+from lightning_maml.engine import Problem
 from lightning_maml.inner import head_names
+from lightning_maml.losses import task_loss
 from lightning_maml.networks import Context, add_lora, step_batch_norm
 from problems import LOSSES, make_problem, meta_gradient, reference, relative_error
 
@@ -402,15 +406,57 @@ def test_tolerance_stops_each_task_by_itself(engine):
         assert not torch.allclose(parameters[t], exact.parameters["weight"][t], rtol=1e-6)
 
 
-def test_says_once_that_conjugate_gradients_have_not_converged():
-    module, tasks = make_problem("mlp", "mse")
-    algorithm = imaml(0.05, 5, proximal=0.01, cg_steps=1, damping=0.0)
-    with pytest.warns(UserWarning, match="have not converged: after 1 iterations .* This is said once"):
-        meta_loss(module, algorithm, tasks, loss="mse")
+def silent(algorithm: Algorithm, module: nn.Module, tasks: TaskBatch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         meta_loss(module, algorithm, tasks, loss="mse")
-        meta_loss(module, imaml(0.05, 5, proximal=5.0, cg_steps=30), tasks, loss="mse")
+
+
+def test_says_once_that_conjugate_gradients_took_too_few_iterations():
+    network, tasks = quadratic()  # convex: no other cause is possible
+    algorithm = imaml(0.1, 5, proximal=0.01, cg_steps=1, damping=0.0)
+    with pytest.warns(UserWarning, match="for 4 of 4 tasks .* 1 iterations are too few.* This is said once"):
+        meta_loss(network, algorithm, tasks, loss="mse")
+    silent(algorithm, network, tasks)
+    silent(imaml(0.1, 5, proximal=0.01, cg_steps=3, damping=0.0), network, tasks)
+
+
+class Product(nn.Module):
+    """``a * b``, which has a saddle at 0: ``[N, 1] -> [N, 1]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Parameter(torch.tensor(0.01, dtype=torch.float64)) for _ in range(2))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.a * self.b * torch.ones_like(inputs)
+
+
+@pytest.mark.parametrize("engine", ["eager", "batched"])
+def test_says_that_the_inner_loop_ends_at_a_saddle(engine):
+    """With the target 3, L has the Hessian [[~0, -6], [-6, ~0]] near 0: no cg_steps solve that, more steps do."""
+    network, targets = Product(), torch.full((2, 1, 1), 3.0, dtype=torch.float64)
+    targets[1] = 0.0  # at its minimum: no saddle
+    tasks = TaskBatch(targets, targets, targets, targets)
+    near = imaml(1e-6, 1, proximal=1.0, cg_steps=50, damping=0.5)
+    with pytest.warns(UserWarning, match="for 1 of [12] tasks .* negative curvature.* more `cg_steps` do not help"):
+        output = meta_loss(network, near, tasks, loss="mse", engine=engine)
+    first = meta_loss(network, Algorithm(near.inner, FirstOrder()), tasks, loss="mse", engine=engine)
+    expected = [gradient / 1.5 for gradient in meta_gradient(network, first)]  # the iterations' start, 1 + damping
+    assert relative_error(meta_gradient(network, output), expected) < 1e-3
+    silent(near, network, tasks)
+    far = imaml(0.05, 400, proximal=1.0, cg_steps=3, damping=0.0)
+    silent(far, network, tasks)
+    limit = meta_loss(network, Algorithm(far.inner, Unrolled()), tasks, loss="mse", engine=engine)
+    implicit = meta_loss(network, far, tasks, loss="mse", engine=engine)
+    assert relative_error(meta_gradient(network, limit), meta_gradient(network, implicit)) < 1e-6
+
+
+def test_says_that_the_inner_loop_diverges():
+    network, tasks = quadratic()
+    algorithm = imaml(1e3, 200)
+    with pytest.warns(UserWarning, match="for 4 of 4 tasks .* inner loop has diverged. Use a smaller `lr`"):
+        meta_loss(network, algorithm, tasks, loss="mse")
 
 
 # MAML++
@@ -537,6 +583,33 @@ def test_batch_norm_of_every_step(network, engine):
 def test_rates_are_not_made_for_what_does_not_adapt():
     module = step_batch_norm(make_problem("conv4", "mse")[0], 3)
     assert not [name for name, _ in maml_pp(steps=3).initial_rates(module).named_parameters() if "norm" in name]
+
+
+@engines
+@pytest.mark.parametrize("kind", ["per_element", "per_parameter_and_step"])
+def test_steps_beyond_those_trained_on(kind, engine):
+    """Large rates, learned for fewer steps, make more of them diverge, and by hand it is the same divergence."""
+    module, tasks = make_problem("mlp", "mse")
+    algorithm = with_rates(maml(LR, 2, learn_lr=kind), module)
+    rates = algorithm.inner.lr
+    with torch.no_grad():
+        for rate in rates.parameters():
+            rate.copy_(12 * torch.rand_like(rate))
+    result = evaluate(module, algorithm, tasks, loss="mse", engine=ENGINES[engine], steps=6)
+    expected = torch.zeros(len(tasks), 7, dtype=torch.float64)
+    for t in range(len(tasks)):
+        phi = dict(module.named_parameters())
+        for step in range(7):
+            expected[t, step] = F.mse_loss(
+                functional_call(module, phi, (tasks.query_inputs[t],)), tasks.query_targets[t]
+            )
+            loss = F.mse_loss(functional_call(module, phi, (tasks.support_inputs[t],)), tasks.support_targets[t])
+            g = torch.autograd.grad(loss, list(phi.values()))
+            own = [rates.get_parameter(name.replace(".", "/")) for name in phi]
+            own = [rate[min(step, 1)] for rate in own] if kind == "per_parameter_and_step" else own
+            phi = {n: v - a * d for (n, v), a, d in zip(phi.items(), own, g, strict=True)}
+    assert (expected[:, -1] > 3 * expected[:, 0]).any()
+    torch.testing.assert_close(result.query_losses, expected.detach(), rtol=1e-9, atol=1e-9)
 
 
 # Proto-MAML, CAVIA, LoRA
@@ -668,6 +741,29 @@ def test_lora_in_a_transformer(training):
     torch.testing.assert_close(results[0][:, -1], outputs[0].task_losses)
 
 
+@engines
+def test_lora_in_bf16(engine):
+    """Under autocast, on a base in bfloat16 with adapters in float32: near the float32 meta-gradient."""
+    torch.manual_seed(0)
+    tasks = make_problem("attention", "cross_entropy", dtype=torch.float32)[1]
+    network = add_lora(Transformer(), rank=2)
+    adapters = {name: value for name, value in network.named_parameters() if value.requires_grad}
+    with torch.no_grad():
+        for value in adapters.values():
+            value.add_(0.1 * torch.randn_like(value))
+    right = meta_gradient(network, meta_loss(network, lora(LR, 2), tasks, loss="cross_entropy", engine="eager"))
+    for name, value in network.named_parameters():
+        if name not in adapters:
+            value.data = value.data.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = meta_loss(network, lora(LR, 2), tasks, loss="cross_entropy", engine=ENGINES[engine])
+    actual = meta_gradient(network, output)
+    assert {gradient.dtype for gradient in actual} == {torch.float32}
+    flat = [torch.cat([gradient.flatten() for gradient in gradients]) for gradients in (actual, right)]
+    assert not torch.equal(*flat)  # or autocast did nothing
+    assert F.cosine_similarity(*flat, dim=0) > 0.98
+
+
 @pytest.mark.parametrize("engine", ["eager", "batched"])
 def test_scalar_parameters(engine):
     """A parameter without dimensions under all that looks at the shape of gradients."""
@@ -783,21 +879,39 @@ def subject(network: str, preset: str, engine: str) -> tuple[MetaModule, TaskBat
     if outer is torch.optim.Adam:
         outer = lambda p: torch.optim.Adam(p, lr=0.02)  # noqa: E731
     made = MetaModule(
-        module, PRESETS[preset](network), loss="cross_entropy", optimizer=outer, engine=ENGINES[engine], metric=None
+        module, PRESETS[preset](network), loss="cross_entropy", optimizer=outer, engine=FIT[engine], metric=None
     )
     return made, tasks
 
 
-@pytest.mark.filterwarnings("ignore:The conjugate gradients of the implicit")  # said once, and tested above
-@pytest.mark.parametrize(
-    ("preset", "network", "engine"),
-    [
-        # a Latin square in each run: every new preset meets every network and every engine
-        pytest.param(preset, network, engine, marks=[] if i > 2 and (i + j + k) % 3 == 0 else pytest.mark.slow)
+FIT = {**ENGINES, "fused": Fused(), "compile": COMPILED}
+PLAIN = ("maml", "fomaml", "pretrained", "anil", "boil", "meta_sgd", "reptile_sgd", "lora")
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv4", "attention"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_tables_below_hold_every_engine_that_supports_a_preset(preset, network):
+    module, tasks = small(network, preset)
+    problem = Problem(module, with_rates(PRESETS[preset](network), module), task_loss("cross_entropy"))
+    supporting = {n for n, e in FIT.items() if e.unsupported(problem, tasks.support_inputs.device) is None}
+    assert supporting == ({*FIT} if preset in PLAIN else {*ENGINES})
+
+
+def every(quick: Callable[[int, int, int], bool]) -> list:
+    """Every preset, network and engine that supports it; those that ``quick`` does not choose by number are slow."""
+    return [
+        pytest.param(preset, network, engine, marks=[] if quick(i, j, k) else pytest.mark.slow)
         for i, preset in enumerate(PRESETS)
         for j, network in enumerate(("mlp", "conv4", "attention"))
-        for k, engine in enumerate(("eager", "batched", "checkpoint"))
-    ],
+        for k, engine in enumerate(FIT)
+        if engine in ENGINES or preset in PLAIN
+    ]
+
+
+# a Latin square in each run: every new preset meets every network and every engine; compiling takes long
+@pytest.mark.filterwarnings("ignore:The conjugate gradients of the implicit")  # said once, and tested above
+@pytest.mark.parametrize(
+    ("preset", "network", "engine"), every(lambda i, j, k: i > 2 and (i + j + k) % 3 == 0 and k < 4)
 )
 def test_twenty_steps_lower_the_loss(tmp_path, preset, network, engine):
     made, tasks = subject(network, preset, engine)
@@ -812,20 +926,21 @@ def test_twenty_steps_lower_the_loss(tmp_path, preset, network, engine):
     assert loss() < 0.97 * before
 
 
+# with the batched engine in each run, mostly on the perceptron
 @pytest.mark.filterwarnings("ignore:The conjugate gradients of the implicit")
 @pytest.mark.parametrize(
-    ("network", "preset"),
-    [*(("mlp", preset) for preset in list(PRESETS)[3:]), ("conv4", "maml_pp"), ("attention", "lora")],
+    ("preset", "network", "engine"),
+    every(lambda i, j, k: k == 1 and i > 2 and (j == 0 or (j, [*PRESETS][i]) in ((1, "maml_pp"), (2, "lora")))),
 )
-def test_checkpoint_resume_predict(tmp_path, network, preset):
-    whole, tasks = subject(network, preset, "batched")
+def test_checkpoint_resume_predict(tmp_path, preset, network, engine):
+    whole, tasks = subject(network, preset, engine)
     data = DataLoader([tasks] * 4, batch_size=None)
     trainer(tmp_path, max_epochs=2).fit(whole, data)
-    first, _ = subject(network, preset, "batched")
+    first, _ = subject(network, preset, engine)
     run = trainer(tmp_path, max_epochs=1)
     run.fit(first, data)
     run.save_checkpoint(tmp_path / "half.ckpt")
-    second, _ = subject(network, preset, "batched")
+    second, _ = subject(network, preset, engine)
     run = trainer(tmp_path, max_epochs=2)
     run.fit(second, data, ckpt_path=tmp_path / "half.ckpt")
     for a, b in zip(whole.parameters(), second.parameters(), strict=True):

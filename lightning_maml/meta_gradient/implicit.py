@@ -27,15 +27,17 @@ class Implicit:
     gradient, get theirs by the same theorem; learned inner rates get zeros, for the optimum does not depend on them.
 
     The iterations start at what is the solution where there is no curvature, the first-order gradient over 1 + damping,
-    and the one with the smallest residual counts: away from a minimum, where the Hessian may have negative
-    eigenvalues, the rule falls back towards first order.
+    and the one with the smallest residual counts. At a minimum of the proximal loss the system is positive definite;
+    a task that conjugate gradients find to be elsewhere, by a direction of negative curvature, falls back towards
+    first order, which no number of iterations changes. What helps there is an inner loop that comes closer to its
+    optimum. A warning tells which of the two it is.
 
     Args:
         cg_steps: conjugate gradient iterations.
         damping: added to the diagonal, ``(1 + damping) I + H / lambda``: 0 is exact, more is steadier where the
             Hessian has negative eigenvalues, and shortens the meta-gradient, by 1 + damping in flat directions. (The
             authors' code also adds 10 to the lambda that divides H.)
-        tolerance: a relative residual above this is warned of, once.
+        tolerance: a relative residual above this is warned of, once for each of its causes.
 
     Raises:
         ValueError: an argument is out of range, or the inner loop is not proximal.
@@ -47,7 +49,7 @@ class Implicit:
     cg_steps: int = 5
     damping: float = 1.0
     tolerance: float = 0.1
-    _warned: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
+    _warned: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.cg_steps, bool) or not isinstance(self.cg_steps, int) or self.cg_steps < 1:
@@ -79,48 +81,63 @@ class Implicit:
             return (1 + self.damping) * v + flat(product) / strength
 
         b = flat(slopes)
-        solution, residuals = conjugate_gradients(multiply, b, self.cg_steps, start=b / (1 + self.damping))
-        self._warn(residuals)
+        solution, residuals, saddle = conjugate_gradients(multiply, b, self.cg_steps, start=b / (1 + self.damping))
+        self._warn(residuals, saddle)
         # theta's gradient is the solution; that of what else the support loss depends on, -d<solution, slope>/lambda
         along = (solution * (flat(theta) - support / strength)).sum() / tasks
         return query._replace(loss=query.loss + along - along.detach())
 
-    def _warn(self, residuals: Tensor) -> None:
-        if self._warned:
+    def _warn(self, residuals: Tensor, saddle: Tensor) -> None:
+        unsolved = ~(residuals <= self.tolerance)
+        if not unsolved.any():
             return
-        worst = float(residuals.max())
-        if not worst <= self.tolerance:
-            self._warned.append(worst)
+        lost = ~residuals.isfinite()
+        causes = {
+            "their inner loop has diverged. Use a smaller `lr`: below 2 / (lambda + the largest curvature).": lost,
+            "their inner loop ends where the proximal loss has negative curvature, short of a minimum, and they fall "
+            "back towards the first-order meta-gradient. Use more inner `steps`, a larger lambda, or a larger "
+            "`damping`; more `cg_steps` do not help.": unsolved & saddle & ~lost,
+            f"{self.cg_steps} iterations are too few. Use more `cg_steps`, a larger `damping`, or a larger lambda.": (
+                unsolved & ~saddle & ~lost
+            ),
+        }
+        for cause, tasks in causes.items():
+            if cause in self._warned or not tasks.any():
+                continue
+            self._warned.add(cause)
             warnings.warn(
-                f"The conjugate gradients of the implicit meta-gradient have not converged: after {self.cg_steps} "
-                f"iterations a task is left with {worst:.2g} of its residual (tolerance {self.tolerance}). Use more "
-                "`cg_steps`, a larger `damping`, or a larger lambda. This is said once.",
+                "The conjugate gradients of the implicit meta-gradient have not converged for "
+                f"{int(tasks.sum())} of {len(tasks)} tasks (relative residual {float(residuals[tasks].max()):.2g}, "
+                f"tolerance {self.tolerance}): {cause} This is said once.",
                 stacklevel=2,
             )
 
 
 def conjugate_gradients(
     multiply: Callable[[Tensor], Tensor], b: Tensor, steps: int, start: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Solves ``A x = b`` for each task, ``A`` symmetric and given by ``multiply [T, P] -> [T, P]``, from ``start``.
 
-    Returns the iterates of the smallest residual ``[T, P]``, and these residuals relative to ``b``, ``[T]``. A task
-    that meets a direction of negative curvature stays where it is: conjugate gradients may go anywhere from there.
+    Returns the iterates of the smallest residual ``[T, P]``, these residuals relative to ``b``, ``[T]``, and which
+    tasks met a direction of negative curvature, ``[T]``. Those stay where they are: conjugate gradients may go
+    anywhere from there.
 
     Example:
         >>> A = torch.tensor([[[3.0, 1.0], [1.0, 2.0]]])
         >>> b = torch.tensor([[5.0, 5.0]])
-        >>> x, residuals = conjugate_gradients(lambda v: (A @ v[..., None])[..., 0], b, 2, start=b)
-        >>> x.round(decimals=4), bool(residuals < 1e-5)
-        (tensor([[1., 2.]]), True)
+        >>> x, residuals, saddle = conjugate_gradients(lambda v: (A @ v[..., None])[..., 0], b, 2, start=b)
+        >>> x.round(decimals=4), bool(residuals < 1e-5), bool(saddle)
+        (tensor([[1., 2.]]), True, False)
     """
     x, r = start, b - multiply(start)
     p, squared = r, r.square().sum(1, keepdim=True)
     best, least = x, squared
+    saddle = torch.zeros_like(squared, dtype=torch.bool)
     for _ in range(steps):
         product = multiply(p)
         curvature = (p * product).sum(1, keepdim=True)
         moves = (curvature > 0) & (squared > 0)
+        saddle = saddle | ((curvature < 0) & (squared > 0))
         alpha = torch.where(moves, squared / torch.where(moves, curvature, 1), 0)
         x, r = x + alpha * p, r - alpha * product
         following = r.square().sum(1, keepdim=True)
@@ -129,4 +146,4 @@ def conjugate_gradients(
         better = squared < least
         best, least = torch.where(better, x, best), torch.where(better, squared, least)
     length = b.square().sum(1, keepdim=True)
-    return best, (least / torch.where(length > 0, length, 1)).sqrt().squeeze(1)
+    return best, (least / torch.where(length > 0, length, 1)).sqrt().squeeze(1), saddle.squeeze(1)

@@ -1,0 +1,101 @@
+"""The README's table of algorithms is complete, and its costs are those of the committed measurement."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import family
+from lightning_maml import presets
+
+ROW = re.compile(r"^\| `(\w+)` *\|(.*)\|$", re.MULTILINE)
+
+
+def cells(repository: Path) -> dict[str, list[str]]:
+    """The cells of each preset's row."""
+    text = (repository / "README.md").read_text()
+    table = text[text.index("| preset ") :].split("\n\n")[0]
+    return {name: [cell.strip() for cell in rest.split(" | ")] for name, rest in ROW.findall(table)}
+
+
+def test_the_table_has_every_preset(repository):
+    rows = cells(repository)
+    assert sorted(rows) == sorted(presets.__all__) == sorted(family.ALGORITHMS)
+    assert {len(row) for row in rows.values()} == {5}
+    assert all(all(row) for row in rows.values())
+
+
+def test_costs_in_the_readme_are_the_measured_ones(repository):
+    results = json.loads((repository / "benchmarks/results/family/costs.json").read_text())
+    assert sorted(results["workloads"]) == sorted(family.TASKS)
+    for preset, (*_, mlp, conv4) in cells(repository).items():
+        for cell, workload in (mlp, "mlp"), (conv4, "conv4"):
+            found = results["workloads"][workload]
+            row = found["rows"].get(preset)
+            assert (row is None) == (preset in found["left_out"])
+            assert cell == ("-" if row is None else f"{row['times']:.2g}, {row['memory']:.2g}"), (preset, workload)
+
+
+def test_what_was_measured_is_related_to_fomaml_and_right(repository):
+    results = json.loads((repository / "benchmarks/results/family/costs.json").read_text())
+    for workload in results["workloads"].values():
+        base = workload["rows"][family.BASE]
+        assert base["times"] == base["memory"] == 1
+        for row in workload["rows"].values():
+            assert row["times_p10"] <= row["times"] <= row["times_p90"]
+            assert row["memory"] == pytest.approx(row["peak_mb"] / base["peak_mb"])
+            assert row["error"] < 1e-7
+
+
+def test_a_wrong_meta_gradient_gets_no_time(monkeypatch):
+    """The check that stands before every time, on an engine that is wrong by a thousandth."""
+    assert family.error("mlp", "maml") < 1e-12
+    right = family.meta_gradient
+
+    def wrong(network, algorithm, tasks, engine):
+        gradients = right(network, algorithm, tasks, engine)
+        return [1.001 * gradient for gradient in gradients] if engine == "batched" else gradients
+
+    monkeypatch.setattr(family, "meta_gradient", wrong)
+    assert family.error("mlp", "maml") == pytest.approx(1e-3, rel=1e-6)
+
+
+def test_times_are_related_round_by_round(monkeypatch):
+    """On a clock by hand: a machine that becomes ten times slower changes no ratio."""
+    now, load = [0.0], [1.0]
+    monkeypatch.setattr(family.time, "perf_counter", lambda: now[0])
+
+    def run(seconds: float):
+        def spend() -> list[torch.Tensor]:
+            now[0] += seconds * load[0]
+            return []
+
+        return spend
+
+    def slower() -> list[torch.Tensor]:
+        run(0.3)()
+        load[0] *= 10
+        return []
+
+    rows = family.times({"fomaml": run(0.1), "maml": run(0.2), "last": slower}, rounds=3)
+    assert rows["maml"]["times"] == pytest.approx(2.0)
+    assert rows["maml"]["times_p90"] == pytest.approx(2.0)
+    assert rows["maml"]["ms_p90"] > 10 * rows["maml"]["ms_p10"]
+
+
+def test_peak_memory_is_what_lives_at_once():
+    kept = []
+
+    def run() -> list[torch.Tensor]:
+        kept.clear()
+        first = torch.ones(3, 2**18)  # 3 MB
+        second = torch.ones(2, 2**18)
+        del first
+        kept.append(torch.ones(2**18))
+        return [second]
+
+    assert family.peak_memory(run) == pytest.approx(5.0, abs=0.1)
