@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_maml.kernels.mlp_adapt import (
@@ -11,6 +13,7 @@ from lightning_maml.kernels.mlp_adapt import (
     LOSSES,
     mlp_adapt,
     mlp_trajectory,
+    native,
     pack,
     recursion,
     size,
@@ -55,29 +58,127 @@ def launch(arguments, widths, activation, loss, order=2, rates_grad=True, precis
     return kernel.launch(*arguments, widths, activation, loss, order, rates_grad, precision)
 
 
-# the operator on the CPU
+# the operator on the CPU: in torch's products, and compiled from C
+
+BOTH = pytest.mark.parametrize("compiled", [False, True], ids=["torch", "compiled"])
 
 
+@BOTH
 @pytest.mark.parametrize("widths", [[3, 4], [1, 5, 1], [3, 7, 5, 2], [2, 3, 4, 5, 3]], ids=str)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_operator(activation, loss, widths):
+def test_operator(activation, loss, widths, compiled):
     for order, elements, steps in ((2, False, 3), (2, True, 2), (1, False, 2), (1, True, 3), (2, False, 0)):
         arguments = operands(widths, loss, steps=steps, elements=elements)
         expected = naive(*arguments, widths, activation, loss, order)
-        output = mlp_adapt(*arguments, widths, activation, loss, order, rates_grad=True)
+        output = mlp_adapt(*arguments, widths, activation, loss, order, rates_grad=True, compiled=compiled)
         assert_equal(output, expected, 1e-12)
-        trajectory, support_losses = mlp_trajectory(*arguments[:4], widths, activation, loss)
+        trajectory, support_losses = mlp_trajectory(*arguments[:4], widths, activation, loss, compiled=compiled)
         torch.testing.assert_close(trajectory, expected[5])
         torch.testing.assert_close(support_losses, expected[2])
 
 
-def test_operator_in_float32():
-    widths = [1, 40, 40, 1]
-    arguments = operands(widths, "mse", tasks=5, support=10, query=10, steps=5)
-    expected = naive(*arguments, widths, "relu", "mse", 2)
-    output = mlp_adapt(*(value.float() for value in arguments), widths, rates_grad=True)
+@BOTH
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_operator_in_float32(activation, loss, compiled, poisoned):
+    widths = [1, 40, 40, 3]
+    arguments = operands(widths, loss, tasks=13, support=10, query=11, steps=5)
+    expected = naive(*arguments, widths, activation, loss, 2)
+    arguments = [value.float() if value.is_floating_point() else value for value in arguments]
+    output = mlp_adapt(*arguments, widths, activation, loss, rates_grad=True, compiled=compiled)
     assert_equal(output, expected, 1e-5)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_compiled_at_any_size(data):
+    """Tasks that fill no register, prime numbers of rows, layers wider and narrower than a tile, in both dtypes."""
+    draw = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
+    widths = [draw(1, 12) for _ in range(draw(2, 5))]
+    loss, activation = data.draw(st.sampled_from(LOSSES)), data.draw(st.sampled_from(ACTIVATIONS))
+    sizes = {"tasks": draw(1, 35), "support": draw(1, 23), "query": draw(1, 23), "steps": draw(0, 3)}
+    torch.manual_seed(draw(0, 1000))
+    arguments = operands(widths, loss, **sizes, elements=data.draw(st.booleans()))
+    order, single = data.draw(st.sampled_from([1, 2])), data.draw(st.booleans())
+    expected = naive(*arguments, widths, activation, loss, order)
+    if single:
+        arguments = [value.float() if value.is_floating_point() else value for value in arguments]
+    output = mlp_adapt(*arguments, widths, activation, loss, order, rates_grad=True, compiled=True)
+    assert_equal(output, expected, 1e-4 if single else 1e-11)  # of which float32's worst slopes are a sum of large ones
+
+
+def test_compiled_tasks_keep_to_themselves():
+    """One task in a register overflows, or has a NaN: the others' numbers are the same bits."""
+    arguments = operands([2, 5, 1], "mse", tasks=7, dtype=torch.float32)
+    clean = mlp_adapt(*arguments, [2, 5, 1], "tanh", compiled=True)
+    for value in (float("nan"), 1e30):
+        arguments[3][3] = value
+        spoilt = mlp_adapt(*arguments, [2, 5, 1], "tanh", compiled=True)
+        others = torch.arange(7) != 3
+        assert spoilt.task_losses.isfinite().tolist() == others.tolist()
+        for a, b in zip(spoilt[:3], clean[:3], strict=True):
+            assert torch.equal(a[others], b[others])
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
+def test_compiled_activations_show_a_nan(activation):
+    arguments = operands([2, 5, 1], "mse", tasks=1, dtype=torch.float32)
+    arguments[4][0, 0, 0] = float("nan")
+    assert mlp_adapt(*arguments, [2, 5, 1], activation, compiled=True).predictions[0, 0].isnan().all()
+
+
+def test_compiled_gives_the_same_bits_on_any_number_of_threads():
+    arguments = operands([1, 40, 40, 1], "mse", tasks=53, elements=True, dtype=torch.float32)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(mlp_adapt(*arguments, [1, 40, 40, 1], rates_grad=True, compiled=True))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
+
+
+@BOTH
+def test_labels_out_of_range(compiled):
+    arguments = operands([2, 3], "cross_entropy", tasks=2)
+    for labels in (arguments[3], arguments[5]):
+        labels[1, 0] = 3
+        with pytest.raises(RuntimeError, match="Class values must be smaller than num_classes"):
+            mlp_adapt(*arguments, [2, 3], "relu", "cross_entropy", compiled=compiled)
+        labels[1, 0] = 0
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """An empty folder for what is compiled, and nothing remembered."""
+    monkeypatch.setenv("LIGHTNING_MAML_CACHE", str(tmp_path / "cache"))
+    native._function.cache_clear()
+    yield tmp_path / "cache"
+    native._function.cache_clear()
+
+
+def test_compiled_once_on_a_machine(own_cache, monkeypatch):
+    arguments = operands([2, 3], "mse", tasks=1)
+    mlp_adapt(*arguments, [2, 3], compiled=True)
+    (library,) = own_cache.iterdir()
+    assert library.name.startswith("mlp_adapt_double_")
+    native._function.cache_clear()
+    monkeypatch.setattr(native, "_build", None)
+    mlp_adapt(*arguments, [2, 3], compiled=True)
+
+
+@pytest.mark.parametrize(
+    "compiler,reason",
+    [("no-such-compiler", "'no-such-compiler' of \\$CC is not found"), ("false", "false .* failed")],
+)
+def test_without_a_compiler(compiler, reason, own_cache, monkeypatch):
+    monkeypatch.setenv("CC", compiler)
+    with pytest.raises(RuntimeError, match=f"Expected to compile `mlp_adapt` but {reason}"):
+        mlp_adapt(*operands([2, 3], "mse"), [2, 3], compiled=True)
+    assert not list(own_cache.glob("*")), "half a library was left"
 
 
 def test_first_order_is_another_gradient():
@@ -86,17 +187,19 @@ def test_first_order_is_another_gradient():
     assert (exact - first).abs().max() > 1e-3 * exact.abs().max()
 
 
-def test_gradient_is_the_slope():
+@BOTH
+def test_gradient_is_the_slope(compiled):
     """Finite differences of the query loss itself: no autograd in sight."""
     widths, step = [2, 6, 3], 1e-6
     theta, rates, *batch = operands(widths, "cross_entropy", steps=3, elements=True)
-    output = mlp_adapt(theta, rates, *batch, widths, "gelu", "cross_entropy", rates_grad=True)
+    output = mlp_adapt(theta, rates, *batch, widths, "gelu", "cross_entropy", rates_grad=True, compiled=compiled)
     for value, gradient in ((theta, output.of_theta), (rates, output.of_rates)):
         direction = torch.randn_like(value)
         ends = []
         for sign in (1, -1):
             moved = [value + sign * step * direction if other is value else other for other in (theta, rates)]
-            ends.append(mlp_adapt(*moved, *batch, widths, "gelu", "cross_entropy").task_losses.mean())
+            moved_output = mlp_adapt(*moved, *batch, widths, "gelu", "cross_entropy", compiled=compiled)
+            ends.append(moved_output.task_losses.mean())
         assert (gradient * direction).sum().item() == pytest.approx((ends[0] - ends[1]).item() / (2 * step), rel=1e-5)
 
 
@@ -108,12 +211,14 @@ def test_differentiating_an_output_raises():
             value.sum().backward()
 
 
+@BOTH
 @pytest.mark.parametrize("rates_grad", [False, True])
-def test_opcheck(rates_grad):
-    arguments = (*operands([3, 4, 2], "cross_entropy"), [3, 4, 2], "tanh", "cross_entropy", 2, rates_grad, "tf32x3")
+def test_opcheck(rates_grad, compiled):
+    kind = ([3, 4, 2], "tanh", "cross_entropy", 2, rates_grad, "tf32x3", compiled)
+    arguments = (*operands([3, 4, 2], "cross_entropy"), *kind)
     results = torch.library.opcheck(torch.ops.lightning_maml.mlp_adapt.default, arguments)
     assert set(results.values()) == {"SUCCESS"}
-    arguments = (*operands([3, 4, 2], "mse")[:4], [3, 4, 2], "relu", "mse", "tf32x3")
+    arguments = (*operands([3, 4, 2], "mse")[:4], [3, 4, 2], "relu", "mse", "tf32x3", compiled)
     results = torch.library.opcheck(torch.ops.lightning_maml.mlp_trajectory.default, arguments)
     assert set(results.values()) == {"SUCCESS"}
 

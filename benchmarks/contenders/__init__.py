@@ -27,8 +27,9 @@ NAMES = (
     "batched_compile",
     "batched_checkpoint",
     "fused",
+    "fused_compile",
 )
-OURS = ("eager", "batched", "batched_compile", "batched_checkpoint", "fused")
+OURS = ("eager", "batched", "batched_compile", "batched_checkpoint", "fused", "fused_compile")
 
 
 class Remote(Protocol):

@@ -6,7 +6,7 @@ differentiating any of its outputs raises: nothing can be first order without a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,6 +50,14 @@ class Adaptation(NamedTuple):
     """``[m, 1]`` or ``[m, P]``, or ``[0]`` where it was not asked for."""
 
 
+def _on_the_cpu(compiled: bool) -> Callable[..., recursion.Result]:
+    if not compiled:
+        return recursion.adapt
+    from lightning_maml.kernels.mlp_adapt import native
+
+    return native.adapt
+
+
 @torch.library.custom_op("lightning_maml::mlp_adapt", mutates_args=(), device_types="cpu")
 def _mlp_adapt(
     theta: Tensor,
@@ -64,10 +72,10 @@ def _mlp_adapt(
     order: int,
     rates_grad: bool,
     precision: str,
+    compiled: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch = (support_inputs, support_targets, query_inputs, query_targets)
-    result = recursion.adapt(theta, rates, *batch, widths, activation, loss, order, rates_grad)
-    return result[:5]
+    return _on_the_cpu(compiled)(theta, rates, *batch, widths, activation, loss, order, rates_grad)[:5]
 
 
 @_mlp_adapt.register_kernel("cuda")
@@ -84,6 +92,7 @@ def _(
     order: int,
     rates_grad: bool,
     precision: str,
+    compiled: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     from lightning_maml.kernels.mlp_adapt.kernel import launch  # Triton is not on every machine
 
@@ -107,6 +116,7 @@ def _(
     order: int,
     rates_grad: bool,
     precision: str,
+    compiled: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     tasks, queries = query_inputs.shape[:2]
     return (
@@ -128,9 +138,10 @@ def _mlp_trajectory(
     activation: str,
     loss: str,
     precision: str,
+    compiled: bool,
 ) -> tuple[Tensor, Tensor]:
     batch = (support_inputs, support_targets, None, None)
-    result = recursion.adapt(theta, rates, *batch, widths, activation, loss, 1, False)
+    result = _on_the_cpu(compiled)(theta, rates, *batch, widths, activation, loss, 1, False)
     return result.trajectory, result.support_losses
 
 
@@ -144,6 +155,7 @@ def _(
     activation: str,
     loss: str,
     precision: str,
+    compiled: bool,
 ) -> tuple[Tensor, Tensor]:
     from lightning_maml.kernels.mlp_adapt.kernel import launch
 
@@ -163,6 +175,7 @@ def _(
     activation: str,
     loss: str,
     precision: str,
+    compiled: bool,
 ) -> tuple[Tensor, Tensor]:
     tasks, steps = support_inputs.shape[0], rates.shape[0]
     return theta.new_empty(tasks, steps, theta.shape[0]), theta.new_empty(tasks, steps + 1)
@@ -181,6 +194,7 @@ def mlp_adapt(
     order: int = 2,
     rates_grad: bool = False,
     precision: str = "tf32x3",
+    compiled: bool = False,
 ) -> Adaptation:
     """The inner loops of all tasks on a multilayer perceptron, and the meta-gradient of the mean query loss.
 
@@ -199,10 +213,12 @@ def mlp_adapt(
         rates_grad: whether to return the gradient of the rates too.
         precision: of the products on a GPU, one of :data:`PRECISIONS`: the first two are exact to about 1e-6,
             ``"tf32"`` to 1e-3. The CPU computes in the dtype of ``theta``.
+        compiled: on the CPU, run ``native.c``, which the machine's C compiler builds on the first call, instead of
+            torch's own products. On a GPU the kernels are compiled in any case.
 
     Raises:
         ValueError: shapes that do not fit each other, or an argument outside of what is covered.
-        RuntimeError: on differentiating an output, which the operator refuses.
+        RuntimeError: on differentiating an output, which the operator refuses; no compiler for ``compiled=True``.
     """
     _check(theta, rates, support_inputs, support_targets, widths, activation, loss, precision)
     _check(theta, rates, query_inputs, query_targets, widths, activation, loss, precision)
@@ -211,7 +227,9 @@ def mlp_adapt(
     if len(support_inputs) != len(query_inputs):
         raise ValueError(f"Expected as many query sets as support sets but got {len(query_inputs)}.")
     batch = (support_inputs, support_targets, query_inputs, query_targets)
-    return Adaptation(*_mlp_adapt(theta, rates, *batch, list(widths), activation, loss, order, rates_grad, precision))
+    return Adaptation(
+        *_mlp_adapt(theta, rates, *batch, list(widths), activation, loss, order, rates_grad, precision, compiled)
+    )
 
 
 def mlp_trajectory(
@@ -223,11 +241,12 @@ def mlp_trajectory(
     activation: str = "relu",
     loss: str = "mse",
     precision: str = "tf32x3",
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The parameters ``[T, m, P]`` after each inner step and the losses ``[T, m + 1]``, as :func:`mlp_adapt`."""
     _check(theta, rates, support_inputs, support_targets, widths, activation, loss, precision)
     batch = (support_inputs, support_targets)
-    return _mlp_trajectory(theta, rates, *batch, list(widths), activation, loss, precision)
+    return _mlp_trajectory(theta, rates, *batch, list(widths), activation, loss, precision, compiled)
 
 
 def _check(

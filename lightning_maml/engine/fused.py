@@ -1,4 +1,4 @@
-"""Whole inner loops as one operator, and inner steps as one launch: Triton on a GPU, plain torch on the CPU.
+"""Whole inner loops as one operator, and inner steps as one launch: Triton on a GPU, C or plain torch on the CPU.
 
 ``lightning_maml.kernels`` is imported inside the functions that need it: ``import lightning_maml`` loads no kernel.
 """
@@ -110,7 +110,7 @@ def _loss_name(loss: TaskLoss) -> str | None:
 
 @dataclass(frozen=True)
 class Fused(Engine):
-    """The engine of the project's own kernels; the CPU runs the same operators in plain torch.
+    """The engine of the project's own kernels; the CPU runs the same operators in plain torch, or compiled from C.
 
     On a multilayer perceptron the operator ``mlp_adapt`` runs all inner steps, the query loss and the exact
     meta-gradient (:meth:`supports` says where). Any other network runs as on :class:`Batched`, with the inner update
@@ -121,6 +121,8 @@ class Fused(Engine):
             ``"sgd_update"`` leaves it out.
         precision: of ``mlp_adapt``'s products on a GPU: ``"tf32x3"`` and ``"ieee"`` are exact to about 1e-6, ``"tf32"``
             to 1e-3. The CPU computes in the parameters' dtype.
+        compile: on a CPU, ``mlp_adapt`` compiled by the machine's C compiler: two seconds, once on a machine. What that
+            operator does not cover is refused. A GPU's kernels are compiled in any case.
 
     Raises:
         ValueError: an argument is out of range.
@@ -128,6 +130,7 @@ class Fused(Engine):
 
     kernel: Literal["auto", "mlp_adapt", "sgd_update"] = "auto"
     precision: Literal["tf32x3", "ieee", "tf32"] = "tf32x3"
+    compile: bool = False
     name = "fused"
 
     def __post_init__(self) -> None:
@@ -135,6 +138,8 @@ class Fused(Engine):
             raise ValueError(f"Expected `kernel` to be 'auto', 'mlp_adapt' or 'sgd_update' but got {self.kernel!r}.")
         if self.precision not in ("tf32x3", "ieee", "tf32"):
             raise ValueError(f"Expected `precision` to be 'tf32x3', 'ieee' or 'tf32' but got {self.precision!r}.")
+        if self.compile and self.kernel == "sgd_update":
+            raise ValueError("Expected `compile=False` for kernel='sgd_update': what is compiled is `mlp_adapt`.")
 
     def unsupported(self, problem: Problem, device: torch.device) -> str | None:
         if device.type not in ("cpu", "cuda"):
@@ -150,6 +155,12 @@ class Fused(Engine):
         if len(kinds) > 1 or not {dtype for dtype, _ in kinds} <= {torch.float32, torch.float64}:
             names = sorted(str(dtype) for dtype, _ in kinds)
             return f"all adapted parameters have to be of one dtype, float32 or float64, but are {names}."
+        if self.compile and device.type == "cpu":
+            from lightning_maml.kernels.mlp_adapt import native
+
+            for dtype, _ in kinds:
+                if (reason := native.unavailable(dtype)) is not None:
+                    return f"compile=True needs a C compiler, but {reason}. Use compile=False."
         return None
 
     def supports(self, problem: Problem, tasks: TaskBatch) -> str | None:
@@ -193,8 +204,9 @@ class Fused(Engine):
         found = self._perceptron(problem, tasks)
         if isinstance(found, Perceptron):
             return found
-        if self.kernel == "mlp_adapt":
-            raise NotImplementedError(f"Expected a problem that `mlp_adapt` covers but {found}.")
+        if self.kernel == "mlp_adapt" or self.compile:
+            advice = " Batched(compile=True) compiles any network." if self.compile else ""
+            raise NotImplementedError(f"Expected a problem that `mlp_adapt` covers but {found}.{advice}")
         return None
 
     def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
@@ -217,6 +229,7 @@ class Fused(Engine):
             order=_ORDERS[type(rule)],
             rates_grad=rates.requires_grad,
             precision=self.precision,
+            compiled=self.compile,
         )
         leaves = problem.leaves()
         gradients: dict[int, Tensor] = {}
@@ -246,7 +259,7 @@ class Fused(Engine):
         rates = _rates(problem, found, problem.inner.steps).detach()
         batch = (inputs.detach(), targets.detach())
         kind = (found.widths, found.activation, _loss_name(problem.loss))
-        path, losses = mlp_trajectory(theta, rates, *batch, *kind, precision=self.precision)
+        path, losses = mlp_trajectory(theta, rates, *batch, *kind, precision=self.precision, compiled=self.compile)
         names, _ = problem.split()
         for step in range(problem.inner.steps + 1):
             phi = theta.expand(len(tasks), -1) if step == 0 else path[:, step - 1]

@@ -1,0 +1,164 @@
+"""The operator on the CPU, compiled: builds ``native.c`` with the machine's C compiler, keeps the library, calls it.
+
+The library is built for this very processor in about two seconds, once for each dtype, and kept between runs in
+``$LIGHTNING_MAML_CACHE`` (``~/.cache/lightning_maml``), by a name that source, compiler and processor decide.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_maml.kernels.mlp_adapt.layout import size
+from lightning_maml.kernels.mlp_adapt.recursion import Result
+
+__all__ = ["adapt", "unavailable"]
+
+SOURCE = Path(__file__).with_name("native.c")
+ACTIVATIONS = ("identity", "relu", "tanh", "gelu")  # in the order of native.c
+LOSSES = ("mse", "cross_entropy", "bce")
+MOST_LAYERS = 4
+FLAGS = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+# what not every compiler knows, the best first; without OpenMP all tasks run in one thread
+CHOICES = (["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"], ["-mcpu=native"], [])
+
+
+class _Problem(ctypes.Structure):
+    """As in native.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("tasks", "rows", "queries", "layers", "steps", "activation", "loss")),
+        *((name, ctypes.c_int64) for name in ("order", "rates_grad", "rate_columns", "threads")),
+        ("widths", ctypes.c_int64 * (MOST_LAYERS + 1)),
+        *((name, ctypes.c_void_p) for name in ("theta", "rates", "support_inputs", "query_inputs")),
+        *((name, ctypes.c_void_p) for name in ("support_targets", "query_targets")),
+        *((name, ctypes.c_void_p) for name in ("task_losses", "predictions", "support_losses")),
+        *((name, ctypes.c_void_p) for name in ("of_theta", "of_rates", "trajectory")),
+    ]
+
+
+def adapt(
+    theta: Tensor,
+    rates: Tensor,
+    support_inputs: Tensor,
+    support_targets: Tensor,
+    query_inputs: Tensor | None,
+    query_targets: Tensor | None,
+    widths: Sequence[int],
+    activation: str,
+    loss: str,
+    order: int,
+    rates_grad: bool,
+) -> Result:
+    """As :func:`lightning_maml.kernels.mlp_adapt.recursion.adapt`.
+
+    Raises:
+        RuntimeError: there is no compiler, or it fails, or a label is out of range.
+        MemoryError: no memory for the tasks of a thread.
+    """
+    function = _function(theta.dtype)
+    if isinstance(function, str):
+        raise RuntimeError(f"Expected to compile `mlp_adapt` but {function}.")
+    tasks, rows = support_inputs.shape[:2]
+    steps, out = len(rates), widths[-1]
+    queries = 0 if query_inputs is None else query_inputs.shape[1]
+    theta, rates, support_inputs, support_targets = (
+        value.contiguous() for value in (theta, rates, support_inputs, support_targets)
+    )
+    support_losses = theta.new_empty(tasks, steps + 1)
+    nothing = theta.new_empty(0)
+    if query_inputs is None or query_targets is None:
+        trajectory = theta.new_empty(tasks, steps, size(widths))
+        result = Result(nothing, nothing, support_losses, nothing, nothing, trajectory)
+    else:
+        query_inputs, query_targets = query_inputs.contiguous(), query_targets.contiguous()
+        of_rates = torch.zeros_like(rates) if rates_grad else nothing
+        outputs = theta.new_empty(tasks), theta.new_empty(tasks, queries, out)
+        result = Result(*outputs, support_losses, torch.zeros_like(theta), of_rates, nothing)
+    pointers = [
+        None if value is None else value.data_ptr()
+        for value in (theta, rates, support_inputs, query_inputs, support_targets, query_targets)
+    ]
+    problem = _Problem(
+        *(tasks, rows, queries, len(widths) - 1, steps, ACTIVATIONS.index(activation), LOSSES.index(loss)),
+        *(order, rates_grad, rates.shape[1], torch.get_num_threads()),
+        (ctypes.c_int64 * (MOST_LAYERS + 1))(*widths),
+        *pointers,
+        *(value.data_ptr() for value in result),
+    )
+    if tasks and (failed := function(ctypes.byref(problem))) == 1:
+        raise RuntimeError(f"Class values must be smaller than num_classes: expected labels from 0 to {out - 1}.")
+    if tasks and failed:
+        raise MemoryError(f"No memory for {steps} steps of a network of {size(widths)} parameters.")
+    return result
+
+
+def unavailable(dtype: torch.dtype = torch.float32) -> str | None:
+    """Why the operator cannot be compiled on this machine, or None; compiles it where that was not done before."""
+    function = _function(dtype)
+    return function if isinstance(function, str) else None
+
+
+def _compiler() -> list[str] | str:
+    """The command of the C compiler: ``$CC``, or the first of ``cc``, ``gcc`` and ``clang``; or why there is none."""
+    named = shlex.split(os.environ.get("CC", ""))
+    for command in [named] if named else [["cc"], ["gcc"], ["clang"]]:
+        if shutil.which(command[0]):
+            return command
+    return f"{named[0]!r} of $CC is not found" if named else "there is no C compiler: neither cc nor gcc nor clang"
+
+
+@lru_cache
+def _function(dtype: torch.dtype) -> Callable[..., int] | str:
+    """The compiled function, or why there is none."""
+    command = _compiler()
+    if isinstance(command, str):
+        return command
+    real = {torch.float32: "float", torch.float64: "double"}[dtype]
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
+    text = [SOURCE.read_text(), str((FLAGS, CHOICES, command)), version, _processor()]
+    name = f"mlp_adapt_{real}_{hashlib.sha256(''.join(text).encode()).hexdigest()[:24]}.so"
+    folder = Path(os.environ.get("LIGHTNING_MAML_CACHE") or Path.home() / ".cache" / "lightning_maml")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / name).exists():
+            _build(command, real, folder / name)
+        function = ctypes.CDLL(str(folder / name)).adapt
+    except (OSError, RuntimeError) as error:
+        return str(error)
+    function.argtypes, function.restype = [ctypes.POINTER(_Problem)], ctypes.c_int
+    return function
+
+
+def _processor() -> str:
+    """What the code is built for: with another processor's instructions a program would be killed."""
+    text, info = platform.platform() + platform.processor(), Path("/proc/cpuinfo")
+    if info.exists():
+        lines = {line for line in info.read_text().splitlines() if line.startswith(("flags", "Features", "model name"))}
+        text += "".join(sorted(lines))
+    return text
+
+
+def _build(command: list[str], real: str, library: Path) -> None:
+    # under another name, then renamed: processes that start at once do not see each other's half
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        built = Path(folder) / library.name
+        for choice in CHOICES:
+            call = [*command, *FLAGS, *choice, f"-DREAL={real}", str(SOURCE), "-o", str(built), "-lm"]
+            done = subprocess.run(call, capture_output=True, text=True)
+            if done.returncode == 0:
+                built.replace(library)
+                return
+    raise RuntimeError(f"{shlex.join(call)} failed:\n{done.stderr}")
