@@ -187,19 +187,20 @@ def evaluate(
 @contextmanager
 def _running(problem: Problem) -> Iterator[None]:
     """What holds while an engine runs: gradients on, and every forward twice differentiable."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(batch_norm_mode(problem.modules, problem.algorithm.batch_norm))
-        # the fused attention kernels have no second derivative, nor has cuDNN's recurrence
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if any(isinstance(module, nn.RNNBase) for module in problem.modules):
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        # a cast cached where gradients were off would have no gradient where they are on
-        cached = torch.is_autocast_cache_enabled()
-        stack.callback(torch.set_autocast_cache_enabled, cached)
-        torch.set_autocast_cache_enabled(False)
-        yield
+    with torch.inference_mode(False), torch.enable_grad():
+        if problem.plain and not torch.is_autocast_enabled(next(iter(problem.names.values())).device.type):
+            yield
+            return
+        with ExitStack() as stack:
+            stack.enter_context(batch_norm_mode(problem.modules, problem.algorithm.batch_norm))
+            # the fused attention kernels have no second derivative, nor has cuDNN's recurrence
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if any(isinstance(module, nn.RNNBase) for module in problem.modules):
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            # a cast cached where gradients were off would have no gradient where they are on
+            stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
+            torch.set_autocast_cache_enabled(False)
+            yield
 
 
 def _normal(tensor: Tensor) -> Tensor:
@@ -211,12 +212,14 @@ def _normal(tensor: Tensor) -> Tensor:
 
 
 def _check_finite(tasks: TaskBatch) -> None:
-    for name, value in tasks.named():
-        # on an accelerator this would wait for the device; MetaModule looks there once a loss is not finite
-        if value.is_floating_point() and value.device.type == "cpu" and not math.isfinite(value.sum().item()):
-            bad = (~torch.isfinite(value)).flatten(1).any(1).nonzero().flatten().tolist()
-            if bad:
-                raise ValueError(f"Expected finite numbers but `{name}` holds NaN or infinities in tasks {bad[:10]}.")
+    # on an accelerator this would wait for the device; MetaModule looks there once a loss is not finite
+    named = [(name, value) for name, value in tasks.named() if value.is_floating_point() and value.device.type == "cpu"]
+    if all(math.isfinite(norm.item()) for norm in torch._foreach_norm([value for _, value in named], 1)):
+        return
+    for name, value in named:  # a norm of finite numbers may overflow
+        bad = (~torch.isfinite(value)).flatten(1).any(1).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(f"Expected finite numbers but `{name}` holds NaN or infinities in tasks {bad[:10]}.")
 
 
 def _check_devices(problem: Problem, inputs: Tensor) -> None:

@@ -33,4 +33,7 @@ def matrices(flat: Tensor, widths: Sequence[int]) -> list[Tensor]:
 
 def unpack(flat: Tensor, widths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
     """``[..., P]`` -> ``[(weight [..., out, in], bias [..., out]), ...]``, as views. The inverse of :func:`pack`."""
-    return [(matrix[..., :-1, :].mT, matrix[..., -1, :]) for matrix in matrices(flat, widths)]
+    # one split for all: what a call of torch costs counts here
+    parts = flat.split([numbers for a, b in pairwise(widths) for numbers in (a * b, b)], dim=-1)
+    weights = [part.view(*flat.shape[:-1], a, b).mT for part, (a, b) in zip(parts[::2], pairwise(widths), strict=True)]
+    return list(zip(weights, parts[1::2], strict=True))

@@ -5,7 +5,7 @@
  * copy, and each task's numbers stay apart: one that overflows harms no other. A group of LANES tasks runs all its inner
  * steps and the way back in one thread, out of that thread's cache; sums over groups are in a fixed order.
  *
- * Compiled by native.py with -DREAL=float or double.
+ * Compiled by native.py with -DREAL=float -DINTEGER=int32_t, or -DREAL=double -DINTEGER=int64_t.
  */
 #include <math.h>
 #include <stdint.h>
@@ -24,6 +24,7 @@
 #define INLINE static inline __attribute__((always_inline))
 
 typedef REAL V __attribute__((vector_size(BYTES)));
+typedef INTEGER Bits __attribute__((vector_size(BYTES))); /* what comparing gives */
 
 /* Loaded once, where compilers would rather load it for each product that it is in. */
 #if defined(__x86_64__)
@@ -164,7 +165,8 @@ INLINE float tanh_single(float x) {
 #define LOG1P(x) (IS_SINGLE ? (REAL)log1pf((float)(x)) : (REAL)log1p(x))
 #define ERFC(x) (IS_SINGLE ? (REAL)erfcf((float)(x)) : (REAL)erfc(x))
 
-/* sums [rows, width] -> activations [rows, width + 1], a one behind each row; slopes and second derivatives */
+/* sums [rows, width] -> activations [rows, width + 1], a one behind each row; where they are curved, their slopes and
+ * second derivatives */
 static void activate(int kind, long rows, long width, const V *sums, V *values, V *slopes, V *bends) {
     long n = width * LANES;
     for (long r = 0; r < rows; r++) {
@@ -172,10 +174,7 @@ static void activate(int kind, long rows, long width, const V *sums, V *values, 
         REAL *a = (REAL *)(values + r * (width + 1));
         REAL *d = (REAL *)(slopes + r * width), *dd = (REAL *)(bends + r * width);
         if (kind == RELU)
-            for (long i = 0; i < n; i++) { /* as torch, NaN stays NaN */
-                a[i] = s[i] < 0 ? 0 : s[i];
-                d[i] = s[i] > 0 ? 1 : 0;
-            }
+            for (long i = 0; i < n; i++) a[i] = s[i] < 0 ? 0 : s[i]; /* as torch, NaN stays NaN */
         else if (kind == TANH)
             for (long i = 0; i < n; i++) {
                 a[i] = TANH(s[i]);
@@ -191,16 +190,28 @@ static void activate(int kind, long rows, long width, const V *sums, V *values, 
                 dd[i] = density * (2 - s[i] * s[i]);
             }
         else
-            for (long i = 0; i < n; i++) {
-                a[i] = s[i];
-                d[i] = 1;
-            }
+            memcpy(a, s, n * sizeof(REAL));
         for (long i = n; i < n + LANES; i++) a[i] = 1;
     }
 }
 
+/* c [rows, width] = x times the slopes; the rectifier's are known from its values [rows, width + 1] */
+static void slope(int kind, long rows, long width, V *c, const V *x, const V *values, const V *slopes) {
+    if (kind == RELU)
+        for (long r = 0; r < rows; r++)
+            for (long i = r * width; i < (r + 1) * width; i++) c[i] = (V)((Bits)x[i] & (values[i + r] > 0));
+    else if (kind == IDENTITY)
+        memcpy(c, x, rows * width * sizeof(V));
+    else
+        for (long i = 0; i < rows * width; i++) c[i] = x[i] * slopes[i];
+}
+
 static void times(long n, V *c, const V *x, const V *y) {
     for (long i = 0; i < n; i++) c[i] = x[i] * y[i];
+}
+
+static void scaled(long n, V *c, const V *x, REAL by) {
+    for (long i = 0; i < n; i++) c[i] = x[i] * by;
 }
 
 /* The loss of each task, a mean, into losses [LANES]; the gradient at the logits [rows, out], of half the squares or of
@@ -329,7 +340,7 @@ static void back(const Problem *p, long rows, const V *phi, Pass *pass, V *sums)
         long in = p->widths[l], out = p->widths[l + 1];
         phi -= (in + 1) * out;
         back_set(rows, in, out, sums, pass->deltas[l], phi);
-        times(rows * in, pass->deltas[l - 1], sums, pass->slopes[l]);
+        slope(p->activation, rows, in, pass->deltas[l - 1], sums, pass->values[l], pass->slopes[l]);
         if (p->activation >= TANH) times(rows * in, pass->bends[l], pass->bends[l], sums);
     }
 }
@@ -434,14 +445,19 @@ static void group(const Problem *p, long first, V *memory, REAL *of_theta, REAL 
             }
         if (p->rates_grad && !rate_step) of_rates[k] = (REAL)shared_rates;
         if (order == 1) continue;
-        for (long i = 0; i < P; i++) u[i] = v[i] * (scale * p->rates[k * p->rate_columns + i * rate_step]);
+        const REAL *rate = p->rates + k * p->rate_columns;
+        if (rate_step)
+            for (long i = 0; i < P; i++) u[i] = v[i] * (scale * rate[i]);
+        else
+            scaled(P, u, v, scale * rate[0]);
         /* the tangents in the direction u: of the activations, then of the deltas */
         for (long l = 0, begin = 0; l < layers; l++) {
             long in = p->widths[l], to = p->widths[l + 1], is_last = l + 1 == layers;
             V *into = is_last ? logits : tangent.slopes[l + 1];
             forward_set(rows, in + 1, to, into, pass.values[l], in + 1, u + begin);
             if (l) forward_add(rows, in, to, into, tangent.values[l], in, phi + begin);
-            if (!is_last) times(rows * to, tangent.values[l + 1], into, pass.slopes[l + 1]);
+            if (!is_last)
+                slope(p->activation, rows, to, tangent.values[l + 1], into, pass.values[l + 1], pass.slopes[l + 1]);
             begin += (in + 1) * to;
         }
         delta_tangent_of(p->loss, rows, out, pass.shares, logits, tangent.deltas[layers - 1]);
@@ -453,14 +469,17 @@ static void group(const Problem *p, long first, V *memory, REAL *of_theta, REAL 
             gradient_subtract(rows, in, to, v + begin, tangent.values[l], in, pass.deltas[l]);
             back_set(rows, in, to, sums, tangent.deltas[l], phi + begin);
             back_add(rows, in, to, sums, pass.deltas[l], u + begin);
-            times(rows * in, tangent.deltas[l - 1], sums, pass.slopes[l]);
+            slope(p->activation, rows, in, tangent.deltas[l - 1], sums, pass.values[l], pass.slopes[l]);
             if (p->activation >= TANH)
                 for (long i = 0; i < rows * in; i++)
                     tangent.deltas[l - 1][i] += pass.bends[l][i] * tangent.slopes[l][i];
         }
     }
-    for (long i = 0; i < P; i++)
-        for (long l = 0; l < count; l++) of_theta[i] += ((REAL *)(v + i))[l];
+    for (long i = 0; i < P; i++) { /* the lanes behind the last task hold its copies */
+        REAL sum = 0;
+        for (long l = 0; l < count; l++) sum += ((REAL *)(v + i))[l];
+        of_theta[i] = sum;
+    }
 }
 
 /* 0, or 1 where a label is out of range, or 2 where there is no memory */
@@ -474,7 +493,7 @@ int adapt(const Problem *p) {
                 if (labels[i] < 0 || labels[i] >= p->widths[p->layers]) return 1;
         }
     const long each = P + (p->rates_grad ? R : 0);
-    REAL *sums = calloc(groups * each + 1, sizeof(REAL));
+    REAL *sums = calloc(groups * each, sizeof(REAL));
     int failed = !sums;
 #pragma omp parallel num_threads(p->threads < groups ? p->threads : groups)
     {
@@ -493,9 +512,10 @@ int adapt(const Problem *p) {
                 group(p, g * LANES, memory, sums + g * each, sums + g * each + P);
         }
     }
-    for (long g = 0; g < groups && !failed && p->queries; g++) {
-        for (long i = 0; i < P; i++) p->of_theta[i] += sums[g * each + i];
-        for (long i = 0; i < each - P; i++) p->of_rates[i] += sums[g * each + P + i];
+    for (long i = 0; i < each && !failed && p->queries; i++) {
+        REAL sum = 0;
+        for (long g = 0; g < groups; g++) sum += sums[g * each + i];
+        *(i < P ? p->of_theta + i : p->of_rates + i - P) = sum;
     }
     free(sums);
     return failed ? 2 : 0;

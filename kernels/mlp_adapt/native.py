@@ -31,6 +31,7 @@ ACTIVATIONS = ("identity", "relu", "tanh", "gelu")  # in the order of native.c
 LOSSES = ("mse", "cross_entropy", "bce")
 MOST_LAYERS = 4
 FLAGS = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+_INTEGERS = {"float": "int32_t", "double": "int64_t"}
 # what not every compiler knows, the best first; without OpenMP all tasks run in one thread
 CHOICES = (["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"], ["-mcpu=native"], [])
 
@@ -84,9 +85,9 @@ def adapt(
         result = Result(nothing, nothing, support_losses, nothing, nothing, trajectory)
     else:
         query_inputs, query_targets = query_inputs.contiguous(), query_targets.contiguous()
-        of_rates = torch.zeros_like(rates) if rates_grad else nothing
+        of_rates = torch.empty_like(rates) if rates_grad else nothing
         outputs = theta.new_empty(tasks), theta.new_empty(tasks, queries, out)
-        result = Result(*outputs, support_losses, torch.zeros_like(theta), of_rates, nothing)
+        result = Result(*outputs, support_losses, torch.empty_like(theta), of_rates, nothing)
     pointers = [
         None if value is None else value.data_ptr()
         for value in (theta, rates, support_inputs, query_inputs, support_targets, query_targets)
@@ -98,9 +99,11 @@ def adapt(
         *pointers,
         *(value.data_ptr() for value in result),
     )
-    if tasks and (failed := function(ctypes.byref(problem))) == 1:
+    if not tasks:
+        return Result(*(value.zero_() for value in result))
+    if (failed := function(ctypes.byref(problem))) == 1:
         raise RuntimeError(f"Class values must be smaller than num_classes: expected labels from 0 to {out - 1}.")
-    if tasks and failed:
+    if failed:
         raise MemoryError(f"No memory for {steps} steps of a network of {size(widths)} parameters.")
     return result
 
@@ -156,7 +159,7 @@ def _build(command: list[str], real: str, library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         built = Path(folder) / library.name
         for choice in CHOICES:
-            call = [*command, *FLAGS, *choice, f"-DREAL={real}", str(SOURCE), "-o", str(built), "-lm"]
+            call = [*command, *FLAGS, *choice, f"-DREAL={real}", f"-DINTEGER={_INTEGERS[real]}", str(SOURCE), "-o", str(built), "-lm"]
             done = subprocess.run(call, capture_output=True, text=True)
             if done.returncode == 0:
                 built.replace(library)

@@ -19,6 +19,8 @@ from lightning_maml.tasks import TaskBatch
 
 __all__ = ["Engine", "MetaOutput", "Problem", "attach"]
 
+_PLAIN = {nn.Linear, nn.ReLU, nn.Tanh, nn.GELU, nn.Identity}
+
 
 @dataclass(frozen=True, eq=False)
 class MetaOutput:
@@ -64,9 +66,11 @@ class Problem:
     def names(self) -> Parameters:
         """The network's parameters under all their names; a tied one has several.
 
-        Looked up once: on a small network the walk costs as much as an inner step.
+        Looked up once: on a small network torch's own walk costs as much as an inner step.
         """
-        return dict(self.network.named_parameters(remove_duplicate=False))
+        if type(self.network).named_parameters is not nn.Module.named_parameters:
+            return dict(self.network.named_parameters(remove_duplicate=False))
+        return dict(_named(self.network, ""))
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -77,12 +81,23 @@ class Problem:
     @cached_property
     def modules(self) -> tuple[nn.Module, ...]:
         """The network and all modules inside, looked up once."""
-        return tuple(self.network.modules())
+        found = {id(self.network): self.network}
+        waiting = [self.network]
+        while waiting:
+            children = [child for child in waiting.pop()._modules.values() if child is not None]
+            waiting += [child for child in children if id(child) not in found]
+            found.update({id(child): child for child in children})
+        return tuple(found.values())
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the network is linear layers and activations alone, which know no modes and no autocast of their own."""
+        return all(type(module) in _PLAIN or type(module).forward is nn.Sequential.forward for module in self.modules)
 
     @cached_property
     def per_step(self) -> set[str]:
         """The parameters that hold a value for every inner step."""
-        return per_step_names(self.network)
+        return set() if self.plain else per_step_names(self.network)
 
     @property
     def inner(self) -> InnerLoop:
@@ -129,6 +144,16 @@ class Problem:
         rates: list[Any] = list(rate.parameters()) if isinstance(rate, Rates) else [rate]
         candidates = [*self.parameters.values(), *rates]
         return [leaf for leaf in candidates if isinstance(leaf, Tensor) and leaf.requires_grad]
+
+
+def _named(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """As ``named_parameters(remove_duplicate=False)``, which takes five times as long."""
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield prefix + name, parameter
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _named(child, f"{prefix}{name}.")
 
 
 class Engine(ABC):

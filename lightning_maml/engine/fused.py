@@ -71,7 +71,7 @@ def recognise(network: nn.Module) -> Perceptron | str:
             return f"layer {name!r} does not stand between two linear layers"
     if not linear or len(between) != len(linear) - 1:
         return "its last layer is not linear"
-    if len({id(parameter) for layer in linear for parameter in layer.parameters()}) < 2 * len(linear):
+    if len({id(parameter) for layer in linear for parameter in layer._parameters.values()}) < 2 * len(linear):
         return "some of its parameters are tied"
     if len(set(between)) > 1:
         return f"its activations differ: {between}"
@@ -81,6 +81,14 @@ def recognise(network: nn.Module) -> Perceptron | str:
     if len(between) > MOST_HIDDEN or max(widths) > WIDEST:
         return f"its widths {widths} exceed {MOST_HIDDEN} hidden layers or {WIDEST} units"
     return Perceptron(layers, widths, between[0] if between else "identity")
+
+
+def _recognised(problem: Problem) -> Perceptron | str:
+    """:func:`recognise`, once for a problem."""
+    known = vars(problem)
+    if "perceptron" not in known:
+        known["perceptron"] = recognise(problem.network)
+    return known["perceptron"]
 
 
 def _flatten(module: nn.Module, name: str, into: list[tuple[str, nn.Module]]) -> str | None:
@@ -150,8 +158,8 @@ class Fused(Engine):
             return f"AMD's GPUs have no products of {self.precision!r}. Use Fused(precision='ieee')."
         if what := problem.beyond_plain_steps():
             return f"it has kernels of plain SGD steps alone, and not for {what}."
-        theta, _ = problem.split()
-        kinds = {(value.dtype, value.device) for value in theta.values()}
+        adapted = problem.inner.adapted(problem.parameters)
+        kinds = {(problem.parameters[name].dtype, problem.parameters[name].device) for name in adapted}
         if len(kinds) > 1 or not {dtype for dtype, _ in kinds} <= {torch.float32, torch.float64}:
             names = sorted(str(dtype) for dtype, _ in kinds)
             return f"all adapted parameters have to be of one dtype, float32 or float64, but are {names}."
@@ -175,7 +183,7 @@ class Fused(Engine):
         loss = _loss_name(problem.loss)
         if loss is None:
             return "the loss is neither 'mse', 'cross_entropy' nor F.binary_cross_entropy_with_logits"
-        found = recognise(problem.network)
+        found = _recognised(problem)
         if isinstance(found, str):
             return found
         from lightning_maml.kernels.mlp_adapt import MOST_ROWS
@@ -284,7 +292,8 @@ def _theta(problem: Problem, found: Perceptron) -> Tensor:
     """All parameters in one row, ``[P]``, detached."""
     from lightning_maml.kernels.mlp_adapt import pack
 
-    return pack([(problem.parameters[w].detach(), problem.parameters[b].detach()) for w, b in found.layers])
+    with torch.no_grad():
+        return pack([(problem.parameters[w], problem.parameters[b]) for w, b in found.layers])
 
 
 def _rates(problem: Problem, found: Perceptron, steps: int) -> Tensor:
