@@ -189,7 +189,7 @@ def _running(problem: Problem) -> Iterator[None]:
     """What holds while an engine runs: gradients on, and every forward twice differentiable."""
     with torch.inference_mode(False), torch.enable_grad():
         if problem.plain and not torch.is_autocast_enabled(next(iter(problem.names.values())).device.type):
-            yield
+            yield  # nothing of the below concerns it
             return
         with ExitStack() as stack:
             stack.enter_context(batch_norm_mode(problem.modules, problem.algorithm.batch_norm))

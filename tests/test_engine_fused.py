@@ -29,6 +29,7 @@ from lightning_maml import (
 )
 from lightning_maml.engine import Problem, resolve_engine
 from lightning_maml.engine.fused import recognise
+from lightning_maml.kernels.mlp_adapt import native
 from lightning_maml.losses import task_loss
 from problems import make_problem, meta_gradient, reference, relative_error
 
@@ -75,7 +76,7 @@ def test_equals_batched(loss, preset):
     run = lambda engine: meta_loss(module, preset(LR, 3), tasks, loss=loss, engine=engine)  # noqa: E731
     expected = run("batched")
     wanted = meta_gradient(module, expected)
-    for engine in (Fused(kernel="mlp_adapt"), Fused(kernel="sgd_update")):
+    for engine in (Fused(kernel="mlp_adapt"), Fused(kernel="sgd_update"), Fused(compile=True)):
         output = run(engine)
         assert relative_error(meta_gradient(module, output), wanted) < 1e-12
         for name in ("loss", "task_losses", "predictions", "support_losses"):
@@ -91,32 +92,34 @@ def test_partly_adapted_with_learned_rates_and_frozen(adapts, learn_lr):
     rates = algorithm.initial_rates(module)
     algorithm = algorithm.with_rates(rates)
     gradients = []
-    for engine in (Fused(kernel="mlp_adapt"), Fused(kernel="sgd_update"), Batched()):
+    for engine in (Fused(kernel="mlp_adapt"), Fused(kernel="sgd_update"), Fused(compile=True), Batched()):
         module.zero_grad()
         output = meta_loss(module, algorithm, tasks, loss="mse", engine=engine)
         if rates is not None:
             rates.zero_grad()
         gradients.append(meta_gradient(module, output) + [p.grad for p in (rates.parameters() if rates else ())])
     assert module.linear1.bias.grad is None
-    assert relative_error(gradients[0], gradients[2]) < 1e-12
-    assert relative_error(gradients[1], gradients[2]) < 1e-12
+    for others in gradients[:-1]:
+        assert relative_error(others, gradients[-1]) < 1e-12
 
 
 def test_rate_as_a_tensor_that_asks_for_a_gradient():
     module, tasks = make_problem("mlp", "mse")
     found = []
-    for engine in (Fused(kernel="mlp_adapt"), Batched()):
+    for engine in (Fused(kernel="mlp_adapt"), Fused(compile=True), Batched()):
         rate = torch.tensor(LR, dtype=torch.float64, requires_grad=True)
         meta_gradient(module, meta_loss(module, maml(rate, 3), tasks, loss="mse", engine=engine))
         found.append(rate.grad)
-    assert relative_error(found[:1], found[1:]) < 1e-12
+    assert relative_error(found[:1], found[2:]) < 1e-12
+    assert relative_error(found[1:2], found[2:]) < 1e-12
 
 
-def test_adapt_equals_batched():
+@pytest.mark.parametrize("engine", [Fused(), Fused(compile=True)], ids=["torch", "compiled"])
+def test_adapt_equals_batched(engine):
     module, tasks = make_problem("mlp", "mse")
     ours, theirs = (
         adapt(module, maml(LR, 3), tasks.support_inputs, tasks.support_targets, loss="mse", engine=engine)
-        for engine in ("fused", "batched")
+        for engine in (engine, "batched")
     )
     assert list(ours.parameters) == list(theirs.parameters)
     torch.testing.assert_close(ours.parameters, theirs.parameters)
@@ -124,10 +127,11 @@ def test_adapt_equals_batched():
     torch.testing.assert_close(ours.predict(tasks.query_inputs), theirs.predict(tasks.query_inputs))
 
 
-def test_float32_reference():
+@pytest.mark.parametrize("compile", [False, True], ids=["torch", "compiled"])
+def test_float32_reference(compile):
     module, tasks = make_problem("mlp", "mse", tasks=25, support=10, query=10)
     expected = reference(module, tasks, "mse", LR, 5)
-    output = meta_loss(module.float(), maml(LR, 5), tasks.to(torch.float32), loss="mse", engine="fused")
+    output = meta_loss(module.float(), maml(LR, 5), tasks.to(torch.float32), loss="mse", engine=Fused(compile=compile))
     assert relative_error([g.double() for g in meta_gradient(module, output)], expected) < 1e-5
 
 
@@ -220,12 +224,32 @@ def test_unsupported_raises_with_the_reason():
         Fused(precision="fp8")
 
 
+def test_compile_says_what_it_cannot(monkeypatch):
+    module, tasks = make_problem("attention", "mse")
+    with pytest.raises(
+        NotImplementedError, match=r"covers but .* is a Attention.* Batched\(compile=True\) compiles any"
+    ):
+        meta_loss(module, maml(LR, 1), tasks, loss="mse", engine=Fused(compile=True))
+    with pytest.raises(ValueError, match="Expected `compile=False`"):
+        Fused(kernel="sgd_update", compile=True)
+    module, tasks = make_problem("mlp", "mse")
+    monkeypatch.setenv("CC", "no-such-compiler")
+    native._function.cache_clear()
+    try:
+        with pytest.raises(NotImplementedError, match="'fused' cannot run this: compile=True needs a C compiler, but"):
+            meta_loss(module, maml(LR, 1), tasks, loss="mse", engine=Fused(compile=True))
+        chosen = resolve_engine("auto", Problem(module, maml(LR, 1), task_loss("mse")), tasks)
+        assert chosen == Fused(kernel="mlp_adapt")
+    finally:
+        native._function.cache_clear()
+
+
 def test_auto_takes_what_is_measured_to_be_faster():
     def chosen(network, loss="mse", shape=(3,)):
         x, y = torch.zeros(2, 4, *shape), torch.zeros(2, 4, 5)
         return resolve_engine("auto", Problem(network, maml(LR, 1), task_loss(loss)), TaskBatch(x, y, x, y))
 
-    assert isinstance(chosen(MLP(3, [7], 5)), Fused)
+    assert chosen(MLP(3, [7], 5)) == Fused(compile=True)
     assert isinstance(chosen(MLP(3, [7], 5), F.l1_loss), Batched)
     assert isinstance(chosen(Conv4(5), shape=(1, 28, 28)), Batched)
 

@@ -35,7 +35,7 @@ typedef INTEGER Bits __attribute__((vector_size(BYTES))); /* what comparing give
 
 enum { IDENTITY, RELU, TANH, GELU };
 enum { MSE, CROSS_ENTROPY, BCE };
-enum { SET, ADD, SUBTRACT, DESCEND };
+enum { SET, SUBTRACT, DESCEND };
 
 typedef struct {
     int64_t tasks, rows, queries, layers, steps, activation, loss, order, rates_grad, rate_columns, threads;
@@ -45,26 +45,34 @@ typedef struct {
     REAL *task_losses, *predictions, *support_losses, *of_theta, *of_rates, *trajectory;
 } Problem;
 
-/* ---- products: c[a][b] from the sum over k of x[a][k] y[k][b], each element a vector of tasks ---- */
+/* ---- products: c[a][b] from the sum over k of x[a][k] y[k][b], each element a vector of tasks, and of the same of a
+ * second pair of operands where there is one ---- */
 
-INLINE void tile(const int A, const int B, const int mode, long K, V *c, long cs, const V *x, long xa, long xk,
-                 const V *y, long yk, long yb, const V *base, const REAL *rate, long rate_step) {
+INLINE void tile(const int A, const int B, const int mode, long K, V *c, long cs, const V *x, const V *x2, long xa,
+                 long xk, const V *y, const V *y2, long yk, long yb, const V *base, const REAL *rate, long rate_step) {
     V sum[5][2];
 #pragma GCC unroll 8
     for (int a = 0; a < A; a++)
 #pragma GCC unroll 8
         for (int b = 0; b < B; b++) sum[a][b] = (V){0};
-    for (long k = 0; k < K; k++) {
-        V right[2];
+    for (;;) {
+        for (long k = 0; k < K; k++) {
+            V right[2];
 #pragma GCC unroll 8
-        for (int b = 0; b < B; b++) right[b] = y[k * yk + b * yb];
+            for (int b = 0; b < B; b++) {
+                right[b] = y[k * yk + b * yb];
+                KEEP(right[b]);
+            }
 #pragma GCC unroll 8
-        for (int a = 0; a < A; a++) {
-            V left = x[a * xa + k * xk];
-            KEEP(left);
+            for (int a = 0; a < A; a++) {
+                V left = x[a * xa + k * xk];
+                KEEP(left);
 #pragma GCC unroll 8
-            for (int b = 0; b < B; b++) sum[a][b] += left * right[b];
+                for (int b = 0; b < B; b++) sum[a][b] += left * right[b];
+            }
         }
+        if (!x2) break;
+        x = x2, y = y2, x2 = 0;
     }
 #pragma GCC unroll 8
     for (int a = 0; a < A; a++)
@@ -72,23 +80,22 @@ INLINE void tile(const int A, const int B, const int mode, long K, V *c, long cs
         for (int b = 0; b < B; b++) {
             long at = a * cs + b;
             if (mode == SET) c[at] = sum[a][b];
-            if (mode == ADD) c[at] += sum[a][b];
             if (mode == SUBTRACT) c[at] -= sum[a][b];
             if (mode == DESCEND) c[at] = base[at] - rate[at * rate_step] * sum[a][b];
         }
 }
 
-INLINE void product(const int mode, long An, long Bn, long K, V *c, long cs, const V *x, long xa, long xk, const V *y,
-                    long yk, long yb, const V *base, const REAL *rate, long rate_step) {
+INLINE void product(const int mode, long An, long Bn, long K, V *c, long cs, const V *x, const V *x2, long xa, long xk,
+                    const V *y, const V *y2, long yk, long yb, const V *base, const REAL *rate, long rate_step) {
     long blocks = (An + 4) / 5, least = An / blocks, longer = An % blocks;
     for (long b = 0; b < Bn; b += 2) {
-        const V *right = y + b * yb;
+        const V *right = y + b * yb, *right2 = x2 ? y2 + b * yb : 0;
         for (long block = 0, a = 0; block < blocks; block++) {
             long count = least + (block < longer), at = a * cs + b;
-            const V *left = x + a * xa;
-#define TILE(A, B)                                                                                                  \
-    tile(A, B, mode, K, c + at, cs, left, xa, xk, right, yk, yb, base + (mode == DESCEND ? at : 0),                 \
-         rate + (mode == DESCEND ? at * rate_step : 0), rate_step)
+            const V *left = x + a * xa, *left2 = x2 ? x2 + a * xa : 0;
+#define TILE(A, B)                                                                                                 \
+    tile(A, B, mode, K, c + at, cs, left, left2, xa, xk, right, right2, yk, yb, mode == DESCEND ? base + at : 0,   \
+         mode == DESCEND ? rate + at * rate_step : 0, rate_step)
             switch (count * 2 + (b + 1 == Bn)) {
                 case 10: TILE(5, 2); break;
                 case 11: TILE(5, 1); break;
@@ -107,30 +114,26 @@ INLINE void product(const int mode, long An, long Bn, long K, V *c, long cs, con
     }
 }
 
-/* c [rows, out] (+)= x [rows, in] @ y [in, out]; the strides are those of x's and c's rows */
-static void forward_set(long rows, long in, long out, V *c, const V *x, long xs, const V *y) {
-    product(SET, rows, out, in, c, out, x, xs, 1, y, out, 1, 0, 0, 0);
+/* c [rows, out] = x [rows, in] @ y [in, out] + x2 @ y2 */
+static void forward_product(long rows, long in, long out, V *c, const V *x, const V *y, const V *x2, const V *y2) {
+    product(SET, rows, out, in, c, out, x, x2, in, 1, y, y2, out, 1, 0, 0, 0);
 }
-static void forward_add(long rows, long in, long out, V *c, const V *x, long xs, const V *y) {
-    product(ADD, rows, out, in, c, out, x, xs, 1, y, out, 1, 0, 0, 0);
+/* c [rows, in] = x [rows, out] @ y [in, out].T + x2 @ y2.T */
+static void back_product(long rows, long in, long out, V *c, const V *x, const V *y, const V *x2, const V *y2) {
+    product(SET, rows, in, out, c, in, x, x2, out, 1, y, y2, 1, out, 0, 0, 0);
 }
-/* c [rows, in] (+)= x [rows, out] @ y [in, out].T */
-static void back_set(long rows, long in, long out, V *c, const V *x, const V *y) {
-    product(SET, rows, in, out, c, in, x, out, 1, y, 1, out, 0, 0, 0);
+/* c [in, out] = x [rows, in].T @ y [rows, out] */
+static void gradient_product(long rows, long in, long out, V *c, const V *x, const V *y) {
+    product(SET, in, out, rows, c, out, x, 0, 1, in, y, 0, out, 1, 0, 0, 0);
 }
-static void back_add(long rows, long in, long out, V *c, const V *x, const V *y) {
-    product(ADD, rows, in, out, c, in, x, out, 1, y, 1, out, 0, 0, 0);
+/* c [in, out] -= x [rows, in].T @ y [rows, out] + x2.T @ y2 */
+static void subtract_gradient(long rows, long in, long out, V *c, const V *x, const V *y, const V *x2, const V *y2) {
+    product(SUBTRACT, in, out, rows, c, out, x, x2, 1, in, y, y2, out, 1, 0, 0, 0);
 }
-/* c [in, out] from x [rows, in].T @ y [rows, out] */
-static void gradient_set(long rows, long in, long out, V *c, const V *x, long xs, const V *y) {
-    product(SET, in, out, rows, c, out, x, 1, xs, y, out, 1, 0, 0, 0);
-}
-static void gradient_subtract(long rows, long in, long out, V *c, const V *x, long xs, const V *y) {
-    product(SUBTRACT, in, out, rows, c, out, x, 1, xs, y, out, 1, 0, 0, 0);
-}
-static void gradient_descend(long rows, long in, long out, V *c, const V *x, long xs, const V *y, const V *base,
-                             const REAL *rate, long rate_step) {
-    product(DESCEND, in, out, rows, c, out, x, 1, xs, y, out, 1, base, rate, rate_step);
+/* c [in, out] = base - rate * (x [rows, in].T @ y [rows, out]) */
+static void descend(long rows, long in, long out, V *c, const V *x, const V *y, const V *base, const REAL *rate,
+                    long rate_step) {
+    product(DESCEND, in, out, rows, c, out, x, 0, 1, in, y, 0, out, 1, base, rate, rate_step);
 }
 
 /* ---- activations and losses, number by number ---- */
@@ -195,22 +198,11 @@ static void activate(int kind, long rows, long width, const V *sums, V *values, 
     }
 }
 
-/* c [rows, width] = x times the slopes; the rectifier's are known from its values [rows, width + 1] */
-static void slope(int kind, long rows, long width, V *c, const V *x, const V *values, const V *slopes) {
-    if (kind == RELU)
-        for (long r = 0; r < rows; r++)
-            for (long i = r * width; i < (r + 1) * width; i++) c[i] = (V)((Bits)x[i] & (values[i + r] > 0));
-    else if (kind == IDENTITY)
-        memcpy(c, x, rows * width * sizeof(V));
-    else
-        for (long i = 0; i < rows * width; i++) c[i] = x[i] * slopes[i];
-}
-
 static void times(long n, V *c, const V *x, const V *y) {
     for (long i = 0; i < n; i++) c[i] = x[i] * y[i];
 }
 
-static void scaled(long n, V *c, const V *x, REAL by) {
+static __attribute__((noinline)) void scaled(long n, V *c, const V *x, REAL by) {
     for (long i = 0; i < n; i++) c[i] = x[i] * by;
 }
 
@@ -269,6 +261,21 @@ typedef struct { /* what a pass leaves behind */
     V *values[LAYERS], *slopes[LAYERS], *bends[LAYERS], *deltas[LAYERS], *shares;
 } Pass;
 
+/* c = x times the slopes of a layer of a pass, [rows, width], with room for that many behind each row of c, set to 0; the
+ * rectifier's slopes are known from its values */
+static void slope(int kind, long rows, long width, V *c, long behind, const V *x, const Pass *pass, long layer) {
+    for (long r = 0; r < rows; r++, c += width + behind, x += width) {
+        const V *values = pass->values[layer] + r * (width + 1), *slopes = pass->slopes[layer] + r * width;
+        if (kind == RELU)
+            for (long i = 0; i < width; i++) c[i] = (V)((Bits)x[i] & (values[i] > 0));
+        else if (kind == IDENTITY)
+            memcpy(c, x, width * sizeof(V));
+        else
+            for (long i = 0; i < width; i++) c[i] = x[i] * slopes[i];
+        for (long i = 0; i < behind; i++) c[width + i] = (V){0};
+    }
+}
+
 static long parameters_of(const Problem *p) {
     long n = 0;
     for (long l = 0; l < p->layers; l++) n += (p->widths[l] + 1) * p->widths[l + 1];
@@ -326,7 +333,7 @@ static void load_targets(const Problem *p, const void *from, long first, long co
 static void forward(const Problem *p, long rows, const V *phi, Pass *pass, V *sums, V *logits) {
     for (long l = 0; l < p->layers; l++) {
         long in = p->widths[l], out = p->widths[l + 1], last = l + 1 == p->layers;
-        forward_set(rows, in + 1, out, last ? logits : sums, pass->values[l], in + 1, phi);
+        forward_product(rows, in + 1, out, last ? logits : sums, pass->values[l], phi, 0, 0);
         if (!last)
             activate(p->activation, rows, out, sums, pass->values[l + 1], pass->slopes[l + 1], pass->bends[l + 1]);
         phi += (in + 1) * out;
@@ -339,8 +346,8 @@ static void back(const Problem *p, long rows, const V *phi, Pass *pass, V *sums)
     for (long l = p->layers - 1; l > 0; l--) {
         long in = p->widths[l], out = p->widths[l + 1];
         phi -= (in + 1) * out;
-        back_set(rows, in, out, sums, pass->deltas[l], phi);
-        slope(p->activation, rows, in, pass->deltas[l - 1], sums, pass->values[l], pass->slopes[l]);
+        back_product(rows, in, out, sums, pass->deltas[l], phi, 0, 0);
+        slope(p->activation, rows, in, pass->deltas[l - 1], 0, sums, pass, l);
         if (p->activation >= TANH) times(rows * in, pass->bends[l], pass->bends[l], sums);
     }
 }
@@ -370,8 +377,8 @@ static void group(const Problem *p, long first, V *memory, REAL *of_theta, REAL 
     REAL *rates = (REAL *)scratch; /* [P] or [1], of one step */
     V loss;
 
-    for (long i = 0; i < P; i++)
-        for (long l = 0; l < LANES; l++) ((REAL *)(path + i))[l] = p->theta[i];
+    const REAL *theta = p->theta;
+    for (long i = 0; i < P; i++) path[i] = (V){0} + theta[i];
     load_targets(p, p->support_targets, first, count, rows, targets);
     load_inputs(p->support_inputs, first, count, rows, p->widths[0], last.values[0]);
 
@@ -391,8 +398,8 @@ static void group(const Problem *p, long first, V *memory, REAL *of_theta, REAL 
         V *next = path + (k + 1) * P;
         for (long l = 0, begin = 0; l < layers; l++) {
             long in = p->widths[l], to = p->widths[l + 1];
-            gradient_descend(rows, in + 1, to, next + begin, now->values[l], in + 1, now->deltas[l], phi + begin,
-                             rates + begin * rate_step, rate_step);
+            descend(rows, in + 1, to, next + begin, now->values[l], now->deltas[l], phi + begin,
+                    rates + begin * rate_step, rate_step);
             begin += (in + 1) * to;
         }
     }
@@ -418,7 +425,7 @@ static void group(const Problem *p, long first, V *memory, REAL *of_theta, REAL 
     back(p, queries, phi, &last, sums);
     for (long l = 0, begin = 0; l < layers; l++) {
         long in = p->widths[l], to = p->widths[l + 1];
-        gradient_set(queries, in + 1, to, v + begin, last.values[l], in + 1, last.deltas[l]);
+        gradient_product(queries, in + 1, to, v + begin, last.values[l], last.deltas[l]);
         begin += (in + 1) * to;
     }
 
@@ -429,7 +436,7 @@ static void group(const Problem *p, long first, V *memory, REAL *of_theta, REAL 
         if (p->rates_grad)
             for (long l = 0, begin = 0; l < layers; l++) {
                 long in = p->widths[l], to = p->widths[l + 1];
-                gradient_set(rows, in + 1, to, u + begin, pass.values[l], in + 1, pass.deltas[l]);
+                gradient_product(rows, in + 1, to, u + begin, pass.values[l], pass.deltas[l]);
                 for (long a = begin; a < begin + (in + 1) * to; a += to) {
                     V row = {0};
                     double sum = 0;
@@ -450,26 +457,23 @@ static void group(const Problem *p, long first, V *memory, REAL *of_theta, REAL 
             for (long i = 0; i < P; i++) u[i] = v[i] * (scale * rate[i]);
         else
             scaled(P, u, v, scale * rate[0]);
-        /* the tangents in the direction u: of the activations, then of the deltas */
+        /* the tangents in the direction u: of the activations, with a zero behind them, then of the deltas */
         for (long l = 0, begin = 0; l < layers; l++) {
             long in = p->widths[l], to = p->widths[l + 1], is_last = l + 1 == layers;
             V *into = is_last ? logits : tangent.slopes[l + 1];
-            forward_set(rows, in + 1, to, into, pass.values[l], in + 1, u + begin);
-            if (l) forward_add(rows, in, to, into, tangent.values[l], in, phi + begin);
-            if (!is_last)
-                slope(p->activation, rows, to, tangent.values[l + 1], into, pass.values[l + 1], pass.slopes[l + 1]);
+            forward_product(rows, in + 1, to, into, pass.values[l], u + begin, l ? tangent.values[l] : 0, phi + begin);
+            if (!is_last) slope(p->activation, rows, to, tangent.values[l + 1], 1, into, &pass, l + 1);
             begin += (in + 1) * to;
         }
         delta_tangent_of(p->loss, rows, out, pass.shares, logits, tangent.deltas[layers - 1]);
         for (long l = layers - 1, begin = P; l >= 0; l--) {
             long in = p->widths[l], to = p->widths[l + 1];
             begin -= (in + 1) * to;
-            gradient_subtract(rows, in + 1, to, v + begin, pass.values[l], in + 1, tangent.deltas[l]);
+            subtract_gradient(rows, in + 1, to, v + begin, pass.values[l], tangent.deltas[l],
+                              l ? tangent.values[l] : 0, pass.deltas[l]);
             if (!l) break;
-            gradient_subtract(rows, in, to, v + begin, tangent.values[l], in, pass.deltas[l]);
-            back_set(rows, in, to, sums, tangent.deltas[l], phi + begin);
-            back_add(rows, in, to, sums, pass.deltas[l], u + begin);
-            slope(p->activation, rows, in, tangent.deltas[l - 1], sums, pass.values[l], pass.slopes[l]);
+            back_product(rows, in, to, sums, tangent.deltas[l], phi + begin, pass.deltas[l], u + begin);
+            slope(p->activation, rows, in, tangent.deltas[l - 1], 0, sums, &pass, l);
             if (p->activation >= TANH)
                 for (long i = 0; i < rows * in; i++)
                     tangent.deltas[l - 1][i] += pass.bends[l][i] * tangent.slopes[l][i];

@@ -159,7 +159,17 @@ def _build(command: list[str], real: str, library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         built = Path(folder) / library.name
         for choice in CHOICES:
-            call = [*command, *FLAGS, *choice, f"-DREAL={real}", f"-DINTEGER={_INTEGERS[real]}", str(SOURCE), "-o", str(built), "-lm"]
+            call = [
+                *command,
+                *FLAGS,
+                *choice,
+                f"-DREAL={real}",
+                f"-DINTEGER={_INTEGERS[real]}",
+                str(SOURCE),
+                "-o",
+                str(built),
+                "-lm",
+            ]
             done = subprocess.run(call, capture_output=True, text=True)
             if done.returncode == 0:
                 built.replace(library)

@@ -220,13 +220,12 @@ def mlp_adapt(
         ValueError: shapes that do not fit each other, or an argument outside of what is covered.
         RuntimeError: on differentiating an output, which the operator refuses; no compiler for ``compiled=True``.
     """
-    _check(theta, rates, support_inputs, support_targets, widths, activation, loss, precision)
-    _check(theta, rates, query_inputs, query_targets, widths, activation, loss, precision)
+    batch = (support_inputs, support_targets, query_inputs, query_targets)
+    _check(theta, rates, widths, activation, loss, precision, batch[:2], batch[2:])
     if order not in (1, 2):
         raise ValueError(f"Expected `order` to be 1 or 2 but got {order!r}.")
     if len(support_inputs) != len(query_inputs):
         raise ValueError(f"Expected as many query sets as support sets but got {len(query_inputs)}.")
-    batch = (support_inputs, support_targets, query_inputs, query_targets)
     return Adaptation(
         *_mlp_adapt(theta, rates, *batch, list(widths), activation, loss, order, rates_grad, precision, compiled)
     )
@@ -244,7 +243,7 @@ def mlp_trajectory(
     compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The parameters ``[T, m, P]`` after each inner step and the losses ``[T, m + 1]``, as :func:`mlp_adapt`."""
-    _check(theta, rates, support_inputs, support_targets, widths, activation, loss, precision)
+    _check(theta, rates, widths, activation, loss, precision, (support_inputs, support_targets))
     batch = (support_inputs, support_targets)
     return _mlp_trajectory(theta, rates, *batch, list(widths), activation, loss, precision, compiled)
 
@@ -252,13 +251,13 @@ def mlp_trajectory(
 def _check(
     theta: Tensor,
     rates: Tensor,
-    inputs: Tensor,
-    targets: Tensor,
     widths: Sequence[int],
     activation: str,
     loss: str,
     precision: str,
+    *sets: tuple[Tensor, Tensor],
 ) -> None:
+    """Raise ValueError for what the operator does not cover; ``sets`` are pairs of inputs and targets."""
     for name, value, known in (
         ("activation", activation, ACTIVATIONS),
         ("loss", loss, LOSSES),
@@ -277,19 +276,21 @@ def _check(
             f"Expected `theta` [{P}] and `rates` [m, 1] or [m, {P}] for the widths {list(widths)} but got "
             f"{list(theta.shape)} and {list(rates.shape)}."
         )
-    if inputs.ndim != 3 or inputs.shape[2] != widths[0] or not 1 <= inputs.shape[1] <= MOST_ROWS:
-        raise ValueError(
-            f"Expected inputs [T, N, {widths[0]}] with N from 1 to {MOST_ROWS} but got {list(inputs.shape)}."
-        )
-    expected = (*inputs.shape[:2], widths[-1])
-    if tuple(targets.shape) != (expected[:2] if loss == "cross_entropy" else expected):
-        raise ValueError(
-            f"Expected targets for inputs {list(inputs.shape)} and loss {loss!r} but got {list(targets.shape)}."
-        )
-    tensors = (theta, rates, inputs) if loss == "cross_entropy" else (theta, rates, inputs, targets)
-    if len({tensor.dtype for tensor in tensors}) > 1 or theta.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"Expected float32 or float64, the same everywhere, but got {[str(tensor.dtype) for tensor in tensors]}."
-        )
     if theta.device.type == "cuda" and theta.dtype != torch.float32:
         raise ValueError(f"Expected float32 on a GPU but got {theta.dtype}.")
+    for inputs, targets in sets:
+        if inputs.ndim != 3 or inputs.shape[2] != widths[0] or not 1 <= inputs.shape[1] <= MOST_ROWS:
+            raise ValueError(
+                f"Expected inputs [T, N, {widths[0]}] with N from 1 to {MOST_ROWS} but got {list(inputs.shape)}."
+            )
+        expected = (*inputs.shape[:2], widths[-1])
+        if tuple(targets.shape) != (expected[:2] if loss == "cross_entropy" else expected):
+            raise ValueError(
+                f"Expected targets for inputs {list(inputs.shape)} and loss {loss!r} but got {list(targets.shape)}."
+            )
+        tensors = (theta, rates, inputs) if loss == "cross_entropy" else (theta, rates, inputs, targets)
+        if len({tensor.dtype for tensor in tensors}) > 1 or theta.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                "Expected float32 or float64, the same everywhere, but got "
+                f"{[str(tensor.dtype) for tensor in tensors]}."
+            )

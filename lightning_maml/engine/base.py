@@ -91,7 +91,7 @@ class Problem:
 
     @cached_property
     def plain(self) -> bool:
-        """Whether the network is linear layers and activations alone, which know no modes and no autocast of their own."""
+        """Whether the network is linear layers and activations alone, which know no modes of their own."""
         return all(type(module) in _PLAIN or type(module).forward is nn.Sequential.forward for module in self.modules)
 
     @cached_property
