@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import tempfile
 import time
 import warnings
@@ -124,8 +125,13 @@ def run(contender: Contender, updates: int, seed: int) -> dict[str, Any]:
         trainer.fit(module, tasks)
         seconds = time.perf_counter() - start
         (found,) = trainer.test(module, tasks, verbose=False)
-    errors = {step: [found[f"test/loss_step_{step}"], found[f"test/loss_step_{step}_ci95"]] for step in STEPS}
+    errors = {step: _finite(found[f"test/loss_step_{step}"], found[f"test/loss_step_{step}_ci95"]) for step in STEPS}
     return {"mse": errors, "trained_with_steps": contender.algorithm.inner.steps, "seconds": round(seconds)}
+
+
+def _finite(mean: float, half: float) -> list[float] | None:
+    """Mean and interval, or None where tasks diverge: one does, and the mean says nothing."""
+    return [mean, half] if math.isfinite(mean) and half < mean else None
 
 
 def main() -> None:
@@ -142,7 +148,7 @@ def main() -> None:
     print(f"{'trained with':>28}   " + "".join(f"{f'{step} steps':>18}" for step in STEPS))
     for name in options.only:
         rows[name] = row = run(CONTENDERS[name], options.updates, options.seed)
-        cells = "".join(f"{f'{mean:.3f} ± {half:.3f}':>18}" for mean, half in row["mse"].values())
+        cells = "".join(f"{f'{x[0]:.3f} ± {x[1]:.3f}' if x else 'diverges':>18}" for x in row["mse"].values())
         print(f"{name:16}{row['trained_with_steps']:>12}   {cells}   {row['seconds']} s", flush=True)
         if options.json:
             content = {
