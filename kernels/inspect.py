@@ -69,7 +69,10 @@ def variants() -> list[Variant]:
     from lightning_maml.kernels.mlp_adapt.kernel import COMPILER, options
     from lightning_maml.kernels.sgd_update import kernel as sgd
 
-    found = [Variant("sgd_update_kernel", {"BLOCK": sgd.BLOCK}, sgd.COMPILER)]
+    found = [
+        Variant("sgd_update_kernel", {**dict.fromkeys(sgd.OPTIONS, chosen), "BLOCK": sgd.BLOCK}, sgd.COMPILER)
+        for chosen in (False, True)
+    ]
 
     def add(activation: str, loss: str, precision: str, widths: list[int]) -> None:
         constants = {"ACTIVATION": activation, "LOSS": loss, **options(widths, precision)}

@@ -177,6 +177,9 @@ class InnerLoop:
         proximal: lambda, which draws the parameters back to where the task started from; 0 for no such force.
         tolerance: a task whose gradient (of loss and proximal term, all parameters together) has this norm or a smaller
             one stays where it is; 0 lets every task take all steps.
+        max_norm: a task's gradient (the same) is shortened to this norm where it is longer; None for no limit. The
+            meta-gradient goes through the factor.
+        weight_decay: what is added to the gradient, after that, in multiples of the parameters.
         start: where tasks start, see :data:`Start`; None for the meta-parameters.
         shuffle_seed: of the order of rows; ``Algorithm.at`` puts the number of the meta-update here.
 
@@ -193,6 +196,8 @@ class InnerLoop:
     tolerance: float = 0.0
     start: Start | None = None
     shuffle_seed: int = 0
+    max_norm: float | None = None
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
@@ -215,7 +220,10 @@ class InnerLoop:
             raise ValueError(
                 f"Expected `batch_size` to be a positive number of support rows or None but got {self.batch_size!r}."
             )
-        for name, value in (("proximal", self.proximal), ("tolerance", self.tolerance)):
+        if self.max_norm is not None and not self.max_norm > 0:
+            raise ValueError(f"Expected `max_norm` to be positive or None but got {self.max_norm!r}.")
+        for name in ("proximal", "tolerance", "weight_decay"):
+            value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"Expected `{name}` to be finite and not negative but got {value!r}.")
 
@@ -273,6 +281,11 @@ class InnerLoop:
             return gradients
         return {name: self.lr.direction(name, gradient) for name, gradient in gradients.items()}
 
+    def clipping(self, norms: Tensor) -> Tensor:
+        """The factors ``[T]`` that shorten gradients of norms ``[T]`` to ``max_norm``, as ``clip_grad_norm_``'s."""
+        assert self.max_norm is not None
+        return (self.max_norm / (norms + 1e-6)).clamp(max=1.0)
+
     @staticmethod
     def update(phi: Parameters, gradients: Parameters, rates: Mapping[str, float | Tensor]) -> Parameters:
         """One step. ``phi`` and ``gradients`` ``{name: [T, *shape]}`` or of one task, ``{name: [*shape]}``."""
@@ -281,10 +294,39 @@ class InnerLoop:
 
 @dataclass(frozen=True)
 class SGD(InnerLoop):
-    """Plain gradient descent, ``phi <- phi - lr * dL_support/dphi``, the inner loop of MAML (Finn et al. 2017).
+    r"""Gradient descent, ``phi <- phi - lr * dL_support/dphi``, the inner loop of MAML (Finn et al. 2017).
 
-    The arguments are those of :class:`InnerLoop`.
+    With momentum as in ``torch.optim.SGD``: :math:`b_k = \mu b_{k-1} + g_k`, :math:`b_0 = g_0`, and the rate multiplies
+    :math:`b_k`. The meta-gradient goes through it.
+
+    Args:
+        momentum: mu, from 0, for none, to below 1.
+
+    The other arguments are those of :class:`InnerLoop`.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> from lightning_maml import maml
+        >>> maml(0.1, 5).with_inner(momentum=0.9, max_norm=10.0).inner.momentum
+        0.9
     """
+
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"Expected `momentum` in [0, 1) but got {self.momentum!r}.")
+
+    def direction(self, gradients: Parameters, step: int, state: Parameters) -> Parameters:
+        gradients = super().direction(gradients, step, state)
+        if not self.momentum:
+            return gradients
+        for name, gradient in gradients.items():
+            state[name] = gradient if step == 0 else self.momentum * state[name] + gradient
+        return dict(state)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -54,6 +54,16 @@ class Algorithm:
     def with_steps(self, steps: int) -> Algorithm:
         """The same algorithm with another number of inner steps, as at test."""
         return replace(self, inner=replace(self.inner, steps=steps))
+
+    def with_inner(self, **changes: Any) -> Algorithm:
+        """The same algorithm with other settings of its inner loop, see :class:`~lightning_maml.inner.SGD`.
+
+        Example:
+            >>> from lightning_maml import maml
+            >>> maml(0.1, 5).with_inner(max_norm=10.0, weight_decay=1e-4).inner.max_norm
+            10.0
+        """
+        return replace(self, inner=replace(self.inner, **changes))
 
     def at(self, update: int) -> Algorithm:
         """The same algorithm at meta-update number ``update``, counted from 0, for what changes as training goes on.

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import weakref
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_maml import Batched, Eager, Fused, TaskBatch, fomaml, maml, meta_loss, pretrained
+from lightning_maml import Batched, Eager, Fused, TaskBatch, adapt, fomaml, maml, meta_loss, pretrained
 from problems import LOSSES, NETWORKS, make_problem, meta_gradient, reference, relative_error
 
 ENGINES = {
@@ -64,6 +68,61 @@ def test_awkward_sizes(shape, engine):
     module, tasks = make_problem("mlp", "mse", tasks_, support, query, out=1)
     output = meta_loss(module, maml(LR, 3), tasks, loss="mse", engine=ENGINES[engine])
     assert relative_error(meta_gradient(module, output), reference(module, tasks, "mse", LR, 3)) < 1e-9
+
+
+SETTINGS = {
+    "momentum": {"momentum": 0.9},
+    "decay": {"weight_decay": 0.2},
+    "clipped": {"max_norm": 0.3},
+    "everything": {"momentum": 0.5, "weight_decay": 0.2, "max_norm": 0.3},
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("network", ["mlp", "attention"])
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_momentum_decay_and_clipping(settings, network, engine):
+    """Against torch.optim.SGD and clip_grad_norm_ for the steps, and autograd through the same formula written out."""
+    module, tasks = make_problem(network, "mse", tasks=3)
+    given = SETTINGS[settings]
+    algorithm = maml(LR, 3).with_inner(**given)
+    if "momentum" in given and "checkpoint" in engine:
+        with pytest.raises(NotImplementedError, match="Adam's moments, or momentum, are not known"):
+            meta_loss(module, algorithm, tasks, loss="mse", engine=ENGINES[engine])
+        return
+    output = meta_loss(module, algorithm, tasks, loss="mse", engine=ENGINES[engine])
+    ours = meta_gradient(module, output)
+    adapted = adapt(module, algorithm, tasks.support_inputs, tasks.support_targets, loss="mse", engine=ENGINES[engine])
+    queries, clipped = [], 0
+    for t in range(len(tasks)):
+        copy = deepcopy(module)
+        decay, momentum = given.get("weight_decay", 0), given.get("momentum", 0)
+        optimizer = torch.optim.SGD(copy.parameters(), LR, momentum, weight_decay=decay)
+        phi, buffer = dict(module.named_parameters()), {}
+        for _ in range(3):
+            optimizer.zero_grad()
+            with sdpa_kernel(SDPBackend.MATH):
+                F.mse_loss(copy(tasks.support_inputs[t]), tasks.support_targets[t]).backward()
+                loss = F.mse_loss(functional_call(module, phi, (tasks.support_inputs[t],)), tasks.support_targets[t])
+            if "max_norm" in given:
+                torch.nn.utils.clip_grad_norm_(copy.parameters(), given["max_norm"])
+            optimizer.step()
+            gradient = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
+            norm = torch.cat([part.flatten() for part in gradient]).norm()
+            factor = (given.get("max_norm", 1e6) / (norm + 1e-6)).clamp(max=1)
+            clipped += int(factor < 1)
+            for (name, value), part in zip(phi.items(), gradient, strict=True):
+                step = factor * part + decay * value
+                buffer[name] = step + momentum * buffer[name] if name in buffer else step
+            phi = {name: value - LR * buffer[name] for name, value in phi.items()}
+        for name, value in copy.named_parameters():
+            torch.testing.assert_close(adapted.parameters[name][t], value.detach())
+        with sdpa_kernel(SDPBackend.MATH):
+            queries.append(F.mse_loss(functional_call(module, phi, (tasks.query_inputs[t],)), tasks.query_targets[t]))
+    assert ("max_norm" in given) == bool(clipped)
+    expected = torch.autograd.grad(torch.stack(queries).mean(), list(module.parameters()))
+    assert relative_error(ours, expected) < 1e-9
+    assert relative_error(reference(module, tasks, "mse", LR, 3), expected) > 1e-3
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # learn2learn's clone reads it

@@ -4,9 +4,29 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["sgd_update"]
+__all__ = ["sgd_update", "step"]
 
 
-def sgd_update(phi: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
-    """``phi [T, P]`` or ``[P]``, ``gradient [T, P]``, ``rate []`` or ``[P]`` -> ``[T, P]``."""
-    return phi - rate * gradient
+def step(
+    phi: Tensor, gradient: Tensor, factors: Tensor | None, weight_decay: float, buffer: Tensor | None, momentum: float
+) -> Tensor:
+    """What the rate multiplies, ``[T, P]``."""
+    if factors is not None:
+        gradient = gradient * factors[:, None]
+    if weight_decay:
+        gradient = gradient + weight_decay * phi
+    return gradient if buffer is None else gradient + momentum * buffer
+
+
+def sgd_update(
+    phi: Tensor,
+    gradient: Tensor,
+    rate: Tensor,
+    factors: Tensor | None = None,
+    weight_decay: float = 0.0,
+    buffer: Tensor | None = None,
+    momentum: float = 0.0,
+) -> tuple[Tensor, Tensor | None]:
+    """As the operator (``op.py``)."""
+    taken = step(phi, gradient, factors, weight_decay, buffer, momentum)
+    return phi - rate * taken, taken if momentum else None

@@ -55,6 +55,11 @@ class Problem:
     loss: TaskLoss
 
     def __post_init__(self) -> None:
+        if isinstance(self.algorithm.meta_gradient, Implicit) and self.inner.weight_decay:
+            raise ValueError(
+                "Expected no `weight_decay` for the implicit meta-gradient, which knows the support loss and the "
+                f"proximal term alone, but got {self.inner.weight_decay}."
+            )
         if self.inner.learn_lr is not None and not isinstance(self.inner.lr, Rates):
             raise ValueError(
                 f"Expected learned inner rates for `learn_lr={self.inner.learn_lr!r}` but the algorithm has the number "
@@ -105,6 +110,18 @@ class Problem:
 
     def beyond_plain_steps(self) -> str | None:
         """What makes the inner loop more than steps of plain gradient descent on all support rows, or None."""
+        inner = self.inner
+        for given, what in (
+            (isinstance(inner, SGD) and inner.momentum, "momentum"),
+            (inner.max_norm is not None, "`max_norm`"),
+            (inner.weight_decay, "`weight_decay`"),
+        ):
+            if given:
+                return what
+        return self.beyond_steps_of_sgd()
+
+    def beyond_steps_of_sgd(self) -> str | None:
+        """The same, where momentum, weight decay and clipping count as plain."""
         inner = self.inner
         for given, what in (
             (not isinstance(inner, SGD), f"the inner loop {type(inner).__name__}"),

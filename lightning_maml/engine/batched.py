@@ -13,7 +13,7 @@ from lightning_maml.engine.base import Engine, MetaOutput, Problem
 from lightning_maml.engine.checkpointed import CheckpointedLoop
 from lightning_maml.engine.chunks import meta_loss_in_chunks
 from lightning_maml.engine.loop import TaskLoop
-from lightning_maml.inner import Adam, Parameters
+from lightning_maml.inner import SGD, Adam, Parameters
 from lightning_maml.meta_gradient import Reptile
 from lightning_maml.tasks import TaskBatch
 
@@ -51,10 +51,11 @@ class Batched(Engine):
 
     def unsupported(self, problem: Problem, device: torch.device) -> str | None:
         rule = problem.algorithm.meta_gradient
-        if self.checkpoint and isinstance(problem.inner, Adam) and not isinstance(rule, Reptile):
+        remembers = isinstance(problem.inner, Adam) or (isinstance(problem.inner, SGD) and problem.inner.momentum)
+        if self.checkpoint and remembers and not isinstance(rule, Reptile):
             return (
-                "checkpoint='step' runs inner steps again in the backward, one by one, where Adam's moments are not "
-                "known. Use checkpoint=None."
+                "checkpoint='step' runs inner steps again in the backward, one by one, where Adam's moments, or "
+                "momentum, are not known. Use checkpoint=None."
             )
         if self.compile and (what := problem.beyond_plain_steps()):
             return f"compile=True has compiled graphs of plain SGD steps alone, and not for {what}. Use compile=False."

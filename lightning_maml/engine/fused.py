@@ -18,7 +18,7 @@ from lightning_maml.engine.base import Engine, MetaOutput, Problem, attach
 from lightning_maml.engine.batched import Batched
 from lightning_maml.engine.chunks import meta_loss_in_chunks
 from lightning_maml.engine.loop import TaskLoop
-from lightning_maml.inner import Parameters, Rates
+from lightning_maml.inner import SGD, Parameters, Rates
 from lightning_maml.losses import CrossEntropy, MeanSquaredError, TaskLoss
 from lightning_maml.meta_gradient import FirstOrder, Joint, Unrolled
 from lightning_maml.tasks import TaskBatch
@@ -156,7 +156,7 @@ class Fused(Engine):
             return "on a GPU it needs Triton, which is not installed."
         if device.type == "cuda" and torch.version.hip is not None and self.precision != "ieee":
             return f"AMD's GPUs have no products of {self.precision!r}. Use Fused(precision='ieee')."
-        if what := problem.beyond_plain_steps():
+        if what := problem.beyond_steps_of_sgd():
             return f"it has kernels of plain SGD steps alone, and not for {what}."
         adapted = problem.inner.adapted(problem.parameters)
         kinds = {(problem.parameters[name].dtype, problem.parameters[name].device) for name in adapted}
@@ -178,6 +178,8 @@ class Fused(Engine):
     def _perceptron(self, problem: Problem, tasks: TaskBatch) -> Perceptron | str:
         if self.kernel == "sgd_update":
             return "kernel='sgd_update' leaves it out"
+        if what := problem.beyond_plain_steps():
+            return f"it has no {what}"
         if type(problem.algorithm.meta_gradient) not in _ORDERS:
             return f"the meta-gradient rule is {problem.rule}"
         loss = _loss_name(problem.loss)
@@ -329,15 +331,20 @@ class _FlatLoop(TaskLoop):
     def unroll(self, order: int) -> Parameters:
         from lightning_maml.kernels.sgd_update import sgd_update
 
-        flat = torch.cat([value.flatten() for value in self.theta.values()])
-        for step in range(self.problem.inner.steps):
+        inner = self.problem.inner
+        momentum = inner.momentum if isinstance(inner, SGD) else 0.0
+        flat, buffer = torch.cat([value.flatten() for value in self.theta.values()]), None
+        for step in range(inner.steps):
             rows = flat if flat.ndim == 2 else flat.expand(len(self.tasks), -1)
             losses, _ = self.losses(self._views(rows), self.tasks.support_inputs, self.tasks.support_targets)
             (gradient,) = torch.autograd.grad(
                 losses.sum(), rows, create_graph=order == 2, materialize_grads=True, retain_graph=order == 2
             )
             self.support_losses.append(losses.detach())
-            flat = sgd_update(flat, gradient, self._rate(step, flat))
+            norms = None if inner.max_norm is None else torch.linalg.vector_norm(gradient, dim=1)
+            factors = None if norms is None else inner.clipping(norms)
+            rate = self._rate(step, flat)
+            flat, buffer = sgd_update(flat, gradient, rate, factors, inner.weight_decay, buffer, momentum)
         return self._views(flat if flat.ndim == 2 else flat.expand(len(self.tasks), -1))
 
     def _views(self, rows: Tensor) -> Parameters:

@@ -94,7 +94,11 @@ class TaskLoop:
                 origin = self.initial()
                 named = {name: g + inner.proximal * (phi[name] - origin[name]) for name, g in named.items()}
             if inner.tolerance:
-                named = self._unless_converged(named)
+                named = self._scaled(named, (self._norms(named).detach() > inner.tolerance).to(losses.dtype))
+            if inner.max_norm is not None:
+                named = self._scaled(named, inner.clipping(self._norms(named)))
+            if inner.weight_decay:
+                named = {name: g + inner.weight_decay * phi[name] for name, g in named.items()}
         named = inner.direction(named, step, self.state)
         rates = {name: inner.rate(name, step) for name in phi}
         return inner.update(phi, named, rates), losses.detach()
@@ -109,13 +113,16 @@ class TaskLoop:
             else (inputs[:, rows.to(inputs.device)], targets[:, rows.to(targets.device)])
         )
 
-    def _unless_converged(self, gradients: Parameters) -> Parameters:
-        """The gradients, with zeros for the tasks whose gradient is no longer than the tolerance."""
-        flat = [gradient.detach().reshape(len(self.tasks), -1) for gradient in gradients.values()]
-        moving = torch.cat(flat, 1).norm(dim=1) > self.problem.inner.tolerance  # [T]
+    def _norms(self, gradients: Parameters) -> Tensor:
+        """The norm of each task's gradient, all parameters together, ``[T]``."""
+        flat = [gradient.reshape(len(self.tasks), -1) for gradient in gradients.values()]
+        return torch.linalg.vector_norm(torch.cat(flat, 1), dim=1)
+
+    def _scaled(self, gradients: Parameters, factors: Tensor) -> Parameters:
+        """The gradients, each task's times its factor ``[T]``."""
         if self.one:
-            return {name: gradient * moving[0] for name, gradient in gradients.items()}
-        return {name: gradient * moving.view(-1, *[1] * (gradient.ndim - 1)) for name, gradient in gradients.items()}
+            return {name: gradient * factors[0] for name, gradient in gradients.items()}
+        return {name: gradient * factors.view(-1, *[1] * (gradient.ndim - 1)) for name, gradient in gradients.items()}
 
     def path(self, order: int) -> list[Parameters]:
         return list(self._path(order))
