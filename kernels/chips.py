@@ -111,16 +111,18 @@ class Amd(Chip):
 KIB = 1024
 CHIPS: dict[str, Chip] = {
     "sm_80": Nvidia(
-        "A100 SXM 80 GB", 108, 1.41e9, {"tf32x3": 156e12 / 3, "ieee": 19.5e12, "tf32": 156e12}, 2.04e12,
+        "A100 SXM 80 GB", 108, 1.41e9, {"tf32x3": 156e12 / 3, "ieee": 19.5e12, "tf32": 156e12, "bf16": 312e12}, 2.04e12,
         164 * KIB, 163 * KIB, capability=80,
     ),
     "sm_90": Nvidia(
-        "H100 SXM", 132, 1.98e9, {"tf32x3": 495e12 / 3, "ieee": 67e12, "tf32": 495e12}, 3.35e12,
+        "H100 SXM", 132, 1.98e9, {"tf32x3": 495e12 / 3, "ieee": 67e12, "tf32": 495e12, "bf16": 989e12}, 3.35e12,
         228 * KIB, 227 * KIB, capability=90,
     ),
     "sm_100": Nvidia(
-        "B200", 148, 1.97e9, {"tf32x3": 1100e12 / 3, "ieee": 75e12, "tf32": 1100e12}, 8e12,
+        "B200", 148, 1.97e9, {"tf32x3": 1100e12 / 3, "ieee": 75e12, "tf32": 1100e12, "bf16": 2250e12}, 8e12,
         228 * KIB, 227 * KIB, capability=100,
     ),
-    "gfx942": Amd("MI300X", 304, 2.1e9, {"ieee": 163.4e12}, 5.3e12, 64 * KIB, 64 * KIB, architecture="gfx942"),
+    "gfx942": Amd(
+        "MI300X", 304, 2.1e9, {"ieee": 163.4e12, "bf16": 1307e12}, 5.3e12, 64 * KIB, 64 * KIB, architecture="gfx942"
+    ),
 }  # fmt: skip

@@ -79,6 +79,26 @@ def test_kernel(tasks, P, option, shared, elements, poisoned):
         torch.testing.assert_close(ours.double(), exact, rtol=1e-6, atol=1e-6)
 
 
+def test_torch_compile_sees_one_graph():
+    phi, *rest = _operands(3, 7, False, True, "everything")
+    call = lambda phi: sgd_update(2 * phi, *rest)[0].square().sum()  # noqa: E731
+    whole = torch.compile(call, fullgraph=True, backend="aot_eager")
+    phi.requires_grad_()
+    assert whole(phi) == call(phi)
+    torch.testing.assert_close(torch.autograd.grad(whole(phi), phi), torch.autograd.grad(call(phi), phi))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_more_numbers_than_32_bits_count():
+    tasks, P = 3, (1 << 30) + 7  # the last task begins behind 2^31
+    if torch.cuda.mem_get_info()[0] < 4 * 4 * tasks * P:
+        pytest.skip("needs 52 GB of GPU memory")
+    phi, gradient = torch.ones(P, device="cuda"), torch.full((tasks, P), 2.0, device="cuda")
+    following, _ = sgd_update(phi, gradient, torch.tensor(0.25, device="cuda"))
+    assert following[-1, -1] == 0.5
+    assert (following == 0.5).all()
+
+
 def test_what_does_not_fit_is_refused():
     phi, gradient, rate, *_ = _operands(3, 7, False, False)
     with pytest.raises(ValueError, match=r"Expected `gradient` \[T, P\]"):

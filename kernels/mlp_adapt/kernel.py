@@ -55,7 +55,10 @@ def _product(
         m_b = (o_inner < b_inner)[:, None] & (o_column < b_columns)[None, :]
         b_a = tl.load(p_a + o_row[:, None] * a_row + o_inner[None, :] * a_column, mask=m_a, other=FILL)
         b_b = tl.load(p_b + o_inner[:, None] * b_row + o_column[None, :] * b_column, mask=m_b, other=0.0)
-        b_sum = tl.dot(b_a, b_b, b_sum, input_precision=PRECISION)
+        if PRECISION == "bf16":
+            b_sum = tl.dot(b_a.to(tl.bfloat16), b_b.to(tl.bfloat16), b_sum)
+        else:
+            b_sum = tl.dot(b_a, b_b, b_sum, input_precision=PRECISION)
     return b_sum
 
 

@@ -29,7 +29,7 @@ __all__ = [
 
 ACTIVATIONS = ("identity", "relu", "tanh", "gelu")
 LOSSES = ("mse", "cross_entropy", "bce")
-PRECISIONS = ("tf32x3", "ieee", "tf32")
+PRECISIONS = ("tf32x3", "ieee", "tf32", "bf16")
 WIDEST = 128
 MOST_ROWS = 128
 MOST_HIDDEN = 3
@@ -212,7 +212,8 @@ def mlp_adapt(
         order: 2, or 1 for inner gradients taken as constants.
         rates_grad: whether to return the gradient of the rates too.
         precision: of the products on a GPU, one of :data:`PRECISIONS`: the first two are exact to about 1e-6,
-            ``"tf32"`` to 1e-3. The CPU computes in the dtype of ``theta``.
+            ``"tf32"`` to 1e-3, ``"bf16"`` to 1e-2; sums and parameters stay in float32. The CPU computes in the dtype
+            of ``theta``.
         compiled: on the CPU, run ``native.c``, which the machine's C compiler builds on the first call, instead of
             torch's own products. On a GPU the kernels are compiled in any case.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ from lightning_maml.meta_gradient import FirstOrder, Joint, Unrolled
 from lightning_maml.tasks import TaskBatch
 
 __all__ = ["Fused", "Perceptron", "recognise"]
+
+Precision = Literal["tf32x3", "ieee", "tf32", "bf16"]
 
 _ORDERS: dict[type, int] = {Unrolled: 2, FirstOrder: 1, Joint: 1}
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.GELU: "gelu"}
@@ -128,7 +130,7 @@ class Fused(Engine):
         kernel: ``"auto"``; ``"mlp_adapt"`` raises where that operator does not cover the problem;
             ``"sgd_update"`` leaves it out.
         precision: of ``mlp_adapt``'s products on a GPU: ``"tf32x3"`` and ``"ieee"`` are exact to about 1e-6, ``"tf32"``
-            to 1e-3. The CPU computes in the parameters' dtype.
+            to 1e-3, ``"bf16"`` to 1e-2. The CPU computes in the parameters' dtype.
         compile: on a CPU, ``mlp_adapt`` compiled by the machine's C compiler: two seconds, once on a machine. What that
             operator does not cover is refused. A GPU's kernels are compiled in any case.
 
@@ -137,15 +139,15 @@ class Fused(Engine):
     """
 
     kernel: Literal["auto", "mlp_adapt", "sgd_update"] = "auto"
-    precision: Literal["tf32x3", "ieee", "tf32"] = "tf32x3"
+    precision: Precision = "tf32x3"
     compile: bool = False
     name = "fused"
 
     def __post_init__(self) -> None:
         if self.kernel not in ("auto", "mlp_adapt", "sgd_update"):
             raise ValueError(f"Expected `kernel` to be 'auto', 'mlp_adapt' or 'sgd_update' but got {self.kernel!r}.")
-        if self.precision not in ("tf32x3", "ieee", "tf32"):
-            raise ValueError(f"Expected `precision` to be 'tf32x3', 'ieee' or 'tf32' but got {self.precision!r}.")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"Expected `precision` to be one of {get_args(Precision)} but got {self.precision!r}.")
         if self.compile and self.kernel == "sgd_update":
             raise ValueError("Expected `compile=False` for kernel='sgd_update': what is compiled is `mlp_adapt`.")
 
@@ -154,8 +156,8 @@ class Fused(Engine):
             return f"its operators run on the CPU and on CUDA devices, not on {device.type!r}."
         if device.type == "cuda" and find_spec("triton") is None:
             return "on a GPU it needs Triton, which is not installed."
-        if device.type == "cuda" and torch.version.hip is not None and self.precision != "ieee":
-            return f"AMD's GPUs have no products of {self.precision!r}. Use Fused(precision='ieee')."
+        if device.type == "cuda" and torch.version.hip is not None and "tf32" in self.precision:
+            return f"AMD's GPUs have no products of {self.precision!r}. Use precision='ieee' or 'bf16'."
         if what := problem.beyond_steps_of_sgd():
             return f"it has kernels of plain SGD steps alone, and not for {what}."
         adapted = problem.inner.adapted(problem.parameters)
