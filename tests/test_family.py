@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
@@ -49,6 +50,7 @@ from lightning_maml import (
 from lightning_maml.engine import Problem
 from lightning_maml.inner import head_names
 from lightning_maml.losses import task_loss
+from lightning_maml.meta_gradient import Joint, Reptile
 from lightning_maml.networks import Context, add_lora, step_batch_norm
 from problems import LOSSES, make_problem, meta_gradient, reference, relative_error
 
@@ -300,6 +302,14 @@ def test_outer_sgd_makes_reptiles_update(tmp_path):
     )
     trainer(tmp_path, max_steps=3).fit(subject, DataLoader([tasks] * 3, batch_size=None))
     torch.testing.assert_close([p.detach() for p in module.parameters()], expected)
+
+
+@pytest.mark.parametrize("rule", [Unrolled(), FirstOrder(), Joint(), Reptile(), Implicit(), MultiStep()], ids=repr)
+def test_a_rule_rejects_changes(rule):
+    """Rules are shared by all copies of an algorithm, and parts of its equality."""
+    with pytest.raises(FrozenInstanceError):
+        rule.anything = 1
+    assert rule == type(rule)()
 
 
 # Adam inside, elsewhere
