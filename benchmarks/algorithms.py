@@ -105,7 +105,7 @@ SINUSOID = {
     "meta_curvature": Contender(meta_curvature(0.01, 1)),
     "maml_pp": Contender(maml_pp(0.01, 5, multi_step_updates=1000), lr=0.001),
     "cavia": Contender(cavia(1.0, 1), with_context),
-    "imaml": Contender(imaml(0.005, 16, proximal=2.0, cg_steps=10), lr=0.001),
+    "imaml": Contender(imaml(0.01, 16, proximal=1.0, cg_steps=10), lr=0.001),
     # support sets as large as what the others see of a task, mini-batches of 10 out of them, and no query set
     "reptile": Contender(reptile(0.01, 10, "sgd", batch_size=10), shots=20, reptile=True),
 }
@@ -205,7 +205,10 @@ def main() -> None:
     data = {"root": options.root} if options.root else {}
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    command = f"python -m benchmarks.algorithms {options.problem} --updates {options.updates} --seed {options.seed}"
     rows: dict[str, Any] = {}
+    if options.json and options.json.exists() and (known := json.loads(options.json.read_text()))["command"] == command:
+        rows = known["rows"]  # a table may grow run by run
     print(f"{'trained with':>28}   " + "".join(f"{f'{step} steps':>18}" for step in STEPS))
     for name in options.only or problem.contenders:
         rows[name] = row = run(problem, problem.contenders[name], options.updates, options.seed, **data)
@@ -213,10 +216,9 @@ def main() -> None:
         cells = "".join(f"{f'{x[0]:.3f} ± {x[1]:.3f}' if x else 'diverges':>18}" for x in results)
         print(f"{name:16}{row['trained_with_steps']:>12}   {cells}   {row['seconds']} s", flush=True)
         if options.json:
-            command = f"python -m benchmarks.algorithms {options.problem} --updates {options.updates}"
             content = {
                 "benchmark": problem.what,
-                "command": f"{command} --seed {options.seed}",
+                "command": command,
                 "updates": options.updates,
                 "seed": options.seed,
                 **about(),
