@@ -1,6 +1,7 @@
 """One exact meta-gradient by every contender, in one run.
 
     python -m benchmarks --workload sinusoid --tasks 25 256 --inner-steps 5 [--contenders a,b,c] [--json FILE]
+    python -m benchmarks compare OLD NEW
 
 First each contender's meta-gradient is checked against float64: one that is wrong gets no time, and the exit code is 1.
 Contenders then run in turn, round by round. Those that are not installed or cannot run are named, with the reason.
@@ -19,11 +20,15 @@ import torch
 
 from benchmarks import contenders, workloads
 from benchmarks.about import about
+from benchmarks.history import append
+from benchmarks.history import main as compare
 from benchmarks.measure import Row, measure
 from benchmarks.problem import Problem
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["compare"]:
+        return compare(sys.argv[2:])
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--workload", choices=workloads.NAMES, default="sinusoid")
@@ -31,7 +36,8 @@ def main() -> int:
     parser.add_argument("--inner-steps", type=int, nargs="+", default=[5])
     parser.add_argument("--contenders", default=",".join(contenders.NAMES), help="separated by commas")
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="written anew")
+    parser.add_argument("--csv", type=Path, help="added to")
     options = parser.parse_args()
     names = options.contenders.split(",")
     if unknown := sorted(set(names) - set(contenders.NAMES)):
@@ -51,7 +57,10 @@ def main() -> int:
             failed |= bool(wrong) or not rows
             show(f"{options.workload}, {tasks} tasks, {steps} inner steps", rows, missing, wrong)
             point = {"workload": options.workload, "device": "cpu", "tasks": tasks, "inner_steps": steps}
-            written += [{**point, "contender": name, **row, **about()} for name, row in rows.items()]
+            fresh = [{**point, "contender": name, **row, **about()} for name, row in rows.items()]
+            written += fresh
+            if options.csv:
+                append(fresh, options.csv)
             if options.json:  # after each point: what is measured stays, whatever happens next
                 options.json.parent.mkdir(parents=True, exist_ok=True)
                 options.json.write_text(json.dumps(written, indent=2) + "\n")

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.contenders import batched
+from benchmarks.history import append
 from benchmarks.measure import relative_error
 
 
@@ -50,3 +51,38 @@ def test_relative_error_by_hand():
     assert relative_error([torch.tensor([4.0, 0.0]), torch.tensor([2.0])], exact) == 0.25
     assert relative_error([torch.tensor([4.0, 0.0])], exact) == float("inf")
     assert not relative_error([torch.tensor([4.0, float("nan")]), torch.tensor([1.0])], exact) <= 1
+
+
+def rows(**medians):
+    """Measurements with a spread of a tenth to either side."""
+    point = {"workload": "sinusoid", "device": "cpu", "tasks": 25, "inner_steps": 5, "versions": {"torch": "2"}}
+    return [
+        {**point, "contender": name, "median_ms": ms, "p10_ms": 0.9 * ms, "p90_ms": 1.1 * ms, "date": "2026-01-01"}
+        for name, ms in medians.items()
+    ]
+
+
+def test_compare_names_what_got_slower(monkeypatch, tmp_path, capsys):
+    old, new = tmp_path / "old.json", tmp_path / "new.csv"
+    old.write_text(json.dumps(rows(learn2learn=100.0, fused=1.0, batched=10.0, jax=2.0)))
+    # a machine half as fast; batched took 1.1 times as long on top of that, fused 1.5 times
+    append(rows(learn2learn=200.0, fused=3.0, batched=22.0), new)
+    assert call(monkeypatch, "compare", str(old), str(new)) == 1
+    printed = capsys.readouterr().out
+    assert [line.split()[3] for line in printed.splitlines() if "SLOWER" in line] == ["fused"]
+    assert "1.50x  SLOWER" in printed
+    assert "only in the old run: sinusoid, cpu, 25, 5, jax" in printed
+    assert call(monkeypatch, "compare", str(old), str(new), "--tolerance", "0.6") == 0
+    append(rows(fused=2.0), new)  # the last one counts
+    assert call(monkeypatch, "compare", str(old), str(new)) == 0
+    assert new.read_text().count("workload") == 1
+
+
+def test_compare_refuses_what_is_no_measurement(monkeypatch, tmp_path, capsys):
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text(json.dumps(rows(fused=1.0)))
+    for content, reason in (({}, "no list of rows"), ([{"tasks": 1}], "they lack 'workload'"), ([], "share but there")):
+        new.write_text(json.dumps(content))
+        with pytest.raises(SystemExit):
+            call(monkeypatch, "compare", str(old), str(new))
+        assert reason in capsys.readouterr().err

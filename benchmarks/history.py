@@ -1,0 +1,105 @@
+"""Results as rows of a CSV file, and what got slower between two runs.
+
+    python -m benchmarks compare OLD NEW [--tolerance 0.15]
+
+OLD and NEW are what ``--json`` or ``--csv`` of ``python -m benchmarks`` wrote. Times are taken relative to learn2learn's
+in the same run where both runs have it, as machines differ, and one machine from day to day. A contender got slower
+where its median rose by more than the tolerance and the two runs' spreads do not overlap. The exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+COLUMNS = (
+    *("workload", "contender", "device", "tasks", "inner_steps", "median_ms", "p10_ms", "p90_ms", "first_call_s"),
+    *("tasks_per_second", "meta_gradient_rel_error", "gflops", "peak_share", "machine", "cores", "threads"),
+    *("date", "commit", "versions"),
+)
+POINT = ("workload", "device", "tasks", "inner_steps")
+
+Key = tuple[str, ...]
+
+
+def append(rows: list[dict[str, Any]], path: Path) -> None:
+    """Add measurements to a CSV file; it begins with :data:`COLUMNS`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        for row in rows:
+            versions = " ".join(f"{name}={version}" for name, version in row["versions"].items())
+            numbers = {name: f"{value:.4g}" for name, value in row.items() if isinstance(value, float)}
+            writer.writerow({**row, **numbers, "versions": versions})
+
+
+def read(path: Path) -> dict[Key, dict[str, float]]:
+    """The last measurement of every point and contender in a JSON or CSV file.
+
+    Raises:
+        ValueError: the file holds none.
+    """
+    rows = json.loads(path.read_text()) if path.suffix == ".json" else list(csv.DictReader(path.open(newline="")))
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"Expected measurements of `python -m benchmarks` in {path} but it is no list of rows.")
+    times = ("median_ms", "p10_ms", "p90_ms")
+    try:
+        return {
+            (*(str(row[name]) for name in POINT), row["contender"]): {name: float(row[name]) for name in times}
+            for row in rows
+        }
+    except KeyError as error:
+        raise ValueError(f"Expected measurements of `python -m benchmarks` in {path} but they lack {error}.") from None
+
+
+def relative(found: dict[Key, dict[str, float]], key: Key, other: dict[Key, dict[str, float]]) -> dict[str, float]:
+    """A measurement, in multiples of learn2learn's median where both runs have one."""
+    base = (*key[:-1], "learn2learn")
+    unit = found[base]["median_ms"] if base in found and base in other and key != base else 1.0
+    return {name: value / unit for name, value in found[key].items()}
+
+
+def compare(old: dict[Key, dict[str, float]], new: dict[Key, dict[str, float]], tolerance: float) -> list[Key]:
+    """What got slower, after a table of all that both runs have."""
+    slower = []
+    print(f"{'workload':18}{'tasks':>7}{'steps':>7}  {'contender':20}{'old ms':>10}{'new ms':>10}{'time':>8}")
+    for key in sorted(old.keys() & new.keys(), key=lambda key: (key[0], int(key[2]), int(key[3]), key[4])):
+        before, after = relative(old, key, new), relative(new, key, old)
+        ratio = after["median_ms"] / before["median_ms"]
+        worse = ratio > 1 + tolerance and after["p10_ms"] > before["p90_ms"] and key[-1] != "learn2learn"
+        slower += [key] if worse else []
+        times = f"{old[key]['median_ms']:10.2f}{new[key]['median_ms']:10.2f}{ratio:7.2f}x"
+        print(f"{key[0]:18}{key[2]:>7}{key[3]:>7}  {key[4]:20}{times}{'  SLOWER' if worse else ''}")
+    for key in sorted(old.keys() - new.keys()):
+        print(f"only in the old run: {', '.join(key)}")
+    return slower
+
+
+def main(arguments: list[str]) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser("python -m benchmarks compare", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("old", type=Path, metavar="OLD")
+    parser.add_argument("new", type=Path, metavar="NEW")
+    parser.add_argument("--tolerance", type=float, default=0.15, help="of a median's rise")
+    options = parser.parse_args(arguments)
+    try:
+        old, new = read(options.old), read(options.new)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    if not old.keys() & new.keys():
+        parser.error(f"Expected measurements that {options.old} and {options.new} share but there are none")
+    slower = compare(old, new, options.tolerance)
+    print(f"{len(slower)} got slower" if slower else "nothing got slower")
+    return int(bool(slower))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
