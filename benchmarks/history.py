@@ -2,7 +2,7 @@
 
     python -m benchmarks compare OLD NEW [--tolerance 0.15]
 
-OLD and NEW are what ``--json`` or ``--csv`` of ``python -m benchmarks`` wrote. Times are taken relative to learn2learn's
+OLD and NEW are what ``--json`` or ``--csv`` of ``python -m benchmarks`` wrote. Times are relative to learn2learn's
 in the same run where both runs have it, as machines differ, and one machine from day to day. A contender got slower
 where its median rose by more than the tolerance and the two runs' spreads do not overlap. The exit code is then 1.
 """
@@ -46,7 +46,8 @@ def read(path: Path) -> dict[Key, dict[str, float]]:
     Raises:
         ValueError: the file holds none.
     """
-    rows = json.loads(path.read_text()) if path.suffix == ".json" else list(csv.DictReader(path.open(newline="")))
+    text = path.read_text()
+    rows = json.loads(text) if path.suffix == ".json" else list(csv.DictReader(text.splitlines()))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"Expected measurements of `python -m benchmarks` in {path} but it is no list of rows.")
     times = ("median_ms", "p10_ms", "p90_ms")
