@@ -151,6 +151,18 @@ def test_compiled_once_on_a_machine(own_cache, monkeypatch):
     mlp_adapt(*arguments, [2, 3], compiled=True)
 
 
+def test_compiled_reads_nothing_that_it_did_not_write(own_cache, monkeypatch):
+    monkeypatch.setattr(native, "FLAGS", [*native.FLAGS, "-DPOISON"])
+    for widths, activation in (([3, 7, 5, 2], "tanh"), ([3, 5, 2], "relu"), ([3, 2], "identity")):
+        for order, elements, steps in ((2, False, 3), (1, True, 2), (2, True, 0)):
+            arguments = operands(widths, "mse", tasks=5, steps=steps, elements=elements)
+            output = mlp_adapt(*arguments, widths, activation, "mse", order, rates_grad=True, compiled=True)
+            assert_equal(output, naive(*arguments, widths, activation, "mse", order), 1e-12)
+            trajectory, losses = mlp_trajectory(*arguments[:4], widths, activation, "mse", compiled=True)
+            assert trajectory.isfinite().all()
+            assert losses.isfinite().all()
+
+
 @pytest.mark.parametrize(
     "compiler,reason",
     [("no-such-compiler", "'no-such-compiler' of \\$CC is not found"), ("false", "false .* failed")],

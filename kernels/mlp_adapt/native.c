@@ -21,6 +21,7 @@
 #endif
 #define LANES (BYTES / (long)sizeof(REAL))
 #define LAYERS 4 /* at most */
+#define MOST_KEPT (64L << 20) /* bytes that a thread keeps for its next call */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef REAL V __attribute__((vector_size(BYTES)));
@@ -512,8 +513,16 @@ int adapt(const Problem *p) {
             if (held < bytes || !sums) {
 #pragma omp atomic write
                 failed = 1;
-            } else
+            } else {
+#ifdef POISON
+                memset(memory, 0xff, bytes); /* NaN: for a test that nothing is read that was not written */
+#endif
                 group(p, g * LANES, memory, sums + g * each, sums + g * each + P);
+            }
+        }
+        if (held > MOST_KEPT) {
+            free(memory);
+            memory = 0, held = 0;
         }
     }
     for (long i = 0; i < each && !failed && p->queries; i++) {

@@ -133,8 +133,8 @@ def _function(dtype: torch.dtype) -> Callable[..., int] | str:
     version = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
     text = [SOURCE.read_text(), str((FLAGS, CHOICES, command)), version, _processor()]
     name = f"mlp_adapt_{real}_{hashlib.sha256(''.join(text).encode()).hexdigest()[:24]}.so"
-    folder = Path(os.environ.get("LIGHTNING_MAML_CACHE") or Path.home() / ".cache" / "lightning_maml")
     try:
+        folder = Path(os.environ.get("LIGHTNING_MAML_CACHE") or Path.home() / ".cache" / "lightning_maml")
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / name).exists():
             _build(command, real, folder / name)
