@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check install --no-warn-conflicts
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format
+.PHONY: help setup demo test coverage lint format
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,9 @@ demo: $(VENV)/.ready ## meta-train the sinusoid for about a minute, then test on
 
 test: $(VENV)/.ready ## run the tests and the docstrings' examples, without those marked slow (ARGS="-m slow" for these)
 	@$(BIN)/python -m pytest $(ARGS)
+
+coverage: $(VENV)/.ready ## the same, and which lines they run
+	@$(BIN)/python -m pytest --cov=lightning_maml --cov=kernels --cov-report=term $(ARGS)
 
 lint: $(VENV)/.ready ## check format, lint and types
 	@echo 'lint: ruff format, ruff check, mypy'
