@@ -2,6 +2,7 @@
 
     python -m benchmarks --workload sinusoid --tasks 25 256 --inner-steps 5 [--contenders a,b,c] [--json FILE]
     python -m benchmarks compare OLD NEW
+    python -m benchmarks sweep FILE [--svg FOLDER]
 
 First each contender's meta-gradient is checked against float64: one that is wrong gets no time, and the exit code is 1.
 Contenders then run in turn, round by round. Those that are not installed or cannot run are named, with the reason.
@@ -24,11 +25,13 @@ from benchmarks.history import append
 from benchmarks.history import main as compare
 from benchmarks.measure import Row, measure
 from benchmarks.problem import Problem
+from benchmarks.sweep import main as sweep
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["compare"]:
-        return compare(sys.argv[2:])
+    for name, command in (("compare", compare), ("sweep", sweep)):
+        if sys.argv[1:2] == [name]:
+            return command(sys.argv[2:])
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--workload", choices=workloads.NAMES, default="sinusoid")

@@ -184,6 +184,17 @@ def run(problem: Problem, contender: Contender, updates: int, seed: int, **data:
     return {problem.metric: results, "trained_with_steps": contender.algorithm.inner.steps, "seconds": round(seconds)}
 
 
+def markdown(results: dict[str, Any]) -> str:
+    """The table of a file of results, for the README."""
+    lines = ["| | inner steps in training | after 1 | after 5 | after 10 |", "|---|--:|--:|--:|--:|"]
+    for name, row in results["rows"].items():
+        (metric,) = set(row) & {"loss", "accuracy"}
+        cells = [row[metric][step] for step in ("1", "5", "10")]
+        shown = [f"{cell[0]:.3f} ± {cell[1]:.3f}" if cell else "diverges" for cell in cells]
+        lines.append(f"| `{name}` | {row['trained_with_steps']} | {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _finite(mean: float, half: float) -> list[float] | None:
     """Mean and interval, or None where tasks diverge: one does, and the mean says nothing."""
     return [mean, half] if math.isfinite(mean) and half < mean else None

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
+from benchmarks.algorithms import SINUSOID, markdown
 from benchmarks.contenders import batched
 from benchmarks.history import append
 from benchmarks.measure import relative_error
+from benchmarks.sweep import fit
 
 
 def call(monkeypatch, *arguments):
@@ -86,3 +88,26 @@ def test_compare_refuses_what_is_no_measurement(monkeypatch, tmp_path, capsys):
         with pytest.raises(SystemExit):
             call(monkeypatch, "compare", str(old), str(new))
         assert reason in capsys.readouterr().err
+
+
+def test_the_readme_shows_the_table_that_was_measured(repository):
+    results = json.loads((repository / "benchmarks/results/algorithms_sinusoid.json").read_text())
+    assert list(results["rows"]) == list(SINUSOID)
+    assert markdown(results) in (repository / "README.md").read_text()
+    # what the issue of meta-learning is about: far below the baseline, and learned rates below a fixed one
+    after_one = {name: row["loss"]["1"][0] for name, row in results["rows"].items()}
+    assert after_one["meta_sgd"] < after_one["maml"] < after_one["pretrained"] / 2
+
+
+def test_sweep_fits_lines(monkeypatch, tmp_path, capsys):
+    path = tmp_path / "rows.json"
+    point = {"workload": "sinusoid", "inner_steps": 5, "contender": "fused"}
+    path.write_text(json.dumps([{**point, "tasks": n, "median_ms": 3 + 2 * n} for n in (1, 100, 10_000)]))
+    assert call(monkeypatch, "sweep", str(path)) == 0
+    assert "3.000 ms +    2.0000 ms a task, off by 0% at most" in capsys.readouterr().out
+    path.write_text(json.dumps([{**point, "tasks": n, "median_ms": n} for n in (1, 2)]))
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "sweep", str(path))
+    assert "Expected at least 3 numbers of tasks" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="at least 3 points to fit a line to but got 2"):
+        fit([1.0, 2.0], [1.0, 2.0])
