@@ -1,0 +1,25 @@
+"""MAML for reinforcement learning: the inner loop is a policy-gradient step on a task's own rollouts."""
+
+from lightning_maml.rl.adaptation import MetaObjective, MetaValue
+from lightning_maml.rl.advantages import Advantages
+from lightning_maml.rl.environments import Collect, Collector, Environment
+from lightning_maml.rl.navigation import Navigation2D
+from lightning_maml.rl.outer import PPO, TRPO
+from lightning_maml.rl.policies import CategoricalPolicy, GaussianPolicy, Policy
+from lightning_maml.rl.rollouts import Rollouts
+
+__all__ = [
+    "PPO",
+    "TRPO",
+    "Advantages",
+    "CategoricalPolicy",
+    "Collect",
+    "Collector",
+    "Environment",
+    "GaussianPolicy",
+    "MetaObjective",
+    "MetaValue",
+    "Navigation2D",
+    "Policy",
+    "Rollouts",
+]
