@@ -28,13 +28,14 @@ LEVELS = {
     "meta_update": 6,
     "weights": 6,
     "module": 7,
+    "rl": 7,
     "demo": 8,
     "reproduce": 8,
     "cli": 9,
 }
 # Beside that line: they know nothing of how anything is trained, and what is below the module knows nothing of them.
 ASIDE = ("checkpoints", "data", "meter", "metrics", "networks", "results", "termination")
-ABOVE = ("engine", "adaptation", "meta_update", "weights", "module", "demo", "reproduce", "cli")
+ABOVE = ("engine", "adaptation", "meta_update", "weights", "module", "rl", "demo", "reproduce", "cli")
 
 
 def _imports(path: Path) -> Iterator[str]:

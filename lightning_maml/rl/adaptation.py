@@ -43,7 +43,7 @@ class MetaObjective:
     The expected return after adaptation, of trajectories sampled after adaptation:
 
     .. math:: \max_\theta \; \mathbb E_t \, \mathbb E_{\tau' \sim \pi_{\phi_m}} R(\tau'), \quad
-              \phi_{k+1} = \phi_k - \alpha \nabla L_{inner}(\phi_k; \tau_k), \; \tau_k \sim \pi_{\phi_k}, \; \phi_0 = \theta
+              \phi_{k+1} = \phi_k - \alpha \nabla L_{inner}(\phi_k; \tau_k), \; \tau_k \sim \pi_{\phi_k}
 
     Args:
         policy: what is meta-learned.
@@ -53,10 +53,10 @@ class MetaObjective:
         outer: the outer loss.
         kl_penalty: eta, ProMP's penalty ``eta KL(old || new)`` of the policies before each inner step.
         exploration: the weight of E-MAML's term, which credits the inner rollouts with what came of them: minus
-            ``weight / H sum_i sum_t log pi(a_it|s_it) R`` of each task, ``R`` its mean return after adaptation, normalised
-            over the tasks.
-        engine: ``"batched"`` runs all tasks at once, a few at a time on a CPU; ``Batched(chunk_size=...)`` says how many;
-            ``"eager"`` runs one task after another; ``"auto"`` is ``"batched"``.
+            ``weight / H sum_i sum_t log pi(a_it|s_it) R`` of each task, ``R`` its mean return after adaptation,
+            normalised over the tasks.
+        engine: ``"batched"`` runs all tasks at once, a few at a time on a CPU; ``Batched(chunk_size=...)`` says how
+            many; ``"eager"`` runs one task after another; ``"auto"`` is ``"batched"``.
 
     Raises:
         ValueError: an argument is out of range.
@@ -123,7 +123,7 @@ class MetaObjective:
 
     def split(self) -> tuple[Parameters, Parameters]:
         """The parameters that adapt, and the other parameters and buffers."""
-        named = dict(self.policy.named_parameters())
+        named: Parameters = dict(self.policy.named_parameters())
         names = set(self.algorithm.inner.adapted(named))
         theta = {name: value for name, value in named.items() if name in names}
         constants = {name: value for name, value in named.items() if name not in names}
@@ -251,9 +251,7 @@ class RolloutLoop:
     def unroll(self, order: int) -> Parameters:
         return self.path(order)[-1]
 
-    def step(
-        self, phi: Parameters, rollouts: Rollouts, step: int, order: int, rate: float | None = None
-    ) -> Parameters:
+    def step(self, phi: Parameters, rollouts: Rollouts, step: int, order: int, rate: float | None = None) -> Parameters:
         """Inner step ``step`` from ``phi``, at which ``rollouts`` were sampled."""
         inner, objective = self.objective.algorithm.inner, self.objective
         order = 1 if objective.estimator == "first_order" else order

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,7 @@ from lightning_maml.rl.rollouts import Rollouts
 __all__ = ["Collect", "Collector", "Environment"]
 
 
-class Environment(Protocol):
+class Environment(ABC):
     """A family of tasks that differ by a few numbers, such as a goal; all tasks and trajectories step at once.
 
     It lives on the device of ``tasks``. A state is whatever :meth:`step` needs; it is handed back as it was given.
@@ -29,12 +30,15 @@ class Environment(Protocol):
     horizon: int
     """H, the most time steps of a trajectory."""
 
+    @abstractmethod
     def sample_tasks(self, tasks: int, generator: torch.Generator) -> Tensor:
         """What tells the tasks apart, ``[tasks, G]``, drawn on the CPU."""
 
+    @abstractmethod
     def reset(self, tasks: Tensor, trajectories: int) -> tuple[Any, Tensor]:
         """State and observations ``[T, N, O]`` at the start of ``N`` trajectories of each of ``tasks [T, G]``."""
 
+    @abstractmethod
     def step(self, tasks: Tensor, state: Any, actions: Tensor) -> tuple[Any, Tensor, Tensor, Tensor]:
         """The next state, observations ``[T, N, O]``, rewards ``[T, N]`` and which trajectories are done ``[T, N]``.
 

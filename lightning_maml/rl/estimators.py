@@ -1,9 +1,9 @@
 r"""Inner losses of a policy: surrogates whose gradient, and whose Hessian, estimate those of the expected return.
 
 The meta-gradient of an unrolled inner step holds the Hessian of its loss, so that an estimator has to be judged by
-both. Each takes ``log_probs``, the ``old_log_probs`` stored at sampling, ``advantages`` and ``mask``, all ``[T, N, H]``,
-and returns one loss a task, ``[T]``: minus the mean over trajectories and time steps, ``-J / H`` up to what the baseline
-subtracts. With undiscounted advantages and a horizon that all trajectories reach, at the parameters that were sampled:
+both. Each takes ``log_probs``, the ``old_log_probs`` stored at sampling, ``advantages`` and ``mask``, all
+``[T, N, H]``, and returns one loss a task, ``[T]``: minus the mean over trajectories and time steps, ``-J / H`` up to
+what the baseline subtracts. With undiscounted advantages, at the parameters that were sampled:
 
 | name          | gradient   | Hessian                                                                      |
 |---------------|------------|------------------------------------------------------------------------------|
@@ -55,8 +55,8 @@ def maml(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Ten
     r"""The original's surrogate, :math:`-\tfrac1H \sum_t \log \pi_\phi(a_t|s_t) A_t`.
 
     Its expected Hessian is :math:`-\tfrac1H \mathbb E \sum_t A_t \nabla^2 \log \pi`, which lacks every product of
-    gradients. Of a softmax over linear logits it is 0 once the baseline is right: there :math:`\nabla^2 \log \pi` depends
-    on the state alone, and the advantages of a state have mean 0.
+    gradients. Of a softmax over linear logits it is 0 once the baseline is right: there :math:`\nabla^2 \log \pi`
+    depends on the state alone, and the advantages of a state have mean 0.
 
     Reference:
         Finn, Abbeel, Levine, ICML 2017, equation 4, with automatic differentiation.

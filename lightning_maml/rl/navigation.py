@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_maml.rl.environments import Environment
+
 __all__ = ["Navigation2D"]
 
 MOVE = 0.1  # the longest move in each coordinate
 NEAR = 0.01  # as near to the goal as this, in both coordinates, is there
 
 
-class Navigation2D:
+class Navigation2D(Environment):
     """2D navigation: a point starts at (0, 0) and moves to a goal of its task, by rewards alone.
 
     Observations are its place (x, y), and never the goal; actions are clipped to [-1, 1] and scaled to [-0.1, 0.1];

@@ -62,8 +62,8 @@ class TRPO:
 
     The direction solves :math:`(F + \text{damping}) x = -g` by conjugate gradients, ``F`` the Hessian of the mean
     :math:`KL(\pi_{old} \| \pi_\phi)` of the policies *after* adaptation; its length is
-    :math:`\sqrt{2 \, \text{max\_kl} / x^T F x}`, shortened until the loss falls and the divergence is at most ``max_kl``. A
-    step that no shortening makes good is not taken.
+    :math:`\sqrt{2 \, \text{max\_kl} / x^T F x}`, shortened until the loss falls and the divergence is at most
+    ``max_kl``. A step that no shortening makes good is not taken.
 
     Args:
         max_kl: the largest mean divergence of a step.

@@ -104,7 +104,7 @@ class GaussianPolicy(Policy):
         observation_size: int,
         action_size: int,
         hidden: Sequence[int] = (100, 100),
-        activation: str = "tanh",
+        activation: str = "relu",
         init_std: float = 1.0,
     ) -> None:
         if not 0 < init_std < math.inf:
@@ -151,7 +151,7 @@ class CategoricalPolicy(Policy):
     discrete = True
 
     def __init__(
-        self, observation_size: int, action_size: int, hidden: Sequence[int] = (100, 100), activation: str = "tanh"
+        self, observation_size: int, action_size: int, hidden: Sequence[int] = (100, 100), activation: str = "relu"
     ) -> None:
         logits = MLP(observation_size, hidden, action_size, activation, init="default")
         super().__init__(OrderedDict(logits.named_children()))
