@@ -2,8 +2,8 @@
 
     python -m benchmarks.rl [--seeds 0 1 2] [--epochs N] [--only maml|pretrained] [--json FILE]
 
-Every run is `lightning-maml fit` and then `test` of configs/rl_navigation.yaml or configs/rl_navigation_pretrained.yaml,
-on 40 held-out goals x 40 trajectories. An epoch is 10 meta-iterations.
+Every run is `lightning-maml fit` and then `test` of configs/rl_navigation.yaml, or of
+configs/rl_navigation_pretrained.yaml, on 40 held-out goals x 40 trajectories. An epoch is 10 meta-iterations.
 """
 
 from __future__ import annotations
