@@ -174,12 +174,11 @@ class MetaObjective:
         loss, kl = rollouts[0].rewards.new_zeros(()), rollouts[0].rewards.new_zeros(())
         for chunk in self._chunks(rollouts[0]):
             loop = RolloutLoop(self, [part[chunk] for part in rollouts], None if credit is None else credit[chunk])
-            with torch.enable_grad():
-                total, divergence = loop.loss()
-                weight = len(loop.rollouts[0]) / tasks
-                parts = torch.autograd.grad(total * weight, leaves, materialize_grads=True)
+            total, divergence = loop.loss()
+            weight = len(loop.rollouts[0]) / tasks
+            parts = torch.autograd.grad(total, leaves, torch.full_like(total, weight), materialize_grads=True)
             for gradient, part in zip(gradients, parts, strict=True):
-                gradient += part
+                gradient.add_(part)
             loss += total.detach() * weight
             kl += divergence.detach() * weight
         return MetaValue(loss, kl, tuple(gradients))
@@ -236,8 +235,9 @@ class RolloutLoop:
 
     def loss(self) -> tuple[Tensor, Tensor]:
         """Outer loss with penalties, and mean divergence of the adapted policies: scalars, differentiable."""
-        query = self.objective.algorithm.meta_gradient(self)
-        return query.loss + sum(self.penalties), self.kl
+        with torch.enable_grad():  # the way to the adapted policies is one of gradients, whatever is made of the loss
+            query = self.objective.algorithm.meta_gradient(self)
+            return query.loss + sum(self.penalties), self.kl
 
     def initial(self) -> Parameters:
         return self.objective.initial(len(self.rollouts[0]))

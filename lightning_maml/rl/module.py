@@ -14,6 +14,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
@@ -305,7 +306,7 @@ class MetaRLModule(LightningModule):
         mean = self.val_returns.compute().mean.reshape(-1).float()
         self.log("val/return", mean[-1], prog_bar=True, sync_dist=True, batch_size=1)
         self.log("val/return_step_0", mean[0], sync_dist=True, batch_size=1)
-        if not self.trainer.sanity_checking and self.trainer.training:
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             self.log("step", float(self._iteration), sync_dist=True, batch_size=1)
 
     def on_test_epoch_start(self) -> None:

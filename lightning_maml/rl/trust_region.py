@@ -35,10 +35,11 @@ def trust_region_step(
     if not isinstance(outer, TRPO):
         raise ValueError(f"Expected an objective with TRPO outside but got {type(outer).__name__}.")
     leaves = objective.leaves
+    loss, kl = objective.loss_and_kl(rollouts)
+    gradient = mean(_flat(torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True)))
+    slopes = torch.autograd.grad(kl, leaves, create_graph=True, materialize_grads=True)
     with torch.enable_grad():
-        loss, kl = objective.loss_and_kl(rollouts)
-        gradient = mean(_flat(torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True)))
-        slope = _flat(torch.autograd.grad(kl, leaves, create_graph=True, materialize_grads=True))
+        slope = _flat(slopes)
 
     def fisher(v: Tensor) -> Tensor:
         products = torch.autograd.grad(slope, leaves, v.reshape(-1), retain_graph=True, materialize_grads=True)
@@ -57,8 +58,7 @@ def trust_region_step(
         for shortened in range(outer.backtracks):
             step = [outer.shrink**shortened * part for part in full]
             _put([start + part for start, part in zip(origin, step, strict=True)], leaves)
-            with torch.no_grad():
-                loss, kl = (mean(value.detach()) for value in objective.loss_and_kl(rollouts))
+            loss, kl = (mean(value.detach()) for value in objective.loss_and_kl(rollouts))
             if loss < before and kl <= outer.max_kl:
                 return step, loss, kl
     finally:
