@@ -3,6 +3,7 @@
 from lightning_maml.rl.adaptation import MetaObjective, MetaValue
 from lightning_maml.rl.advantages import Advantages
 from lightning_maml.rl.environments import Collect, Collector, Environment
+from lightning_maml.rl.gymnasium_tasks import GymnasiumTasks
 from lightning_maml.rl.module import AdaptedPolicies, MetaRLModule
 from lightning_maml.rl.navigation import Navigation2D
 from lightning_maml.rl.outer import PPO, TRPO
@@ -21,6 +22,7 @@ __all__ = [
     "Environment",
     "EnvironmentTasks",
     "GaussianPolicy",
+    "GymnasiumTasks",
     "MetaObjective",
     "MetaRLModule",
     "MetaValue",
