@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-OPTIONAL = ("gym", "gymnasium", "learn2learn", "matplotlib", "plotly", "pytorch_lightning", "torchvision", "triton")
+OPTIONAL = (
+    "gym",
+    "gymnasium",
+    "learn2learn",
+    "matplotlib",
+    "mujoco",
+    "plotly",
+    "pytorch_lightning",
+    "torchvision",
+    "triton",
+)
 
 # Imports run one way: a module imports those of a lower level, or of its own folder.
 LEVELS = {

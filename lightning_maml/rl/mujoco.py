@@ -7,14 +7,27 @@ Importing this registers ``lightning_maml/HalfCheetahGoalVel-v0``, ``HalfCheetah
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import gymnasium
+import mujoco
 import numpy as np
 from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 
 __all__ = ["AntGoalDir", "AntGoalVel", "HalfCheetahGoalDir", "HalfCheetahGoalVel"]
+
+QUIET = "'settotalmass' is deprecated"  # said of gymnasium's own model of the cheetah, for every copy of it
+
+
+def _warn(message: str) -> None:
+    if QUIET not in message:
+        warnings.warn(f"MuJoCo: {message}", RuntimeWarning, stacklevel=2)
+
+
+if mujoco.get_mju_user_warning() is None:  # by itself MuJoCo prints, and writes a file where the process runs
+    mujoco.set_mju_user_warning(_warn)
 
 HORIZON = 200
 CONTROL = 0.05  # the weight of the squared actions
