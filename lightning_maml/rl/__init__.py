@@ -7,6 +7,7 @@ from lightning_maml.rl.gymnasium_tasks import GymnasiumTasks
 from lightning_maml.rl.module import AdaptedPolicies, MetaRLModule
 from lightning_maml.rl.navigation import Navigation2D
 from lightning_maml.rl.outer import PPO, TRPO
+from lightning_maml.rl.plots import PlotTrajectories, trajectories_figure
 from lightning_maml.rl.policies import CategoricalPolicy, GaussianPolicy, Policy
 from lightning_maml.rl.rollouts import Rollouts
 from lightning_maml.rl.tasks import EnvironmentTasks
@@ -27,6 +28,8 @@ __all__ = [
     "MetaRLModule",
     "MetaValue",
     "Navigation2D",
+    "PlotTrajectories",
     "Policy",
     "Rollouts",
+    "trajectories_figure",
 ]
