@@ -48,6 +48,7 @@ subcommands:
 examples:
   lightning-maml fit --config configs/sinusoid.yaml
   lightning-maml fit --config configs/sinusoid.yaml --model.algorithm.steps 5 --trainer.max_steps 1000
+  lightning-maml fit --config configs/rl_navigation.yaml               reinforcement learning
   lightning-maml fit --config configs/sinusoid.yaml --ckpt_path last   goes on where the last run of it stopped
   lightning-maml test --config configs/sinusoid.yaml --ckpt_path runs/.../checkpoints/best.ckpt
 
