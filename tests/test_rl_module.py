@@ -242,6 +242,10 @@ def test_command_line(repository: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert written["inner_steps"] == [0, 1, 2, 3, 4]
     assert written["rates"] == [0.1, 0.05, 0.05, 0.05]
     assert written["checkpoint"].endswith("last.ckpt")
+    again = MetaRLModule.load_from_checkpoint(written["checkpoint"], environment=Navigation2D(horizon=4))
+    assert again.adapt(torch.zeros(1, 2)).returns.shape == (1, 5)
+    with pytest.raises(FileNotFoundError):
+        MetaRLModule.load_from_checkpoint(tmp_path / "none.ckpt", environment=Navigation2D())
 
 
 def test_the_controls_configuration_differs_in_nothing_but_the_algorithm(repository: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import jsonargparse
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
@@ -24,6 +25,7 @@ from lightning_maml.checkpoints import (
     SafeCheckpointIO,
     check_fits,
     random_state,
+    read_checkpoint,
     restore_random_state,
 )
 from lightning_maml.engine import Engine
@@ -371,3 +373,17 @@ class MetaRLModule(LightningModule):
             check_fits(checkpoint["state_dict"], self.state_dict(), path)
         if self._trainer and self.trainer.training:
             self._random_states = checkpoint.get("random_states")
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> MetaRLModule:
+        """The module of a checkpoint of the command line, given ``environment=...``, which no checkpoint holds.
+
+        Of a module that Python code made, ``policy`` and ``algorithm`` have to be given as well.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged or holds objects other than plain data.
+        """
+        read_checkpoint(checkpoint_path, "meta", True)  # for its errors; no tensor is read
+        jsonargparse.set_parsing_settings(subclasses_enabled=[Algorithm, Engine])  # as the command line had them
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
