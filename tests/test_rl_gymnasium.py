@@ -140,29 +140,30 @@ def test_locomotion_rewards_what_the_goal_asks_for(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_half_cheetah_runs_nearer_its_goal_velocity_after_adaptation(tmp_path: Path) -> None:
+def test_half_cheetah_runs_nearer_to_its_direction_after_adaptation(tmp_path: Path) -> None:
+    # Of the goal velocity so short a training shows nothing: docs/rl.md.
     pytest.importorskip("mujoco")
 
     def returns(algorithm: Algorithm) -> list[float]:
         seed_everything(0, verbose=False)
-        environment = GymnasiumTasks("lightning_maml/HalfCheetahGoalVel-v0", horizon=40)
+        environment = GymnasiumTasks("lightning_maml/HalfCheetahGoalDir-v0", horizon=30)
         module = MetaRLModule(
             GaussianPolicy(17, 6, hidden=[64, 64], activation="tanh"),
             algorithm,
             environment,
             outer=PPO(epochs=10),
             optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.003),
-            trajectories=8,
+            trajectories=20,
             test_trajectories=20,
-            test_steps=3,
         )
-        tasks = EnvironmentTasks(environment, 8, batches_per_epoch=40, val_tasks=0, test_tasks=16)
+        tasks = EnvironmentTasks(environment, 8, batches_per_epoch=25, val_tasks=0, test_tasks=16)
         options: Any = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
         trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", max_epochs=1, **options)
         trainer.fit(module, tasks)
         (result,) = trainer.test(module, tasks, verbose=False)
-        return [round(float(result[f"test/return_step_{step}"]), 2) for step in range(4)]
+        return [round(float(result[f"test/return_step_{step}"]), 2) for step in range(2)]
 
-    adapted, control = returns(maml(0.1, 1)), returns(pretrained(0.1, 1))
-    print(f"HalfCheetahGoalVel, return after 0 to 3 steps: maml {adapted}, control {control}")
-    assert adapted[3] > adapted[0]
+    adapted, control = returns(maml(0.5, 1)), returns(pretrained(0.5, 1))
+    print(f"HalfCheetahGoalDir, return before and after one step: maml {adapted}, control {control}")
+    assert adapted[1] > adapted[0] + 0.5
+    assert adapted[1] > control[1]
