@@ -12,6 +12,7 @@ from typing import Any
 
 import jsonargparse
 import torch
+import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -21,6 +22,7 @@ from lightning_maml.engine import Engine
 from lightning_maml.learner import Algorithm
 from lightning_maml.module import MetaModule
 from lightning_maml.results import Published
+from lightning_maml.rl import MetaRLModule
 
 __all__ = ["MetaCLI", "main"]
 
@@ -46,6 +48,7 @@ subcommands:
 examples:
   lightning-maml fit --config configs/sinusoid.yaml
   lightning-maml fit --config configs/sinusoid.yaml --model.algorithm.steps 5 --trainer.max_steps 1000
+  lightning-maml fit --config configs/rl_navigation.yaml               reinforcement learning
   lightning-maml fit --config configs/sinusoid.yaml --ckpt_path last   goes on where the last run of it stopped
   lightning-maml test --config configs/sinusoid.yaml --ckpt_path runs/.../checkpoints/best.ckpt
 
@@ -106,20 +109,21 @@ class SaveConfig(SaveConfigCallback):
 
 
 class MetaCLI(LightningCLI):
-    """LightningCLI for :class:`MetaModule` and any data module.
+    """LightningCLI for :class:`MetaModule`, or :class:`MetaRLModule`, and any data module.
 
     ``fit`` keeps the best checkpoint by ``val/loss`` and the last one; ``--checkpoint.monitor`` and its neighbours
     change that. The seed is 0 unless ``--seed_everything`` says otherwise.
 
     Args:
         args: what would stand on the command line; None for what does.
+        module: what is trained, with what `data` gives.
     """
 
-    def __init__(self, args: Sequence[str] | None = None) -> None:
+    def __init__(self, args: Sequence[str] | None = None, module: type[MetaModule | MetaRLModule] = MetaModule) -> None:
         # Both are dataclasses or have some as subclasses; without this only the base class itself could be given.
         jsonargparse.set_parsing_settings(subclasses_enabled=[Algorithm, Engine])
         super().__init__(
-            MetaModule,
+            module,
             LightningDataModule,
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # MetaModule takes its optimiser as an argument
@@ -156,6 +160,10 @@ class MetaCLI(LightningCLI):
                 "checkpoint.save_last": True,
             }
         )
+
+        if self._model_class is MetaRLModule:
+            parser.link_arguments("data", "model.environment", lambda data: data.environment, apply_on="instantiate")
+            parser.set_defaults({"checkpoint.monitor": "val/return", "checkpoint.mode": "max"})
 
     def predict(self, **kwargs: Any) -> None:
         """Saves what ``Trainer.predict`` returns, a list of ``[T, Nq, ...]``, one a batch, as ``predictions.pt``."""
@@ -220,13 +228,24 @@ def main(args: Sequence[str] | None = None) -> int:
 
                 return reproduce(given[1:], MetaCLI)
             else:
-                MetaCLI(given if args is not None or not sys.argv[1:] else None)
+                MetaCLI(given if args is not None or not sys.argv[1:] else None, _module_of(given))
         except (ValueError, TypeError, FileNotFoundError, NotImplementedError) as error:
             if not isinstance(error, FileNotFoundError) and not _raised_here(error):
                 raise
             print(f"lightning-maml: error: {error}", file=sys.stderr)
             return 1
     return 0
+
+
+def _module_of(args: Sequence[str]) -> type[MetaModule | MetaRLModule]:
+    """What a configuration is of: where its section `model` has a `policy`, of reinforcement learning."""
+    for option, value in zip(args, [*args[1:], ""], strict=True):
+        path = Path(value if option in ("--config", "-c") else option.removeprefix("--config="))
+        if (option in ("--config", "-c") or option.startswith("--config=")) and path.is_file():
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if isinstance(content, dict) and "policy" in (content.get("model") or {}):
+                return MetaRLModule
+    return MetaModule
 
 
 def _be_quiet() -> None:

@@ -150,7 +150,7 @@ def test_configurations_run(config, request):
     lightning_maml("fit", "--config", str(config), "--trainer.fast_dev_run=1", *few, *images)
 
 
-@pytest.mark.parametrize("config", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", sorted(CONFIGS.rglob("[!r]*.yaml")), ids=lambda path: path.stem)
 def test_configurations_say_the_papers_protocol(config):
     content = yaml.safe_load(config.read_text())
     algorithm, data = content["model"]["algorithm"]["init_args"], content["data"]["init_args"]

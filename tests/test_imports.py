@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-OPTIONAL = ("gym", "gymnasium", "learn2learn", "matplotlib", "plotly", "pytorch_lightning", "torchvision", "triton")
+OPTIONAL = (
+    "gym",
+    "gymnasium",
+    "learn2learn",
+    "matplotlib",
+    "mujoco",
+    "plotly",
+    "pytorch_lightning",
+    "torchvision",
+    "triton",
+)
 
 # Imports run one way: a module imports those of a lower level, or of its own folder.
 LEVELS = {
@@ -28,13 +38,14 @@ LEVELS = {
     "meta_update": 6,
     "weights": 6,
     "module": 7,
+    "rl": 7,
     "demo": 8,
     "reproduce": 8,
     "cli": 9,
 }
 # Beside that line: they know nothing of how anything is trained, and what is below the module knows nothing of them.
 ASIDE = ("checkpoints", "data", "meter", "metrics", "networks", "results", "termination")
-ABOVE = ("engine", "adaptation", "meta_update", "weights", "module", "demo", "reproduce", "cli")
+ABOVE = ("engine", "adaptation", "meta_update", "weights", "module", "rl", "demo", "reproduce", "cli")
 
 
 def _imports(path: Path) -> Iterator[str]:
@@ -75,13 +86,14 @@ def _run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
-# torchmetrics imports torchvision wherever it is installed, so that one cannot be blocked under it
+# torchmetrics imports these wherever they are installed, so that they cannot be blocked under it
+ITS = ("matplotlib", "torchvision")
 BLOCK = f"""
 import sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {tuple(name for name in OPTIONAL if name != "torchvision")!r}:
+        if name.split(".")[0] in {tuple(name for name in OPTIONAL if name not in ITS)!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}} (blocked by the test)", name=name)
 
 sys.meta_path.insert(0, Blocked())

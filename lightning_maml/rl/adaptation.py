@@ -1,0 +1,302 @@
+"""The inner loop on rollouts, and the meta-gradient of what follows: for the same rules, and the same inner loops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lightning_maml.engine import Batched, Eager, Engine
+from lightning_maml.inner import SGD, Parameters, Rates
+from lightning_maml.learner import Algorithm
+from lightning_maml.meta_gradient import FirstOrder, Joint, MultiStep, Query, Unrolled
+from lightning_maml.rl.advantages import Advantages
+from lightning_maml.rl.environments import Collect
+from lightning_maml.rl.estimators import ESTIMATORS, Estimator
+from lightning_maml.rl.outer import PPO, TRPO, Outer
+from lightning_maml.rl.policies import Policy
+from lightning_maml.rl.rollouts import Rollouts
+
+__all__ = ["MetaObjective", "MetaValue"]
+
+CACHED_ROWS = 4096  # of the tasks run at once on a CPU: their activations stay in its cache
+
+
+@dataclass(frozen=True, eq=False)
+class MetaValue:
+    """The outer objective on a meta-batch of rollouts."""
+
+    loss: Tensor
+    """Scalar, detached: the mean over the tasks, penalties included."""
+    kl: Tensor
+    """Scalar, detached: the mean divergence of the adapted policies from those that were sampled."""
+    gradients: tuple[Tensor, ...]
+    """One for each of :attr:`MetaObjective.leaves`."""
+
+
+@dataclass(frozen=True, eq=False)
+class MetaObjective:
+    r"""A policy, an algorithm, and the losses of inner and outer loop.
+
+    The expected return after adaptation, of trajectories sampled after adaptation:
+
+    .. math:: \max_\theta \; \mathbb E_t \, \mathbb E_{\tau' \sim \pi_{\phi_m}} R(\tau'), \quad
+              \phi_{k+1} = \phi_k - \alpha \nabla L_{inner}(\phi_k; \tau_k), \; \tau_k \sim \pi_{\phi_k}
+
+    Args:
+        policy: what is meta-learned.
+        algorithm: an inner loop of plain gradient steps, and a rule: as of ``maml``, ``fomaml``, ``anil``,
+            ``meta_sgd`` or ``pretrained``, which trains on the rollouts of the policy as it is.
+        estimator: the inner loss, one of :data:`ESTIMATORS`, or a function like them.
+        outer: the outer loss.
+        kl_penalty: eta, ProMP's penalty ``eta KL(old || new)`` of the policies before each inner step.
+        exploration: the weight of E-MAML's term, which credits the inner rollouts with what came of them: minus
+            ``weight / H sum_i sum_t log pi(a_it|s_it) R`` of each task, ``R`` its mean return after adaptation,
+            normalised over the tasks.
+        engine: ``"batched"`` runs all tasks at once, a few at a time on a CPU; ``Batched(chunk_size=...)`` says how
+            many; ``"eager"`` runs one task after another; ``"auto"`` is ``"batched"``.
+
+    Raises:
+        ValueError: an argument is out of range.
+        NotImplementedError: the algorithm or the engine does not exist for rollouts; the message says why.
+
+    References:
+        Rothfuss et al., "ProMP", ICLR 2019; Stadie et al., "Some Considerations on Learning to Explore via
+        Meta-Reinforcement Learning", NeurIPS 2018.
+    """
+
+    policy: Policy
+    algorithm: Algorithm
+    estimator: str | Estimator = "lvc"
+    outer: Outer = field(default_factory=PPO)
+    advantages: Advantages = field(default_factory=Advantages)
+    kl_penalty: float = 0.0
+    exploration: float = 0.0
+    engine: str | Engine = "auto"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.estimator, str) and self.estimator not in ESTIMATORS:
+            raise ValueError(
+                f"Expected `estimator` to be one of {sorted(ESTIMATORS)} or a function but got {self.estimator!r}."
+            )
+        for name in ("kl_penalty", "exploration"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"Expected `{name}` to be finite and not negative but got {getattr(self, name)!r}.")
+        if self.exploration and self.training_steps == 0:
+            raise ValueError(
+                f"Expected inner steps in training for `exploration`, which credits their rollouts, but "
+                f"{self.algorithm.name!r} trains without any."
+            )
+        inner, rule = self.algorithm.inner, self.algorithm.meta_gradient
+        beyond = ("batch_size", "proximal", "tolerance", "start", "max_norm", "weight_decay", "momentum")
+        if type(inner) is not SGD or any(getattr(inner, name) for name in beyond):
+            raise NotImplementedError(
+                "Expected an inner loop of plain gradient steps for rollouts, SGD without "
+                f"{', '.join(f'`{name}`' for name in beyond)}, but got {inner}."
+            )
+        if not isinstance(rule, Unrolled | FirstOrder | Joint | MultiStep):
+            raise NotImplementedError(
+                "Expected one of the rules Unrolled, FirstOrder, MultiStep and Joint for rollouts but got "
+                f"{type(rule).__name__}."
+            )
+        engine = self.engine
+        if engine not in ("auto", "batched", "eager") and not isinstance(engine, Eager | Batched):
+            raise NotImplementedError(
+                f"Expected the engine 'auto', 'batched', 'eager', Batched(...) or Eager() for rollouts but got "
+                f"{engine!r}: the fused operators have no policy-gradient loss."
+            )
+        if isinstance(engine, Batched) and (engine.compile or engine.checkpoint):
+            raise NotImplementedError(f"Expected Batched(chunk_size=...) for rollouts but got {engine!r}.")
+
+    @property
+    def training_steps(self) -> int:
+        """The inner steps of training: none where the rule is Joint."""
+        return 0 if isinstance(self.algorithm.meta_gradient, Joint) else self.algorithm.inner.steps
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What gets a meta-gradient: the policy's parameters, and learned inner rates."""
+        rate = self.algorithm.inner.lr
+        rates: list[Tensor] = list(rate.parameters()) if isinstance(rate, Rates) else []
+        return [leaf for leaf in (*self.policy.parameters(), *rates) if leaf.requires_grad]
+
+    def split(self) -> tuple[Parameters, Parameters]:
+        """The parameters that adapt, and the other parameters and buffers."""
+        named: Parameters = dict(self.policy.named_parameters())
+        names = set(self.algorithm.inner.adapted(named))
+        theta = {name: value for name, value in named.items() if name in names}
+        constants = {name: value for name, value in named.items() if name not in names}
+        return theta, constants | dict(self.policy.named_buffers())
+
+    def initial(self, tasks: int) -> Parameters:
+        """The meta-parameters as every task's own, ``{name: [T, *shape]}``."""
+        return {name: value.expand(tasks, *value.shape) for name, value in self.split()[0].items()}
+
+    def adapt(
+        self, collect: Collect, tasks: int, steps: int, rates: Sequence[float] | None = None
+    ) -> Iterator[tuple[Parameters, Rollouts]]:
+        """The parameters ``{name: [T, *shape]}`` and their rollouts, before and after each of ``steps`` inner steps.
+
+        Yields ``steps + 1`` pairs, detached. ``rates`` are those of the inner steps, in place of the algorithm's own.
+        """
+        phi = {name: value.detach() for name, value in self.initial(tasks).items()}
+        for step in range(steps + 1):
+            rollouts = self.advantages(collect(phi, step))
+            yield phi, rollouts
+            if step == steps:
+                return
+            parts = []
+            for chunk in self._chunks(rollouts):
+                own = {name: value[chunk].detach().requires_grad_() for name, value in phi.items()}
+                loop = RolloutLoop(self, [rollouts[chunk]])
+                following = loop.step(own, rollouts[chunk], step, order=1, rate=rates[step] if rates else None)
+                parts.append({name: value.detach() for name, value in following.items()})
+            phi = {name: torch.cat([part[name] for part in parts]) for name in phi}
+
+    def __call__(self, rollouts: Sequence[Rollouts]) -> MetaValue:
+        """The outer loss of a meta-batch, and its gradient.
+
+        Args:
+            rollouts: of the parameters before each inner step of training, and after the last: as of :meth:`adapt`.
+
+        Raises:
+            ValueError: there is another number of them, or ``exploration`` has a single task to compare.
+        """
+        if len(rollouts) != self.training_steps + 1:
+            raise ValueError(
+                f"Expected rollouts before and after each of {self.training_steps} inner steps, "
+                f"{self.training_steps + 1} of them, but got {len(rollouts)}."
+            )
+        tasks, leaves = len(rollouts[0]), self.leaves
+        credit = _credit(rollouts[-1]) if self.exploration else None
+        gradients = [torch.zeros_like(leaf) for leaf in leaves]
+        loss, kl = rollouts[0].rewards.new_zeros(()), rollouts[0].rewards.new_zeros(())
+        for chunk in self._chunks(rollouts[0]):
+            loop = RolloutLoop(self, [part[chunk] for part in rollouts], None if credit is None else credit[chunk])
+            total, divergence = loop.loss()
+            weight = len(loop.rollouts[0]) / tasks
+            parts = torch.autograd.grad(total, leaves, torch.full_like(total, weight), materialize_grads=True)
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.add_(part)
+            loss += total.detach() * weight
+            kl += divergence.detach() * weight
+        return MetaValue(loss, kl, tuple(gradients))
+
+    def loss_and_kl(self, rollouts: Sequence[Rollouts]) -> tuple[Tensor, Tensor]:
+        """Outer loss and mean divergence of the adapted policies, differentiable: all tasks in one graph."""
+        return RolloutLoop(self, rollouts, _credit(rollouts[-1]) if self.exploration else None).loss()
+
+    def inner_loss(self, log_probs: Tensor, rollouts: Rollouts) -> Tensor:
+        """The losses ``[T]`` of the estimator."""
+        estimator = ESTIMATORS[self.estimator] if isinstance(self.estimator, str) else self.estimator
+        return estimator(log_probs, rollouts.log_probs, rollouts.advantages, rollouts.mask)
+
+    @property
+    def eager(self) -> bool:
+        """Whether the tasks run one after another, as the policy is written."""
+        return self.engine == "eager" or isinstance(self.engine, Eager)
+
+    def _chunks(self, rollouts: Rollouts) -> list[slice]:
+        tasks = len(rollouts)
+        size = self.engine.chunk_size if isinstance(self.engine, Batched) else None
+        if size is None:
+            rows = rollouts.rewards[0].numel()
+            size = max(CACHED_ROWS // rows, 1) if rollouts.rewards.device.type == "cpu" else tasks
+        return [slice(start, start + size) for start in range(0, tasks, size)]
+
+
+def _credit(rollouts: Rollouts) -> Tensor:
+    """What E-MAML's term credits the inner rollouts of each task with, ``[T]``."""
+    returns = rollouts.returns.mean(1)
+    if len(returns) < 2:
+        raise ValueError(f"Expected at least 2 tasks to compare for `exploration` but got {len(returns)}.")
+    return (returns - returns.mean()) / (returns.std() + 1e-8)
+
+
+class RolloutLoop:
+    """A :class:`~lightning_maml.meta_gradient.Loop` on rollouts that were sampled before.
+
+    Args:
+        objective: what is adapted, and by what losses.
+        rollouts: before each inner step, and after the last.
+        credit: of the tasks, ``[T]``, for E-MAML's term; None for none.
+    """
+
+    def __init__(self, objective: MetaObjective, rollouts: Sequence[Rollouts], credit: Tensor | None = None) -> None:
+        self.objective, self.rollouts, self.credit = objective, rollouts, credit
+        _, self.constants = objective.split()
+        self.penalties: list[Tensor] = []  # of the policies that inner steps were taken at, scalars
+        self.kl = rollouts[0].rewards.new_zeros(())
+
+    @property
+    def proximal(self) -> float:
+        return 0.0
+
+    def loss(self) -> tuple[Tensor, Tensor]:
+        """Outer loss with penalties, and mean divergence of the adapted policies: scalars, differentiable."""
+        with torch.enable_grad():  # the way to the adapted policies is one of gradients, whatever is made of the loss
+            query = self.objective.algorithm.meta_gradient(self)
+            return query.loss + sum(self.penalties), self.kl
+
+    def initial(self) -> Parameters:
+        return self.objective.initial(len(self.rollouts[0]))
+
+    def path(self, order: int) -> list[Parameters]:
+        phi = [self.initial()]
+        for step in range(self.objective.training_steps):
+            phi.append(self.step(phi[-1], self.rollouts[step], step, order))
+        return phi
+
+    def unroll(self, order: int) -> Parameters:
+        return self.path(order)[-1]
+
+    def step(self, phi: Parameters, rollouts: Rollouts, step: int, order: int, rate: float | None = None) -> Parameters:
+        """Inner step ``step`` from ``phi``, at which ``rollouts`` were sampled."""
+        inner, objective = self.objective.algorithm.inner, self.objective
+        order = 1 if objective.estimator == "first_order" else order
+        with torch.enable_grad():
+            outputs, log_probs = self._evaluate(phi, rollouts)
+            losses = objective.inner_loss(log_probs, rollouts)
+            penalised = bool(objective.kl_penalty) or self.credit is not None
+            gradients = torch.autograd.grad(
+                losses.sum(),
+                list(phi.values()),
+                create_graph=order == 2,
+                retain_graph=order == 2 or penalised,
+                materialize_grads=True,
+            )
+        if objective.kl_penalty:
+            self.penalties.append(objective.kl_penalty * self._divergence(outputs, rollouts))
+        if self.credit is not None:
+            sums = (log_probs * rollouts.mask).sum((1, 2)) / rollouts.rewards.shape[2]
+            self.penalties.append(-objective.exploration * (sums * self.credit).mean())
+        named = inner.direction(dict(zip(phi, gradients, strict=True)), step, {})
+        return inner.update(phi, named, {name: inner.rate(name, step) if rate is None else rate for name in phi})
+
+    def support(self, phi: Parameters) -> Tensor:
+        return self.objective.inner_loss(self._evaluate(phi, self.rollouts[0])[1], self.rollouts[0])
+
+    def query(self, phi: Parameters) -> Query:
+        return self.query_after(phi, self.objective.training_steps)
+
+    def query_after(self, phi: Parameters, steps: int) -> Query:
+        rollouts = self.rollouts[steps]
+        outputs, log_probs = self._evaluate(phi, rollouts)
+        losses = self.objective.outer.loss(log_probs, rollouts.log_probs, rollouts.advantages, rollouts.mask)
+        if isinstance(self.objective.outer, TRPO):
+            self.kl = self._divergence(outputs, rollouts)
+        else:
+            self.kl = self._divergence(outputs.detach(), rollouts)
+        return Query(losses.mean(), losses.detach(), outputs.detach())
+
+    def _evaluate(self, phi: Parameters, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+        """The outputs ``[T, N, H, P]`` of the policies, and the log-probabilities of what was done ``[T, N, H]``."""
+        policy = self.objective.policy
+        outputs = policy.outputs(phi, self.constants, rollouts.observations, self.objective.eager)
+        return outputs, policy.log_probs(outputs, rollouts.actions)
+
+    def _divergence(self, outputs: Tensor, rollouts: Rollouts) -> Tensor:
+        kl = self.objective.policy.kl(rollouts.outputs, outputs) * rollouts.mask
+        return kl.sum() / rollouts.mask.sum()

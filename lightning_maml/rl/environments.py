@@ -1,0 +1,126 @@
+"""Environments of many tasks at once: what they promise, and how a policy is run in one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_maml.inner import Parameters
+from lightning_maml.rl.policies import Policy
+from lightning_maml.rl.rollouts import Rollouts
+
+__all__ = ["Collect", "Collector", "Environment"]
+
+
+class Environment(ABC):
+    """A family of tasks that differ by a few numbers, such as a goal; all tasks and trajectories step at once.
+
+    It lives on the device of ``tasks``. A state is whatever :meth:`step` needs; it is handed back as it was given.
+    """
+
+    observation_size: int
+    """O, the numbers of an observation."""
+    action_size: int
+    """A, the numbers of an action; or how many actions there are, where ``discrete``."""
+    discrete: bool
+    """Whether actions are numbers from 0, ``[T, N]``, instead of vectors ``[T, N, A]``."""
+    horizon: int
+    """H, the most time steps of a trajectory."""
+
+    @abstractmethod
+    def sample_tasks(self, tasks: int, generator: torch.Generator) -> Tensor:
+        """What tells the tasks apart, ``[tasks, G]``, drawn on the CPU."""
+
+    @abstractmethod
+    def reset(self, tasks: Tensor, trajectories: int) -> tuple[Any, Tensor]:
+        """State and observations ``[T, N, O]`` at the start of ``N`` trajectories of each of ``tasks [T, G]``."""
+
+    @abstractmethod
+    def step(self, tasks: Tensor, state: Any, actions: Tensor) -> tuple[Any, Tensor, Tensor, Tensor]:
+        """The next state, observations ``[T, N, O]``, rewards ``[T, N]`` and which trajectories are done ``[T, N]``.
+
+        What it returns for trajectories that were done before is not looked at.
+        """
+
+
+class Collect(Protocol):
+    """Where an inner loop's data come from: rollouts of the parameters it has reached, in place of fixed tensors."""
+
+    def __call__(self, parameters: Parameters, step: int) -> Rollouts:
+        """New rollouts of the tasks under ``parameters {name: [T, *shape]}``, reached after ``step`` inner steps."""
+
+
+class Collector:
+    """A :class:`Collect` that runs a policy in an environment.
+
+    Args:
+        environment: where.
+        policy: whose architecture acts.
+        tasks: what tells the tasks apart, ``[T, G]``.
+        trajectories: ``N``, of each task and inner step.
+        constants: the policy's parameters and buffers that do not adapt, ``{name: [*shape]}``.
+
+    Raises:
+        ValueError: policy and environment do not fit each other.
+    """
+
+    def __init__(
+        self,
+        environment: Environment,
+        policy: Policy,
+        tasks: Tensor,
+        trajectories: int,
+        constants: Parameters | None = None,
+    ) -> None:
+        check_fit(environment, policy)
+        self.environment, self.policy, self.tasks, self.trajectories = environment, policy, tasks, trajectories
+        self.constants = constants or {}
+
+    @torch.no_grad()
+    def __call__(self, parameters: Parameters, step: int) -> Rollouts:
+        """See :class:`Collect`; advantages are zeros."""
+        environment, policy = self.environment, self.policy
+        state, seen = environment.reset(self.tasks, self.trajectories)
+        running = torch.ones(seen.shape[:2], dtype=seen.dtype, device=seen.device)
+        observations, actions, outputs, rewards, mask = [], [], [], [], []
+        for _ in range(environment.horizon):
+            output = policy.outputs(parameters, self.constants, seen)
+            action = policy.sample(output)
+            state, following, reward, done = environment.step(self.tasks, state, action)
+            observations.append(seen)
+            actions.append(action)
+            outputs.append(output)
+            rewards.append(reward * running)
+            mask.append(running)
+            running = running * ~done
+            seen = following
+        acted, given = torch.stack(actions, 2), torch.stack(outputs, 2)
+        present = torch.stack(mask, 2)
+        return Rollouts(
+            observations=torch.stack(observations, 2),
+            actions=acted,
+            outputs=given,
+            log_probs=policy.log_probs(given, acted),
+            rewards=torch.stack(rewards, 2),
+            mask=present,
+            advantages=torch.zeros_like(present),
+        )
+
+
+def check_fit(environment: Environment, policy: Policy) -> None:
+    """Raise ValueError where a policy's observations or actions are not those of the environment."""
+    if policy.discrete != environment.discrete:
+        words = {True: "numbers (discrete), as of CategoricalPolicy", False: "vectors, as of GaussianPolicy"}
+        raise ValueError(
+            f"Expected a policy whose actions are {words[environment.discrete]}, for {type(environment).__name__} but "
+            f"got {type(policy).__name__}."
+        )
+    for name in ("observation_size", "action_size"):
+        if getattr(policy, name) != getattr(environment, name):
+            raise ValueError(
+                f"Expected a policy of `{name}` {getattr(environment, name)}, for {type(environment).__name__} but got "
+                f"{getattr(policy, name)}."
+            )

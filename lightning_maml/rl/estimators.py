@@ -1,0 +1,82 @@
+r"""Inner losses of a policy: surrogates whose gradient, and whose Hessian, estimate those of the expected return.
+
+The meta-gradient of an unrolled inner step holds the Hessian of its loss, so that an estimator has to be judged by
+both. Each takes ``log_probs``, the ``old_log_probs`` stored at sampling, ``advantages`` and ``mask``, all
+``[T, N, H]``, and returns one loss a task, ``[T]``: minus the mean over trajectories and time steps, ``-J / H`` up to
+what the baseline subtracts. With undiscounted advantages, at the parameters that were sampled:
+
+| name          | gradient   | Hessian                                                                      |
+|---------------|------------|------------------------------------------------------------------------------|
+| `lvc`         | exact      | without products of different time steps; exact at horizon 1; low variance   |
+| `loaded_dice` | exact      | exact; its variance grows with the horizon                                   |
+| `maml`        | exact      | wrong: without any product of gradients, what the original code does         |
+| `first_order` | exact      | none: the inner gradient is taken as a constant                              |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+__all__ = ["ESTIMATORS", "Estimator", "first_order", "loaded_dice", "lvc", "maml"]
+
+Estimator = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""``(log_probs, old_log_probs, advantages, mask)``, each ``[T, N, H]``, to losses ``[T]``."""
+
+
+def lvc(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    r"""Low variance curvature: :math:`-\tfrac1H \sum_t \frac{\pi_\phi(a_t|s_t)}{\pi_{old}(a_t|s_t)} A_t`.
+
+    Its expected Hessian lacks what the choices of different time steps have to do with each other.
+
+    Reference:
+        Rothfuss, Lee, Clavera, Asfour, Abbeel, "ProMP: Proximal Meta-Policy Search", ICLR 2019, equation 11.
+    """
+    return _loss((log_probs - old_log_probs).exp() * advantages, mask)
+
+
+def loaded_dice(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    r"""Loaded DiCE, exact to every order: :math:`-\tfrac1H \sum_t (\rho_{\le t} - \rho_{<t}) A_t`, with
+    :math:`\rho_{\le t} = \prod_{u \le t} \pi_\phi(a_u|s_u) / \pi_{old}(a_u|s_u)`.
+
+    The products run over whole trajectories: after several outer steps on the same rollouts they spread widely.
+
+    Reference:
+        Farquhar, Whiteson, Foerster, "Loaded DiCE: Trading off Bias and Variance in Any-Order Score Function Estimators
+        for Reinforcement Learning", NeurIPS 2019.
+    """
+    ratios = (log_probs - old_log_probs) * mask
+    before = ratios.cumsum(-1) - ratios
+    return _loss(before.exp() * ratios.expm1() * advantages, mask)
+
+
+def maml(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    r"""The original's surrogate, :math:`-\tfrac1H \sum_t \log \pi_\phi(a_t|s_t) A_t`.
+
+    Its expected Hessian is :math:`-\tfrac1H \mathbb E \sum_t A_t \nabla^2 \log \pi`, which lacks every product of
+    gradients. Of a softmax over linear logits it is 0 once the baseline is right: there :math:`\nabla^2 \log \pi`
+    depends on the state alone, and the advantages of a state have mean 0.
+
+    Reference:
+        Finn, Abbeel, Levine, ICML 2017, equation 4, with automatic differentiation.
+    """
+    return _loss(log_probs * advantages, mask)
+
+
+def first_order(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    """The loss of :func:`maml`, whose gradient the inner loop takes as a constant: see the table above."""
+    return maml(log_probs, old_log_probs, advantages, mask)
+
+
+def _loss(gains: Tensor, mask: Tensor) -> Tensor:
+    # by all time steps there could have been: their actual number depends on the actions, and would bias the mean
+    return -(gains * mask).mean((1, 2))
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "lvc": lvc,
+    "loaded_dice": loaded_dice,
+    "maml": maml,
+    "first_order": first_order,
+}

@@ -1,0 +1,109 @@
+"""Gymnasium's environments as tasks: one of them for each trajectory, stepped one after another on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_maml.rl.environments import Environment
+
+__all__ = ["GymnasiumTasks"]
+
+
+class GymnasiumTasks(Environment):
+    """Tasks of a registered gymnasium environment whose attribute ``goal`` tells them apart.
+
+    The environment also has ``sample_goals(uniform [T, G]) -> [T, G]``, which makes goals of numbers uniform in [0, 1),
+    and ``goal_size``, G. Those of :mod:`lightning_maml.rl.mujoco` are registered here. A ``SyncVectorEnv`` of ``T * N``
+    copies is kept from one call to the next; actions are clipped to the action space. A trajectory ends where the
+    environment terminates it, or its time limit does.
+
+    It needs the extra ``rl``.
+
+    Args:
+        name: of the environment, as ``"lightning_maml/HalfCheetahGoalVel-v0"``.
+        horizon: H, the most time steps; None for the environment's own limit.
+
+    Raises:
+        ImportError: gymnasium or what the environment needs is not installed.
+        ValueError: the environment has no goals, or no limit, or spaces of another kind.
+    """
+
+    def __init__(self, name: str, horizon: int | None = None) -> None:
+        try:
+            import gymnasium
+        except ImportError as error:
+            raise ImportError(
+                "Expected gymnasium to be installed for GymnasiumTasks: pip install 'lightning-maml[rl]'."
+            ) from error
+        if name.startswith("lightning_maml/"):
+            import lightning_maml.rl.mujoco  # noqa: F401  # registers them
+        self.name = name
+        self._make = lambda: gymnasium.make(name, max_episode_steps=horizon)
+        self._vector: Any = None
+        one: Any = self._make()
+        self._one: Any = one.unwrapped
+        if not hasattr(self._one, "goal") or not hasattr(self._one, "sample_goals"):
+            raise ValueError(
+                f"Expected {name} to have `goal`, `goal_size` and `sample_goals`, which make tasks of it, but got "
+                f"{type(self._one).__name__} without."
+            )
+        steps = one.spec.max_episode_steps if one.spec else None
+        if steps is None:
+            raise ValueError(f"Expected a time limit for {name} but it has none: give a `horizon`.")
+        seen: Any = one.observation_space
+        actions: Any = one.action_space
+        self.discrete = isinstance(actions, gymnasium.spaces.Discrete)
+        flat = isinstance(seen, gymnasium.spaces.Box) and len(seen.shape) == 1
+        if not flat or not (self.discrete or (isinstance(actions, gymnasium.spaces.Box) and len(actions.shape) == 1)):
+            raise ValueError(
+                f"Expected {name} to have observations that are vectors, and actions that are vectors or numbers, but "
+                f"got {seen} and {actions}."
+            )
+        self.observation_size = seen.shape[0]
+        self.action_size = int(actions.n) if self.discrete else actions.shape[0]
+        self._bounds = None if self.discrete else (actions.low, actions.high)
+        self.horizon = steps
+
+    def sample_tasks(self, tasks: int, generator: torch.Generator) -> Tensor:
+        """Goals, ``[tasks, G]``."""
+        uniform = torch.rand(tasks, self._one.goal_size, generator=generator)
+        return torch.as_tensor(np.asarray(self._one.sample_goals(uniform.numpy())), dtype=torch.float32)
+
+    def reset(self, tasks: Tensor, trajectories: int) -> tuple[None, Tensor]:
+        """See :class:`~lightning_maml.rl.Environment`; seeded by torch's generator."""
+        from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+        count = len(tasks) * trajectories
+        if self._vector is None or self._vector.num_envs != count:
+            if self._vector is not None:
+                self._vector.close()
+            self._vector = SyncVectorEnv([self._make] * count, autoreset_mode=AutoresetMode.DISABLED)
+        goals = tasks.cpu().double().numpy().repeat(trajectories, 0)
+        self._vector.set_attr("goal", list(goals))
+        seen, _ = self._vector.reset(seed=int(torch.randint(2**31 - count, ())))
+        return None, self._tensor(seen, tasks, trajectories)
+
+    def step(self, tasks: Tensor, state: None, actions: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
+        """See :class:`~lightning_maml.rl.Environment`."""
+        flat = actions.flatten(0, 1).cpu().numpy()
+        if self._bounds is not None:
+            flat = np.clip(flat, *self._bounds).astype(self._bounds[0].dtype)
+        seen, rewards, terminated, truncated, _ = self._vector.step(flat)
+        done = terminated | truncated
+        if done.any():  # nobody looks at these from here on, but they refuse to be stepped without a reset
+            seen, _ = self._vector.reset(options={"reset_mask": done})
+        trajectories = actions.shape[1]
+        ended = torch.as_tensor(done, device=tasks.device).view(len(tasks), trajectories)
+        return None, self._tensor(seen, tasks, trajectories), self._tensor(rewards, tasks, trajectories), ended
+
+    @staticmethod
+    def _tensor(values: Any, like: Tensor, trajectories: int) -> Tensor:
+        tensor = torch.as_tensor(np.asarray(values)).to(like)
+        return tensor.view(len(like), trajectories, *tensor.shape[1:]).clone()  # gymnasium writes into its own again
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("GymnasiumTasks holds running simulators, which cannot be copied: build another one.")

@@ -1,0 +1,67 @@
+"""A point that is to find a place it cannot see."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_maml.rl.environments import Environment
+
+__all__ = ["Navigation2D"]
+
+MOVE = 0.1  # the longest move in each coordinate
+NEAR = 0.01  # as near to the goal as this, in both coordinates, is there
+
+
+class Navigation2D(Environment):
+    """2D navigation: a point starts at (0, 0) and moves to a goal of its task, by rewards alone.
+
+    Observations are its place (x, y), and never the goal; actions are clipped to [-1, 1] and scaled to [-0.1, 0.1];
+    the reward is minus the distance to the goal, after the move; a trajectory ends within 0.01 of it in both
+    coordinates, or after ``horizon`` steps. Goals are uniform in the square [-spread, spread]².
+
+    This is what the original code does: the paper's text says squared distance, its stored trajectories say distance.
+
+    Args:
+        horizon: H.
+        spread: half the side of the goals' square.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Reference:
+        Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", ICML 2017, 5.3.
+
+    Example:
+        >>> environment = Navigation2D()
+        >>> goals = torch.tensor([[0.0, 0.1]])
+        >>> state, _ = environment.reset(goals, trajectories=1)
+        >>> environment.step(goals, state, torch.tensor([[[5.0, 0.0]]]))[2]  # 5 is clipped to 1, a move of 0.1
+        tensor([[-0.1414]])
+    """
+
+    observation_size = 2
+    action_size = 2
+    discrete = False
+
+    def __init__(self, horizon: int = 100, spread: float = 0.5) -> None:
+        if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
+            raise ValueError(f"Expected `horizon` to be a positive number of steps but got {horizon!r}.")
+        if not 0 < spread < float("inf"):
+            raise ValueError(f"Expected `spread` to be positive and finite but got {spread!r}.")
+        self.horizon, self.spread = horizon, spread
+
+    def sample_tasks(self, tasks: int, generator: torch.Generator) -> Tensor:
+        """Goals, ``[tasks, 2]``."""
+        return self.spread * (2 * torch.rand(tasks, 2, generator=generator) - 1)
+
+    def reset(self, tasks: Tensor, trajectories: int) -> tuple[Tensor, Tensor]:
+        """Every trajectory at (0, 0); state and observation are the place, ``[T, N, 2]``."""
+        place = tasks.new_zeros(len(tasks), trajectories, 2)
+        return place, place
+
+    def step(self, tasks: Tensor, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See :class:`~lightning_maml.rl.Environment`."""
+        place = state + MOVE * actions.clamp(-1, 1)
+        offset = place - tasks.unsqueeze(1)
+        return place, place, -offset.norm(dim=-1), (offset.abs() < NEAR).all(-1)

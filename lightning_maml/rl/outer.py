@@ -1,0 +1,107 @@
+"""What the outer loop does with the rollouts after adaptation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["PPO", "TRPO", "Outer"]
+
+
+class Outer(Protocol):
+    """An outer objective; log-probabilities are those of the adapted policies."""
+
+    @property
+    def epochs(self) -> int:
+        """How many outer steps are taken with the same rollouts."""
+
+    def loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+        """The loss of each task, ``[T, N, H]`` to ``[T]``: its mean over the tasks is descended."""
+
+
+@dataclass(frozen=True)
+class PPO:
+    r"""Proximal policy optimisation: several steps of any optimiser on the clipped surrogate.
+
+    .. math:: -\tfrac1H \sum_t \min\big(r_t A_t, \operatorname{clip}(r_t, 1 - \epsilon, 1 + \epsilon) A_t\big),
+              \quad r_t = \pi_\phi(a_t|s_t) / \pi_{old}(a_t|s_t)
+
+    Args:
+        clip: epsilon.
+        epochs: outer steps with the same rollouts; each adapts anew from the meta-parameters it starts at.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Reference:
+        Schulman, Wolski, Dhariwal, Radford, Klimov, "Proximal Policy Optimization Algorithms", 2017, equation 7.
+    """
+
+    clip: float = 0.2
+    epochs: int = 5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.clip < float("inf"):
+            raise ValueError(f"Expected `clip` to be positive and finite but got {self.clip!r}.")
+        if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 1:
+            raise ValueError(f"Expected `epochs` to be a positive number of outer steps but got {self.epochs!r}.")
+
+    def loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+        """See :class:`Outer`."""
+        ratios = (log_probs - old_log_probs).exp()
+        clipped = ratios.clamp(1 - self.clip, 1 + self.clip)
+        return -(torch.minimum(ratios * advantages, clipped * advantages) * mask).mean((1, 2))
+
+
+@dataclass(frozen=True)
+class TRPO:
+    r"""Trust region policy optimisation: one natural-gradient step, as long as the mean divergence allows.
+
+    The direction solves :math:`(F + \text{damping}) x = -g` by conjugate gradients, ``F`` the Hessian of the mean
+    :math:`KL(\pi_{old} \| \pi_\phi)` of the policies *after* adaptation; its length is
+    :math:`\sqrt{2 \, \text{max\_kl} / x^T F x}`, shortened until the loss falls and the divergence is at most
+    ``max_kl``. A step that no shortening makes good is not taken.
+
+    Args:
+        max_kl: the largest mean divergence of a step.
+        cg_steps: conjugate gradient iterations.
+        damping: added to the diagonal.
+        backtracks: how often a step is shortened at most.
+        shrink: by what factor.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Reference:
+        Schulman, Levine, Moritz, Jordan, Abbeel, "Trust Region Policy Optimization", ICML 2015.
+    """
+
+    max_kl: float = 0.01
+    cg_steps: int = 10
+    damping: float = 1e-5
+    backtracks: int = 15
+    shrink: float = 0.8
+
+    def __post_init__(self) -> None:
+        for name in ("cg_steps", "backtracks"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"Expected `{name}` to be a positive whole number but got {value!r}.")
+        if not 0 < self.max_kl < float("inf"):
+            raise ValueError(f"Expected `max_kl` to be positive and finite but got {self.max_kl!r}.")
+        if not 0 <= self.damping < float("inf"):
+            raise ValueError(f"Expected `damping` to be finite and not negative but got {self.damping!r}.")
+        if not 0 < self.shrink < 1:
+            raise ValueError(f"Expected `shrink` to lie between 0 and 1 but got {self.shrink!r}.")
+
+    @property
+    def epochs(self) -> int:
+        """One step: the line search ends at the trust region's border, where old rollouts have nothing more to say."""
+        return 1
+
+    def loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+        """The unclipped surrogate, see :class:`Outer`."""
+        return -((log_probs - old_log_probs).exp() * advantages * mask).mean((1, 2))
