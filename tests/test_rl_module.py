@@ -294,7 +294,7 @@ def test_navigation_is_learned_and_the_control_does_not_adapt(tmp_path: Path) ->
             optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.002),
         )
         tasks = EnvironmentTasks(Navigation2D(), 20, batches_per_epoch=50, val_tasks=0)
-        trainer = _trainer(tmp_path, logger=False)
+        trainer = _trainer(tmp_path, logger=False, enable_checkpointing=False)
         trainer.fit(module, tasks)
         (result,) = trainer.test(module, tasks, verbose=False)
         return [float(result[f"test/return_step_{step}"]) for step in (0, 1)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -90,11 +90,13 @@ class MetaObjective:
                 f"{self.algorithm.name!r} trains without any."
             )
         inner, rule = self.algorithm.inner, self.algorithm.meta_gradient
-        beyond = ("batch_size", "proximal", "tolerance", "start", "max_norm", "weight_decay", "momentum")
-        if type(inner) is not SGD or any(getattr(inner, name) for name in beyond):
+        # whatever else an inner loop can be asked for has to be refused here, or it would be passed over
+        asked = [part.name for part in fields(inner) if getattr(inner, part.name) != part.default]
+        beyond = set(asked) - {"lr", "steps", "learn_lr", "adapts", "shuffle_seed"}
+        if type(inner) is not SGD or beyond:
             raise NotImplementedError(
-                "Expected an inner loop of plain gradient steps for rollouts, SGD without "
-                f"{', '.join(f'`{name}`' for name in beyond)}, but got {inner}."
+                "Expected an inner loop of plain gradient steps for rollouts but got "
+                f"{type(inner).__name__} with {sorted(beyond)}."
             )
         if not isinstance(rule, Unrolled | FirstOrder | Joint | MultiStep):
             raise NotImplementedError(
