@@ -275,6 +275,8 @@ def test_reptile_is_its_formula(optimizer, batch_size, engine):
     assert relative_error(moved, total) < 1e-9
     losses = [F.mse_loss(adapted.predict(tasks.query_inputs)[t], tasks.query_targets[t]) for t in range(len(tasks))]
     torch.testing.assert_close(output.task_losses, torch.stack(losses))
+    torch.testing.assert_close(output.loss, torch.stack(losses).mean())
+    torch.testing.assert_close(output.surrogate.detach(), output.loss)
 
 
 def test_mini_batches_walk_through_all_rows():
@@ -302,6 +304,12 @@ def test_outer_sgd_makes_reptiles_update(tmp_path):
     )
     trainer(tmp_path, max_steps=3).fit(subject, DataLoader([tasks] * 3, batch_size=None))
     torch.testing.assert_close([p.detach() for p in module.parameters()], expected)
+
+
+def test_defaults_of_the_multi_step_loss_are_no_annealing():
+    rule = MultiStep()
+    assert (rule.multi_step_updates, rule.first_order_updates, rule.update) == (0, 0, 0)
+    assert (rule.order, rule.weights(3)) == (2, [0.0, 0.0, 1.0])
 
 
 @pytest.mark.parametrize("rule", [Unrolled(), FirstOrder(), Joint(), Reptile(), Implicit(), MultiStep()], ids=repr)

@@ -55,6 +55,14 @@ def test_operator_and_its_derivatives(option, shared, elements):
     assert set(results.values()) == {"SUCCESS"}
 
 
+@pytest.mark.parametrize("wanted", range(5))
+def test_one_derivative_at_a_time(wanted):
+    operands = _operands(3, 5, False, True, "everything", dtype=torch.float64)
+    leaf = [value for value in operands if isinstance(value, Tensor)][wanted].requires_grad_()
+    ours, exact = (torch.autograd.grad(call(*operands)[0].square().sum(), leaf) for call in (sgd_update, naive))
+    torch.testing.assert_close(ours, exact)
+
+
 def test_second_order_through_an_update():
     """The exact meta-gradient of one step: a custom backward that autograd cannot see would give 1 - 0 instead."""
     theta = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
@@ -103,7 +111,7 @@ def test_what_does_not_fit_is_refused():
     phi, gradient, rate, *_ = _operands(3, 7, False, False)
     with pytest.raises(ValueError, match=r"Expected `gradient` \[T, P\]"):
         sgd_update(phi[:2], gradient, rate)
-    with pytest.raises(ValueError, match=r"Expected `rate`"):
+    with pytest.raises(ValueError, match=r"Expected `rate` \[\] or \[7\] but got \[3\]"):
         sgd_update(phi, gradient, rate.expand(3))
     with pytest.raises(ValueError, match=r"Expected `factors` \[3\] but got \[7\]"):
         sgd_update(phi, gradient, rate, torch.ones(7))
