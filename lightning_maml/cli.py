@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -18,8 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from lightning_maml.engine import Engine
-from lightning_maml.learner import Algorithm
+from lightning_maml.checkpoints import parse_as_the_command_line
 from lightning_maml.module import MetaModule
 from lightning_maml.results import Published
 from lightning_maml.rl import MetaRLModule
@@ -120,8 +118,7 @@ class MetaCLI(LightningCLI):
     """
 
     def __init__(self, args: Sequence[str] | None = None, module: type[MetaModule | MetaRLModule] = MetaModule) -> None:
-        # Both are dataclasses or have some as subclasses; without this only the base class itself could be given.
-        jsonargparse.set_parsing_settings(subclasses_enabled=[Algorithm, Engine])
+        parse_as_the_command_line()
         super().__init__(
             module,
             LightningDataModule,

@@ -24,6 +24,7 @@ from lightning_maml.adaptation import adapt, evaluate
 from lightning_maml.checkpoints import (
     SafeCheckpointIO,
     check_fits,
+    parse_as_the_command_line,
     random_state,
     read_checkpoint,
     restore_random_state,
@@ -531,6 +532,7 @@ class MetaModule(LightningModule):
         plain = True if weights_only is None else weights_only
         if isinstance(checkpoint_path, str | Path):
             read_checkpoint(checkpoint_path, "meta", plain)  # for its errors; no tensor is read
+        parse_as_the_command_line()
         return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, plain, **kwargs)
 
     # Prediction

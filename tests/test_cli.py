@@ -119,6 +119,11 @@ def test_a_checkpoint_of_the_command_line_loads_without_arguments(trained):
     assert module.algorithm.name == "maml"
     assert module.algorithm.inner.steps == 1
     assert module.network[0].out_features == 8
+    # in a process that has not been a command line before
+    code = "import sys; from lightning_maml import MetaModule; MetaModule.load_from_checkpoint(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(trained / "checkpoints" / "best.ckpt")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_any_class_and_function_can_be_named():

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import jsonargparse
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
@@ -24,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lightning_maml.checkpoints import (
     SafeCheckpointIO,
     check_fits,
+    parse_as_the_command_line,
     random_state,
     read_checkpoint,
     restore_random_state,
@@ -385,5 +385,5 @@ class MetaRLModule(LightningModule):
             ValueError: the file is damaged or holds objects other than plain data.
         """
         read_checkpoint(checkpoint_path, "meta", True)  # for its errors; no tensor is read
-        jsonargparse.set_parsing_settings(subclasses_enabled=[Algorithm, Engine])  # as the command line had them
+        parse_as_the_command_line()
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
