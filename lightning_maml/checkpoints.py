@@ -20,7 +20,6 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 __all__ = [
     "SafeCheckpointIO",
     "check_fits",
-    "parse_as_the_command_line",
     "random_state",
     "read_checkpoint",
     "restore_random_state",
@@ -187,16 +186,3 @@ def restore_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss_next))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
-
-
-def parse_as_the_command_line() -> None:
-    """Let functions and subclasses stand for an algorithm or an engine, as in configurations and their checkpoints.
-
-    Both are dataclasses or have some as subclasses, of which jsonargparse takes the base class alone by itself.
-    """
-    import jsonargparse
-
-    from lightning_maml.engine import Engine
-    from lightning_maml.learner import Algorithm
-
-    jsonargparse.set_parsing_settings(subclasses_enabled=[Algorithm, Engine])

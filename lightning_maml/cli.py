@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from lightning_maml.checkpoints import parse_as_the_command_line
 from lightning_maml.module import MetaModule
+from lightning_maml.parsing import parse_as_the_command_line
 from lightning_maml.results import Published
 from lightning_maml.rl import MetaRLModule
 

@@ -24,7 +24,6 @@ from lightning_maml.adaptation import adapt, evaluate
 from lightning_maml.checkpoints import (
     SafeCheckpointIO,
     check_fits,
-    parse_as_the_command_line,
     random_state,
     read_checkpoint,
     restore_random_state,
@@ -35,6 +34,7 @@ from lightning_maml.losses import task_loss
 from lightning_maml.meta_update import MetaUpdate, OnDivergence, check_on_divergence, meta_update
 from lightning_maml.meter import Meter
 from lightning_maml.metrics import Interval, TaskMean, resolve_metric
+from lightning_maml.parsing import parse_as_the_command_line
 from lightning_maml.results import results_table, test_results, write_json
 from lightning_maml.tasks import TaskBatch
 from lightning_maml.termination import SaveOnSigterm

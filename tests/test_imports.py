@@ -35,6 +35,7 @@ LEVELS = {
     "engine": 4,
     "presets": 4,
     "adaptation": 5,
+    "parsing": 5,
     "meta_update": 6,
     "weights": 6,
     "module": 7,

@@ -23,7 +23,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from lightning_maml.checkpoints import (
     SafeCheckpointIO,
     check_fits,
-    parse_as_the_command_line,
     random_state,
     read_checkpoint,
     restore_random_state,
@@ -32,6 +31,7 @@ from lightning_maml.engine import Engine
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import Algorithm
 from lightning_maml.metrics import TaskMean
+from lightning_maml.parsing import parse_as_the_command_line
 from lightning_maml.results import results_table, test_results, write_json
 from lightning_maml.rl.adaptation import MetaObjective
 from lightning_maml.rl.advantages import Advantages
