@@ -5,8 +5,8 @@
 
 Sinusoids are the paper's, 25 tasks an update, 10 support and 10 query points, tested on 600 tasks of 5 points. Omniglot
 is 5-way 1-shot, 8 tasks an update, tested on 600 tasks of unseen characters. What differs between the rows is in
-:data:`PROBLEMS`. No setting was searched for: rates and steps are those of the papers, or MAML's where there are none. The
-exception is iMAML on the sinusoids, the best of four that were looked at on the test's tasks, and still weak.
+:data:`PROBLEMS`. No setting was searched for: rates and steps are those of the papers, or MAML's where there are none.
+The exception is iMAML on the sinusoids, the best of four that were looked at on the test's tasks, and still weak.
 """
 
 from __future__ import annotations
