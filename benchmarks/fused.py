@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from lightning_maml import MLP, Batched, Fused, TaskBatch, maml, meta_loss
+from lightning_maml import MLP, Batched, Fused, Graphed, TaskBatch, maml, meta_loss
 from lightning_maml.data import import_learn2learn
 
 LR = 0.01
@@ -156,6 +156,10 @@ def contenders(count: int, steps: int, device: str, compiled: bool) -> tuple[dic
         name = f"fused, {precision}" if on_gpu else "fused"
         fused: Any = Fused(kernel="mlp_adapt", precision=precision)  # type: ignore[arg-type]
         makers[name] = lambda fused=fused: engine_run(network, tasks, steps, fused)
+    if on_gpu:
+        for engine in (Batched(), Fused(kernel="mlp_adapt")):
+            made: Any = Graphed(engine)
+            makers[f"{engine.name}, CUDA graph"] = lambda made=made: engine_run(network, tasks, steps, made)
     if compiled:
         makers["batched, compile"] = lambda: engine_run(network, tasks, steps, Batched(compile=True))
         makers["torch.compile(vmap)"] = lambda: compiled_vmap(network, tasks, steps)

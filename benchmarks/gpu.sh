@@ -19,7 +19,7 @@ part() { # part SECONDS NAME COMMAND...
   "$python" -c 'import sys, torch, triton; print("python", sys.version.split()[0], "torch", torch.__version__, "triton", triton.__version__, torch.cuda.get_device_name())'
   nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,memory.total --format=csv
   part 150 tests "$python" -m pytest -q -p no:cacheprovider --junitxml="$out/tests.xml" --durations=5 \
-    tests/test_kernels_sgd_update.py tests/test_kernels_mlp_adapt.py tests/test_kernels_sizes.py tests/test_engine_fused.py
+    tests/test_kernels_sgd_update.py tests/test_kernels_mlp_adapt.py tests/test_kernels_sizes.py tests/test_engine_fused.py tests/test_engine_graphed.py
   arch=$("$python" -c 'import torch; print("sm_%d%d" % torch.cuda.get_device_capability())')
   part 45 inspect "$python" -W ignore -m lightning_maml.kernels.inspect --arch "$arch" --only LOSS=mse --json "$out/inspect.json"
   part 90 comparison "$python" -W ignore -m benchmarks.fused --device cuda --tasks 25 256 1024 4096 --rounds 11 \

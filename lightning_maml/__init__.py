@@ -2,7 +2,7 @@
 
 from lightning_maml.adaptation import Adapted, Evaluation, adapt, evaluate, meta_loss
 from lightning_maml.data import Learn2LearnTasks, OmniglotTasks, SinusoidTasks
-from lightning_maml.engine import Batched, Eager, Engine, Fused, MetaOutput
+from lightning_maml.engine import Batched, Eager, Engine, Fused, Graphed, MetaOutput
 from lightning_maml.inner import SGD, Adam, Part, Rates
 from lightning_maml.learner import Algorithm
 from lightning_maml.meta_gradient import FirstOrder, Implicit, Joint, MultiStep, Reptile, Unrolled
@@ -40,6 +40,7 @@ __all__ = [
     "Evaluation",
     "FirstOrder",
     "Fused",
+    "Graphed",
     "Implicit",
     "Joint",
     "Learn2LearnTasks",

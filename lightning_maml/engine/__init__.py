@@ -6,9 +6,10 @@ from lightning_maml.engine.base import Engine, MetaOutput, Problem
 from lightning_maml.engine.batched import Batched
 from lightning_maml.engine.eager import Eager
 from lightning_maml.engine.fused import Fused
+from lightning_maml.engine.graphed import Graphed
 from lightning_maml.tasks import TaskBatch
 
-__all__ = ["Batched", "Eager", "Engine", "Fused", "MetaOutput", "Problem", "resolve_engine"]
+__all__ = ["Batched", "Eager", "Engine", "Fused", "Graphed", "MetaOutput", "Problem", "resolve_engine"]
 
 _NAMED: dict[str, type[Engine]] = {"eager": Eager, "batched": Batched, "fused": Fused}
 
