@@ -18,8 +18,8 @@ from typing import Any
 
 COLUMNS = (
     *("workload", "contender", "device", "tasks", "inner_steps", "median_ms", "p10_ms", "p90_ms", "first_call_s"),
-    *("tasks_per_second", "meta_gradient_rel_error", "gflops", "peak_share", "machine", "cores", "threads"),
-    *("date", "commit", "versions"),
+    *("tasks_per_second", "meta_gradient_rel_error", "gflops", "peak_share", "sgemm_gflops"),
+    *("copy_gb_per_second", "peak_memory_mb", "machine", "cores", "threads", "date", "commit", "versions"),
 )
 POINT = ("workload", "device", "tasks", "inner_steps")
 

@@ -29,6 +29,15 @@ class Problem:
         network = copy.deepcopy(self.network).cpu().double()
         return Problem(network, self.tasks.to("cpu", torch.float64), self.loss, self.lr, self.steps)
 
+    def to(self, device: str) -> Problem:
+        """The same on a device."""
+        return Problem(self.network.to(device), self.tasks.to(device), self.loss, self.lr, self.steps)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        return self.tasks.support_inputs.device
+
     def first_task(self) -> Problem:
         """The first task alone."""
         tasks = TaskBatch(*(value[:1] for _, value in self.tasks.named()))

@@ -1,0 +1,77 @@
+"""What the machine can do at best, and what memory a call takes of it."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+REPEATS = 5
+
+
+def sgemm_rate(device: torch.device | str = "cpu", size: int = 1024) -> float:
+    """FLOP/s of a matrix product in float32, the best of 5."""
+    size = size if torch.device(device).type == "cpu" else 8 * size
+    a, b = (torch.randn(size, size, device=device) for _ in range(2))
+    return 2 * size**3 / _best(lambda: a @ b)
+
+
+def copy_rate(device: torch.device | str = "cpu", megabytes: int = 256) -> float:
+    """Bytes per second, read and written, of copying what no cache holds, the best of 5."""
+    source = torch.zeros(megabytes * 2**18, device=device)
+    target = torch.ones_like(source)
+    return 2 * source.nbytes / _best(lambda: target.copy_(source))
+
+
+def _best(call: Callable[[], Any]) -> float:
+    call()
+    best = float("inf")
+    for _ in range(REPEATS):
+        _synchronize()
+        start = time.perf_counter()
+        call()
+        _synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def peak_memory_mb(run: Callable[[], Any], device: torch.device | str = "cpu") -> float | None:
+    """Megabytes that a further call takes at most, beyond what is there before it.
+
+    On a GPU those of torch's allocator. On a CPU the process's resident ones, which Linux alone tells: None elsewhere,
+    and for a contender in a process of its own.
+    """
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if hasattr(run, "seconds") or not reset.exists():
+        return None
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)  # memory that is free, but that malloc has not given back, would be used again and not be seen
+    try:
+        reset.write_text("5")  # the highest value so far is the present one
+    except OSError:
+        return None
+    before = _megabytes(status, "VmRSS")
+    run()
+    return max(_megabytes(status, "VmHWM") - before, 0.0)
+
+
+def _megabytes(status: Path, name: str) -> float:
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 1024
