@@ -45,7 +45,7 @@ def measure(problem: Problem, names: list[str], rounds: int) -> tuple[dict[str, 
             continue
         first_call = time.perf_counter() - start
         error = relative_error(found, exact)
-        if TOLERANCE < error and tolerance == TOLERANCE:
+        if error > TOLERANCE and tolerance == TOLERANCE:
             tolerance = max(TOLERANCE, 10 * sensitivity(problem, exact))
         if not error <= tolerance:  # nan is wrong too
             wrong[name] = f"its meta-gradient is off by {error:.1e} of the largest entry; no time is reported"

@@ -146,6 +146,8 @@ def main() -> None:
 
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
+    if options.json and options.json.exists():  # the list may grow file by file
+        rows = json.loads(options.json.read_text())["rows"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         copy(Path.cwd(), folder)
@@ -163,7 +165,8 @@ def main() -> None:
                     survivors.append({"operator": kind, "change": change})
                     print(path, kind, *change, sep="\n    ", flush=True)
                 (folder / path).write_text(source)
-            rows.append({"file": path, "mutants": tried, "survivors": survivors})
+            rows = [row for row in rows if row["file"] != path]
+            rows.append({"file": path, "mutants": tried, "survivors": survivors, "commit": about()["commit"]})
             print(f"{path}: {tried} mutants, {len(survivors)} survive", flush=True)
             if options.json:
                 command = "python -m benchmarks.mutants"

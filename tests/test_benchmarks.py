@@ -8,10 +8,13 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.algorithms import SINUSOID, markdown
-from benchmarks.contenders import batched
+from benchmarks.contenders import batched, of_engine
 from benchmarks.history import append
-from benchmarks.measure import relative_error
+from benchmarks.machine import peak_memory_mb
+from benchmarks.measure import relative_error, sensitivity
+from benchmarks.problem import Problem
 from benchmarks.sweep import fit
+from lightning_maml import TaskBatch
 
 
 def call(monkeypatch, *arguments):
@@ -97,6 +100,44 @@ def test_the_readme_shows_the_table_that_was_measured(repository):
     # what the issue of meta-learning is about: far below the baseline, and learned rates below a fixed one
     after_one = {name: row["loss"]["1"][0] for name, row in results["rows"].items()}
     assert after_one["meta_sgd"] < after_one["maml"] < after_one["pretrained"] / 2
+
+
+def test_a_gate_knows_a_meta_gradient_that_jumps():
+    network = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.ReLU(), torch.nn.Linear(1, 1))
+    x = torch.ones(1, 1, 1)
+    for weight, jumps in ((1.0, False), (1e-30, False)):  # relative changes move no weight over the kink at 0
+        torch.nn.init.constant_(network[0].weight, weight)
+        problem = Problem(network, TaskBatch(x, x, x, x), "mse", 0.1, 1)
+        exact = [value.clone() for value in of_engine(problem.in_float64(), "eager")()]
+        assert (sensitivity(problem, exact) > 1e-3) == jumps
+    # the difference of two equal numbers is on either side
+    network[0] = torch.nn.Linear(2, 1, bias=False)
+    torch.nn.init.constant_(network[0].weight, 1.0)
+    x = torch.tensor([[[1.0, -1.0 + 1e-7]]])
+    problem = Problem(network, TaskBatch(x, x[..., :1], x, x[..., :1]), "mse", 0.1, 1)
+    exact = [value.clone() for value in of_engine(problem.in_float64(), "eager")()]
+    assert sensitivity(problem, exact, draws=20) > 1e-3
+
+
+def test_what_a_call_takes_of_the_memory():
+    kept = []
+    assert 90 < peak_memory_mb(lambda: kept.append(torch.ones(100 * 2**18))) < 120
+    assert peak_memory_mb(lambda: kept[0].sum()) < 10
+    assert 90 < peak_memory_mb(lambda: torch.ones(100 * 2**18).sum()) < 120  # given back since
+
+
+def test_training_beside_learn2learn(monkeypatch, tmp_path, capsys, omniglot_root):
+    small = ("--tasks", "2", "--inner-steps", "1", "--updates", "1", "--rounds", "2")
+    path = tmp_path / "training.json"
+    assert call(monkeypatch, "training", "--root", str(omniglot_root), *small, "--json", str(path)) == 0
+    found = json.loads(path.read_text())
+    assert found["missing"] == {}
+    assert set(found["rows"]) == {"MetaModule", "learn2learn's LightningMAML", "without Lightning"}
+    assert all(row["tasks_per_second"] > 0 for row in found["rows"].values())
+    assert "a step of Trainer.fit" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "training", "--root", str(omniglot_root), "--tasks", "0")
+    assert "Expected `--tasks` to be at least 1 but got 0" in capsys.readouterr().err
 
 
 def test_sweep_fits_lines(monkeypatch, tmp_path, capsys):

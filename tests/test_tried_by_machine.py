@@ -319,7 +319,7 @@ def try_configurations(folder: Path, inputs: int, seed: int) -> dict[str, int]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("inputs", [8, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("inputs", [8, pytest.param(1000, marks=pytest.mark.slow)])
 def test_damaged_configurations_are_refused_in_words(tmp_path: Path, monkeypatch: Any, inputs: int) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lightning-maml"])
