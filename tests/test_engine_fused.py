@@ -29,7 +29,7 @@ from lightning_maml import (
 )
 from lightning_maml.engine import Problem, resolve_engine
 from lightning_maml.engine.fused import recognise
-from lightning_maml.kernels.mlp_adapt import native
+from lightning_maml.kernels import compiler
 from lightning_maml.losses import task_loss
 from problems import make_problem, meta_gradient, reference, relative_error
 
@@ -234,14 +234,14 @@ def test_compile_says_what_it_cannot(monkeypatch):
         Fused(kernel="sgd_update", compile=True)
     module, tasks = make_problem("mlp", "mse")
     monkeypatch.setenv("CC", "no-such-compiler")
-    native._function.cache_clear()
+    compiler.load.cache_clear()
     try:
         with pytest.raises(NotImplementedError, match="'fused' cannot run this: compile=True needs a C compiler, but"):
             meta_loss(module, maml(LR, 1), tasks, loss="mse", engine=Fused(compile=True))
         chosen = resolve_engine("auto", Problem(module, maml(LR, 1), task_loss("mse")), tasks)
         assert chosen == Fused(kernel="mlp_adapt")
     finally:
-        native._function.cache_clear()
+        compiler.load.cache_clear()
 
 
 def test_auto_takes_what_is_measured_to_be_faster():

@@ -136,9 +136,9 @@ def test_labels_out_of_range(compiled):
 def own_cache(tmp_path, monkeypatch):
     """An empty folder for what is compiled, and nothing remembered."""
     monkeypatch.setenv("LIGHTNING_MAML_CACHE", str(tmp_path / "cache"))
-    native._function.cache_clear()
+    compiler.load.cache_clear()
     yield tmp_path / "cache"
-    native._function.cache_clear()
+    compiler.load.cache_clear()
 
 
 def test_compiled_once_on_a_machine(own_cache, monkeypatch):
@@ -146,13 +146,13 @@ def test_compiled_once_on_a_machine(own_cache, monkeypatch):
     mlp_adapt(*arguments, [2, 3], compiled=True)
     (library,) = own_cache.iterdir()
     assert library.name.startswith("mlp_adapt_double_")
-    native._function.cache_clear()
-    monkeypatch.setattr(native, "_build", None)
+    compiler.load.cache_clear()
+    monkeypatch.setattr(compiler, "_build", None)
     mlp_adapt(*arguments, [2, 3], compiled=True)
 
 
 def test_compiled_reads_nothing_that_it_did_not_write(own_cache, monkeypatch):
-    monkeypatch.setattr(native, "FLAGS", [*native.FLAGS, "-DPOISON"])
+    monkeypatch.setattr(compiler, "FLAGS", [*compiler.FLAGS, "-DPOISON"])
     for widths, activation in (([3, 7, 5, 2], "tanh"), ([3, 5, 2], "relu"), ([3, 2], "identity")):
         for order, elements, steps in ((2, False, 3), (1, True, 2), (2, True, 0)):
             arguments = operands(widths, "mse", tasks=5, steps=steps, elements=elements)

@@ -1,26 +1,15 @@
-"""The operator on the CPU, compiled: builds ``native.c`` with the machine's C compiler, keeps the library, calls it.
-
-The library is built for this very processor in about two seconds, once for each dtype, and kept between runs in
-``$LIGHTNING_MAML_CACHE`` (``~/.cache/lightning_maml``), by a name that source, compiler and processor decide.
-"""
+"""The operator on the CPU, compiled: calls ``native.c``."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lightning_maml.kernels.compiler import load
 from lightning_maml.kernels.mlp_adapt.layout import size
 from lightning_maml.kernels.mlp_adapt.recursion import Result
 
@@ -30,10 +19,6 @@ SOURCE = Path(__file__).with_name("native.c")
 ACTIVATIONS = ("identity", "relu", "tanh", "gelu")  # in the order of native.c
 LOSSES = ("mse", "cross_entropy", "bce")
 MOST_LAYERS = 4
-FLAGS = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
-_INTEGERS = {"float": "int32_t", "double": "int64_t"}
-# what not every compiler knows, the best first; without OpenMP all tasks run in one thread
-CHOICES = (["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"], ["-mcpu=native"], [])
 
 
 class _Problem(ctypes.Structure):
@@ -114,64 +99,11 @@ def unavailable(dtype: torch.dtype = torch.float32) -> str | None:
     return function if isinstance(function, str) else None
 
 
-def _compiler() -> list[str] | str:
-    """The command of the C compiler: ``$CC``, or the first of ``cc``, ``gcc`` and ``clang``; or why there is none."""
-    named = shlex.split(os.environ.get("CC", ""))
-    for command in [named] if named else [["cc"], ["gcc"], ["clang"]]:
-        if shutil.which(command[0]):
-            return command
-    return f"{named[0]!r} of $CC is not found" if named else "there is no C compiler: neither cc nor gcc nor clang"
-
-
-@lru_cache
 def _function(dtype: torch.dtype) -> Callable[..., int] | str:
     """The compiled function, or why there is none."""
-    command = _compiler()
-    if isinstance(command, str):
-        return command
-    real = {torch.float32: "float", torch.float64: "double"}[dtype]
-    version = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
-    text = [SOURCE.read_text(), str((FLAGS, CHOICES, command)), version, _processor()]
-    name = f"mlp_adapt_{real}_{hashlib.sha256(''.join(text).encode()).hexdigest()[:24]}.so"
-    try:
-        folder = Path(os.environ.get("LIGHTNING_MAML_CACHE") or Path.home() / ".cache" / "lightning_maml")
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / name).exists():
-            _build(command, real, folder / name)
-        function = ctypes.CDLL(str(folder / name)).adapt
-    except (OSError, RuntimeError) as error:
-        return str(error)
-    function.argtypes, function.restype = [ctypes.POINTER(_Problem)], ctypes.c_int
+    library = load(SOURCE, dtype)
+    if isinstance(library, str):
+        return library
+    function: Callable[..., int] = library.adapt
+    function.argtypes, function.restype = [ctypes.POINTER(_Problem)], ctypes.c_int  # type: ignore[attr-defined]
     return function
-
-
-def _processor() -> str:
-    """What the code is built for: with another processor's instructions a program would be killed."""
-    text, info = platform.platform() + platform.processor(), Path("/proc/cpuinfo")
-    if info.exists():
-        lines = {line for line in info.read_text().splitlines() if line.startswith(("flags", "Features", "model name"))}
-        text += "".join(sorted(lines))
-    return text
-
-
-def _build(command: list[str], real: str, library: Path) -> None:
-    # under another name, then renamed: processes that start at once do not see each other's half
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        built = Path(folder) / library.name
-        for choice in CHOICES:
-            call = [
-                *command,
-                *FLAGS,
-                *choice,
-                f"-DREAL={real}",
-                f"-DINTEGER={_INTEGERS[real]}",
-                str(SOURCE),
-                "-o",
-                str(built),
-                "-lm",
-            ]
-            done = subprocess.run(call, capture_output=True, text=True)
-            if done.returncode == 0:
-                built.replace(library)
-                return
-    raise RuntimeError(f"{shlex.join(call)} failed:\n{done.stderr}")

@@ -1,0 +1,78 @@
+"""C for the CPU at hand: builds a source with the machine's C compiler, keeps the library, loads it.
+
+A library is built for this very processor in some seconds, once for each dtype, and kept between runs in
+``$LIGHTNING_MAML_CACHE`` (``~/.cache/lightning_maml``), by a name that source, compiler and processor decide.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+__all__ = ["load"]
+
+FLAGS = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+# what not every compiler knows, the best first; without OpenMP all tasks run in one thread
+CHOICES = (["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"], ["-mcpu=native"], [])
+_REALS = {torch.float32: ("float", "int32_t"), torch.float64: ("double", "int64_t")}
+
+
+def _compiler() -> list[str] | str:
+    """The command of the C compiler: ``$CC``, or the first of ``cc``, ``gcc`` and ``clang``; or why there is none."""
+    named = shlex.split(os.environ.get("CC", ""))
+    for command in [named] if named else [["cc"], ["gcc"], ["clang"]]:
+        if shutil.which(command[0]):
+            return command
+    return f"{named[0]!r} of $CC is not found" if named else "there is no C compiler: neither cc nor gcc nor clang"
+
+
+@lru_cache
+def load(source: Path, dtype: torch.dtype) -> ctypes.CDLL | str:
+    """The library of a source, where REAL is ``dtype`` and INTEGER is as wide; or why there is none."""
+    command = _compiler()
+    if isinstance(command, str):
+        return command
+    real, integer = _REALS[dtype]
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
+    text = [source.read_text(), str((FLAGS, CHOICES, command)), version, _processor()]
+    name = f"{source.parent.name}_{real}_{hashlib.sha256(''.join(text).encode()).hexdigest()[:24]}.so"
+    try:
+        folder = Path(os.environ.get("LIGHTNING_MAML_CACHE") or Path.home() / ".cache" / "lightning_maml")
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / name).exists():
+            _build([*command, *FLAGS, f"-DREAL={real}", f"-DINTEGER={integer}", str(source)], folder / name)
+        return ctypes.CDLL(str(folder / name))
+    except (OSError, RuntimeError) as error:
+        return str(error)
+
+
+def _processor() -> str:
+    """What the code is built for: with another processor's instructions a program would be killed."""
+    text, info = platform.platform() + platform.processor(), Path("/proc/cpuinfo")
+    if info.exists():
+        lines = {line for line in info.read_text().splitlines() if line.startswith(("flags", "Features", "model name"))}
+        text += "".join(sorted(lines))
+    return text
+
+
+def _build(command: list[str], library: Path) -> None:
+    # under another name, then renamed: processes that start at once do not see each other's half
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        built = Path(folder) / library.name
+        for choice in CHOICES:
+            call = [*command, *choice, "-o", str(built), "-lm"]
+            done = subprocess.run(call, capture_output=True, text=True)
+            if done.returncode == 0:
+                built.replace(library)
+                return
+    raise RuntimeError(f"{shlex.join(call)} failed:\n{done.stderr}")

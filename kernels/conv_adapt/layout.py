@@ -1,0 +1,127 @@
+"""What a convolutional network looks like, and where its parameters lie in a flat row of ``P`` numbers."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from functools import lru_cache
+from math import prod
+
+import torch
+from torch import Tensor
+
+__all__ = ["MOST_BLOCKS", "Network", "parameters_of"]
+
+MOST_BLOCKS = 8
+
+
+@dataclass(frozen=True)
+class Network:
+    """Equal blocks, 3x3 convolution (padding 1), batch-norm, ReLU, 2x2 max-pooling, and a linear layer behind them.
+
+    Raises:
+        ValueError: no block, or more than 8; a size that is not positive; images that the pooling leaves nothing of.
+    """
+
+    channels: int
+    """Of the images."""
+    height: int
+    width: int
+    filters: int
+    """Of each convolution."""
+    blocks: int
+    stride: int
+    """Of each convolution, 1 or 2."""
+    pool: bool
+    """Whether each block ends with 2x2 max-pooling."""
+    norm: bool
+    """Whether each block has batch-norm, by the statistics of the batch; without it the convolution's bias counts."""
+    bias: bool
+    """Whether convolutions have one; a batch-norm behind them takes it away again."""
+    affine: bool
+    """Whether batch-norm has a weight and a bias."""
+    flat: bool
+    """Whether the linear layer sees all places of the last block's output, or their mean."""
+    ways: int
+    """Outputs of the linear layer."""
+    eps: float = 1e-5
+    """Of batch-norm."""
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "height", "width", "filters", "blocks", "ways"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Expected `{name}` to be positive but got {getattr(self, name)}.")
+        if self.blocks > MOST_BLOCKS:
+            raise ValueError(f"Expected up to {MOST_BLOCKS} blocks but got {self.blocks}.")
+        if self.stride not in (1, 2):
+            raise ValueError(f"Expected `stride` to be 1 or 2 but got {self.stride}.")
+        if not self.norm and self.affine:
+            raise ValueError("Expected `affine` for networks with batch-norm alone.")
+        if not all(self.places()):
+            raise ValueError(f"Expected images that {self.blocks} poolings leave something of but got {self}.")
+
+    def places(self, blocks: int | None = None) -> tuple[int, int]:
+        """Height and width after so many blocks; None for all."""
+        size = self.height, self.width
+        for _ in range(self.blocks if blocks is None else blocks):
+            size = tuple(((side - 1) // self.stride + 1) // (2 if self.pool else 1) for side in size)  # type: ignore[assignment]
+        return size
+
+    def fewest_places(self) -> int:
+        """Places of one image in the smallest convolution's output."""
+        return min(prod((side - 1) // self.stride + 1 for side in self.places(block)) for block in range(self.blocks))
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Those of the parameters in turn: each block's convolution and batch-norm, then the linear layer's."""
+        found: list[tuple[int, ...]] = []
+        for block in range(self.blocks):
+            found.append((self.filters, self.filters if block else self.channels, 3, 3))
+            found += [(self.filters,)] * (self.bias + 2 * self.affine)
+        return [*found, (self.ways, self.filters * (prod(self.places()) if self.flat else 1)), (self.ways,)]
+
+    @property
+    def size(self) -> int:
+        """``P``."""
+        return sum(prod(shape) for shape in self.shapes())
+
+    def plain(self) -> list[int]:
+        """The whole numbers of it, for an operator."""
+        return [int(value) for value in astuple(self)[:-1]]
+
+
+def parameters_of(flat: Tensor, network: Network) -> list[Tensor]:
+    """``[..., P]`` -> the parameters ``[..., *shape]`` in turn, as views."""
+    shapes = network.shapes()
+    parts = flat.split([prod(shape) for shape in shapes], dim=-1)
+    return [part.unflatten(-1, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+@lru_cache
+def places_of(network: Network, block: int) -> tuple[Tensor, Tensor]:
+    """Where ``native.c`` wants each number: what it takes from ``[*flat, 0, 1]``, and what ``flat`` takes from its own.
+
+    It wants of each block the weights ``[filters / block, 9, in, block]``, then gamma and beta, and of the linear layer
+    ``[ways, places, filters]``; ``filters`` filled up with zeros to a multiple of ``block``. Of a bias that batch-norm
+    takes away nothing is left: its gradient is the 0 behind the row that comes back.
+    """
+    zero, one = network.size, network.size + 1
+    numbers = iter(parameters_of(torch.arange(network.size), network))
+    width = -(-network.filters // block) * block
+
+    def filled(values: Tensor, to: int) -> Tensor:
+        return torch.cat([values, values.new_full((to - len(values), *values.shape[1:]), zero)])
+
+    parts = []
+    for _ in range(network.blocks):
+        weight = filled(next(numbers).flatten(2), width)  # [out, in, 9]
+        parts.append(weight.unflatten(0, (-1, block)).permute(0, 3, 2, 1))
+        bias = next(numbers) if network.bias else torch.full((network.filters,), zero)
+        gamma, beta = torch.full((network.filters,), one), torch.full((network.filters,), zero)
+        if network.affine:
+            gamma, beta = next(numbers), next(numbers)
+        parts += [filled(gamma, width), filled(beta if network.norm else bias, width)]
+    head = next(numbers).unflatten(1, (network.filters, -1)).permute(1, 2, 0)  # [filters, places, ways]
+    parts += [filled(head, width).permute(2, 1, 0), next(numbers)]
+    there = torch.cat([part.flatten() for part in parts])
+    back = torch.full((network.size + 2,), len(there))
+    back[there] = torch.arange(len(there))
+    return there, back[: network.size]

@@ -1,0 +1,830 @@
+/* Whole inner loops of convolutional networks on the CPU, by the recursion of README.md, one task after another in each
+ * thread.
+ *
+ * Channels come last and in blocks: a row is one place of one image, its channels padded to a multiple of BLOCK. A
+ * convolution is a sum over taps of products rows x weights; which rows meet at which tap is in tables that all tasks
+ * and all steps share, sorted so that places with the same taps stand together: nothing is copied into patches, and
+ * what the border or the stride leaves out is not multiplied. Sums over tasks are in the order of the tasks.
+ *
+ * Compiled by native.py with -DREAL=float -DINTEGER=int32_t, or -DREAL=double -DINTEGER=int64_t.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+#define LANES (BYTES / (long)sizeof(REAL))
+#define BLOCK (2 * LANES) /* channels of a block: two vectors */
+#define ROWS 6            /* of a tile of the product: 12 sums, 2 weights and 1 broadcast in 16 registers */
+#define CHUNK 48          /* rows that a weight gradient takes at once: with their weights' block they stay in the cache */
+#define LAYERS 8
+#define TAPS 9
+#define GROUP 16 /* tasks whose gradients are kept apart before they are summed */
+#define INLINE static inline __attribute__((always_inline))
+
+typedef REAL V __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
+typedef INTEGER Bits __attribute__((vector_size(BYTES))); /* what comparing gives */
+
+enum { MSE, CROSS_ENTROPY };
+
+typedef struct {
+    int64_t tasks, rows, queries, layers, steps, loss, order, rates_grad, rate_columns, threads;
+    int64_t channels, height, width, hidden, stride, pool, norm, flat, ways;
+    double eps;
+    const REAL *theta, *rates, *support_inputs, *query_inputs; /* images [T, N, H, W, C] */
+    const void *support_targets, *query_targets;
+    REAL *task_losses, *predictions, *support_losses, *of_theta, *of_rates, *trajectory;
+} Problem;
+
+/* ---- what is where ---- */
+
+typedef struct {
+    long taps, in, in_stride, out;           /* of the product: taps x in numbers a row -> out channels */
+    long height, width, to_height, to_width; /* of the input, and of the convolution's output */
+    long pooled_height, pooled_width;        /* of what the next layer sees */
+    long weight, gamma, beta;                /* where they begin */
+} Layer;
+
+typedef struct {
+    long images;
+    int32_t *forward[LAYERS], *back[LAYERS], *pairs[LAYERS]; /* tables, see below */
+    long pair_begin[LAYERS][TAPS + 1];
+} Plan;
+
+static long padded(long channels) { return (channels + BLOCK - 1) / BLOCK * BLOCK; }
+static long aligned(long numbers) { return (numbers + 15) / 16 * 16; }
+
+static long lay_out(const Problem *p, Layer *layers) {
+    long height = p->height, width = p->width, at = 0, hidden = padded(p->hidden);
+    for (long l = 0; l < p->layers; l++) {
+        Layer *y = layers + l;
+        y->height = height, y->width = width;
+        y->to_height = (height - 1) / p->stride + 1, y->to_width = (width - 1) / p->stride + 1;
+        y->pooled_height = height = p->pool ? y->to_height / 2 : y->to_height;
+        y->pooled_width = width = p->pool ? y->to_width / 2 : y->to_width;
+        /* the first layer has too few channels for a loop over each tap's: it multiplies patches, made once */
+        y->taps = l ? TAPS : 1, y->in = l ? p->hidden : TAPS * p->channels, y->in_stride = l ? hidden : y->in;
+        y->out = hidden;
+        y->weight = at, y->gamma = at + TAPS * (l ? p->hidden : p->channels) * hidden;
+        y->beta = y->gamma + hidden, at = y->beta + hidden;
+    }
+    return at;
+}
+
+static long features(const Problem *p, const Layer *layers) {
+    const Layer *last = layers + p->layers - 1;
+    return padded(p->hidden) * (p->flat ? last->pooled_height * last->pooled_width : 1);
+}
+
+/* A table of a product: tiles of up to ROWS rows that meet the same taps, each [rows, taps, the rows of the output, then
+ * for each tap its number and the rows of the input]; behind the last tile a 0. `meets` says which input row the output
+ * row sees at a tap, or -1. */
+typedef struct {
+    long stride, height, width, to_height, to_width, back;
+} Shape;
+
+static long meets(const Shape *s, long row, long tap) {
+    long i = tap / 3 - 1, j = tap % 3 - 1, size, y, x, image;
+    if (!s->back) { /* row of the output -> row of the input */
+        size = s->to_height * s->to_width, image = row / size;
+        y = row % size / s->to_width * s->stride + i, x = row % s->to_width * s->stride + j;
+        if (y < 0 || x < 0 || y >= s->height || x >= s->width) return -1;
+        return (image * s->height + y) * s->width + x;
+    }
+    size = s->height * s->width, image = row / size;
+    y = row % size / s->width - i, x = row % s->width - j;
+    if (y < 0 || x < 0 || y % s->stride || x % s->stride) return -1;
+    y /= s->stride, x /= s->stride;
+    return y >= s->to_height || x >= s->to_width ? -1 : (image * s->to_height + y) * s->to_width + x;
+}
+
+static int32_t *table(const Shape *s, long rows) {
+    int32_t *found = malloc((rows * (2 + ROWS + TAPS * (ROWS + 1)) + 1) * sizeof(int32_t)), *at = found;
+    int16_t *masks = malloc(rows * sizeof(int16_t));
+    if (!found || !masks) {
+        free(found), free(masks);
+        return 0;
+    }
+    for (long row = 0; row < rows; row++) {
+        masks[row] = 0;
+        for (long tap = 0; tap < TAPS; tap++) masks[row] |= (meets(s, row, tap) >= 0) << tap;
+    }
+    for (long first = 0; first < rows; first++) {
+        const int16_t mask = masks[first];
+        if (mask < 0) continue; /* done */
+        for (long row = first; row < rows;) {
+            long some[ROWS], count = 0, taps = 0;
+            for (; row < rows && count < ROWS; row++)
+                if (masks[row] == mask) some[count++] = row, masks[row] = -1;
+            if (!count) break;
+            int32_t *head = at;
+            at += 2;
+            for (long i = 0; i < count; i++) *at++ = (int32_t)some[i];
+            for (long tap = 0; tap < TAPS; tap++)
+                if (mask >> tap & 1) {
+                    *at++ = (int32_t)tap, taps++;
+                    for (long i = 0; i < count; i++) *at++ = (int32_t)meets(s, some[i], tap);
+                }
+            head[0] = (int32_t)count, head[1] = (int32_t)taps;
+        }
+    }
+    *at = 0;
+    free(masks);
+    return found;
+}
+
+/* The table of a product of patches: all rows meet its one tap. */
+static int32_t *plain_table(long rows) {
+    int32_t *found = malloc((rows / ROWS + 1) * (3 + 2 * ROWS) * sizeof(int32_t) + sizeof(int32_t)), *at = found;
+    if (!found) return 0;
+    for (long row = 0; row < rows; row += ROWS) {
+        long count = rows - row < ROWS ? rows - row : ROWS;
+        *at++ = (int32_t)count, *at++ = 1;
+        for (long i = 0; i < count; i++) *at++ = (int32_t)(row + i);
+        *at++ = 0;
+        for (long i = 0; i < count; i++) *at++ = (int32_t)(row + i);
+    }
+    *at = 0;
+    return found;
+}
+
+static int make_plan(const Problem *p, const Layer *layers, long images, Plan *plan) {
+    plan->images = images;
+    for (long l = 0; l < p->layers; l++) {
+        const Layer *y = layers + l;
+        long rows = images * y->to_height * y->to_width, inputs = images * y->height * y->width, count = 0;
+        Shape s = {p->stride, y->height, y->width, y->to_height, y->to_width, 0};
+        plan->forward[l] = l ? table(&s, rows) : plain_table(rows);
+        /* pairs of rows that meet at a tap, for the gradient of its weights: input, output, input, output, ... */
+        plan->pairs[l] = malloc((2 * y->taps * rows + 1) * sizeof(int32_t));
+        if (!plan->forward[l] || !plan->pairs[l]) return 0;
+        for (long tap = 0; tap < y->taps; tap++) {
+            plan->pair_begin[l][tap] = count;
+            for (long row = 0; row < rows; row++) {
+                long other = l ? meets(&s, row, tap) : row;
+                if (other < 0) continue;
+                plan->pairs[l][2 * count] = (int32_t)other, plan->pairs[l][2 * count++ + 1] = (int32_t)row;
+            }
+        }
+        plan->pair_begin[l][y->taps] = count;
+        s.back = 1;
+        if (l && !(plan->back[l] = table(&s, inputs))) return 0;
+    }
+    return 1;
+}
+
+static void free_plan(Plan *plan) {
+    for (long l = 0; l < LAYERS; l++) free(plan->forward[l]), free(plan->back[l]), free(plan->pairs[l]);
+}
+
+/* ---- products ---- */
+
+/* out[rows of the tile][BLOCK] = the sum over taps and `terms` pairs of operands of rows x weights */
+INLINE const int32_t *tile(const int n, const int32_t *at, long taps, const int terms, const REAL *x, const REAL *x2,
+                           long x_stride, long in, const REAL *w, const REAL *w2, REAL *out, long out_stride) {
+    V sum[ROWS][2];
+    const int32_t *rows = at;
+    at += n;
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++) sum[i][0] = sum[i][1] = (V){0};
+    for (long t = 0; t < taps; t++, at += n + 1)
+        for (int term = 0; term < terms; term++) {
+            const REAL *from = term ? x2 : x, *right = (term ? w2 : w) + at[0] * in * BLOCK;
+            const REAL *left[ROWS];
+#pragma GCC unroll 8
+            for (int i = 0; i < n; i++) left[i] = from + at[1 + i] * x_stride;
+            for (long k = 0; k < in; k++, right += BLOCK) {
+                const V a = *(const V *)right, b = *(const V *)(right + LANES);
+#pragma GCC unroll 8
+                for (int i = 0; i < n; i++) {
+                    sum[i][0] += left[i][k] * a;
+                    sum[i][1] += left[i][k] * b;
+                }
+            }
+        }
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++) {
+        REAL *to = out + rows[i] * out_stride;
+        *(V *)to = sum[i][0];
+        *(V *)(to + LANES) = sum[i][1];
+    }
+    return at;
+}
+
+INLINE void product_of(const int terms, const int32_t *table, const REAL *x, const REAL *x2, long x_stride, long taps,
+                       long in, long out, const REAL *w, const REAL *w2, REAL *y) {
+    for (long block = 0; block < out; block += BLOCK, w += taps * in * BLOCK, w2 += taps * in * BLOCK)
+        for (const int32_t *at = table; *at;) {
+            const long n = at[0], met = at[1];
+            at += 2;
+#define TILE(N) at = tile(N, at, met, terms, x, x2, x_stride, in, w, w2, y + block, out)
+            switch (n) {
+                case 6: TILE(6); break;
+                case 5: TILE(5); break;
+                case 4: TILE(4); break;
+                case 3: TILE(3); break;
+                case 2: TILE(2); break;
+                default: TILE(1);
+            }
+#undef TILE
+        }
+}
+
+/* y [rows][out] = x convolved with w, and x2 with w2 where there is one; weights [out / BLOCK][taps][in][BLOCK] */
+static void product(const int32_t *table, const REAL *x, const REAL *x2, long x_stride, long taps, long in, long out,
+                    const REAL *w, const REAL *w2, REAL *y) {
+    if (x2)
+        product_of(2, table, x, x2, x_stride, taps, in, out, w, w2, y);
+    else
+        product_of(1, table, x, x, x_stride, taps, in, out, w, w, y);
+}
+
+INLINE void weight_tile(const int n, const int32_t *pairs, long count, const REAL *x, long x_stride, const REAL *d,
+                        long d_stride, REAL *out) {
+    V sum[ROWS][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++) sum[i][0] = *(V *)(out + i * BLOCK), sum[i][1] = *(V *)(out + i * BLOCK + LANES);
+    for (long j = 0; j < count; j++) {
+        const REAL *left = x + pairs[2 * j] * x_stride, *right = d + pairs[2 * j + 1] * d_stride;
+        const V a = *(const V *)right, b = *(const V *)(right + LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < n; i++) {
+            sum[i][0] += left[i] * a;
+            sum[i][1] += left[i] * b;
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++) *(V *)(out + i * BLOCK) = sum[i][0], *(V *)(out + i * BLOCK + LANES) = sum[i][1];
+}
+
+/* w [out / BLOCK][taps][in][BLOCK] += the sum over pairs of rows of x^T d */
+static void add_weight_gradient(const Plan *plan, long l, const Layer *y, const REAL *x, const REAL *d, REAL *w) {
+    for (long tap = 0; tap < y->taps; tap++)
+        for (long j = plan->pair_begin[l][tap]; j < plan->pair_begin[l][tap + 1]; j += CHUNK) {
+            const int32_t *pairs = plan->pairs[l] + 2 * j;
+            long left = plan->pair_begin[l][tap + 1] - j, count = left < CHUNK ? left : CHUNK;
+            for (long block = 0; block < y->out; block += BLOCK)
+                for (long i = 0; i < y->in; i += ROWS) {
+                    REAL *out = w + ((block / BLOCK * y->taps + tap) * y->in + i) * BLOCK;
+#define TILE(N) weight_tile(N, pairs, count, x + i, y->in_stride, d + block, y->out, out)
+                    switch (y->in - i < ROWS ? y->in - i : ROWS) {
+                        case 6: TILE(6); break;
+                        case 5: TILE(5); break;
+                        case 4: TILE(4); break;
+                        case 3: TILE(3); break;
+                        case 2: TILE(2); break;
+                        default: TILE(1);
+                    }
+#undef TILE
+                }
+        }
+}
+
+/* [out / BLOCK][taps][in][BLOCK] -> [in / BLOCK][taps][out][BLOCK]; both have `channels` of either, before padding */
+static void transposed(long channels, const REAL *w, REAL *t) {
+    for (long block = 0; block < padded(channels); block += BLOCK)
+        for (long tap = 0; tap < TAPS; tap++) {
+            REAL *to = t + (block / BLOCK * TAPS + tap) * channels * BLOCK;
+            for (long out = 0; out < channels; out++) {
+                const REAL *from = w + ((out / BLOCK * TAPS + tap) * channels + block) * BLOCK + out % BLOCK;
+                long count = channels - block < BLOCK ? channels - block : BLOCK;
+                if (count == BLOCK)
+                    for (long i = 0; i < BLOCK; i++) to[out * BLOCK + i] = from[i * BLOCK];
+                else
+                    for (long i = 0; i < BLOCK; i++) to[out * BLOCK + i] = i < count ? from[i * BLOCK] : 0;
+            }
+        }
+}
+
+/* ---- one pass over a set of images: what it leaves behind for the way back ---- */
+
+typedef struct {
+    REAL *normal[LAYERS];   /* normalised, [rows][out] */
+    REAL *active[LAYERS];   /* after the ReLU */
+    REAL *pooled[LAYERS];   /* after pooling, or the same memory */
+    REAL *of_linear[LAYERS]; /* gradients: of gamma * normal + beta, */
+    REAL *of_conv[LAYERS];  /* of the convolution */
+    REAL *inverse[LAYERS], *mean_b[LAYERS], *mean_g[LAYERS]; /* deviations; the two means of batch-norm's gradient */
+    REAL *transposed[LAYERS];
+    int32_t *largest[LAYERS]; /* the row that each pooled number comes from */
+    REAL *mean, *of_mean, *logits, *shares; /* the head's input and its gradient, its output, softmax */
+} Pass;
+
+static long pass_length(const Problem *p, const Layer *layers, long images) {
+    long total = 0;
+    for (long l = 0; l < p->layers; l++) {
+        const Layer *y = layers + l;
+        long rows = images * y->to_height * y->to_width, pooled = images * y->pooled_height * y->pooled_width;
+        total += 4 * aligned(rows * y->out) + 3 * aligned(y->out);
+        if (l) total += aligned(TAPS * p->hidden * y->out);
+        if (p->pool) total += 2 * aligned(pooled * y->out);
+    }
+    return total + 2 * aligned(images * features(p, layers)) + 2 * aligned(images * p->ways);
+}
+
+static REAL *take(REAL **memory, long numbers) {
+    REAL *taken = *memory;
+    *memory += aligned(numbers);
+    return taken;
+}
+
+static void lay_pass(const Problem *p, const Layer *layers, long images, REAL *memory, Pass *a) {
+    for (long l = 0; l < p->layers; l++) {
+        const Layer *y = layers + l;
+        long rows = images * y->to_height * y->to_width, pooled = images * y->pooled_height * y->pooled_width;
+        a->normal[l] = take(&memory, rows * y->out), a->active[l] = take(&memory, rows * y->out);
+        a->of_linear[l] = take(&memory, rows * y->out), a->of_conv[l] = take(&memory, rows * y->out);
+        a->inverse[l] = take(&memory, y->out), a->mean_b[l] = take(&memory, y->out), a->mean_g[l] = take(&memory, y->out);
+        a->transposed[l] = l ? take(&memory, TAPS * p->hidden * y->out) : 0;
+        a->pooled[l] = p->pool ? take(&memory, pooled * y->out) : a->active[l];
+        a->largest[l] = p->pool ? (int32_t *)take(&memory, pooled * y->out) : 0;
+    }
+    a->mean = take(&memory, images * features(p, layers)), a->of_mean = take(&memory, images * features(p, layers));
+    a->logits = take(&memory, images * p->ways), a->shares = take(&memory, images * p->ways);
+}
+
+#define FOR_VECTORS(y) for (long c = 0; c < (y)->out; c += LANES)
+#define AT(pointer, row) (*(V *)((pointer) + (row) * out + c))
+#define PER(pointer) (*(V *)((pointer) + c))
+#define PART 64 /* rows that are summed before their sum is added to the others': closer to the exact sum */
+
+/* The sum over rows of an expression in `row`. */
+#define SUM(result, expression)                                                    \
+    do {                                                                           \
+        V whole_ = {0};                                                            \
+        for (long begin_ = 0; begin_ < rows; begin_ += PART) {                     \
+            V part_ = {0};                                                         \
+            for (long row = begin_; row < rows && row < begin_ + PART; row++) part_ += expression; \
+            whole_ += part_;                                                       \
+        }                                                                          \
+        result = whole_;                                                           \
+    } while (0)
+
+INLINE V root(V x) {
+    for (long i = 0; i < LANES; i++) x[i] = 1 / (REAL)sqrt(x[i]);
+    return x;
+}
+
+INLINE V rectified(V x) { return (V)((Bits)x & ~(Bits)(x < (V){0})); } /* NaN stays */
+
+INLINE V positive(V active, V value) { return (V)((Bits)value & (Bits)(active > (V){0})); }
+
+static void pool(const Layer *y, long images, const REAL *x, REAL *to, int32_t *largest) {
+    const long out = y->out;
+    for (long row = 0; row < images * y->pooled_height * y->pooled_width; row++) {
+        long image = row / (y->pooled_height * y->pooled_width), place = row % (y->pooled_height * y->pooled_width);
+        long first = (image * y->to_height + place / y->pooled_width * 2) * y->to_width + place % y->pooled_width * 2;
+        long from[4] = {first, first + 1, first + y->to_width, first + y->to_width + 1};
+        for (long c = 0; c < out; c++) {
+            long best = 0;
+            for (long i = 1; i < 4; i++)
+                if (x[from[i] * out + c] > x[from[best] * out + c]) best = i;
+            to[row * out + c] = x[from[best] * out + c], largest[row * out + c] = (int32_t)from[best];
+        }
+    }
+}
+
+static void pool_tangent(const Layer *y, long images, const int32_t *largest, const REAL *x, REAL *to) {
+    for (long row = 0; row < images * y->pooled_height * y->pooled_width; row++)
+        for (long c = 0; c < y->out; c++) to[row * y->out + c] = x[largest[row * y->out + c] * y->out + c];
+}
+
+static void pool_back(const Layer *y, long images, const int32_t *largest, const REAL *of, REAL *to) {
+    memset(to, 0, images * y->to_height * y->to_width * y->out * sizeof(REAL));
+    for (long row = 0; row < images * y->pooled_height * y->pooled_width; row++)
+        for (long c = 0; c < y->out; c++) to[largest[row * y->out + c] * y->out + c] = of[row * y->out + c];
+}
+
+/* The head's input from the last layer's output: the mean over places, or all of them. And the way back. */
+static void gather(const Problem *p, const Layer *y, long images, const REAL *x, REAL *to) {
+    const long places = y->pooled_height * y->pooled_width, out = y->out;
+    if (p->flat) {
+        memcpy(to, x, images * places * out * sizeof(REAL));
+        return;
+    }
+    for (long image = 0; image < images; image++)
+        FOR_VECTORS(y) {
+            V sum = {0};
+            for (long row = image * places; row < (image + 1) * places; row++) sum += AT(x, row);
+            AT(to, image) = sum / (REAL)places;
+        }
+}
+
+static void spread(const Problem *p, const Layer *y, long images, const REAL *of, REAL *to) {
+    const long places = y->pooled_height * y->pooled_width, out = y->out;
+    if (p->flat) {
+        memcpy(to, of, images * places * out * sizeof(REAL));
+        return;
+    }
+    for (long row = 0; row < images * places; row++) FOR_VECTORS(y) AT(to, row) = AT(of, row / places) / (REAL)places;
+}
+
+/* logits [images][ways] = x w^T + x2 w2^T + b */
+static void head(const Problem *p, long images, long in, const REAL *x, const REAL *w, const REAL *x2, const REAL *w2,
+                 const REAL *bias, REAL *logits) {
+    for (long n = 0; n < images; n++)
+        for (long o = 0; o < p->ways; o++) {
+            V sum = {0};
+            for (long c = 0; c < in; c += LANES) sum += *(V *)(x + n * in + c) * *(V *)(w + o * in + c);
+            if (x2)
+                for (long c = 0; c < in; c += LANES) sum += *(V *)(x2 + n * in + c) * *(V *)(w2 + o * in + c);
+            REAL total = 0;
+            for (long i = 0; i < LANES; i++) total += sum[i];
+            logits[n * p->ways + o] = total + bias[o];
+        }
+}
+
+/* of_x = d w + d2 w2, of_w += sign d^T x + d2^T x2, of_bias += sum of d; of_x may be 0 */
+static void head_back(const Problem *p, long images, long in, const REAL *d, const REAL *w, const REAL *x, const REAL *d2,
+                      const REAL *w2, const REAL *x2, REAL *of_x, REAL *of_w, REAL *of_bias) {
+    for (long n = 0; n < images; n++) {
+        for (long c = 0; c < in; c += LANES) {
+            V sum = {0};
+            for (long o = 0; o < p->ways; o++) {
+                const long at = n * p->ways + o;
+                sum += d[at] * *(V *)(w + o * in + c);
+                V *to = (V *)(of_w + o * in + c);
+                V add = d[at] * *(V *)(x + n * in + c);
+                if (d2) {
+                    sum += d2[at] * *(V *)(w2 + o * in + c);
+                    add += d2[at] * *(V *)(x2 + n * in + c);
+                }
+                *to += add;
+            }
+            *(V *)(of_x + n * in + c) = sum;
+        }
+        for (long o = 0; o < p->ways; o++) of_bias[o] += d[n * p->ways + o];
+    }
+}
+
+static REAL loss_of(const Problem *p, long images, const REAL *logits, const void *targets, REAL *shares) {
+    REAL total = 0;
+    for (long n = 0; n < images; n++) {
+        const REAL *row = logits + n * p->ways;
+        if (p->loss == MSE) {
+            const REAL *target = (const REAL *)targets + n * p->ways;
+            for (long o = 0; o < p->ways; o++)
+                shares[n * p->ways + o] = row[o] - target[o], total += shares[n * p->ways + o] * shares[n * p->ways + o] / p->ways;
+            continue;
+        }
+        REAL most = row[0], sum = 0;
+        for (long o = 1; o < p->ways; o++) most = row[o] > most ? row[o] : most;
+        for (long o = 0; o < p->ways; o++) sum += shares[n * p->ways + o] = (REAL)exp(row[o] - most);
+        for (long o = 0; o < p->ways; o++) shares[n * p->ways + o] /= sum;
+        total += (REAL)log(sum) + most - row[((const int64_t *)targets)[n]];
+    }
+    return total / images;
+}
+
+static void delta_of(const Problem *p, long images, const REAL *shares, const void *targets, REAL *delta) {
+    for (long i = 0; i < images * p->ways; i++)
+        delta[i] = p->loss == MSE ? 2 * shares[i] / (images * p->ways) : shares[i] / images;
+    if (p->loss == CROSS_ENTROPY)
+        for (long n = 0; n < images; n++) delta[n * p->ways + ((const int64_t *)targets)[n]] -= (REAL)1 / images;
+}
+
+static void delta_tangent_of(const Problem *p, long images, const REAL *shares, const REAL *logits, REAL *delta) {
+    for (long n = 0; n < images; n++) {
+        const REAL *row = logits + n * p->ways, *share = shares + n * p->ways;
+        REAL mean = 0;
+        for (long o = 0; o < p->ways; o++) mean += share[o] * row[o];
+        for (long o = 0; o < p->ways; o++)
+            delta[n * p->ways + o] = p->loss == MSE ? 2 * row[o] / (images * p->ways) : share[o] * (row[o] - mean) / images;
+    }
+}
+
+/* Predictions and what the way back needs; returns the loss. */
+static REAL forward(const Problem *p, const Layer *layers, const Plan *plan, const REAL *images, const void *targets,
+                    const REAL *phi, Pass *a) {
+    const REAL *x = images;
+    for (long l = 0; l < p->layers; l++) {
+        const Layer *y = layers + l;
+        const long rows = plan->images * y->to_height * y->to_width, out = y->out;
+        REAL *z = a->normal[l], *active = a->active[l];
+        product(plan->forward[l], x, 0, y->in_stride, y->taps, y->in, out, phi + y->weight, 0, z);
+        FOR_VECTORS(y) {
+            const V gamma = PER(phi + y->gamma), beta = PER(phi + y->beta);
+            if (p->norm) {
+                V mean, square;
+                SUM(mean, AT(z, row));
+                mean /= (REAL)rows;
+                SUM(square, (AT(z, row) - mean) * (AT(z, row) - mean));
+                const V inverse = root(square / (REAL)rows + (REAL)p->eps);
+                PER(a->inverse[l]) = inverse;
+                for (long row = 0; row < rows; row++) {
+                    const V normal = (AT(z, row) - mean) * inverse;
+                    AT(z, row) = normal;
+                    AT(active, row) = rectified(gamma * normal + beta);
+                }
+            } else
+                for (long row = 0; row < rows; row++) AT(active, row) = rectified(AT(z, row) + beta);
+        }
+        if (p->pool) pool(y, plan->images, active, a->pooled[l], a->largest[l]);
+        x = a->pooled[l];
+    }
+    const Layer *last = layers + p->layers - 1;
+    const long in = features(p, layers);
+    const REAL *weight = phi + last->beta + last->out;
+    gather(p, last, plan->images, x, a->mean);
+    head(p, plan->images, in, a->mean, weight, 0, 0, weight + p->ways * in, a->logits);
+    return loss_of(p, plan->images, a->logits, targets, a->shares);
+}
+
+/* gradient += the loss's, [P]; `scratch` holds a layer's output */
+static void backward(const Problem *p, const Layer *layers, const Plan *plan, const REAL *images, const void *targets,
+                     const REAL *phi, Pass *a, REAL *delta, REAL *scratch, REAL *gradient) {
+    const Layer *last = layers + p->layers - 1;
+    const long in = features(p, layers), head_at = last->beta + last->out;
+    delta_of(p, plan->images, a->shares, targets, delta);
+    head_back(p, plan->images, in, delta, phi + head_at, a->mean, 0, 0, 0, a->of_mean, gradient + head_at,
+              gradient + head_at + p->ways * in);
+    REAL *of = scratch; /* of the layer's output */
+    spread(p, last, plan->images, a->of_mean, of);
+    for (long l = p->layers - 1; l >= 0; l--) {
+        const Layer *y = layers + l;
+        const long rows = plan->images * y->to_height * y->to_width, out = y->out;
+        REAL *of_linear = a->of_linear[l], *of_conv = a->of_conv[l];
+        const REAL *normal = a->normal[l], *active = a->active[l];
+        if (p->pool) pool_back(y, plan->images, a->largest[l], of, of_linear);
+        const REAL *upstream = p->pool ? of_linear : of;
+        FOR_VECTORS(y) {
+            V b, g = {0};
+            for (long row = 0; row < rows; row++) AT(of_linear, row) = positive(AT(active, row), AT(upstream, row));
+            SUM(b, AT(of_linear, row));
+            PER(gradient + y->beta) += b;
+            if (!p->norm) {
+                for (long row = 0; row < rows; row++) AT(of_conv, row) = AT(of_linear, row);
+                continue;
+            }
+            SUM(g, AT(of_linear, row) * AT(normal, row));
+            PER(gradient + y->gamma) += g;
+            b /= (REAL)rows, g /= (REAL)rows;
+            PER(a->mean_b[l]) = b, PER(a->mean_g[l]) = g;
+            const V scale = PER(phi + y->gamma) * PER(a->inverse[l]);
+            for (long row = 0; row < rows; row++)
+                AT(of_conv, row) = scale * (AT(of_linear, row) - b - AT(normal, row) * g);
+        }
+        add_weight_gradient(plan, l, y, l ? a->pooled[l - 1] : images, of_conv, gradient + y->weight);
+        if (!l) break;
+        transposed(p->hidden, phi + y->weight, a->transposed[l]);
+        product(plan->back[l], of_conv, 0, out, TAPS, p->hidden, out, a->transposed[l], 0, of);
+    }
+}
+
+/* product += the loss's Hessian times the direction u; `a` is the pass at phi after its way back, `t` holds tangents */
+static void hessian(const Problem *p, const Layer *layers, const Plan *plan, const REAL *images, const REAL *phi,
+                    const REAL *u, const Pass *a, Pass *t, const REAL *delta, REAL *delta_tangent, REAL *scratch,
+                    REAL *result) {
+    for (long l = 0; l < p->layers; l++) {
+        const Layer *y = layers + l;
+        const long rows = plan->images * y->to_height * y->to_width, out = y->out;
+        REAL *z = t->normal[l], *active = t->active[l];
+        const REAL *normal = a->normal[l], *on = a->active[l];
+        product(plan->forward[l], l ? a->pooled[l - 1] : images, l ? t->pooled[l - 1] : 0, y->in_stride, y->taps, y->in,
+                out, u + y->weight, phi + y->weight, z);
+        FOR_VECTORS(y) {
+            const V of_beta = PER(u + y->beta);
+            if (!p->norm) {
+                for (long row = 0; row < rows; row++) AT(active, row) = positive(AT(on, row), AT(z, row) + of_beta);
+                continue;
+            }
+            const V gamma = PER(phi + y->gamma), of_gamma = PER(u + y->gamma), inverse = PER(a->inverse[l]);
+            V mean, along;
+            SUM(mean, AT(z, row));
+            SUM(along, AT(z, row) * AT(normal, row));
+            mean /= (REAL)rows, along /= (REAL)rows;
+            PER(t->inverse[l]) = -inverse * inverse * along;
+            for (long row = 0; row < rows; row++) {
+                const V tangent = inverse * (AT(z, row) - mean - AT(normal, row) * along);
+                AT(z, row) = tangent;
+                AT(active, row) = positive(AT(on, row), of_gamma * AT(normal, row) + gamma * tangent + of_beta);
+            }
+        }
+        if (p->pool) pool_tangent(y, plan->images, a->largest[l], active, t->pooled[l]);
+    }
+    const Layer *last = layers + p->layers - 1;
+    const long in = features(p, layers), head_at = last->beta + last->out;
+    const REAL *weight = phi + head_at, *of_weight = u + head_at;
+    gather(p, last, plan->images, t->pooled[p->layers - 1], t->mean);
+    head(p, plan->images, in, t->mean, weight, a->mean, of_weight, of_weight + p->ways * in, t->logits);
+    delta_tangent_of(p, plan->images, a->shares, t->logits, delta_tangent);
+    head_back(p, plan->images, in, delta_tangent, weight, a->mean, delta, of_weight, t->mean, t->of_mean, result + head_at,
+              result + head_at + p->ways * in);
+    REAL *of = scratch;
+    spread(p, last, plan->images, t->of_mean, of);
+    for (long l = p->layers - 1; l >= 0; l--) {
+        const Layer *y = layers + l;
+        const long rows = plan->images * y->to_height * y->to_width, out = y->out;
+        REAL *of_linear = t->of_linear[l], *of_conv = t->of_conv[l];
+        const REAL *normal = a->normal[l], *on = a->active[l], *normal_tangent = t->normal[l], *plain = a->of_linear[l];
+        if (p->pool) pool_back(y, plan->images, a->largest[l], of, of_linear);
+        const REAL *upstream = p->pool ? of_linear : of;
+        FOR_VECTORS(y) {
+            V b, g = {0};
+            for (long row = 0; row < rows; row++) AT(of_linear, row) = positive(AT(on, row), AT(upstream, row));
+            SUM(b, AT(of_linear, row));
+            PER(result + y->beta) += b;
+            if (!p->norm) {
+                for (long row = 0; row < rows; row++) AT(of_conv, row) = AT(of_linear, row);
+                continue;
+            }
+            SUM(g, AT(of_linear, row) * AT(normal, row) + AT(plain, row) * AT(normal_tangent, row));
+            PER(result + y->gamma) += g;
+            b /= (REAL)rows, g /= (REAL)rows;
+            const V gamma = PER(phi + y->gamma), inverse = PER(a->inverse[l]), scale = gamma * inverse;
+            const V scale_tangent = PER(u + y->gamma) * inverse + gamma * PER(t->inverse[l]);
+            const V old_b = PER(a->mean_b[l]), old_g = PER(a->mean_g[l]);
+            for (long row = 0; row < rows; row++) {
+                const V e = AT(plain, row) - old_b - AT(normal, row) * old_g;
+                AT(of_conv, row) = scale_tangent * e + scale * (AT(of_linear, row) - b - AT(normal_tangent, row) * old_g -
+                                                                AT(normal, row) * g);
+            }
+        }
+        add_weight_gradient(plan, l, y, l ? a->pooled[l - 1] : images, of_conv, result + y->weight);
+        if (!l) break;
+        add_weight_gradient(plan, l, y, t->pooled[l - 1], a->of_conv[l], result + y->weight);
+        transposed(p->hidden, u + y->weight, t->transposed[l]);
+        product(plan->back[l], of_conv, a->of_conv[l], out, TAPS, p->hidden, out, a->transposed[l], t->transposed[l], of);
+    }
+}
+
+/* ---- a task ---- */
+
+typedef struct {
+    const Layer *layers;
+    const Plan *support, *query;
+    long P, pass, tangent, query_pass, scratch, deltas, images, query_images;
+} Sizes;
+
+static long numbers_needed(const Problem *p, const Sizes *s) {
+    const long kept = p->queries && p->order == 2 ? p->steps : 1;
+    return (p->steps + 1) * aligned(s->P) + kept * s->pass + s->tangent + s->query_pass + s->scratch +
+           (p->steps + 1) * s->deltas + s->deltas + s->images + s->query_images + 3 * aligned(s->P) +
+           (p->rates_grad ? p->steps * aligned(s->P) : 0);
+}
+
+/* [N, H, W, C] -> patches [N * H' * W', 9 * C] */
+static void patches_of(const Problem *p, const Layer *y, long images, const REAL *from, REAL *to) {
+    const Shape s = {p->stride, y->height, y->width, y->to_height, y->to_width, 0};
+    for (long row = 0; row < images * y->to_height * y->to_width; row++)
+        for (long tap = 0; tap < TAPS; tap++) {
+            const long other = meets(&s, row, tap);
+            for (long c = 0; c < p->channels; c++) *to++ = other < 0 ? 0 : from[other * p->channels + c];
+        }
+}
+
+static void one_task(const Problem *p, const Sizes *s, long task, REAL *memory, REAL *of_theta, REAL *of_rates) {
+    const Layer *layers = s->layers;
+    const long P = s->P, pixels = p->height * p->width * p->channels, second = p->queries && p->order == 2;
+    REAL *path = memory;
+    memory += (p->steps + 1) * aligned(P);
+    REAL *passes = memory;
+    memory += (second ? p->steps : 1) * s->pass;
+    REAL *tangents = memory;
+    memory += s->tangent;
+    REAL *query_memory = memory;
+    memory += s->query_pass;
+    REAL *scratch = memory;
+    memory += s->scratch;
+    REAL *deltas = memory;
+    memory += (p->steps + 1) * s->deltas;
+    REAL *delta_tangent = take(&memory, s->deltas), *images = take(&memory, s->images);
+    REAL *query_images = take(&memory, s->query_images), *g = take(&memory, P), *v = take(&memory, P), *u = take(&memory, P);
+    REAL *gradients = memory; /* of each step, for the rates */
+    const size_t label = p->loss == MSE ? sizeof(REAL) * p->ways : sizeof(int64_t);
+    const void *targets = (const char *)p->support_targets + task * p->rows * label;
+    Pass a;
+    patches_of(p, layers, p->rows, p->support_inputs + task * p->rows * pixels, images);
+    memcpy(path, p->theta, P * sizeof(REAL));
+    for (long k = 0; k <= p->steps; k++) {
+        REAL *phi = path + k * aligned(P);
+        const int last = k == p->steps;
+        lay_pass(p, layers, p->rows, last ? tangents : passes + (second ? k : 0) * s->pass, &a);
+        p->support_losses[task * (p->steps + 1) + k] = forward(p, layers, s->support, images, targets, phi, &a);
+        if (last) break;
+        REAL *into = p->rates_grad ? gradients + k * aligned(P) : g;
+        memset(into, 0, P * sizeof(REAL));
+        backward(p, layers, s->support, images, targets, phi, &a, deltas + k * s->deltas, scratch, into);
+        const REAL *rate = p->rates + k * p->rate_columns;
+        REAL *next = phi + aligned(P);
+        if (p->rate_columns == 1)
+            for (long i = 0; i < P; i++) next[i] = phi[i] - rate[0] * into[i];
+        else
+            for (long i = 0; i < P; i++) next[i] = phi[i] - rate[i] * into[i];
+        if (!p->queries) memcpy(p->trajectory + (task * p->steps + k) * P, next, P * sizeof(REAL));
+    }
+    if (!p->queries) return;
+
+    const void *query_targets = (const char *)p->query_targets + task * p->queries * label;
+    REAL *phi = path + p->steps * aligned(P);
+    patches_of(p, layers, p->queries, p->query_inputs + task * p->queries * pixels, query_images);
+    lay_pass(p, layers, p->queries, query_memory, &a);
+    p->task_losses[task] = forward(p, layers, s->query, query_images, query_targets, phi, &a);
+    memcpy(p->predictions + task * p->queries * p->ways, a.logits, p->queries * p->ways * sizeof(REAL));
+    memset(v, 0, P * sizeof(REAL));
+    backward(p, layers, s->query, query_images, query_targets, phi, &a, deltas + p->steps * s->deltas, scratch, v);
+    for (long k = p->steps - 1; k >= 0; k--) {
+        const REAL *rate = p->rates + k * p->rate_columns;
+        if (p->rates_grad) {
+            const REAL *gradient = gradients + k * aligned(P);
+            double sum = 0;
+            if (p->rate_columns == 1) {
+                for (long i = 0; i < P; i++) sum += (double)v[i] * gradient[i];
+                of_rates[k] = (REAL)-sum;
+            } else
+                for (long i = 0; i < P; i++) of_rates[k * P + i] = -v[i] * gradient[i];
+        }
+        if (p->order == 1) continue;
+        if (p->rate_columns == 1)
+            for (long i = 0; i < P; i++) u[i] = -rate[0] * v[i];
+        else
+            for (long i = 0; i < P; i++) u[i] = -rate[i] * v[i];
+        Pass t;
+        lay_pass(p, layers, p->rows, passes + k * s->pass, &a);
+        lay_pass(p, layers, p->rows, tangents, &t);
+        hessian(p, layers, s->support, images, path + k * aligned(P), u, &a, &t, deltas + k * s->deltas, delta_tangent,
+                scratch, v);
+    }
+    memcpy(of_theta, v, P * sizeof(REAL));
+}
+
+/* How many numbers the parameters are in this layout; 0 where the images are too small. */
+int64_t parameters(const Problem *p) {
+    Layer layers[LAYERS];
+    const long body = lay_out(p, layers), in = features(p, layers);
+    return in > 0 ? body + p->ways * in + p->ways : 0;
+}
+
+int64_t block(void) { return BLOCK; }
+
+/* 0, or 1 where a label is out of range, or 2 where there is no memory */
+int adapt(const Problem *p) {
+    Layer layers[LAYERS];
+    lay_out(p, layers);
+    if (p->loss == CROSS_ENTROPY)
+        for (int set = 0; set < (p->queries ? 2 : 1); set++) {
+            const int64_t *labels = set ? p->query_targets : p->support_targets;
+            for (long i = 0; i < p->tasks * (set ? p->queries : p->rows); i++)
+                if (labels[i] < 0 || labels[i] >= p->ways) return 1;
+        }
+    Plan support = {0}, query = {0};
+    Sizes s = {.layers = layers, .support = &support, .query = &query, .P = parameters(p)};
+    int failed = !make_plan(p, layers, p->rows, &support) || (p->queries && !make_plan(p, layers, p->queries, &query));
+    const long most = p->rows > p->queries ? p->rows : p->queries;
+    s.pass = s.tangent = pass_length(p, layers, p->rows);
+    s.query_pass = p->queries ? pass_length(p, layers, p->queries) : 0;
+    for (long l = 0; l < p->layers; l++) {
+        const long rows = layers[l].to_height * layers[l].to_width * layers[l].out;
+        s.scratch = aligned(most * rows) > s.scratch ? aligned(most * rows) : s.scratch;
+    }
+    s.deltas = aligned(most * p->ways);
+    const long patch = layers[0].to_height * layers[0].to_width * TAPS * p->channels;
+    s.images = aligned(p->rows * patch), s.query_images = aligned(p->queries * patch);
+    const long bytes = (numbers_needed(p, &s) * (long)sizeof(REAL) + 4095) / 4096 * 4096;
+    const long R = p->rates_grad ? p->steps * p->rate_columns : 0, each = aligned(s.P) + aligned(R);
+    const long group = p->tasks < GROUP ? p->tasks : GROUP, threads = p->threads < group ? p->threads : group;
+    REAL *apart = calloc(group * each, sizeof(REAL));
+    failed |= !apart;
+    if (!failed && p->queries) {
+        memset(p->of_theta, 0, s.P * sizeof(REAL));
+        memset(p->of_rates, 0, R * sizeof(REAL));
+    }
+#pragma omp parallel num_threads(threads)
+    {
+        REAL *memory = failed ? 0 : aligned_alloc(4096, bytes);
+        if (!memory) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp barrier
+        for (long first = 0; first < p->tasks && !failed; first += group) {
+            const long count = p->tasks - first < group ? p->tasks - first : group;
+#pragma omp for schedule(dynamic, 1)
+            for (long t = 0; t < count; t++) {
+#ifdef POISON
+                memset(memory, 0xff, bytes); /* NaN: for a test that nothing is read that was not written */
+#endif
+                one_task(p, &s, first + t, memory, apart + t * each, apart + t * each + aligned(s.P));
+            }
+            if (p->queries) {
+#pragma omp for
+                for (long i = 0; i < s.P; i++)
+                    for (long t = 0; t < count; t++) p->of_theta[i] += apart[t * each + i] / p->tasks;
+#pragma omp for
+                for (long i = 0; i < R; i++)
+                    for (long t = 0; t < count; t++) p->of_rates[i] += apart[t * each + aligned(s.P) + i] / p->tasks;
+            }
+        }
+        free(memory);
+    }
+    free(apart);
+    free_plan(&support), free_plan(&query);
+    return failed ? 2 : 0;
+}

@@ -1,0 +1,180 @@
+"""The operators ``lightning_maml::conv_adapt`` and ``lightning_maml::conv_trajectory``, on the CPU.
+
+``conv_adapt`` owns the adaptation *and* its meta-gradient, which it returns as outputs. It has no backward, so that
+differentiating any of its outputs raises: nothing can be first order without a word.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_maml.kernels.conv_adapt import native
+from lightning_maml.kernels.conv_adapt.layout import Network
+from lightning_maml.kernels.mlp_adapt import Adaptation
+
+__all__ = ["LOSSES", "conv_adapt", "conv_trajectory"]
+
+LOSSES = native.LOSSES
+
+
+@torch.library.custom_op("lightning_maml::conv_adapt", mutates_args=(), device_types="cpu")
+def _conv_adapt(
+    theta: Tensor,
+    rates: Tensor,
+    support_inputs: Tensor,
+    support_targets: Tensor,
+    query_inputs: Tensor,
+    query_targets: Tensor,
+    network: list[int],
+    eps: float,
+    loss: str,
+    order: int,
+    rates_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch = (support_inputs, support_targets, query_inputs, query_targets)
+    return native.adapt(theta, rates, *batch, _network(network, eps), loss, order, rates_grad)[:5]
+
+
+@_conv_adapt.register_fake
+def _(
+    theta: Tensor,
+    rates: Tensor,
+    support_inputs: Tensor,
+    support_targets: Tensor,
+    query_inputs: Tensor,
+    query_targets: Tensor,
+    network: list[int],
+    eps: float,
+    loss: str,
+    order: int,
+    rates_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tasks, queries = query_inputs.shape[:2]
+    return (
+        theta.new_empty(tasks),
+        theta.new_empty(tasks, queries, _network(network, eps).ways),
+        theta.new_empty(tasks, rates.shape[0] + 1),
+        theta.new_empty(theta.shape),
+        theta.new_empty(rates.shape if rates_grad else (0,)),
+    )
+
+
+@torch.library.custom_op("lightning_maml::conv_trajectory", mutates_args=(), device_types="cpu")
+def _conv_trajectory(
+    theta: Tensor,
+    rates: Tensor,
+    support_inputs: Tensor,
+    support_targets: Tensor,
+    network: list[int],
+    eps: float,
+    loss: str,
+) -> tuple[Tensor, Tensor]:
+    batch = (support_inputs, support_targets, None, None)
+    result = native.adapt(theta, rates, *batch, _network(network, eps), loss, 1, False)
+    return result.trajectory, result.support_losses
+
+
+@_conv_trajectory.register_fake
+def _(
+    theta: Tensor,
+    rates: Tensor,
+    support_inputs: Tensor,
+    support_targets: Tensor,
+    network: list[int],
+    eps: float,
+    loss: str,
+) -> tuple[Tensor, Tensor]:
+    tasks, steps = support_inputs.shape[0], rates.shape[0]
+    return theta.new_empty(tasks, steps, theta.shape[0]), theta.new_empty(tasks, steps + 1)
+
+
+def conv_adapt(
+    theta: Tensor,
+    rates: Tensor,
+    support_inputs: Tensor,
+    support_targets: Tensor,
+    query_inputs: Tensor,
+    query_targets: Tensor,
+    network: Network,
+    loss: str = "cross_entropy",
+    order: int = 2,
+    rates_grad: bool = False,
+) -> Adaptation:
+    """The inner loops of all tasks on a convolutional network, and the meta-gradient of the mean query loss.
+
+    Args:
+        theta: ``[P]``, the parameters in turn, see :meth:`~lightning_maml.kernels.conv_adapt.layout.Network.shapes`.
+        rates: ``[m, 1]``, a rate for each of the m inner steps, or ``[m, P]``, one for each element too. A rate of 0
+            keeps an element out of the inner loop.
+        support_inputs: ``[T, N, C, H, W]``.
+        support_targets: labels ``[T, N]`` for the cross-entropy, or ``[T, N, ways]``.
+        query_inputs: ``[T, Nq, C, H, W]``.
+        query_targets: labels ``[T, Nq]``, or ``[T, Nq, ways]``.
+        network: its blocks.
+        loss: one of :data:`LOSSES`, as means over a task's rows.
+        order: 2, or 1 for inner gradients taken as constants.
+        rates_grad: whether to return the gradient of the rates too.
+
+    Raises:
+        ValueError: shapes that do not fit each other, or an argument outside of what is covered.
+        RuntimeError: on differentiating an output, which the operator refuses; no compiler; a label out of range.
+    """
+    batch = (support_inputs, support_targets, query_inputs, query_targets)
+    _check(theta, rates, network, loss, batch[:2], batch[2:])
+    if order not in (1, 2):
+        raise ValueError(f"Expected `order` to be 1 or 2 but got {order!r}.")
+    if len(support_inputs) != len(query_inputs):
+        raise ValueError(f"Expected as many query sets as support sets but got {len(query_inputs)}.")
+    return Adaptation(*_conv_adapt(theta, rates, *batch, network.plain(), network.eps, loss, order, rates_grad))
+
+
+def conv_trajectory(
+    theta: Tensor,
+    rates: Tensor,
+    support_inputs: Tensor,
+    support_targets: Tensor,
+    network: Network,
+    loss: str = "cross_entropy",
+) -> tuple[Tensor, Tensor]:
+    """The parameters ``[T, m, P]`` after each inner step and the losses ``[T, m + 1]``, as :func:`conv_adapt`."""
+    _check(theta, rates, network, loss, (support_inputs, support_targets))
+    return _conv_trajectory(theta, rates, support_inputs, support_targets, network.plain(), network.eps, loss)
+
+
+def _network(numbers: list[int], eps: float) -> Network:
+    """From :meth:`Network.plain`."""
+    channels, height, width, filters, blocks, stride, pool, norm, bias, affine, flat, ways = numbers
+    flags = {"pool": bool(pool), "norm": bool(norm), "bias": bool(bias), "affine": bool(affine), "flat": bool(flat)}
+    return Network(channels, height, width, filters, blocks, stride, ways=ways, eps=eps, **flags)
+
+
+def _check(theta: Tensor, rates: Tensor, network: Network, loss: str, *sets: tuple[Tensor, Tensor]) -> None:
+    """Raise ValueError for what the operator does not cover; ``sets`` are pairs of inputs and targets."""
+    if loss not in LOSSES:
+        raise ValueError(f"Expected `loss` to be one of {LOSSES} but got {loss!r}.")
+    P = network.size
+    if theta.shape != (P,) or rates.ndim != 2 or rates.shape[1] not in (1, P):
+        raise ValueError(
+            f"Expected `theta` [{P}] and `rates` [m, 1] or [m, {P}] for {network} but got {list(theta.shape)} and "
+            f"{list(rates.shape)}."
+        )
+    image = network.channels, network.height, network.width
+    for inputs, targets in sets:
+        if inputs.ndim != 5 or tuple(inputs.shape[2:]) != image or inputs.shape[1] < 1:
+            raise ValueError(f"Expected images [T, N, {', '.join(map(str, image))}] but got {list(inputs.shape)}.")
+        if network.norm and inputs.shape[1] * network.fewest_places() < 2:
+            raise ValueError(f"Expected more than 1 value a channel for batch-norm but got {list(inputs.shape)}.")
+        expected = (*inputs.shape[:2], network.ways)
+        if tuple(targets.shape) != (expected[:2] if loss == "cross_entropy" else expected):
+            raise ValueError(
+                f"Expected targets for images {list(inputs.shape)} and loss {loss!r} but got {list(targets.shape)}."
+            )
+        tensors = (theta, rates, inputs) if loss == "cross_entropy" else (theta, rates, inputs, targets)
+        if len({tensor.dtype for tensor in tensors}) > 1 or theta.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                "Expected float32 or float64, the same everywhere, but got "
+                f"{[str(tensor.dtype) for tensor in tensors]}."
+            )
+        if loss == "cross_entropy" and targets.dtype != torch.int64:
+            raise ValueError(f"Expected labels of torch.int64 but got {targets.dtype}.")
