@@ -24,8 +24,7 @@ from benchmarks import contenders, workloads
 from benchmarks.about import about
 from benchmarks.history import append
 from benchmarks.history import main as compare
-from benchmarks.measure import Row, measure
-from benchmarks.problem import Problem
+from benchmarks.measure import Row, measure, steady
 from benchmarks.sweep import main as sweep
 
 
@@ -62,11 +61,9 @@ def main() -> int:
     failed = False
     for tasks in options.tasks:
         for steps in options.inner_steps:
-            torch.manual_seed(0)
-            network, batch, loss, lr = import_module(f"benchmarks.workloads.{options.workload}").build(tasks)
-            rows, missing, wrong = measure(
-                Problem(network, batch, loss, lr, steps).to(options.device), names, options.rounds
-            )
+            build = import_module(f"benchmarks.workloads.{options.workload}").build
+            problem = steady(build, tasks, steps).to(options.device)
+            rows, missing, wrong = measure(problem, names, options.rounds)
             failed |= bool(wrong) or not rows
             show(f"{options.workload}, {tasks} tasks, {steps} inner steps", rows, missing, wrong)
             point = {"workload": options.workload, "device": options.device, "tasks": tasks, "inner_steps": steps}

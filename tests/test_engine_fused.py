@@ -251,7 +251,8 @@ def test_auto_takes_what_is_measured_to_be_faster():
 
     assert chosen(MLP(3, [7], 5)) == Fused(compile=True)
     assert isinstance(chosen(MLP(3, [7], 5), F.l1_loss), Batched)
-    assert isinstance(chosen(Conv4(5), shape=(1, 28, 28)), Batched)
+    assert chosen(Conv4(5), shape=(1, 28, 28)) == Fused(compile=True)
+    assert isinstance(chosen(Conv4(5, norm="group"), shape=(1, 28, 28)), Batched)
 
 
 def test_bad_targets_are_named():

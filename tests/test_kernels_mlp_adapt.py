@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_maml.kernels import compiler
 from lightning_maml.kernels.mlp_adapt import (
     ACTIVATIONS,
     LOSSES,
     mlp_adapt,
     mlp_trajectory,
-    native,
     pack,
     recursion,
     size,

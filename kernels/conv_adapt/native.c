@@ -30,7 +30,9 @@
 #define INLINE static inline __attribute__((always_inline))
 
 typedef REAL V __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
-typedef INTEGER Bits __attribute__((vector_size(BYTES))); /* what comparing gives */
+/* A block, a cache line where vectors are of 32 bytes: what goes through memory row by row takes whole ones. */
+typedef REAL W __attribute__((vector_size(2 * BYTES), aligned(sizeof(REAL)), may_alias));
+typedef INTEGER Bits __attribute__((vector_size(2 * BYTES))); /* what comparing gives */
 
 enum { MSE, CROSS_ENTROPY };
 
@@ -313,7 +315,6 @@ typedef struct {
     REAL *of_conv[LAYERS];  /* of the convolution */
     REAL *inverse[LAYERS], *mean_b[LAYERS], *mean_g[LAYERS]; /* deviations; the two means of batch-norm's gradient */
     REAL *transposed[LAYERS];
-    int32_t *largest[LAYERS]; /* the row that each pooled number comes from */
     REAL *mean, *of_mean, *logits, *shares; /* the head's input and its gradient, its output, softmax */
 } Pass;
 
@@ -324,7 +325,7 @@ static long pass_length(const Problem *p, const Layer *layers, long images) {
         long rows = images * y->to_height * y->to_width, pooled = images * y->pooled_height * y->pooled_width;
         total += 4 * aligned(rows * y->out) + 3 * aligned(y->out);
         if (l) total += aligned(TAPS * p->hidden * y->out);
-        if (p->pool) total += 2 * aligned(pooled * y->out);
+        if (p->pool) total += aligned(pooled * y->out);
     }
     return total + 2 * aligned(images * features(p, layers)) + 2 * aligned(images * p->ways);
 }
@@ -344,62 +345,90 @@ static void lay_pass(const Problem *p, const Layer *layers, long images, REAL *m
         a->inverse[l] = take(&memory, y->out), a->mean_b[l] = take(&memory, y->out), a->mean_g[l] = take(&memory, y->out);
         a->transposed[l] = l ? take(&memory, TAPS * p->hidden * y->out) : 0;
         a->pooled[l] = p->pool ? take(&memory, pooled * y->out) : a->active[l];
-        a->largest[l] = p->pool ? (int32_t *)take(&memory, pooled * y->out) : 0;
     }
     a->mean = take(&memory, images * features(p, layers)), a->of_mean = take(&memory, images * features(p, layers));
     a->logits = take(&memory, images * p->ways), a->shares = take(&memory, images * p->ways);
 }
 
-#define FOR_VECTORS(y) for (long c = 0; c < (y)->out; c += LANES)
-#define AT(pointer, row) (*(V *)((pointer) + (row) * out + c))
-#define PER(pointer) (*(V *)((pointer) + c))
+#define FOR_BLOCKS(y) for (long c = 0; c < (y)->out; c += BLOCK)
+#define AT(pointer, row) (*(W *)((pointer) + (row) * out + c))
+#define PER(pointer) (*(W *)((pointer) + c))
 #define PART 64 /* rows that are summed before their sum is added to the others': closer to the exact sum */
 
 /* The sum over rows of an expression in `row`. */
 #define SUM(result, expression)                                                    \
     do {                                                                           \
-        V whole_ = {0};                                                            \
+        W whole_ = {0};                                                            \
         for (long begin_ = 0; begin_ < rows; begin_ += PART) {                     \
-            V part_ = {0};                                                         \
+            W part_ = {0};                                                         \
             for (long row = begin_; row < rows && row < begin_ + PART; row++) part_ += expression; \
             whole_ += part_;                                                       \
         }                                                                          \
         result = whole_;                                                           \
     } while (0)
 
-INLINE V root(V x) {
-    for (long i = 0; i < LANES; i++) x[i] = 1 / (REAL)sqrt(x[i]);
+INLINE W root(W x) {
+    for (long i = 0; i < BLOCK; i++) x[i] = 1 / (REAL)sqrt(x[i]);
     return x;
 }
 
-INLINE V rectified(V x) { return (V)((Bits)x & ~(Bits)(x < (V){0})); } /* NaN stays */
+INLINE W chosen(Bits where, W yes, W no) { return (W)(((Bits)yes & where) | ((Bits)no & ~where)); }
 
-INLINE V positive(V active, V value) { return (V)((Bits)value & (Bits)(active > (V){0})); }
+INLINE W rectified(W x) { return (W)((Bits)x & ~(Bits)(x < (W){0})); } /* NaN stays */
 
-static void pool(const Layer *y, long images, const REAL *x, REAL *to, int32_t *largest) {
+INLINE W positive(W active, W value) { return (W)((Bits)value & (Bits)(active > (W){0})); }
+
+/* The four rows that a pooled one comes from. */
+#define FOUR(y, row)                                                                                              \
+    const long size_ = (y)->pooled_height * (y)->pooled_width, place_ = (row) % size_;                            \
+    const long first_ = ((row) / size_ * (y)->to_height + place_ / (y)->pooled_width * 2) * (y)->to_width +       \
+                        place_ % (y)->pooled_width * 2;                                                           \
+    const long from[4] = {first_, first_ + 1, first_ + (y)->to_width, first_ + (y)->to_width + 1}
+
+static void pool(const Layer *y, long images, const REAL *x, REAL *to) {
     const long out = y->out;
     for (long row = 0; row < images * y->pooled_height * y->pooled_width; row++) {
-        long image = row / (y->pooled_height * y->pooled_width), place = row % (y->pooled_height * y->pooled_width);
-        long first = (image * y->to_height + place / y->pooled_width * 2) * y->to_width + place % y->pooled_width * 2;
-        long from[4] = {first, first + 1, first + y->to_width, first + y->to_width + 1};
-        for (long c = 0; c < out; c++) {
-            long best = 0;
-            for (long i = 1; i < 4; i++)
-                if (x[from[i] * out + c] > x[from[best] * out + c]) best = i;
-            to[row * out + c] = x[from[best] * out + c], largest[row * out + c] = (int32_t)from[best];
+        FOUR(y, row);
+        FOR_BLOCKS(y) {
+            W best = AT(x, from[0]);
+            for (long i = 1; i < 4; i++) {
+                const W other = AT(x, from[i]);
+                best = chosen((Bits)(other > best) | (Bits)(other != other), other, best);
+            }
+            AT(to, row) = best;
         }
     }
 }
 
-static void pool_tangent(const Layer *y, long images, const int32_t *largest, const REAL *x, REAL *to) {
-    for (long row = 0; row < images * y->pooled_height * y->pooled_width; row++)
-        for (long c = 0; c < y->out; c++) to[row * y->out + c] = x[largest[row * y->out + c] * y->out + c];
+/* What the first of the largest has in `t`. */
+static void pool_tangent(const Layer *y, long images, const REAL *x, const REAL *pooled, const REAL *t, REAL *to) {
+    const long out = y->out;
+    for (long row = 0; row < images * y->pooled_height * y->pooled_width; row++) {
+        FOUR(y, row);
+        FOR_BLOCKS(y) {
+            W best = AT(t, from[3]);
+            for (long i = 2; i >= 0; i--) best = chosen((Bits)(AT(x, from[i]) == AT(pooled, row)), AT(t, from[i]), best);
+            AT(to, row) = best;
+        }
+    }
 }
 
-static void pool_back(const Layer *y, long images, const int32_t *largest, const REAL *of, REAL *to) {
-    memset(to, 0, images * y->to_height * y->to_width * y->out * sizeof(REAL));
-    for (long row = 0; row < images * y->pooled_height * y->pooled_width; row++)
-        for (long c = 0; c < y->out; c++) to[largest[row * y->out + c] * y->out + c] = of[row * y->out + c];
+/* To the first of the largest. */
+static void pool_back(const Layer *y, long images, const REAL *x, const REAL *pooled, const REAL *of, REAL *to) {
+    const long out = y->out;
+    if (y->to_height % 2 || y->to_width % 2) /* what no pooled one comes from */
+        memset(to, 0, images * y->to_height * y->to_width * out * sizeof(REAL));
+    for (long row = 0; row < images * y->pooled_height * y->pooled_width; row++) {
+        FOUR(y, row);
+        FOR_BLOCKS(y) {
+            W left = AT(of, row);
+            for (long i = 0; i < 4; i++) {
+                const Bits here = (Bits)(AT(x, from[i]) == AT(pooled, row));
+                AT(to, from[i]) = (W)((Bits)left & here);
+                left = (W)((Bits)left & ~here);
+            }
+        }
+    }
 }
 
 /* The head's input from the last layer's output: the mean over places, or all of them. And the way back. */
@@ -410,8 +439,8 @@ static void gather(const Problem *p, const Layer *y, long images, const REAL *x,
         return;
     }
     for (long image = 0; image < images; image++)
-        FOR_VECTORS(y) {
-            V sum = {0};
+        FOR_BLOCKS(y) {
+            W sum = {0};
             for (long row = image * places; row < (image + 1) * places; row++) sum += AT(x, row);
             AT(to, image) = sum / (REAL)places;
         }
@@ -423,7 +452,7 @@ static void spread(const Problem *p, const Layer *y, long images, const REAL *of
         memcpy(to, of, images * places * out * sizeof(REAL));
         return;
     }
-    for (long row = 0; row < images * places; row++) FOR_VECTORS(y) AT(to, row) = AT(of, row / places) / (REAL)places;
+    for (long row = 0; row < images * places; row++) FOR_BLOCKS(y) AT(to, row) = AT(of, row / places) / (REAL)places;
 }
 
 /* logits [images][ways] = x w^T + x2 w2^T + b */
@@ -509,24 +538,24 @@ static REAL forward(const Problem *p, const Layer *layers, const Plan *plan, con
         const long rows = plan->images * y->to_height * y->to_width, out = y->out;
         REAL *z = a->normal[l], *active = a->active[l];
         product(plan->forward[l], x, 0, y->in_stride, y->taps, y->in, out, phi + y->weight, 0, z);
-        FOR_VECTORS(y) {
-            const V gamma = PER(phi + y->gamma), beta = PER(phi + y->beta);
+        FOR_BLOCKS(y) {
+            const W gamma = PER(phi + y->gamma), beta = PER(phi + y->beta);
             if (p->norm) {
-                V mean, square;
+                W mean, square;
                 SUM(mean, AT(z, row));
                 mean /= (REAL)rows;
                 SUM(square, (AT(z, row) - mean) * (AT(z, row) - mean));
-                const V inverse = root(square / (REAL)rows + (REAL)p->eps);
+                const W inverse = root(square / (REAL)rows + (REAL)p->eps);
                 PER(a->inverse[l]) = inverse;
                 for (long row = 0; row < rows; row++) {
-                    const V normal = (AT(z, row) - mean) * inverse;
+                    const W normal = (AT(z, row) - mean) * inverse;
                     AT(z, row) = normal;
                     AT(active, row) = rectified(gamma * normal + beta);
                 }
             } else
                 for (long row = 0; row < rows; row++) AT(active, row) = rectified(AT(z, row) + beta);
         }
-        if (p->pool) pool(y, plan->images, active, a->pooled[l], a->largest[l]);
+        if (p->pool) pool(y, plan->images, active, a->pooled[l]);
         x = a->pooled[l];
     }
     const Layer *last = layers + p->layers - 1;
@@ -552,10 +581,10 @@ static void backward(const Problem *p, const Layer *layers, const Plan *plan, co
         const long rows = plan->images * y->to_height * y->to_width, out = y->out;
         REAL *of_linear = a->of_linear[l], *of_conv = a->of_conv[l];
         const REAL *normal = a->normal[l], *active = a->active[l];
-        if (p->pool) pool_back(y, plan->images, a->largest[l], of, of_linear);
+        if (p->pool) pool_back(y, plan->images, a->active[l], a->pooled[l], of, of_linear);
         const REAL *upstream = p->pool ? of_linear : of;
-        FOR_VECTORS(y) {
-            V b, g = {0};
+        FOR_BLOCKS(y) {
+            W b, g = {0};
             for (long row = 0; row < rows; row++) AT(of_linear, row) = positive(AT(active, row), AT(upstream, row));
             SUM(b, AT(of_linear, row));
             PER(gradient + y->beta) += b;
@@ -567,7 +596,7 @@ static void backward(const Problem *p, const Layer *layers, const Plan *plan, co
             PER(gradient + y->gamma) += g;
             b /= (REAL)rows, g /= (REAL)rows;
             PER(a->mean_b[l]) = b, PER(a->mean_g[l]) = g;
-            const V scale = PER(phi + y->gamma) * PER(a->inverse[l]);
+            const W scale = PER(phi + y->gamma) * PER(a->inverse[l]);
             for (long row = 0; row < rows; row++)
                 AT(of_conv, row) = scale * (AT(of_linear, row) - b - AT(normal, row) * g);
         }
@@ -589,25 +618,25 @@ static void hessian(const Problem *p, const Layer *layers, const Plan *plan, con
         const REAL *normal = a->normal[l], *on = a->active[l];
         product(plan->forward[l], l ? a->pooled[l - 1] : images, l ? t->pooled[l - 1] : 0, y->in_stride, y->taps, y->in,
                 out, u + y->weight, phi + y->weight, z);
-        FOR_VECTORS(y) {
-            const V of_beta = PER(u + y->beta);
+        FOR_BLOCKS(y) {
+            const W of_beta = PER(u + y->beta);
             if (!p->norm) {
                 for (long row = 0; row < rows; row++) AT(active, row) = positive(AT(on, row), AT(z, row) + of_beta);
                 continue;
             }
-            const V gamma = PER(phi + y->gamma), of_gamma = PER(u + y->gamma), inverse = PER(a->inverse[l]);
-            V mean, along;
+            const W gamma = PER(phi + y->gamma), of_gamma = PER(u + y->gamma), inverse = PER(a->inverse[l]);
+            W mean, along;
             SUM(mean, AT(z, row));
             SUM(along, AT(z, row) * AT(normal, row));
             mean /= (REAL)rows, along /= (REAL)rows;
             PER(t->inverse[l]) = -inverse * inverse * along;
             for (long row = 0; row < rows; row++) {
-                const V tangent = inverse * (AT(z, row) - mean - AT(normal, row) * along);
+                const W tangent = inverse * (AT(z, row) - mean - AT(normal, row) * along);
                 AT(z, row) = tangent;
                 AT(active, row) = positive(AT(on, row), of_gamma * AT(normal, row) + gamma * tangent + of_beta);
             }
         }
-        if (p->pool) pool_tangent(y, plan->images, a->largest[l], active, t->pooled[l]);
+        if (p->pool) pool_tangent(y, plan->images, on, a->pooled[l], active, t->pooled[l]);
     }
     const Layer *last = layers + p->layers - 1;
     const long in = features(p, layers), head_at = last->beta + last->out;
@@ -624,10 +653,10 @@ static void hessian(const Problem *p, const Layer *layers, const Plan *plan, con
         const long rows = plan->images * y->to_height * y->to_width, out = y->out;
         REAL *of_linear = t->of_linear[l], *of_conv = t->of_conv[l];
         const REAL *normal = a->normal[l], *on = a->active[l], *normal_tangent = t->normal[l], *plain = a->of_linear[l];
-        if (p->pool) pool_back(y, plan->images, a->largest[l], of, of_linear);
+        if (p->pool) pool_back(y, plan->images, a->active[l], a->pooled[l], of, of_linear);
         const REAL *upstream = p->pool ? of_linear : of;
-        FOR_VECTORS(y) {
-            V b, g = {0};
+        FOR_BLOCKS(y) {
+            W b, g = {0};
             for (long row = 0; row < rows; row++) AT(of_linear, row) = positive(AT(on, row), AT(upstream, row));
             SUM(b, AT(of_linear, row));
             PER(result + y->beta) += b;
@@ -638,11 +667,11 @@ static void hessian(const Problem *p, const Layer *layers, const Plan *plan, con
             SUM(g, AT(of_linear, row) * AT(normal, row) + AT(plain, row) * AT(normal_tangent, row));
             PER(result + y->gamma) += g;
             b /= (REAL)rows, g /= (REAL)rows;
-            const V gamma = PER(phi + y->gamma), inverse = PER(a->inverse[l]), scale = gamma * inverse;
-            const V scale_tangent = PER(u + y->gamma) * inverse + gamma * PER(t->inverse[l]);
-            const V old_b = PER(a->mean_b[l]), old_g = PER(a->mean_g[l]);
+            const W gamma = PER(phi + y->gamma), inverse = PER(a->inverse[l]), scale = gamma * inverse;
+            const W scale_tangent = PER(u + y->gamma) * inverse + gamma * PER(t->inverse[l]);
+            const W old_b = PER(a->mean_b[l]), old_g = PER(a->mean_g[l]);
             for (long row = 0; row < rows; row++) {
-                const V e = AT(plain, row) - old_b - AT(normal, row) * old_g;
+                const W e = AT(plain, row) - old_b - AT(normal, row) * old_g;
                 AT(of_conv, row) = scale_tangent * e + scale * (AT(of_linear, row) - b - AT(normal_tangent, row) * old_g -
                                                                 AT(normal, row) * g);
             }

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightning_maml.engine.base import Engine, MetaOutput, Problem, attach
 from lightning_maml.engine.batched import Batched
 from lightning_maml.engine.chunks import meta_loss_in_chunks
+from lightning_maml.engine.convolutional import Convolutional, layers_of, recognise_convolutional
 from lightning_maml.engine.loop import TaskLoop
 from lightning_maml.inner import SGD, Parameters, Rates
 from lightning_maml.losses import CrossEntropy, MeanSquaredError, TaskLoss
@@ -41,6 +42,31 @@ class Perceptron:
     """``[in, hidden ..., out]``."""
     activation: str
 
+    @property
+    def outputs(self) -> int:
+        return self.widths[-1]
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters' names."""
+        return [name for pair in self.layers for name in pair]
+
+    def pack(self, values: Mapping[str, Tensor]) -> Tensor:
+        """``{name: [*shape]}`` -> ``[P]``."""
+        from lightning_maml.kernels.mlp_adapt import pack
+
+        return pack([(values[weight], values[bias]) for weight, bias in self.layers])
+
+    def unpack(self, flat: Tensor) -> Parameters:
+        """``[..., P]`` -> ``{name: [..., *shape]}``, as views."""
+        from lightning_maml.kernels.mlp_adapt import unpack
+
+        return {
+            name: part
+            for names, parts in zip(self.layers, unpack(flat, self.widths), strict=True)
+            for name, part in zip(names, parts, strict=True)
+        }
+
 
 def recognise(network: nn.Module) -> Perceptron | str:
     """The perceptron that a network is, by its structure and never by its name; or why it is none.
@@ -49,11 +75,11 @@ def recognise(network: nn.Module) -> Perceptron | str:
         >>> recognise(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))).widths
         [3, 8, 2]
         >>> recognise(nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 2)))
-        "layer '1' is a Dropout, neither nn.Linear nor nn.ReLU, nn.Tanh or nn.GELU"
+        "layer '1' is a Dropout, none of ['GELU', 'Linear', 'ReLU', 'Tanh']"
     """
-    found: list[tuple[str, nn.Module]] = []
-    if (reason := _flatten(network, "", found)) is not None:
-        return reason
+    found = layers_of(network, {nn.Linear, *_ACTIVATIONS})
+    if isinstance(found, str):
+        return found
     layers: list[tuple[str, str]] = []
     linear: list[nn.Linear] = []
     between: list[str] = []
@@ -85,28 +111,12 @@ def recognise(network: nn.Module) -> Perceptron | str:
     return Perceptron(layers, widths, between[0] if between else "identity")
 
 
-def _recognised(problem: Problem) -> Perceptron | str:
-    """:func:`recognise`, once for a problem."""
-    known = vars(problem)
-    if "perceptron" not in known:
-        known["perceptron"] = recognise(problem.network)
-    return known["perceptron"]
-
-
-def _flatten(module: nn.Module, name: str, into: list[tuple[str, nn.Module]]) -> str | None:
-    """Put the layers of nested ``nn.Sequential`` into a list; returns why it cannot."""
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-        return f"layer {name!r} has hooks"
-    if type(module).forward is nn.Sequential.forward:
-        for child, layer in module._modules.items():
-            assert layer is not None
-            if (reason := _flatten(layer, f"{name}.{child}".lstrip("."), into)) is not None:
-                return reason
-    elif type(module) is nn.Linear or type(module) in _ACTIVATIONS:
-        into.append((name, module))
-    elif type(module) is not nn.Identity:
-        return f"layer {name!r} is a {type(module).__name__}, neither nn.Linear nor nn.ReLU, nn.Tanh or nn.GELU"
-    return None
+def _recognised(problem: Problem, convolutional: bool) -> Perceptron | Convolutional | str:
+    """:func:`recognise` or :func:`recognise_convolutional`, once for a problem."""
+    known, key = vars(problem), "convolutional" if convolutional else "perceptron"
+    if key not in known:
+        known[key] = (recognise_convolutional if convolutional else recognise)(problem.network)
+    return known[key]
 
 
 def _loss_name(loss: TaskLoss) -> str | None:
@@ -166,18 +176,26 @@ class Fused(Engine):
             names = sorted(str(dtype) for dtype, _ in kinds)
             return f"all adapted parameters have to be of one dtype, float32 or float64, but are {names}."
         if self.compile and device.type == "cpu":
-            from lightning_maml.kernels.mlp_adapt import native
-
             for dtype, _ in kinds:
-                if (reason := native.unavailable(dtype)) is not None:
+                if (reason := self._uncompiled(problem, dtype)) is not None:
                     return f"compile=True needs a C compiler, but {reason}. Use compile=False."
         return None
 
-    def supports(self, problem: Problem, tasks: TaskBatch) -> str | None:
-        """Why ``mlp_adapt`` does not cover the problem, or None where it does."""
-        return found if isinstance(found := self._perceptron(problem, tasks), str) else None
+    def _uncompiled(self, problem: Problem, dtype: torch.dtype) -> str | None:
+        """Why the operator that the problem needs cannot be compiled, or None."""
+        if isinstance(_recognised(problem, convolutional=False), Perceptron):
+            from lightning_maml.kernels.mlp_adapt import native
 
-    def _perceptron(self, problem: Problem, tasks: TaskBatch) -> Perceptron | str:
+            return native.unavailable(dtype)
+        from lightning_maml.kernels.conv_adapt import native as convolutional
+
+        return convolutional.unavailable(dtype)
+
+    def supports(self, problem: Problem, tasks: TaskBatch) -> str | None:
+        """Why no operator covers the whole problem, or None where one does."""
+        return found if isinstance(found := self._found(problem, tasks), str) else None
+
+    def _found(self, problem: Problem, tasks: TaskBatch) -> Perceptron | Convolutional | str:
         if self.kernel == "sgd_update":
             return "kernel='sgd_update' leaves it out"
         if what := problem.beyond_plain_steps():
@@ -187,12 +205,13 @@ class Fused(Engine):
         loss = _loss_name(problem.loss)
         if loss is None:
             return "the loss is neither 'mse', 'cross_entropy' nor F.binary_cross_entropy_with_logits"
-        found = _recognised(problem)
+        device = tasks.support_inputs.device
+        found = _recognised(problem, convolutional=False)
+        images = self.compile and self.kernel == "auto" and device.type == "cpu"
+        if isinstance(found, str) and images and any(isinstance(layer, nn.Conv2d) for layer in problem.modules):
+            found = _recognised(problem, convolutional=True)
         if isinstance(found, str):
             return found
-        from lightning_maml.kernels.mlp_adapt import MOST_ROWS
-
-        device = tasks.support_inputs.device
         dtypes = {value.dtype for value in problem.parameters.values()}
         dtypes |= {value.dtype for _, value in tasks.named() if value.is_floating_point() or loss != "cross_entropy"}
         if len(dtypes) > 1 or not dtypes <= {torch.float32, *([torch.float64] if device.type == "cpu" else [])}:
@@ -203,51 +222,33 @@ class Fused(Engine):
             return "autocast is on"
         if any(value.requires_grad for _, value in tasks.named()):
             return "inputs or targets ask for a gradient"
-        for inputs, targets in (tasks.support_inputs, tasks.support_targets), (tasks.query_inputs, tasks.query_targets):
-            if inputs.ndim != 3 or inputs.shape[2] != found.widths[0]:
-                return f"the inputs {list(inputs.shape)} are not [tasks, rows, {found.widths[0]}]"
-            if inputs.shape[1] > MOST_ROWS:
-                return f"a task has {inputs.shape[1]} rows, more than {MOST_ROWS}"
-            if loss == "bce" and targets.shape != (*inputs.shape[:2], found.widths[-1]):
-                return f"the targets {list(targets.shape)} are not [tasks, rows, {found.widths[-1]}]"
-        return found
+        other = _other_rows if isinstance(found, Perceptron) else _other_images
+        return other(found, problem, tasks, loss) or found  # type: ignore[arg-type]
 
-    def _covered(self, problem: Problem, tasks: TaskBatch) -> Perceptron | None:
-        found = self._perceptron(problem, tasks)
-        if isinstance(found, Perceptron):
+    def _covered(self, problem: Problem, tasks: TaskBatch) -> Perceptron | Convolutional | None:
+        found = self._found(problem, tasks)
+        if not isinstance(found, str):
             return found
         if self.kernel == "mlp_adapt" or self.compile:
             advice = " Batched(compile=True) compiles any network." if self.compile else ""
-            raise NotImplementedError(f"Expected a problem that `mlp_adapt` covers but {found}.{advice}")
+            operators = (
+                "`mlp_adapt`" if self.kernel == "mlp_adapt" or not self.compile else "`mlp_adapt` or `conv_adapt`"
+            )
+            raise NotImplementedError(f"Expected a problem that {operators} covers but {found}.{advice}")
         return None
 
     def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
         found = self._covered(problem, tasks)
         if found is None:
             return meta_loss_in_chunks(problem, tasks, len(tasks), lambda chunk: _FlatLoop(problem, chunk))
-        from lightning_maml.kernels.mlp_adapt import mlp_adapt, unpack
-
         _check(problem, found, tasks)
         rule = problem.algorithm.meta_gradient
         steps = 0 if isinstance(rule, Joint) else problem.inner.steps
         rates = _rates(problem, found, steps)
-        output = mlp_adapt(
-            _theta(problem, found),
-            rates.detach(),
-            *(value.detach() for _, value in tasks.named()),
-            found.widths,
-            found.activation,
-            _loss_name(problem.loss),
-            order=_ORDERS[type(rule)],
-            rates_grad=rates.requires_grad,
-            precision=self.precision,
-            compiled=self.compile,
-        )
+        output = self._adapt(found, _theta(problem, found), rates, tasks, _loss_name(problem.loss), _ORDERS[type(rule)])
         leaves = problem.leaves()
-        gradients: dict[int, Tensor] = {}
-        for names, parts in zip(found.layers, unpack(output.of_theta, found.widths), strict=True):
-            for name, part in zip(names, parts, strict=True):
-                gradients[id(problem.parameters[name])] = part.contiguous()
+        parameters = problem.parameters
+        gradients = {id(parameters[name]): part.contiguous() for name, part in found.unpack(output.of_theta).items()}
         learned = [leaf for leaf in leaves if id(leaf) not in gradients]
         if rates.requires_grad:
             pulled = torch.autograd.grad(rates, learned, output.of_rates, materialize_grads=True)
@@ -258,56 +259,114 @@ class Fused(Engine):
         surrogate = attach(loss, [gradients[id(leaf)] for leaf in leaves], leaves)
         return MetaOutput(loss, surrogate, output.task_losses, output.predictions, output.support_losses)
 
+    def _adapt(
+        self,
+        found: Perceptron | Convolutional,
+        theta: Tensor,
+        rates: Tensor,
+        tasks: TaskBatch,
+        loss: str | None,
+        order: int,
+    ) -> Any:
+        batch = [value.detach() for _, value in tasks.named()]
+        if isinstance(found, Convolutional):
+            from lightning_maml.kernels.conv_adapt import conv_adapt
+
+            network = found.network(tasks.support_inputs)
+            return conv_adapt(theta, rates.detach(), *batch, network, loss, order, rates.requires_grad)
+        from lightning_maml.kernels.mlp_adapt import mlp_adapt
+
+        return mlp_adapt(
+            theta,
+            rates.detach(),
+            *batch,
+            found.widths,
+            found.activation,
+            loss,
+            order=order,
+            rates_grad=rates.requires_grad,
+            precision=self.precision,
+            compiled=self.compile,
+        )
+
     def trajectory(self, problem: Problem, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Parameters, Tensor]]:
         tasks = TaskBatch(inputs, targets, inputs, targets)
         found = self._covered(problem, tasks)
         if found is None:
             yield from Batched().trajectory(problem, inputs, targets)
             return
-        from lightning_maml.kernels.mlp_adapt import mlp_trajectory, unpack
-
         _check(problem, found, tasks)
         theta = _theta(problem, found)
         rates = _rates(problem, found, problem.inner.steps).detach()
-        batch = (inputs.detach(), targets.detach())
-        kind = (found.widths, found.activation, _loss_name(problem.loss))
-        path, losses = mlp_trajectory(theta, rates, *batch, *kind, precision=self.precision, compiled=self.compile)
+        path, losses = self._trajectory(found, theta, rates, tasks, _loss_name(problem.loss))
         names, _ = problem.split()
         for step in range(problem.inner.steps + 1):
-            phi = theta.expand(len(tasks), -1) if step == 0 else path[:, step - 1]
-            named = {
-                name: part
-                for pair, parts in zip(found.layers, unpack(phi, found.widths), strict=True)
-                for name, part in zip(pair, parts, strict=True)
-            }
+            named = found.unpack(theta.expand(len(tasks), -1) if step == 0 else path[:, step - 1])
             yield {name: named[name] for name in names}, losses[:, step]
+
+    def _trajectory(
+        self, found: Perceptron | Convolutional, theta: Tensor, rates: Tensor, tasks: TaskBatch, loss: str | None
+    ) -> tuple[Tensor, Tensor]:
+        batch = (tasks.support_inputs.detach(), tasks.support_targets.detach())
+        if isinstance(found, Convolutional):
+            from lightning_maml.kernels.conv_adapt import conv_trajectory
+
+            return conv_trajectory(theta, rates, *batch, found.network(tasks.support_inputs), loss)
+        from lightning_maml.kernels.mlp_adapt import mlp_trajectory
+
+        kind = (found.widths, found.activation, loss)
+        return mlp_trajectory(theta, rates, *batch, *kind, precision=self.precision, compiled=self.compile)
 
     def predict(self, problem: Problem, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
         return Batched().predict(problem, phi, inputs, step)
 
 
-def _check(problem: Problem, found: Perceptron, tasks: TaskBatch) -> None:
+def _other_rows(found: Perceptron, problem: Problem, tasks: TaskBatch, loss: str) -> str | None:
+    """Why the data are not for ``mlp_adapt``, or None."""
+    from lightning_maml.kernels.mlp_adapt import MOST_ROWS
+
     for inputs, targets in (tasks.support_inputs, tasks.support_targets), (tasks.query_inputs, tasks.query_targets):
-        problem.loss.check_shapes(inputs.new_empty(1).expand(*inputs.shape[:2], found.widths[-1]), targets)
-        problem.loss.check_values(found.widths[-1], targets)
+        if inputs.ndim != 3 or inputs.shape[2] != found.widths[0]:
+            return f"the inputs {list(inputs.shape)} are not [tasks, rows, {found.widths[0]}]"
+        if inputs.shape[1] > MOST_ROWS:
+            return f"a task has {inputs.shape[1]} rows, more than {MOST_ROWS}"
+        if loss == "bce" and targets.shape != (*inputs.shape[:2], found.widths[-1]):
+            return f"the targets {list(targets.shape)} are not [tasks, rows, {found.widths[-1]}]"
+    return None
 
 
-def _theta(problem: Problem, found: Perceptron) -> Tensor:
+def _other_images(found: Convolutional, problem: Problem, tasks: TaskBatch, loss: str) -> str | None:
+    """Why network, loss or data are not for ``conv_adapt``, or None."""
+    if loss == "bce":
+        return "the loss is F.binary_cross_entropy_with_logits"
+    if found.kind["norm"] and problem.algorithm.batch_norm != "batch":
+        return f"batch_norm is {problem.algorithm.batch_norm!r}"
+    try:
+        if found.network(tasks.support_inputs) != found.network(tasks.query_inputs):
+            return "images of the support and of the query set differ in size"
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _check(problem: Problem, found: Perceptron | Convolutional, tasks: TaskBatch) -> None:
+    for inputs, targets in (tasks.support_inputs, tasks.support_targets), (tasks.query_inputs, tasks.query_targets):
+        problem.loss.check_shapes(inputs.new_empty(1).expand(*inputs.shape[:2], found.outputs), targets)
+        problem.loss.check_values(found.outputs, targets)
+
+
+def _theta(problem: Problem, found: Perceptron | Convolutional) -> Tensor:
     """All parameters in one row, ``[P]``, detached."""
-    from lightning_maml.kernels.mlp_adapt import pack
-
     with torch.no_grad():
-        return pack([(problem.parameters[w], problem.parameters[b]) for w, b in found.layers])
+        return found.pack(problem.parameters)
 
 
-def _rates(problem: Problem, found: Perceptron, steps: int) -> Tensor:
+def _rates(problem: Problem, found: Perceptron | Convolutional, steps: int) -> Tensor:
     """The rates ``[steps, 1]`` where all parameters share one, or ``[steps, P]``, 0 for parameters that do not adapt.
 
     Differentiable with respect to learned ones.
     """
-    from lightning_maml.kernels.mlp_adapt import pack
-
-    inner, names = problem.inner, [name for pair in found.layers for name in pair]
+    inner, names = problem.inner, found.names
     adapted = set(inner.adapted(problem.parameters))
     learned = isinstance(inner.lr, Rates)
     like = problem.parameters[names[0]].detach()
@@ -323,7 +382,7 @@ def _rates(problem: Problem, found: Perceptron, steps: int) -> Tensor:
                 return torch.zeros_like(parameter)
             return torch.as_tensor(inner.rate(name, step), dtype=like.dtype, device=like.device).expand(parameter.shape)
 
-        rows = [pack([(full(w, step), full(b, step)) for w, b in found.layers]) for step in range(steps)]
+        rows = [found.pack({name: full(name, step) for name in names}) for step in range(steps)]
     return torch.stack(rows).to(like) if rows else like.new_empty(0, 1)
 
 
