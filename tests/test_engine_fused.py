@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,10 +22,13 @@ from lightning_maml import (
     SinusoidTasks,
     TaskBatch,
     adapt,
+    anil,
+    boil,
     evaluate,
     fomaml,
     maml,
     meta_loss,
+    meta_sgd,
     pretrained,
 )
 from lightning_maml.engine import Problem, resolve_engine
@@ -298,3 +302,129 @@ def test_meta_training_ends_as_on_eager(tmp_path):
         print(f"after {step} steps: eager {eager:.3f} +- {interval:.3f}, fused {fused:.3f}")
         assert abs(eager - fused) < interval
     assert results["fused"]["test/loss_step_10"] < results["fused"]["test/loss_step_0"] / 2
+
+
+# Convolutional networks
+
+
+def own_blocks(**changes) -> nn.Sequential:
+    """Two blocks of torch's own layers, for images of 8 x 8."""
+    options = {"padding": 1, "stride": 2, **changes}
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 3, 3, **options), nn.BatchNorm2d(3), nn.Identity(), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(3, 3, 3, **options), nn.BatchNorm2d(3), nn.ReLU()),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(3, 5),
+    )
+
+
+def images(module: nn.Module, side: int = 8) -> tuple[nn.Module, TaskBatch]:
+    def part(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.randn(3, rows, 1, side, side, dtype=torch.float64), torch.randint(5, (3, rows))
+
+    return module.double(), TaskBatch(*part(5), *part(7))
+
+
+@pytest.mark.parametrize("network", ["conv4", "conv4_max_pool", "own"])
+@pytest.mark.parametrize("algorithm", [maml(LR, 3), fomaml(LR, 3), pretrained(LR, 3)], ids=lambda a: a.name)
+def test_a_convolutional_network_is_one_operator(network, algorithm):
+    module, tasks = images(own_blocks()) if network == "own" else make_problem(network, "cross_entropy")
+    engine = Fused(compile=True)
+    output = meta_loss(module, algorithm, tasks, loss="cross_entropy", engine=engine)
+    exact = meta_loss(module, algorithm, tasks, loss="cross_entropy", engine="eager")
+    assert relative_error(meta_gradient(module, output), meta_gradient(module, exact)) < 1e-9
+    for name in ("loss", "task_losses", "predictions", "support_losses"):
+        torch.testing.assert_close(getattr(output, name), getattr(exact, name), rtol=1e-9, atol=1e-12)
+    call = lambda: meta_loss(module, algorithm, tasks, loss="cross_entropy", engine=engine)  # noqa: E731
+    assert ran(call) == ["conv_adapt"]
+
+    adapted = lambda engine: adapt(  # noqa: E731
+        module, algorithm, tasks.support_inputs, tasks.support_targets, loss="cross_entropy", engine=engine
+    )
+    assert ran(lambda: adapted(engine)) == ["conv_trajectory"]
+    for (name, a), (other, b) in zip(
+        adapted(engine).parameters.items(), adapted("eager").parameters.items(), strict=True
+    ):
+        assert name == other
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_a_convolutional_networks_rates_are_learned_and_parts_of_it_adapt():
+    module, tasks = make_problem("conv4", "cross_entropy")
+    module.conv2.weight.requires_grad_(False)
+    for preset in (meta_sgd(LR, 2), anil(LR, 2), boil(LR, 2)):
+        rates = preset.initial_rates(module)
+        algorithm = preset if rates is None else preset.with_rates(rates.double())
+        found = meta_loss(module, algorithm, tasks, loss="cross_entropy", engine=Fused(compile=True))
+        exact = meta_loss(module, algorithm, tasks, loss="cross_entropy", engine="eager")
+        assert relative_error(list(found.gradients), list(exact.gradients)) < 1e-9, preset.name
+        assert any(gradient.abs().max() > 1e-6 for gradient in found.gradients)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"stride": 1, "padding": 0}, "layer '0.0' is no convolution of 3 x 3 with a padding of 1"),
+        ({"dilation": 2}, "layer '0.0' has groups, a dilation or another padding"),
+        ({"padding_mode": "circular"}, "layer '0.0' has groups, a dilation or another padding"),
+        ({"padding": "same", "stride": 1}, "layer '0.0' is no convolution of 3 x 3"),
+        (lambda m: m[1].insert(1, nn.Dropout2d()), "layer '1.1' is a Dropout2d, none of"),
+        (lambda m: m[1].append(nn.MaxPool2d(2)), "its blocks differ"),
+        (lambda m: m[1].append(nn.MaxPool2d(3)), "layer '1.3' is no plain pooling of 2 x 2"),
+        (lambda m: m[0].pop(3), "no ReLU follows on layer '0.1'"),
+        (lambda m: m.insert(0, nn.Flatten()), "it does not begin with a convolution"),
+        (lambda m: m.pop(2), "its linear layer does not fit images [8, 8]"),
+        (lambda m: m.pop(3), "neither nn.Flatten nor a mean over places"),
+        (lambda m: m.append(nn.ReLU()), "its last layer is not linear"),
+        (lambda m: setattr(m[1][0], "bias", m[0][0].bias), "some of its parameters are tied"),
+        (lambda m: m[0][0].register_forward_hook(print), "layer '0.0' has hooks"),
+        (lambda m: setattr(m[1][1], "eps", 0.1), "its blocks differ"),
+    ],
+)
+def test_other_convolutional_networks_are_refused_by_name(change, reason):
+    module = own_blocks(**change) if isinstance(change, dict) else own_blocks()
+    if callable(change):
+        change(module)
+    module, tasks = images(module)
+    problem = Problem(module, maml(LR, 1), task_loss("cross_entropy"))
+    said = Fused(compile=True).supports(problem, tasks)
+    assert reason in said
+    with pytest.raises(NotImplementedError, match=r"`mlp_adapt` or `conv_adapt` covers but"):
+        Fused(compile=True).meta_loss(problem, tasks)
+
+
+def test_convolutional_networks_without_compile_and_with_running_statistics():
+    module, tasks = images(own_blocks())
+
+    def call(engine: Fused, algorithm):
+        return meta_loss(module, algorithm, tasks, loss="cross_entropy", engine=engine)
+
+    operators = ran(lambda: call(Fused(), maml(LR, 2)))
+    assert operators.count("sgd_update") == 2
+    assert "conv_adapt" not in operators
+    with pytest.raises(NotImplementedError, match=r"`mlp_adapt` covers but layer '0.0' is a Conv2d, none of"):
+        call(Fused(kernel="mlp_adapt", compile=True), maml(LR, 2))
+    running = replace(maml(LR, 2), batch_norm="running")
+    with pytest.raises(NotImplementedError, match="batch_norm is 'running'"):
+        call(Fused(compile=True), running)
+    hot = [F.one_hot(value, 5).double() for value in (tasks.support_targets, tasks.query_targets)]
+    tasks = TaskBatch(tasks.support_inputs, hot[0], tasks.query_inputs, hot[1])
+    for loss, reason in ((F.l1_loss, "the loss is neither"), (F.binary_cross_entropy_with_logits, "the loss is F.bin")):
+        problem = Problem(module, maml(LR, 1), task_loss(loss))
+        assert reason in Fused(compile=True).supports(problem, tasks)
+
+
+def test_images_that_do_not_fit_are_said_to():
+    problem = lambda module: Problem(module, maml(LR, 1), task_loss("cross_entropy"))  # noqa: E731
+    module, tasks = images(own_blocks())
+    wide = TaskBatch(tasks.support_inputs[..., 1:], tasks.support_targets, tasks.query_inputs, tasks.query_targets)
+    assert "differ in size" in Fused(compile=True).supports(problem(module), wide)
+    assert "are no images of 1 channels" in Fused(compile=True).supports(
+        problem(module), TaskBatch(*(v.flatten(2) if v.ndim > 2 else v for _, v in tasks.named()))
+    )
+    module, tasks = make_problem("conv4_max_pool", "cross_entropy")
+    larger = TaskBatch(*(F.pad(v, (8, 8, 8, 8)) if v.ndim > 2 else v for _, v in tasks.named()))
+    assert "its linear layer does not fit images [32, 32]" in Fused(compile=True).supports(problem(module), larger)
+    module, tasks = make_problem("conv4", "cross_entropy", support=1)
+    assert "a single value of a channel" in Fused(compile=True).supports(problem(module), tasks)

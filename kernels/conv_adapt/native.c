@@ -823,7 +823,7 @@ int adapt(const Problem *p) {
     failed |= !apart;
     if (!failed && p->queries) {
         memset(p->of_theta, 0, s.P * sizeof(REAL));
-        memset(p->of_rates, 0, R * sizeof(REAL));
+        if (R) memset(p->of_rates, 0, R * sizeof(REAL));
     }
 #pragma omp parallel num_threads(threads)
     {

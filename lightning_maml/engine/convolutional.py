@@ -52,7 +52,7 @@ class Convolutional:
         network = Network(height=images.shape[3], width=images.shape[4], **self.kind)
         height, width = network.places()
         if network.flat and self.kind["filters"] * height * width != self.features:
-            raise ValueError(f"its linear layer does not fit images {list(images.shape[2:])}")
+            raise ValueError(f"its linear layer does not fit images {list(images.shape[3:])}")
         if network.norm and images.shape[1] * network.fewest_places() < 2:
             raise ValueError("batch-norm sees a single value of a channel")
         return network
