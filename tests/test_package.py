@@ -53,7 +53,8 @@ def test_every_source_file_is_installed(members: list[str], repository: Path) ->
         for path in folder.rglob(pattern)
         if "__pycache__" not in path.parts
     }
-    assert {"lightning_maml/kernels/mlp_adapt/native.c", "lightning_maml/configs/paper/omniglot_5w5s.yaml"} <= expected
+    sources = {f"lightning_maml/kernels/{operation}/native.c" for operation in ("mlp_adapt", "conv_adapt")}
+    assert {*sources, "lightning_maml/configs/paper/omniglot_5w5s.yaml"} <= expected
     assert expected - set(members) == set()
 
 

@@ -133,16 +133,17 @@ class Fused(Engine):
     """The engine of the project's own kernels; the CPU runs the same operators in plain torch, or compiled from C.
 
     On a multilayer perceptron the operator ``mlp_adapt`` runs all inner steps, the query loss and the exact
-    meta-gradient (:meth:`supports` says where). Any other network runs as on :class:`Batched`, with the inner update
-    of all parameters as one operator, ``sgd_update``.
+    meta-gradient, and ``conv_adapt`` on a convolutional network where ``compile=True`` on a CPU (:meth:`supports` says
+    where). Any other network runs as on :class:`Batched`, with the inner update of all parameters as one operator,
+    ``sgd_update``.
 
     Args:
         kernel: ``"auto"``; ``"mlp_adapt"`` raises where that operator does not cover the problem;
             ``"sgd_update"`` leaves it out.
         precision: of ``mlp_adapt``'s products on a GPU: ``"tf32x3"`` and ``"ieee"`` are exact to about 1e-6, ``"tf32"``
             to 1e-3, ``"bf16"`` to 1e-2. The CPU computes in the parameters' dtype.
-        compile: on a CPU, ``mlp_adapt`` compiled by the machine's C compiler: two seconds, once on a machine. What that
-            operator does not cover is refused. A GPU's kernels are compiled in any case.
+        compile: on a CPU, these operators compiled by the machine's C compiler: some seconds, once on a machine. What
+            they do not cover is refused. A GPU's kernels are compiled in any case.
 
     Raises:
         ValueError: an argument is out of range.
@@ -159,7 +160,7 @@ class Fused(Engine):
         if self.precision not in get_args(Precision):
             raise ValueError(f"Expected `precision` to be one of {get_args(Precision)} but got {self.precision!r}.")
         if self.compile and self.kernel == "sgd_update":
-            raise ValueError("Expected `compile=False` for kernel='sgd_update': what is compiled is `mlp_adapt`.")
+            raise ValueError("Expected `compile=False` for kernel='sgd_update': what is compiled are whole inner loops.")
 
     def unsupported(self, problem: Problem, device: torch.device) -> str | None:
         if device.type not in ("cpu", "cuda"):
@@ -187,9 +188,11 @@ class Fused(Engine):
             from lightning_maml.kernels.mlp_adapt import native
 
             return native.unavailable(dtype)
-        from lightning_maml.kernels.conv_adapt import native as convolutional
+        if isinstance(_recognised(problem, convolutional=True), Convolutional):
+            from lightning_maml.kernels.conv_adapt import native as convolutional
 
-        return convolutional.unavailable(dtype)
+            return convolutional.unavailable(dtype)
+        return None  # it needs none: `meta_loss` refuses such a network
 
     def supports(self, problem: Problem, tasks: TaskBatch) -> str | None:
         """Why no operator covers the whole problem, or None where one does."""
