@@ -18,7 +18,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,11 +122,25 @@ class Clock:
 Look = Callable[[nn.Module], bool]
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what Lightning says to every trainer."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "pytorch_lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def fit(library: Any, logger: Any, module: Any, data: Any, setting: Setting, clock: Clock) -> Clock:
     """Trains, quietly."""
-    for name in ("lightning.pytorch", "pytorch_lightning"):  # which set their own levels when they are imported
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder:
+    with quiet(), tempfile.TemporaryDirectory() as folder:
         trainer = library.Trainer(
             accelerator="cpu",
             max_steps=setting.updates,
@@ -315,7 +330,6 @@ def main(arguments: list[str]) -> int:
             parser.error(f"Expected `--{name.replace('_', '-')}` to be at least 1 but got {getattr(options, name)}")
     if options.accuracy is not None and not 0 < options.accuracy <= 1:
         parser.error(f"Expected `--accuracy` to be above 0 and at most 1 but got {options.accuracy}")
-    warnings.simplefilter("ignore")
     setting = Setting(options.root, options.tasks, options.inner_steps, options.updates + WARM_UP)
     rows, profile, missing = throughput(setting, options.rounds)
     print(f"Omniglot 5-way 1-shot, Conv4, {setting.tasks} tasks, {setting.inner_steps} inner steps\n")

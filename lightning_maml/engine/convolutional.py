@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_maml.inner import Parameters
-from lightning_maml.networks.layers import SpatialMean
 
 if TYPE_CHECKING:
     from lightning_maml.kernels.conv_adapt import Network
@@ -72,13 +71,14 @@ def recognise_convolutional(network: nn.Module) -> Convolutional | str:
 
     Example:
         >>> block = nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU()
-        >>> recognise_convolutional(nn.Sequential(*block, SpatialMean(), nn.Linear(8, 5))).kind["filters"]
+        >>> mean = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        >>> recognise_convolutional(nn.Sequential(*block, *mean, nn.Linear(8, 5))).kind["filters"]
         8
         >>> recognise_convolutional(nn.Sequential(nn.Conv2d(1, 8, 5), nn.ReLU(), nn.Flatten(), nn.Linear(8, 5)))
         "layer '0' is no convolution of 3 x 3 with a padding of 1 and a stride of 1 or 2"
     """
-    known = {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d, SpatialMean, nn.Flatten, nn.Linear}
-    found = layers_of(network, known)
+    known = {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear}
+    found = layers_of(network, known, means=True)
     if isinstance(found, str):
         return found
     shapes: dict[str, torch.Size] = {}
@@ -115,20 +115,23 @@ def recognise_convolutional(network: nn.Module) -> Convolutional | str:
     return Convolutional(shapes, kind, linear.in_features)
 
 
-def layers_of(module: nn.Module, known: set[type[nn.Module]], name: str = "") -> Named | str:
-    """The layers of nested ``nn.Sequential`` with their names, but for identities; or why it is made of others."""
+def layers_of(module: nn.Module, known: set[type[nn.Module]], name: str = "", means: bool = False) -> Named | str:
+    """The layers of nested ``nn.Sequential`` with their names, but for identities; or why it is made of others.
+
+    With ``means``, classes that declare themselves ``spatial_mean`` are known too.
+    """
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return f"layer {name!r} has hooks"
     if type(module).forward is nn.Sequential.forward:
         found: Named = []
         for child, layer in module._modules.items():
             assert layer is not None
-            inside = layers_of(layer, known, f"{name}.{child}".lstrip("."))
+            inside = layers_of(layer, known, f"{name}.{child}".lstrip("."), means)
             if isinstance(inside, str):
                 return inside
             found += inside
         return found
-    if type(module) in known:
+    if type(module) in known or (means and _is_mean(module)):
         return [(name, module)]
     if type(module) is nn.Identity:
         return []
@@ -173,17 +176,26 @@ def _head(found: Named, shapes: dict[str, torch.Size]) -> bool | str:
     *between, (name, linear) = found or [("", nn.Identity())]
     if not isinstance(linear, nn.Linear) or linear.bias is None:
         return "its last layer is not linear, with a bias"
-    kinds = [type(layer) for _, layer in between]
+    kinds = [_Mean if _is_mean(layer) else type(layer) for _, layer in between]
     for _, layer in between:
         if isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) != (1, -1):
             return "it flattens something else than whole images"
         if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size not in (1, (1, 1)):
             return "it pools to more than one place"
-    means = ([SpatialMean], [SpatialMean, nn.Flatten], [nn.AdaptiveAvgPool2d, nn.Flatten])
+    means = ([_Mean], [_Mean, nn.Flatten], [nn.AdaptiveAvgPool2d, nn.Flatten])
     if kinds != [nn.Flatten] and kinds not in means:
         return "what stands before its last layer is neither nn.Flatten nor a mean over places"
     _add(name, linear, shapes)
     return kinds == [nn.Flatten]
+
+
+class _Mean:
+    """Stands for any class that declares itself a mean over places."""
+
+
+def _is_mean(module: nn.Module) -> bool:
+    # by the class itself: one derived from it may compute something else
+    return bool(vars(type(module)).get("spatial_mean", False))
 
 
 def _add(name: str, layer: nn.Module, shapes: dict[str, torch.Size]) -> None:

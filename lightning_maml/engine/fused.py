@@ -160,7 +160,9 @@ class Fused(Engine):
         if self.precision not in get_args(Precision):
             raise ValueError(f"Expected `precision` to be one of {get_args(Precision)} but got {self.precision!r}.")
         if self.compile and self.kernel == "sgd_update":
-            raise ValueError("Expected `compile=False` for kernel='sgd_update': what is compiled are whole inner loops.")
+            raise ValueError(
+                "Expected `compile=False` for kernel='sgd_update': what is compiled are whole inner loops."
+            )
 
     def unsupported(self, problem: Problem, device: torch.device) -> str | None:
         if device.type not in ("cpu", "cuda"):

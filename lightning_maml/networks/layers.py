@@ -63,6 +63,9 @@ class SpatialMean(nn.Module):
     channels last.
     """
 
+    spatial_mean = True
+    """Declares to engines, which know no networks, what it computes."""
+
     def forward(self, images: Tensor) -> Tensor:
         """``[N, C, H, W] -> [N, C]``."""
         return images.mean((-2, -1))
