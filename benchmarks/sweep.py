@@ -50,37 +50,48 @@ def fit(x: list[float], milliseconds: list[float]) -> Line:
     return Line(*(round(float(value), 9) + 0.0 for value in (fixed, each, errors.max())))
 
 
-def series(rows: list[dict[str, Any]], axis: str) -> dict[tuple[str, int], dict[str, list[tuple[float, float]]]]:
-    """``{(workload, what is held): {contender: [(x, median in ms), ...]}}``, the points in order."""
+def series(
+    rows: list[dict[str, Any]], axis: str, what: str = "median_ms"
+) -> dict[tuple[str, int], dict[str, list[tuple[float, float]]]]:
+    """``{(workload, what is held): {contender: [(x, y), ...]}}``, the points in order, of the rows that have ``what``."""
     found: dict[Any, Any] = defaultdict(lambda: defaultdict(list))
     for row in sorted(rows, key=lambda row: row[axis]):
-        found[row["workload"], row[AXES[axis]]][row["contender"]].append((row[axis], row["median_ms"]))
+        if row.get(what) is not None:
+            found[row["workload"], row[AXES[axis]]][row["contender"]].append((row[axis], row[what]))
     return found
 
 
 def draw(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """A picture for each workload and axis: milliseconds a task against tasks, milliseconds against steps."""
-    from matplotlib.figure import Figure
-
+    """Pictures of each workload: milliseconds a task against tasks; milliseconds, and megabytes, against steps."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for axis, held in AXES.items():
-        for (workload, value), contenders in series(rows, axis).items():
-            if max(len(points) for points in contenders.values()) < 3:
+        for what, unit in (("median_ms", "ms a task" if axis == "tasks" else "ms"), ("peak_memory_mb", "MB")):
+            if what == "peak_memory_mb" and axis == "tasks":
                 continue
-            figure = Figure(figsize=(7, 4.5), layout="constrained")
-            axes = figure.subplots()
-            for name, points in sorted(contenders.items(), key=lambda item: -item[1][-1][1]):
-                x = [at for at, _ in points]
-                axes.plot(x, [time / at if axis == "tasks" else time for at, time in points], "o-", label=name)
-            axes.set(xlabel=axis.replace("_", " "), ylabel="ms a task" if axis == "tasks" else "ms", yscale="log")
-            axes.set_xscale("log" if axis == "tasks" else "linear")
-            axes.set_title(f"{workload}, {value} {held.replace('_', ' ')}: one meta-gradient")
-            axes.grid(alpha=0.3)
-            figure.legend(loc="outside right upper", frameon=False)
-            written.append(folder / f"{workload}_against_{axis}_{value}_{held}.svg")
-            figure.savefig(written[-1])
+            for (workload, value), contenders in series(rows, axis, what).items():
+                if max(len(points) for points in contenders.values()) < 3:
+                    continue
+                name = f"{workload}_{'memory' if unit == 'MB' else 'time'}_against_{axis}_{value}_{held}.svg"
+                written.append(folder / name)
+                title = f"{workload}, {value} {held.replace('_', ' ')}: one meta-gradient"
+                _picture(contenders, axis, unit, title).savefig(written[-1])
     return written
+
+
+def _picture(contenders: dict[str, list[tuple[float, float]]], axis: str, unit: str, title: str) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, points in sorted(contenders.items(), key=lambda item: -item[1][-1][1]):
+        x = [at for at, _ in points]
+        axes.plot(x, [y / at if unit == "ms a task" else y for at, y in points], "o-", label=name)
+    axes.set(xlabel=axis.replace("_", " "), ylabel=unit, yscale="log", title=title)
+    axes.set_xscale("log" if axis == "tasks" else "linear")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
 
 
 def main(arguments: list[str]) -> int:

@@ -13,7 +13,7 @@ from benchmarks.history import append
 from benchmarks.machine import peak_memory_mb
 from benchmarks.measure import relative_error, sensitivity
 from benchmarks.problem import Problem
-from benchmarks.sweep import fit
+from benchmarks.sweep import fit, series
 from lightning_maml import TaskBatch
 
 
@@ -149,6 +149,10 @@ def test_sweep_fits_lines(monkeypatch, tmp_path, capsys):
     path.write_text(json.dumps([{**point, "tasks": n, "median_ms": 3 + 2 * n} for n in (1, 100, 10_000)]))
     assert call(monkeypatch, "sweep", str(path)) == 0
     assert "3.000 ms +    2.0000 ms a task, off by 0% at most" in capsys.readouterr().out
+    point = {"workload": "sinusoid", "tasks": 5, "contender": "fused"}
+    steps = [{**point, "inner_steps": n, "median_ms": n, "peak_memory_mb": 2 * n} for n in (1, 2, 3)]
+    assert series(steps, "inner_steps", "peak_memory_mb") == {("sinusoid", 5): {"fused": [(1, 2), (2, 4), (3, 6)]}}
+    assert not series([{**row, "peak_memory_mb": None} for row in steps], "inner_steps", "peak_memory_mb")
     path.write_text(json.dumps([{**point, "tasks": n, "median_ms": n} for n in (1, 2)]))
     with pytest.raises(SystemExit):
         call(monkeypatch, "sweep", str(path))
