@@ -53,7 +53,7 @@ def fit(x: list[float], milliseconds: list[float]) -> Line:
 def series(
     rows: list[dict[str, Any]], axis: str, what: str = "median_ms"
 ) -> dict[tuple[str, int], dict[str, list[tuple[float, float]]]]:
-    """``{(workload, what is held): {contender: [(x, y), ...]}}``, the points in order, of the rows that have ``what``."""
+    """``{(workload, what is held): {contender: [(x, y), ...]}}``, in order, of the rows that have ``what``."""
     found: dict[Any, Any] = defaultdict(lambda: defaultdict(list))
     for row in sorted(rows, key=lambda row: row[axis]):
         if row.get(what) is not None:

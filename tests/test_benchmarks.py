@@ -149,8 +149,8 @@ def test_sweep_fits_lines(monkeypatch, tmp_path, capsys):
     path.write_text(json.dumps([{**point, "tasks": n, "median_ms": 3 + 2 * n} for n in (1, 100, 10_000)]))
     assert call(monkeypatch, "sweep", str(path)) == 0
     assert "3.000 ms +    2.0000 ms a task, off by 0% at most" in capsys.readouterr().out
-    point = {"workload": "sinusoid", "tasks": 5, "contender": "fused"}
-    steps = [{**point, "inner_steps": n, "median_ms": n, "peak_memory_mb": 2 * n} for n in (1, 2, 3)]
+    other = {"workload": "sinusoid", "tasks": 5, "contender": "fused"}
+    steps = [{**other, "inner_steps": n, "median_ms": n, "peak_memory_mb": 2 * n} for n in (1, 2, 3)]
     assert series(steps, "inner_steps", "peak_memory_mb") == {("sinusoid", 5): {"fused": [(1, 2), (2, 4), (3, 6)]}}
     assert not series([{**row, "peak_memory_mb": None} for row in steps], "inner_steps", "peak_memory_mb")
     path.write_text(json.dumps([{**point, "tasks": n, "median_ms": n} for n in (1, 2)]))
