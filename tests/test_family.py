@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
@@ -51,6 +52,8 @@ from lightning_maml.engine import Problem
 from lightning_maml.inner import head_names
 from lightning_maml.losses import task_loss
 from lightning_maml.meta_gradient import Joint, Reptile
+from lightning_maml.meta_gradient.base import Query
+from lightning_maml.meta_gradient.implicit import conjugate_gradients
 from lightning_maml.networks import Context, add_lora, step_batch_norm
 from problems import LOSSES, make_problem, meta_gradient, reference, relative_error
 
@@ -973,3 +976,42 @@ def test_checkpoint_resume_predict(tmp_path, preset, network, engine):
     result = evaluate(whole.network, whole.algorithm, tasks, loss="cross_entropy")
     torch.testing.assert_close(predictions, result.predictions[:, -1])
     assert predictions.isfinite().all()
+
+
+def test_conjugate_gradients_know_no_scale():
+    A = torch.tensor([[[3.0, 1.0], [1.0, 2.0]]], dtype=torch.float64)
+    b = torch.tensor([[5.0, 2.0]], dtype=torch.float64)
+    x, residuals, saddle = conjugate_gradients(lambda v: (A @ v[..., None])[..., 0], b, 1, start=b)
+    assert 1e-3 < residuals < 1  # one iteration is too few for two unknowns,
+    assert not saddle  # and no direction has negative curvature, however small it is
+    small, same, saddle = conjugate_gradients(lambda v: (A @ v[..., None])[..., 0], 1e-6 * b, 1, start=1e-6 * b)
+    torch.testing.assert_close(small, 1e-6 * x)
+    torch.testing.assert_close(same, residuals)
+    assert not saddle
+
+
+def test_the_implicit_rule_is_as_documented():
+    rule = Implicit()
+    assert (rule.cg_steps, rule.damping, rule.tolerance) == (5, 1.0, 0.1)
+    for wrong in ({"cg_steps": True}, {"cg_steps": 2.5}, {"tolerance": math.inf}, {"damping": -1.0}):
+        (name,) = wrong
+        with pytest.raises(ValueError, match=f"Expected `{name}` to be"):
+            Implicit(**wrong)
+
+
+def test_the_multi_step_rule_asks_for_the_query_set_after_each_step():
+    """The number of the step decides, on networks with statistics of every step."""
+    seen = []
+
+    class Recorder:
+        def path(self, order):
+            return ["start", "after one", "after two"]
+
+        def query_after(self, phi, steps):
+            seen.append((phi, steps))
+            nothing = torch.zeros(1)
+            return Query(torch.tensor(float(steps)), nothing, nothing)
+
+    query = MultiStep(multi_step_updates=None)(Recorder())
+    assert seen == [("after one", 1), ("after two", 2)]
+    assert query.loss == 1.5
