@@ -369,3 +369,31 @@ def test_operator_on_a_stream_of_its_own():
         output = mlp_adapt(*moved, [1, 40, 40, 1])
     stream.synchronize()
     assert_equal(output, [value.cpu() for value in expected], 0.0)
+
+
+@BOTH
+def test_the_limits_themselves_are_covered_and_no_number_beyond(compiled):
+    def call(widths, rows=2, queries=2, **changed):
+        arguments = operands(widths, "mse", tasks=1, steps=1)
+        theta, rates, *_ = arguments
+        batch = [
+            torch.zeros(1, n, width, dtype=torch.float64) for n in (rows, queries) for width in (widths[0], widths[-1])
+        ]
+        return mlp_adapt(changed.get("theta", theta), changed.get("rates", rates), *batch, widths, compiled=compiled)
+
+    for widths, rows, queries in (([128, 128], 1, 128), ([2, 1, 2, 1, 2], 128, 1)):
+        assert call(widths, rows, queries).task_losses.isfinite().all()
+    for widths in ([129, 1], [1, 129], [2, 2, 2, 2, 2, 2], [2], [2, 0]):
+        with pytest.raises(ValueError, match=r"up to 3 hidden layers and outputs, of 1 to 128 each"):
+            call(widths)
+    for rows, queries in ((0, 2), (129, 2), (2, 0), (2, 129)):
+        with pytest.raises(ValueError, match=r"Expected inputs \[T, N, 5\] with N from 1 to 128"):
+            call([5, 3, 2], rows, queries)
+    for rates in (torch.zeros(1, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.float64)):
+        with pytest.raises(ValueError, match=r"`rates` \[m, 1\]"):
+            call([5, 2], rates=rates)
+    theta, rates, inputs, *rest = operands([5, 2], "mse", tasks=1)
+    for other in (inputs[0], inputs[None], inputs[..., 1:]):
+        with pytest.raises(ValueError, match=r"Expected inputs \[T, N, 5\]"):
+            mlp_adapt(theta, rates, other, *rest, [5, 2], compiled=compiled)
+    assert mlp_adapt(theta, rates, inputs, *rest, [5, 2]).of_rates.shape == (0,)  # asked for by name alone
