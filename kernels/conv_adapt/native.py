@@ -5,29 +5,18 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_maml.kernels.compiler import load
 from lightning_maml.kernels.conv_adapt.layout import Network, places_of
+from lightning_maml.kernels.mlp_adapt.recursion import Result
 
-__all__ = ["Result", "adapt", "unavailable"]
+__all__ = ["adapt", "unavailable"]
 
 SOURCE = Path(__file__).with_name("native.c")
 LOSSES = ("mse", "cross_entropy")  # in the order of native.c
-
-
-class Result(NamedTuple):
-    """The operator's outputs; the trajectory ``[T, m, P]`` is filled where there is no query set."""
-
-    task_losses: Tensor
-    predictions: Tensor
-    support_losses: Tensor
-    of_theta: Tensor
-    of_rates: Tensor
-    trajectory: Tensor
 
 
 class _Problem(ctypes.Structure):
