@@ -37,8 +37,11 @@ def _compiler() -> list[str] | str:
 
 
 @lru_cache
-def load(source: Path, dtype: torch.dtype) -> ctypes.CDLL | str:
-    """The library of a source, where REAL is ``dtype`` and INTEGER is as wide; or why there is none."""
+def load(source: Path, dtype: torch.dtype, problem: type[ctypes.Structure]) -> ctypes.CDLL | str:
+    """The library of a source, where REAL is ``dtype`` and INTEGER is as wide; or why there is none.
+
+    Its function ``adapt`` takes a pointer to a ``problem``, and returns an int.
+    """
     command = _compiler()
     if isinstance(command, str):
         return command
@@ -51,9 +54,11 @@ def load(source: Path, dtype: torch.dtype) -> ctypes.CDLL | str:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / name).exists():
             _build([*command, *FLAGS, f"-DREAL={real}", f"-DINTEGER={integer}", str(source)], folder / name)
-        return ctypes.CDLL(str(folder / name))
+        library = ctypes.CDLL(str(folder / name))
     except (OSError, RuntimeError) as error:
         return str(error)
+    library.adapt.argtypes, library.adapt.restype = [ctypes.POINTER(problem)], ctypes.c_int
+    return library
 
 
 def _processor() -> str:

@@ -176,7 +176,7 @@ def evaluate(
             with torch.no_grad():
                 predicted = chosen.predict(problem, phi, tasks.query_inputs, step)
                 if not predictions:
-                    problem.loss.check_shapes(predicted, tasks.query_targets)
+                    problem.loss.check_shapes(predicted.shape, tasks.query_targets)
                     problem.loss.check_values(predicted.shape[-1], tasks.query_targets)
                 query_losses.append(problem.loss(predicted, tasks.query_targets))
             support_losses.append(losses)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,8 @@ class TaskLoss:
             )
         return losses
 
-    def check_shapes(self, predictions: Tensor, targets: Tensor) -> None:
-        """Raise ValueError where predictions and targets do not fit each other."""
+    def check_shapes(self, predictions: Sequence[int], targets: Tensor) -> None:
+        """Raise ValueError where predictions of a shape ``[T, N, ...]`` and targets do not fit each other."""
 
     def check_values(self, classes: int, targets: Tensor) -> None:
         """Raise ValueError where targets are out of range; ``classes`` is the last dimension of the predictions."""
@@ -46,12 +46,12 @@ class MeanSquaredError(TaskLoss):
     def __call__(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return (predictions - targets).square().flatten(1).mean(1)
 
-    def check_shapes(self, predictions: Tensor, targets: Tensor) -> None:
-        if predictions.shape != targets.shape:
+    def check_shapes(self, predictions: Sequence[int], targets: Tensor) -> None:
+        if tuple(predictions) != targets.shape:
             # broadcasting [N, 1] against [N] would silently train on the wrong thing
             raise ValueError(
                 "Expected targets of the predictions' shape for `loss='mse'` but got targets "
-                f"{list(targets.shape)} and predictions {list(predictions.shape)} ([tasks, rows, ...])."
+                f"{list(targets.shape)} and predictions {list(predictions)} ([tasks, rows, ...])."
             )
 
 
@@ -65,13 +65,13 @@ class CrossEntropy(TaskLoss):
         losses = F.cross_entropy(predictions.flatten(0, 1), targets.flatten(), reduction="none")
         return losses.view(targets.shape).mean(1)
 
-    def check_shapes(self, predictions: Tensor, targets: Tensor) -> None:
+    def check_shapes(self, predictions: Sequence[int], targets: Tensor) -> None:
         if targets.is_floating_point() or targets.dtype == torch.bool:
             raise ValueError(f"Expected integer class labels for `loss='cross_entropy'` but got {targets.dtype}.")
-        if predictions.ndim != 3 or targets.shape != predictions.shape[:2]:
+        if len(predictions) != 3 or targets.shape != tuple(predictions[:2]):
             raise ValueError(
                 "Expected logits [tasks, rows, classes] and labels [tasks, rows] for `loss='cross_entropy'` "
-                f"but got {list(predictions.shape)} and {list(targets.shape)}."
+                f"but got {list(predictions)} and {list(targets.shape)}."
             )
 
     def check_values(self, classes: int, targets: Tensor) -> None:

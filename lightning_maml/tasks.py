@@ -65,7 +65,9 @@ class TaskBatch:
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """The four tensors with their names."""
-        return ((field.name, getattr(self, field.name)) for field in fields(self))
+        return zip(
+            _NAMES, (self.support_inputs, self.support_targets, self.query_inputs, self.query_targets), strict=True
+        )
 
     def __len__(self) -> int:
         """The number of tasks, ``T``."""
@@ -90,3 +92,6 @@ class TaskBatch:
     def pin_memory(self) -> TaskBatch:
         """All four tensors in page-locked memory, for a data loader with ``pin_memory=True``."""
         return TaskBatch(*(value.pin_memory() for _, value in self.named()))
+
+
+_NAMES = tuple(field.name for field in fields(TaskBatch))

@@ -32,7 +32,7 @@ from lightning_maml import (
     pretrained,
 )
 from lightning_maml.engine import Problem, resolve_engine
-from lightning_maml.engine.fused import recognise
+from lightning_maml.engine.recognition import recognise
 from lightning_maml.kernels import compiler
 from lightning_maml.losses import task_loss
 from problems import make_problem, meta_gradient, reference, relative_error
@@ -146,8 +146,8 @@ class Renamed(nn.Sequential):
 def test_recognised_by_structure():
     found = recognise(Renamed(nn.Sequential(nn.Linear(3, 8), nn.GELU()), nn.Identity(), nn.Linear(8, 2)))
     assert (found.widths, found.activation) == ([3, 8, 2], "gelu")
-    assert found.layers == [("0.0.weight", "0.0.bias"), ("2.weight", "2.bias")]
-    assert recognise(nn.Linear(3, 2)).layers == [("weight", "bias")]
+    assert found.names == ["0.0.weight", "0.0.bias", "2.weight", "2.bias"]
+    assert recognise(nn.Linear(3, 2)).names == ["weight", "bias"]
     assert recognise(MLP(1, [40, 40], 1)).widths == [1, 40, 40, 1]
     assert recognise(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))).activation == "identity"
 

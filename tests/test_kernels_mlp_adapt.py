@@ -12,11 +12,11 @@ from lightning_maml.kernels.mlp_adapt import (
     LOSSES,
     mlp_adapt,
     mlp_trajectory,
-    pack,
+    parameters_of,
     recursion,
     size,
-    unpack,
 )
+from lightning_maml.kernels.mlp_adapt.layout import into_matrices, matrices, out_of_matrices
 from lightning_maml.kernels.mlp_adapt.naive import mlp_adapt as naive
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # on the CPU: Triton's interpreter
@@ -244,18 +244,20 @@ def test_buffers_kept_from_inference_mode_serve_outside():
 def test_rate_of_zero_keeps_a_layer_out():
     widths, steps = [2, 5, 1], 3
     theta, _, *batch = operands(widths, "mse")
-    mask = pack([(torch.zeros(5, 2), torch.zeros(5)), (torch.ones(1, 5), torch.ones(1))]).double()
+    mask = torch.cat([torch.zeros(5 * 2 + 5), torch.ones(5 + 1)]).double()
     trajectory, _ = mlp_trajectory(theta, (0.1 * mask).expand(steps, -1), *batch[:2], widths)
-    body, head = unpack(trajectory, widths)
-    start = unpack(theta, widths)
+    body, head = parameters_of(trajectory, widths)
+    start = parameters_of(theta, widths)
     torch.testing.assert_close(body[0], start[0][0].expand_as(body[0]), rtol=0, atol=0)
     assert (head[0][:, -1] - start[1][0]).abs().max() > 1e-3
 
 
-def test_pack_and_unpack():
-    layers = [(torch.randn(5, 3), torch.randn(5)), (torch.randn(2, 5), torch.randn(2))]
-    for (weight, bias), (w, b) in zip(layers, unpack(pack(layers), [3, 5, 2]), strict=True):
-        torch.testing.assert_close((weight, bias), (w, b))
+def test_matrices_are_the_transposed_weights_with_the_biases_below():
+    flat = torch.randn(2, size([3, 5, 2]))
+    rows = into_matrices(flat, [3, 5, 2])
+    for (weight, bias), matrix in zip(parameters_of(flat, [3, 5, 2]), matrices(rows, [3, 5, 2]), strict=True):
+        assert torch.equal(matrix, torch.cat([weight.mT, bias.unsqueeze(1)], 1))
+    assert torch.equal(out_of_matrices(rows, [3, 5, 2]), flat)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +285,10 @@ def test_rows_and_dtypes_are_checked():
     theta, *rest = operands([3, 4, 2], "mse")
     with pytest.raises(ValueError, match="the same everywhere"):
         mlp_adapt(theta.float(), *rest, [3, 4, 2])
+    arguments = operands([3, 4, 2], "cross_entropy")
+    arguments[3] = arguments[3].int()
+    with pytest.raises(ValueError, match="labels of torch.int64 but got torch.int32"):
+        mlp_adapt(*arguments, [3, 4, 2], "relu", "cross_entropy", compiled=True)
 
 
 # the kernels

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -53,11 +52,9 @@ def adapt(
         RuntimeError: there is no compiler, or it fails, or a label is out of range.
         MemoryError: no memory for the tasks of a thread.
     """
-    library = load(SOURCE, theta.dtype)
+    library = load(SOURCE, theta.dtype, _Problem)
     if isinstance(library, str):
         raise RuntimeError(f"Expected to compile `conv_adapt` but {library}.")
-    function: Callable[..., int] = library.adapt
-    function.argtypes, function.restype = [ctypes.POINTER(_Problem)], ctypes.c_int  # type: ignore[attr-defined]
     there, back = places_of(network, library.block())
     tasks, steps, shared, original = len(support_inputs), len(rates), rates.shape[1] == 1, theta
     # what native.c has weights for and the network has not stays as it is, by a rate of 0
@@ -90,7 +87,7 @@ def adapt(
     )
     if not tasks:
         result = Result(*(value.zero_() for value in result))
-    elif (failed := function(ctypes.byref(problem))) == 1:
+    elif (failed := library.adapt(ctypes.byref(problem))) == 1:
         raise RuntimeError(f"Class values must be smaller than num_classes: labels from 0 to {network.ways - 1}.")
     elif failed:
         raise MemoryError(f"No memory for {steps} steps of a network of {network.size} parameters.")
@@ -106,7 +103,7 @@ def adapt(
 
 def unavailable(dtype: torch.dtype = torch.float32) -> str | None:
     """Why the operator cannot be compiled on this machine, or None; compiles it where that was not done before."""
-    library = load(SOURCE, dtype)
+    library = load(SOURCE, dtype, _Problem)
     return library if isinstance(library, str) else None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_maml.kernels.checks import check_parameters, check_targets
 from lightning_maml.kernels.conv_adapt import native
 from lightning_maml.kernels.conv_adapt.layout import Network
 from lightning_maml.kernels.mlp_adapt import Adaptation
@@ -153,28 +154,11 @@ def _check(theta: Tensor, rates: Tensor, network: Network, loss: str, *sets: tup
     """Raise ValueError for what the operator does not cover; ``sets`` are pairs of inputs and targets."""
     if loss not in LOSSES:
         raise ValueError(f"Expected `loss` to be one of {LOSSES} but got {loss!r}.")
-    P = network.size
-    if theta.shape != (P,) or rates.ndim != 2 or rates.shape[1] not in (1, P):
-        raise ValueError(
-            f"Expected `theta` [{P}] and `rates` [m, 1] or [m, {P}] for {network} but got {list(theta.shape)} and "
-            f"{list(rates.shape)}."
-        )
+    check_parameters(theta, rates, network.size, str(network))
     image = network.channels, network.height, network.width
     for inputs, targets in sets:
         if inputs.ndim != 5 or tuple(inputs.shape[2:]) != image or inputs.shape[1] < 1:
             raise ValueError(f"Expected images [T, N, {', '.join(map(str, image))}] but got {list(inputs.shape)}.")
         if network.norm and inputs.shape[1] * network.fewest_places() < 2:
             raise ValueError(f"Expected more than 1 value a channel for batch-norm but got {list(inputs.shape)}.")
-        expected = (*inputs.shape[:2], network.ways)
-        if tuple(targets.shape) != (expected[:2] if loss == "cross_entropy" else expected):
-            raise ValueError(
-                f"Expected targets for images {list(inputs.shape)} and loss {loss!r} but got {list(targets.shape)}."
-            )
-        tensors = (theta, rates, inputs) if loss == "cross_entropy" else (theta, rates, inputs, targets)
-        if len({tensor.dtype for tensor in tensors}) > 1 or theta.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                "Expected float32 or float64, the same everywhere, but got "
-                f"{[str(tensor.dtype) for tensor in tensors]}."
-            )
-        if loss == "cross_entropy" and targets.dtype != torch.int64:
-            raise ValueError(f"Expected labels of torch.int64 but got {targets.dtype}.")
+        check_targets(theta, rates, inputs, targets, network.ways, loss, "images")

@@ -1,6 +1,6 @@
 """The whole inner loop of a multilayer perceptron and its exact meta-gradient, for all tasks at once."""
 
-from lightning_maml.kernels.mlp_adapt.layout import pack, size, unpack
+from lightning_maml.kernels.mlp_adapt.layout import parameters_of, size
 from lightning_maml.kernels.mlp_adapt.op import (
     ACTIVATIONS,
     LOSSES,
@@ -23,7 +23,6 @@ __all__ = [
     "Adaptation",
     "mlp_adapt",
     "mlp_trajectory",
-    "pack",
+    "parameters_of",
     "size",
-    "unpack",
 ]

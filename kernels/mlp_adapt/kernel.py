@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightning_maml.kernels.mlp_adapt.layout import into_matrices
 from lightning_maml.kernels.mlp_adapt.recursion import Result
 
 __all__ = ["COMPILER", "launch", "mlp_backward", "mlp_forward", "options"]
@@ -526,7 +527,7 @@ def launch(
     batch = [support_inputs, support_targets]
     batch += [query_inputs, query_targets] if query_inputs is not None and query_targets is not None else batch
     batch = [tensor.to(theta.dtype).contiguous() for tensor in batch]  # labels too: up to 128 classes are exact
-    theta, rates = theta.contiguous(), rates.contiguous()
+    theta, rates = (into_matrices(value, widths).contiguous() for value in (theta, rates))
     tasks, rows = batch[0].shape[:2]
     queries = batch[2].shape[1]
     P, steps, layers = theta.numel(), len(rates), len(widths) - 1
@@ -569,4 +570,5 @@ def launch(
             if rates_grad:
                 of_rates += per_step.sum(0) / tasks
         of_theta += v[:count].sum(0) / tasks
-    return Result(task_losses, predictions, support_losses, of_theta, of_rates, trajectory)
+    result = Result(task_losses, predictions, support_losses, of_theta, of_rates, trajectory)
+    return result.out_of_matrices(widths)

@@ -1,18 +1,20 @@
 """Where the parameters of a perceptron lie in a flat row of ``P`` numbers.
 
-Each layer is one matrix ``[in + 1, out]``: the transposed weight, and the bias as its last row. A row of activations
-with a one behind it times this matrix is the layer.
+The operator takes them as torch has them: each layer's weight ``[out, in]``, then its bias ``[out]``. Inside, a layer
+is one matrix ``[in + 1, out]``: the transposed weight, and the bias as its last row. A row of activations with a one
+behind it times this matrix is the layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-__all__ = ["matrices", "pack", "size", "unpack"]
+__all__ = ["into_matrices", "matrices", "out_of_matrices", "parameters_of", "size"]
 
 
 def size(widths: Sequence[int]) -> int:
@@ -20,20 +22,36 @@ def size(widths: Sequence[int]) -> int:
     return sum((a + 1) * b for a, b in pairwise(widths))
 
 
-def pack(layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """``[(weight [out, in], bias [out]), ...]`` -> ``[P]``. Differentiable."""
-    return torch.cat([part.flatten() for weight, bias in layers for part in (weight.mT, bias)])
+def parameters_of(flat: Tensor, widths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """``[..., P]`` -> ``[(weight [..., out, in], bias [..., out]), ...]``, as views."""
+    parts = flat.split([numbers for a, b in pairwise(widths) for numbers in (a * b, b)], dim=-1)
+    weights = [part.unflatten(-1, (b, a)) for part, (a, b) in zip(parts[::2], pairwise(widths), strict=True)]
+    return list(zip(weights, parts[1::2], strict=True))
 
 
 def matrices(flat: Tensor, widths: Sequence[int]) -> list[Tensor]:
-    """``[..., P]`` -> each layer's ``[..., in + 1, out]``, as views."""
+    """A row of matrices ``[..., P]`` -> each layer's ``[..., in + 1, out]``, as views."""
     parts = flat.split([(a + 1) * b for a, b in pairwise(widths)], dim=-1)
     return [part.unflatten(-1, (a + 1, b)) for part, (a, b) in zip(parts, pairwise(widths), strict=True)]
 
 
-def unpack(flat: Tensor, widths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-    """``[..., P]`` -> ``[(weight [..., out, in], bias [..., out]), ...]``, as views. The inverse of :func:`pack`."""
-    # one split for all: what a call of torch costs counts here
-    parts = flat.split([numbers for a, b in pairwise(widths) for numbers in (a * b, b)], dim=-1)
-    weights = [part.view(*flat.shape[:-1], a, b).mT for part, (a, b) in zip(parts[::2], pairwise(widths), strict=True)]
-    return list(zip(weights, parts[1::2], strict=True))
+def into_matrices(flat: Tensor, widths: Sequence[int]) -> Tensor:
+    """``[..., P]`` as torch has it -> the matrices in turn; what holds one number for all, ``[..., 1]``, stays."""
+    return flat[..., _places(tuple(widths), flat.device)[0]] if flat.shape[-1] > 1 else flat
+
+
+def out_of_matrices(flat: Tensor, widths: Sequence[int]) -> Tensor:
+    """The inverse of :func:`into_matrices`."""
+    return flat[..., _places(tuple(widths), flat.device)[1]] if flat.shape[-1] > 1 else flat
+
+
+@lru_cache(64)
+def _places(widths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):
+        numbers, there = torch.arange(size(widths)), []
+        for part, (a, b) in zip(
+            numbers.split([(a + 1) * b for a, b in pairwise(widths)]), pairwise(widths), strict=True
+        ):
+            there += [part[: a * b].view(b, a).T.flatten(), part[a * b :]]
+        places = torch.cat(there)
+        return places.to(device), places.argsort().to(device)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_maml.kernels.mlp_adapt.layout import matrices
+from lightning_maml.kernels.mlp_adapt.layout import parameters_of
 
 __all__ = ["mlp_adapt"]
 
@@ -23,9 +23,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def forward(phi: Tensor, inputs: Tensor, widths: Sequence[int], activation: str) -> Tensor:
     """``phi [T, P]``, ``inputs [T, N, in]`` -> ``[T, N, out]``."""
     rows = inputs
-    for index, matrix in enumerate(matrices(phi, widths)):
+    for index, (weight, bias) in enumerate(parameters_of(phi, widths)):
         rows = rows if index == 0 else ACTIVATIONS[activation](rows)
-        rows = rows @ matrix[:, :-1] + matrix[:, -1:]
+        rows = rows @ weight.mT + bias.unsqueeze(1)
     return rows
 
 

@@ -283,6 +283,17 @@ static long parameters_of(const Problem *p) {
     return n;
 }
 
+/* Where each number of the matrices [in + 1, out] lies in a row of weights [out, in] and biases [out]. */
+static void find_places(const Problem *p, int32_t *places) {
+    int32_t begin = 0;
+    for (long l = 0; l < p->layers; l++) {
+        int32_t in = p->widths[l], out = p->widths[l + 1];
+        for (int32_t i = 0; i <= in; i++)
+            for (int32_t o = 0; o < out; o++) *places++ = begin + (i < in ? o * in + i : out * in + o);
+        begin += (in + 1) * out;
+    }
+}
+
 /* The vectors of one pass over so many rows; laid out into it where there is memory. */
 static long lay_out(const Problem *p, long rows, Pass *pass, V *memory) {
     V *at = memory;
@@ -353,7 +364,7 @@ static void back(const Problem *p, long rows, const V *phi, Pass *pass, V *sums)
     }
 }
 
-static void group(const Problem *p, long first, V *memory, REAL *of_theta, REAL *of_rates) {
+static void group(const Problem *p, const int32_t *places, long first, V *memory, REAL *of_theta, REAL *of_rates) {
     const long P = parameters_of(p), rows = p->rows, steps = p->steps, layers = p->layers, queries = p->queries;
     const long left = p->tasks - first, count = left < LANES ? left : LANES, out = p->widths[layers];
     const long most = rows > queries ? rows : queries, order = p->order, rate_step = p->rate_columns > 1;
@@ -379,7 +390,7 @@ static void group(const Problem *p, long first, V *memory, REAL *of_theta, REAL 
     V loss;
 
     const REAL *theta = p->theta;
-    for (long i = 0; i < P; i++) path[i] = (V){0} + theta[i];
+    for (long i = 0; i < P; i++) path[i] = (V){0} + theta[places[i]];
     load_targets(p, p->support_targets, first, count, rows, targets);
     load_inputs(p->support_inputs, first, count, rows, p->widths[0], last.values[0]);
 
@@ -395,7 +406,8 @@ static void group(const Problem *p, long first, V *memory, REAL *of_theta, REAL 
         for (long l = 0; l < count; l++) p->support_losses[(first + l) * (steps + 1) + k] = loss[l];
         if (k == steps) break;
         back(p, rows, phi, now, sums);
-        for (long i = 0; i < (rate_step ? P : 1); i++) rates[i] = scale * p->rates[k * p->rate_columns + i];
+        const REAL *given = p->rates + k * p->rate_columns;
+        for (long i = 0; i < (rate_step ? P : 1); i++) rates[i] = scale * given[rate_step ? places[i] : 0];
         V *next = path + (k + 1) * P;
         for (long l = 0, begin = 0; l < layers; l++) {
             long in = p->widths[l], to = p->widths[l + 1];
@@ -406,8 +418,9 @@ static void group(const Problem *p, long first, V *memory, REAL *of_theta, REAL 
     }
     if (!queries) {
         for (long l = 0; l < count; l++)
-            for (long i = 0; i < steps * P; i++)
-                p->trajectory[(first + l) * steps * P + i] = ((REAL *)(path + P + i))[l];
+            for (long k = 0; k < steps; k++)
+                for (long i = 0; i < P; i++)
+                    p->trajectory[((first + l) * steps + k) * P + places[i]] = ((REAL *)(path + (k + 1) * P + i))[l];
         return;
     }
 
@@ -445,7 +458,7 @@ static void group(const Problem *p, long first, V *memory, REAL *of_theta, REAL 
                     for (long t = 0; t < count; t++) {
                         sum += row[t];
                         if (rate_step)
-                            for (long i = a; i < a + to; i++) of_rates[k * P + i] -= scale * ((REAL *)(u + i))[t];
+                            for (long i = a; i < a + to; i++) of_rates[k * P + places[i]] -= scale * ((REAL *)(u + i))[t];
                     }
                     if (!rate_step) shared_rates -= scale * sum;
                 }
@@ -455,7 +468,7 @@ static void group(const Problem *p, long first, V *memory, REAL *of_theta, REAL 
         if (order == 1) continue;
         const REAL *rate = p->rates + k * p->rate_columns;
         if (rate_step)
-            for (long i = 0; i < P; i++) u[i] = v[i] * (scale * rate[i]);
+            for (long i = 0; i < P; i++) u[i] = v[i] * (scale * rate[places[i]]);
         else
             scaled(P, u, v, scale * rate[0]);
         /* the tangents in the direction u: of the activations, with a zero behind them, then of the deltas */
@@ -483,7 +496,7 @@ static void group(const Problem *p, long first, V *memory, REAL *of_theta, REAL 
     for (long i = 0; i < P; i++) { /* the lanes behind the last task hold its copies */
         REAL sum = 0;
         for (long l = 0; l < count; l++) sum += ((REAL *)(v + i))[l];
-        of_theta[i] = sum;
+        of_theta[places[i]] = sum;
     }
 }
 
@@ -499,7 +512,9 @@ int adapt(const Problem *p) {
         }
     const long each = P + (p->rates_grad ? R : 0);
     REAL *sums = calloc(groups * each, sizeof(REAL));
-    int failed = !sums;
+    int32_t *places = malloc(P * sizeof *places);
+    int failed = !sums || !places;
+    if (places) find_places(p, places);
 #pragma omp parallel num_threads(p->threads < groups ? p->threads : groups)
     {
         static _Thread_local V *memory; /* kept: the next call needs as much */
@@ -510,14 +525,14 @@ int adapt(const Problem *p) {
         }
 #pragma omp for schedule(dynamic, 1)
         for (long g = 0; g < groups; g++) {
-            if (held < bytes || !sums) {
+            if (held < bytes || !sums || !places) {
 #pragma omp atomic write
                 failed = 1;
             } else {
 #ifdef POISON
                 memset(memory, 0xff, bytes); /* NaN: for a test that nothing is read that was not written */
 #endif
-                group(p, g * LANES, memory, sums + g * each, sums + g * each + P);
+                group(p, places, g * LANES, memory, sums + g * each, sums + g * each + P);
             }
         }
         if (held > MOST_KEPT) {
@@ -531,5 +546,6 @@ int adapt(const Problem *p) {
         *(i < P ? p->of_theta + i : p->of_rates + i - P) = sum;
     }
     free(sums);
+    free(places);
     return failed ? 2 : 0;
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -54,9 +54,9 @@ def adapt(
         RuntimeError: there is no compiler, or it fails, or a label is out of range.
         MemoryError: no memory for the tasks of a thread.
     """
-    function = _function(theta.dtype)
-    if isinstance(function, str):
-        raise RuntimeError(f"Expected to compile `mlp_adapt` but {function}.")
+    library = load(SOURCE, theta.dtype, _Problem)
+    if isinstance(library, str):
+        raise RuntimeError(f"Expected to compile `mlp_adapt` but {library}.")
     tasks, rows = support_inputs.shape[:2]
     steps, out = len(rates), widths[-1]
     queries = 0 if query_inputs is None else query_inputs.shape[1]
@@ -86,7 +86,7 @@ def adapt(
     )
     if not tasks:
         return Result(*(value.zero_() for value in result))
-    if (failed := function(ctypes.byref(problem))) == 1:
+    if (failed := library.adapt(ctypes.byref(problem))) == 1:
         raise RuntimeError(f"Class values must be smaller than num_classes: expected labels from 0 to {out - 1}.")
     if failed:
         raise MemoryError(f"No memory for {steps} steps of a network of {size(widths)} parameters.")
@@ -95,15 +95,5 @@ def adapt(
 
 def unavailable(dtype: torch.dtype = torch.float32) -> str | None:
     """Why the operator cannot be compiled on this machine, or None; compiles it where that was not done before."""
-    function = _function(dtype)
-    return function if isinstance(function, str) else None
-
-
-def _function(dtype: torch.dtype) -> Callable[..., int] | str:
-    """The compiled function, or why there is none."""
-    library = load(SOURCE, dtype)
-    if isinstance(library, str):
-        return library
-    function: Callable[..., int] = library.adapt
-    function.argtypes, function.restype = [ctypes.POINTER(_Problem)], ctypes.c_int  # type: ignore[attr-defined]
-    return function
+    library = load(SOURCE, dtype, _Problem)
+    return library if isinstance(library, str) else None

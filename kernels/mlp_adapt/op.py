@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_maml.kernels.checks import check_parameters, check_targets
 from lightning_maml.kernels.mlp_adapt import recursion
 from lightning_maml.kernels.mlp_adapt.layout import size
 
@@ -199,7 +200,7 @@ def mlp_adapt(
     """The inner loops of all tasks on a multilayer perceptron, and the meta-gradient of the mean query loss.
 
     Args:
-        theta: ``[P]``, see :func:`~lightning_maml.kernels.mlp_adapt.layout.pack`.
+        theta: ``[P]``: of each layer the weight ``[out, in]``, then the bias ``[out]``, as torch has them.
         rates: ``[m, 1]``, a rate for each of the m inner steps, or ``[m, P]``, one for each element too. A rate of 0
             keeps an element out of the inner loop.
         support_inputs: ``[T, N, in]``; N up to 128.
@@ -271,12 +272,7 @@ def _check(
             f"Expected `widths` to be inputs, up to {MOST_HIDDEN} hidden layers and outputs, of 1 to {WIDEST} each, "
             f"but got {list(widths)}."
         )
-    P = size(widths)
-    if theta.shape != (P,) or rates.ndim != 2 or rates.shape[1] not in (1, P):
-        raise ValueError(
-            f"Expected `theta` [{P}] and `rates` [m, 1] or [m, {P}] for the widths {list(widths)} but got "
-            f"{list(theta.shape)} and {list(rates.shape)}."
-        )
+    check_parameters(theta, rates, size(widths), f"the widths {list(widths)}")
     if theta.device.type == "cuda" and theta.dtype != torch.float32:
         raise ValueError(f"Expected float32 on a GPU but got {theta.dtype}.")
     for inputs, targets in sets:
@@ -284,14 +280,4 @@ def _check(
             raise ValueError(
                 f"Expected inputs [T, N, {widths[0]}] with N from 1 to {MOST_ROWS} but got {list(inputs.shape)}."
             )
-        expected = (*inputs.shape[:2], widths[-1])
-        if tuple(targets.shape) != (expected[:2] if loss == "cross_entropy" else expected):
-            raise ValueError(
-                f"Expected targets for inputs {list(inputs.shape)} and loss {loss!r} but got {list(targets.shape)}."
-            )
-        tensors = (theta, rates, inputs) if loss == "cross_entropy" else (theta, rates, inputs, targets)
-        if len({tensor.dtype for tensor in tensors}) > 1 or theta.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                "Expected float32 or float64, the same everywhere, but got "
-                f"{[str(tensor.dtype) for tensor in tensors]}."
-            )
+        check_targets(theta, rates, inputs, targets, widths[-1], loss, "inputs")

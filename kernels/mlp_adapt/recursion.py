@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_maml.kernels.mlp_adapt.layout import matrices, size
+from lightning_maml.kernels.mlp_adapt.layout import into_matrices, matrices, out_of_matrices, size
 
 __all__ = ["Result", "adapt"]
 
@@ -39,6 +39,11 @@ class Result(NamedTuple):
     of_rates: Tensor
     trajectory: Tensor
 
+    def out_of_matrices(self, widths: Sequence[int]) -> Result:
+        """With all parameters in the order that torch has them in."""
+        found = (out_of_matrices(value, widths) for value in self[3:])
+        return Result(*self[:3], *found)
+
 
 def adapt(
     theta: Tensor,
@@ -56,6 +61,7 @@ def adapt(
     """As the operator (``op.py``); without a query set, the trajectory ``[T, m, P]`` and the support losses alone."""
     tasks, rows = support_inputs.shape[:2]
     steps, queries = len(rates), 0 if query_inputs is None else query_inputs.shape[1]
+    theta, rates = into_matrices(theta, widths), into_matrices(rates, widths)
     each = (steps + 2) * (theta.numel() + 5 * rows * sum(widths[1:]))
     count = min(tasks, max(1, round(tasks * each / CHUNK_NUMBERS)))
     targets = [support_targets, query_targets]
@@ -68,10 +74,10 @@ def adapt(
         # the plan's buffers are one thread's own
         parts.append(_plan(threading.get_ident(), *key).run(theta, rates, *chunk, order, rates_grad, tasks))
     if count == 1:
-        return parts[0]
+        return parts[0].out_of_matrices(widths)
     cat = [torch.cat([result[i] for result in parts]) for i in (0, 1, 2, 5)]
     of_theta, of_rates = (torch.stack([result[i] for result in parts]).sum(0) for i in (3, 4))
-    return Result(*cat[:3], of_theta, of_rates, cat[3])
+    return Result(*cat[:3], of_theta, of_rates, cat[3]).out_of_matrices(widths)
 
 
 class _Hidden:

@@ -108,6 +108,12 @@ class Problem:
     def inner(self) -> InnerLoop:
         return self.algorithm.inner
 
+    @cached_property
+    def adapted(self) -> list[str]:
+        """The names of the parameters that adapt."""
+        return self.inner.adapted({name: value for name, value in self.parameters.items() if name not in self.per_step})
+
+    @cached_property
     def beyond_plain_steps(self) -> str | None:
         """What makes the inner loop more than steps of plain gradient descent on all support rows, or None."""
         inner = self.inner
@@ -118,8 +124,9 @@ class Problem:
         ):
             if given:
                 return what
-        return self.beyond_steps_of_sgd()
+        return self.beyond_steps_of_sgd
 
+    @cached_property
     def beyond_steps_of_sgd(self) -> str | None:
         """The same, where momentum, weight decay and clipping count as plain."""
         inner = self.inner
@@ -143,8 +150,7 @@ class Problem:
 
     def split(self) -> tuple[Parameters, Parameters]:
         """The parameters that adapt, and everything shared by the tasks: other parameters, and buffers."""
-        candidates = {name: value for name, value in self.parameters.items() if name not in self.per_step}
-        names = set(self.inner.adapted(candidates))
+        names = set(self.adapted)
         theta: Parameters = {}
         constants: Parameters = dict(self.network.named_buffers())
         for name, parameter in self.parameters.items():

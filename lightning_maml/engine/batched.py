@@ -57,7 +57,7 @@ class Batched(Engine):
                 "checkpoint='step' runs inner steps again in the backward, one by one, where Adam's moments, or "
                 "momentum, are not known. Use checkpoint=None."
             )
-        if self.compile and (what := problem.beyond_plain_steps()):
+        if self.compile and (what := problem.beyond_plain_steps):
             return f"compile=True has compiled graphs of plain SGD steps alone, and not for {what}. Use compile=False."
         return None
 

@@ -94,7 +94,7 @@ class CompiledLoop(CheckpointedLoop):
             with torch.no_grad():
                 for inputs, targets in (self.batch[:2], self.batch[2:]):
                     predictions = self.predict(self.initial(), inputs)
-                    loss.check_shapes(predictions, targets)
+                    loss.check_shapes(predictions.shape, targets)
             classes = self.graphs["classes"] = predictions.shape[-1]
         loss.check_values(classes, tasks.support_targets)
         loss.check_values(classes, tasks.query_targets)

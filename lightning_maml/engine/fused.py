@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
@@ -17,98 +17,18 @@ from torch import Tensor, nn
 from lightning_maml.engine.base import Engine, MetaOutput, Problem, attach
 from lightning_maml.engine.batched import Batched
 from lightning_maml.engine.chunks import meta_loss_in_chunks
-from lightning_maml.engine.convolutional import Convolutional, layers_of, recognise_convolutional
 from lightning_maml.engine.loop import TaskLoop
+from lightning_maml.engine.recognition import Convolutional, Perceptron, recognise, recognise_convolutional
 from lightning_maml.inner import SGD, Parameters, Rates
 from lightning_maml.losses import CrossEntropy, MeanSquaredError, TaskLoss
 from lightning_maml.meta_gradient import FirstOrder, Joint, Unrolled
 from lightning_maml.tasks import TaskBatch
 
-__all__ = ["Fused", "Perceptron", "recognise"]
+__all__ = ["Fused"]
 
 Precision = Literal["tf32x3", "ieee", "tf32", "bf16"]
 
 _ORDERS: dict[type, int] = {Unrolled: 2, FirstOrder: 1, Joint: 1}
-_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.GELU: "gelu"}
-
-
-@dataclass(frozen=True, eq=False)
-class Perceptron:
-    """Linear layers with one kind of activation between them, as found in a network."""
-
-    layers: list[tuple[str, str]]
-    """The names of each layer's weight and bias."""
-    widths: list[int]
-    """``[in, hidden ..., out]``."""
-    activation: str
-
-    @property
-    def outputs(self) -> int:
-        return self.widths[-1]
-
-    @property
-    def names(self) -> list[str]:
-        """The parameters' names."""
-        return [name for pair in self.layers for name in pair]
-
-    def pack(self, values: Mapping[str, Tensor]) -> Tensor:
-        """``{name: [*shape]}`` -> ``[P]``."""
-        from lightning_maml.kernels.mlp_adapt import pack
-
-        return pack([(values[weight], values[bias]) for weight, bias in self.layers])
-
-    def unpack(self, flat: Tensor) -> Parameters:
-        """``[..., P]`` -> ``{name: [..., *shape]}``, as views."""
-        from lightning_maml.kernels.mlp_adapt import unpack
-
-        return {
-            name: part
-            for names, parts in zip(self.layers, unpack(flat, self.widths), strict=True)
-            for name, part in zip(names, parts, strict=True)
-        }
-
-
-def recognise(network: nn.Module) -> Perceptron | str:
-    """The perceptron that a network is, by its structure and never by its name; or why it is none.
-
-    Example:
-        >>> recognise(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))).widths
-        [3, 8, 2]
-        >>> recognise(nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 2)))
-        "layer '1' is a Dropout, none of ['GELU', 'Linear', 'ReLU', 'Tanh']"
-    """
-    found = layers_of(network, {nn.Linear, *_ACTIVATIONS})
-    if isinstance(found, str):
-        return found
-    layers: list[tuple[str, str]] = []
-    linear: list[nn.Linear] = []
-    between: list[str] = []
-    for name, module in found:
-        if type(module) is nn.Linear:
-            if module.bias is None:
-                return f"layer {name!r} has no bias"
-            if len(linear) > len(between):
-                between.append("identity")
-            layers.append((f"{name}.weight".lstrip("."), f"{name}.bias".lstrip(".")))
-            linear.append(module)
-        elif type(module) in _ACTIVATIONS and len(linear) == len(between) + 1:
-            if isinstance(module, nn.GELU) and module.approximate != "none":
-                return f"layer {name!r} is an approximate GELU"
-            between.append(_ACTIVATIONS[type(module)])
-        else:
-            return f"layer {name!r} does not stand between two linear layers"
-    if not linear or len(between) != len(linear) - 1:
-        return "its last layer is not linear"
-    if len({id(parameter) for layer in linear for parameter in layer._parameters.values()}) < 2 * len(linear):
-        return "some of its parameters are tied"
-    if len(set(between)) > 1:
-        return f"its activations differ: {between}"
-    from lightning_maml.kernels.mlp_adapt import MOST_HIDDEN, WIDEST
-
-    widths = [linear[0].in_features, *(layer.out_features for layer in linear)]
-    if len(between) > MOST_HIDDEN or max(widths) > WIDEST:
-        return f"its widths {widths} exceed {MOST_HIDDEN} hidden layers or {WIDEST} units"
-    return Perceptron(layers, widths, between[0] if between else "identity")
 
 
 def _recognised(problem: Problem, convolutional: bool) -> Perceptron | Convolutional | str:
@@ -171,10 +91,9 @@ class Fused(Engine):
             return "on a GPU it needs Triton, which is not installed."
         if device.type == "cuda" and torch.version.hip is not None and "tf32" in self.precision:
             return f"AMD's GPUs have no products of {self.precision!r}. Use precision='ieee' or 'bf16'."
-        if what := problem.beyond_steps_of_sgd():
+        if what := problem.beyond_steps_of_sgd:
             return f"it has kernels of plain SGD steps alone, and not for {what}."
-        adapted = problem.inner.adapted(problem.parameters)
-        kinds = {(problem.parameters[name].dtype, problem.parameters[name].device) for name in adapted}
+        kinds = {(problem.parameters[name].dtype, problem.parameters[name].device) for name in problem.adapted}
         if len(kinds) > 1 or not {dtype for dtype, _ in kinds} <= {torch.float32, torch.float64}:
             names = sorted(str(dtype) for dtype, _ in kinds)
             return f"all adapted parameters have to be of one dtype, float32 or float64, but are {names}."
@@ -203,7 +122,7 @@ class Fused(Engine):
     def _found(self, problem: Problem, tasks: TaskBatch) -> Perceptron | Convolutional | str:
         if self.kernel == "sgd_update":
             return "kernel='sgd_update' leaves it out"
-        if what := problem.beyond_plain_steps():
+        if what := problem.beyond_plain_steps:
             return f"it has no {what}"
         if type(problem.algorithm.meta_gradient) not in _ORDERS:
             return f"the meta-gradient rule is {problem.rule}"
@@ -253,7 +172,7 @@ class Fused(Engine):
         output = self._adapt(found, _theta(problem, found), rates, tasks, _loss_name(problem.loss), _ORDERS[type(rule)])
         leaves = problem.leaves()
         parameters = problem.parameters
-        gradients = {id(parameters[name]): part.contiguous() for name, part in found.unpack(output.of_theta).items()}
+        gradients = {id(parameters[name]): part for name, part in found.unpack(output.of_theta).items()}
         learned = [leaf for leaf in leaves if id(leaf) not in gradients]
         if rates.requires_grad:
             pulled = torch.autograd.grad(rates, learned, output.of_rates, materialize_grads=True)
@@ -356,7 +275,7 @@ def _other_images(found: Convolutional, problem: Problem, tasks: TaskBatch, loss
 
 def _check(problem: Problem, found: Perceptron | Convolutional, tasks: TaskBatch) -> None:
     for inputs, targets in (tasks.support_inputs, tasks.support_targets), (tasks.query_inputs, tasks.query_targets):
-        problem.loss.check_shapes(inputs.new_empty(1).expand(*inputs.shape[:2], found.outputs), targets)
+        problem.loss.check_shapes((*inputs.shape[:2], found.outputs), targets)
         problem.loss.check_values(found.outputs, targets)
 
 
@@ -371,8 +290,7 @@ def _rates(problem: Problem, found: Perceptron | Convolutional, steps: int) -> T
 
     Differentiable with respect to learned ones.
     """
-    inner, names = problem.inner, found.names
-    adapted = set(inner.adapted(problem.parameters))
+    inner, names, adapted = problem.inner, found.names, set(problem.adapted)
     learned = isinstance(inner.lr, Rates)
     like = problem.parameters[names[0]].detach()
     if adapted == set(names) and (not isinstance(inner.lr, Rates) or inner.lr.kind in ("shared", "per_step")):

@@ -75,7 +75,7 @@ class TaskLoop:
         """Losses ``[T]`` and predictions ``[T, N, ...]``."""
         predictions = self.predict(phi, inputs, step)
         if not self.checked:
-            self.problem.loss.check_shapes(predictions, targets)
+            self.problem.loss.check_shapes(predictions.shape, targets)
             for values in (self.tasks.support_targets, self.tasks.query_targets):
                 self.problem.loss.check_values(predictions.shape[-1], values)
             self.checked = True

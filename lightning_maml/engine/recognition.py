@@ -1,4 +1,4 @@
-"""Which convolutional networks the operator ``conv_adapt`` runs."""
+"""Which networks the fused operators run, perceptrons and equal blocks of convolutions: by structure, never by name."""
 
 from __future__ import annotations
 
@@ -14,17 +14,52 @@ from lightning_maml.inner import Parameters
 if TYPE_CHECKING:
     from lightning_maml.kernels.conv_adapt import Network
 
-__all__ = ["Convolutional", "layers_of", "recognise_convolutional"]
+__all__ = ["Convolutional", "Perceptron", "Recognised", "recognise", "recognise_convolutional"]
 
 Named = list[tuple[str, Any]]  # modules
 
+_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.GELU: "gelu"}
+
 
 @dataclass(frozen=True, eq=False)
-class Convolutional:
-    """Equal blocks of convolution, batch-norm or none, ReLU, pooling or none, and a linear layer behind them."""
+class Recognised:
+    """A network as an operator takes it: all its parameters in one row of ``P`` numbers."""
 
     shapes: dict[str, torch.Size]
-    """Of the parameters, by name, in the order in which they lie in one row."""
+    """Of the parameters, by name, in the order in which they lie in the row."""
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.shapes)
+
+    def pack(self, values: Mapping[str, Tensor]) -> Tensor:
+        """``{name: [*shape]}`` -> ``[P]``."""
+        return torch.cat([values[name].reshape(-1) for name in self.shapes])
+
+    def unpack(self, flat: Tensor) -> Parameters:
+        """``[..., P]`` -> ``{name: [..., *shape]}``, as views."""
+        parts = flat.split([shape.numel() for shape in self.shapes.values()], dim=-1)
+        tasks = flat.shape[:-1]
+        return {name: part.view(*tasks, *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+
+@dataclass(frozen=True, eq=False)
+class Perceptron(Recognised):
+    """Linear layers with one kind of activation between them."""
+
+    widths: list[int]
+    """``[in, hidden ..., out]``."""
+    activation: str
+
+    @property
+    def outputs(self) -> int:
+        return self.widths[-1]
+
+
+@dataclass(frozen=True, eq=False)
+class Convolutional(Recognised):
+    """Equal blocks of convolution, batch-norm or none, ReLU, pooling or none, and a linear layer behind them."""
+
     kind: dict[str, Any]
     """The :class:`Network`, but for the size of the images."""
     features: int
@@ -33,10 +68,6 @@ class Convolutional:
     @property
     def outputs(self) -> int:
         return self.kind["ways"]
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.shapes)
 
     def network(self, images: Tensor) -> Network:
         """For images ``[T, N, C, H, W]``.
@@ -56,14 +87,48 @@ class Convolutional:
             raise ValueError("batch-norm sees a single value of a channel")
         return network
 
-    def pack(self, values: Mapping[str, Tensor]) -> Tensor:
-        """``{name: [*shape]}`` -> ``[P]``."""
-        return torch.cat([values[name].flatten() for name in self.shapes])
 
-    def unpack(self, flat: Tensor) -> Parameters:
-        """``[..., P]`` -> ``{name: [..., *shape]}``, as views."""
-        parts = flat.split([shape.numel() for shape in self.shapes.values()], dim=-1)
-        return {name: part.unflatten(-1, shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+def recognise(network: nn.Module) -> Perceptron | str:
+    """The perceptron that a network is, by its structure and never by its name; or why it is none.
+
+    Example:
+        >>> recognise(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))).widths
+        [3, 8, 2]
+        >>> recognise(nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 2)))
+        "layer '1' is a Dropout, none of ['GELU', 'Linear', 'ReLU', 'Tanh']"
+    """
+    found = layers_of(network, {nn.Linear, *_ACTIVATIONS})
+    if isinstance(found, str):
+        return found
+    shapes: dict[str, torch.Size] = {}
+    linear: list[nn.Linear] = []
+    between: list[str] = []
+    for name, module in found:
+        if type(module) is nn.Linear:
+            if module.bias is None:
+                return f"layer {name!r} has no bias"
+            if len(linear) > len(between):
+                between.append("identity")
+            _add(name, module, shapes)
+            linear.append(module)
+        elif type(module) in _ACTIVATIONS and len(linear) == len(between) + 1:
+            if isinstance(module, nn.GELU) and module.approximate != "none":
+                return f"layer {name!r} is an approximate GELU"
+            between.append(_ACTIVATIONS[type(module)])
+        else:
+            return f"layer {name!r} does not stand between two linear layers"
+    if not linear or len(between) != len(linear) - 1:
+        return "its last layer is not linear"
+    if len({id(parameter) for layer in linear for parameter in layer._parameters.values()}) < 2 * len(linear):
+        return "some of its parameters are tied"
+    if len(set(between)) > 1:
+        return f"its activations differ: {between}"
+    from lightning_maml.kernels.mlp_adapt import MOST_HIDDEN, WIDEST
+
+    widths = [linear[0].in_features, *(layer.out_features for layer in linear)]
+    if len(between) > MOST_HIDDEN or max(widths) > WIDEST:
+        return f"its widths {widths} exceed {MOST_HIDDEN} hidden layers or {WIDEST} units"
+    return Perceptron(shapes, widths, between[0] if between else "identity")
 
 
 def recognise_convolutional(network: nn.Module) -> Convolutional | str:

@@ -1,0 +1,35 @@
+"""What the operators of whole inner loops ask of parameters and targets alike."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_parameters", "check_targets"]
+
+
+def check_parameters(theta: Tensor, rates: Tensor, P: int, network: str) -> None:
+    """Raise ValueError where ``theta`` is not ``[P]``, or ``rates`` neither ``[m, 1]`` nor ``[m, P]``."""
+    if theta.shape != (P,) or rates.ndim != 2 or rates.shape[1] not in (1, P):
+        raise ValueError(
+            f"Expected `theta` [{P}] and `rates` [m, 1] or [m, {P}] for {network} but got {list(theta.shape)} and "
+            f"{list(rates.shape)}."
+        )
+
+
+def check_targets(
+    theta: Tensor, rates: Tensor, inputs: Tensor, targets: Tensor, outputs: int, loss: str, word: str
+) -> None:
+    """Raise ValueError where targets do not fit the inputs (``word``) ``[T, N, ...]``, or dtypes differ."""
+    expected = tuple(inputs.shape[:2]) if loss == "cross_entropy" else (*inputs.shape[:2], outputs)
+    if tuple(targets.shape) != expected:
+        raise ValueError(
+            f"Expected targets for {word} {list(inputs.shape)} and loss {loss!r} but got {list(targets.shape)}."
+        )
+    tensors = (theta, rates, inputs) if loss == "cross_entropy" else (theta, rates, inputs, targets)
+    if len({tensor.dtype for tensor in tensors}) > 1 or theta.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"Expected float32 or float64, the same everywhere, but got {[str(tensor.dtype) for tensor in tensors]}."
+        )
+    if loss == "cross_entropy" and targets.dtype != torch.int64:
+        raise ValueError(f"Expected labels of torch.int64 but got {targets.dtype}.")
