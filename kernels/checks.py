@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-__all__ = ["check_parameters", "check_targets"]
+__all__ = ["check_batch", "check_parameters", "check_targets"]
+
+
+def check_batch(batch: Sequence[Tensor], order: int) -> None:
+    """Raise ValueError where there are other tasks in the query sets, ``batch[2:]``, or the order is not 1 or 2."""
+    if order not in (1, 2):
+        raise ValueError(f"Expected `order` to be 1 or 2 but got {order!r}.")
+    if len({len(part) for part in batch[::2]}) > 1:
+        raise ValueError(f"Expected as many query sets as support sets but got {len(batch[2])}.")
 
 
 def check_parameters(theta: Tensor, rates: Tensor, P: int, network: str) -> None:

@@ -11,6 +11,7 @@ from lightning_maml.kernels.mlp_adapt import (
     ACTIVATIONS,
     LOSSES,
     mlp_adapt,
+    mlp_adapt_undispatched,
     mlp_trajectory,
     parameters_of,
     recursion,
@@ -87,6 +88,17 @@ def test_operator_in_float32(activation, loss, compiled, poisoned):
     arguments = [value.float() if value.is_floating_point() else value for value in arguments]
     output = mlp_adapt(*arguments, widths, activation, loss, rates_grad=True, compiled=compiled)
     assert_equal(output, expected, 1e-5)
+
+
+def test_undispatched_is_the_compiled_operator():
+    arguments = operands([2, 5, 1], "mse", tasks=7, dtype=torch.float32)
+    expected = mlp_adapt(*arguments, [2, 5, 1], "tanh", rates_grad=True, compiled=True)
+    output = mlp_adapt_undispatched(*arguments[:2], arguments[2:], [2, 5, 1], "tanh", "mse", 2, True)
+    assert all(torch.equal(a, b) for a, b in zip(output, expected, strict=True))
+    with pytest.raises(ValueError, match="require no gradient"):
+        mlp_adapt_undispatched(
+            arguments[0].requires_grad_(), arguments[1], arguments[2:], [2, 5, 1], "tanh", "mse", 2, True
+        )
 
 
 def test_compiled_tasks_keep_to_themselves():

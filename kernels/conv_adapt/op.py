@@ -6,10 +6,12 @@ differentiating any of its outputs raises: nothing can be first order without a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from lightning_maml.kernels.checks import check_parameters, check_targets
+from lightning_maml.kernels.checks import check_batch, check_parameters, check_targets
 from lightning_maml.kernels.conv_adapt import native
 from lightning_maml.kernels.conv_adapt.layout import Network
 from lightning_maml.kernels.mlp_adapt import Adaptation
@@ -122,11 +124,7 @@ def conv_adapt(
         RuntimeError: on differentiating an output, which the operator refuses; no compiler; a label out of range.
     """
     batch = (support_inputs, support_targets, query_inputs, query_targets)
-    _check(theta, rates, network, loss, batch[:2], batch[2:])
-    if order not in (1, 2):
-        raise ValueError(f"Expected `order` to be 1 or 2 but got {order!r}.")
-    if len(support_inputs) != len(query_inputs):
-        raise ValueError(f"Expected as many query sets as support sets but got {len(query_inputs)}.")
+    _check(theta, rates, batch, network, loss, order)
     return Adaptation(*_conv_adapt(theta, rates, *batch, network.plain(), network.eps, loss, order, rates_grad))
 
 
@@ -139,7 +137,7 @@ def conv_trajectory(
     loss: str = "cross_entropy",
 ) -> tuple[Tensor, Tensor]:
     """The parameters ``[T, m, P]`` after each inner step and the losses ``[T, m + 1]``, as :func:`conv_adapt`."""
-    _check(theta, rates, network, loss, (support_inputs, support_targets))
+    _check(theta, rates, (support_inputs, support_targets), network, loss)
     return _conv_trajectory(theta, rates, support_inputs, support_targets, network.plain(), network.eps, loss)
 
 
@@ -150,13 +148,14 @@ def _network(numbers: list[int], eps: float) -> Network:
     return Network(channels, height, width, filters, blocks, stride, ways=ways, eps=eps, **flags)
 
 
-def _check(theta: Tensor, rates: Tensor, network: Network, loss: str, *sets: tuple[Tensor, Tensor]) -> None:
-    """Raise ValueError for what the operator does not cover; ``sets`` are pairs of inputs and targets."""
+def _check(theta: Tensor, rates: Tensor, batch: Sequence[Tensor], network: Network, loss: str, order: int = 1) -> None:
+    """Raise ValueError for what the operator does not cover; ``batch`` are inputs and targets, of one set or of two."""
     if loss not in LOSSES:
         raise ValueError(f"Expected `loss` to be one of {LOSSES} but got {loss!r}.")
     check_parameters(theta, rates, network.size, str(network))
     image = network.channels, network.height, network.width
-    for inputs, targets in sets:
+    check_batch(batch, order)
+    for inputs, targets in zip(batch[::2], batch[1::2], strict=True):
         if inputs.ndim != 5 or tuple(inputs.shape[2:]) != image or inputs.shape[1] < 1:
             raise ValueError(f"Expected images [T, N, {', '.join(map(str, image))}] but got {list(inputs.shape)}.")
         if network.norm and inputs.shape[1] * network.fewest_places() < 2:

@@ -10,6 +10,7 @@ from lightning_maml.kernels.mlp_adapt.op import (
     WIDEST,
     Adaptation,
     mlp_adapt,
+    mlp_adapt_undispatched,
     mlp_trajectory,
 )
 
@@ -22,6 +23,7 @@ __all__ = [
     "WIDEST",
     "Adaptation",
     "mlp_adapt",
+    "mlp_adapt_undispatched",
     "mlp_trajectory",
     "parameters_of",
     "size",

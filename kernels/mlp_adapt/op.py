@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_maml.kernels.checks import check_parameters, check_targets
+from lightning_maml.kernels.checks import check_batch, check_parameters, check_targets
 from lightning_maml.kernels.mlp_adapt import recursion
 from lightning_maml.kernels.mlp_adapt.layout import size
 
@@ -25,6 +25,7 @@ __all__ = [
     "WIDEST",
     "Adaptation",
     "mlp_adapt",
+    "mlp_adapt_undispatched",
     "mlp_trajectory",
 ]
 
@@ -223,14 +224,37 @@ def mlp_adapt(
         RuntimeError: on differentiating an output, which the operator refuses; no compiler for ``compiled=True``.
     """
     batch = (support_inputs, support_targets, query_inputs, query_targets)
-    _check(theta, rates, widths, activation, loss, precision, batch[:2], batch[2:])
-    if order not in (1, 2):
-        raise ValueError(f"Expected `order` to be 1 or 2 but got {order!r}.")
-    if len(support_inputs) != len(query_inputs):
-        raise ValueError(f"Expected as many query sets as support sets but got {len(query_inputs)}.")
+    _check(theta, rates, batch, widths, activation, loss, precision, order)
     return Adaptation(
         *_mlp_adapt(theta, rates, *batch, list(widths), activation, loss, order, rates_grad, precision, compiled)
     )
+
+
+def mlp_adapt_undispatched(
+    theta: Tensor,
+    rates: Tensor,
+    batch: Sequence[Tensor],
+    widths: Sequence[int],
+    activation: str,
+    loss: str,
+    order: int,
+    rates_grad: bool,
+) -> Adaptation:
+    """:func:`mlp_adapt` with ``compiled=True``, but past torch's dispatcher, which costs a tenth of a small meta-batch.
+
+    For tensors on the CPU that nobody traces. ``batch`` are support inputs and targets, then those of the query sets.
+    That outputs depend on operands would not be seen, so that operands which ask for a gradient are refused.
+
+    Raises:
+        ValueError: as :func:`mlp_adapt`; or an operand requires a gradient.
+        RuntimeError: no compiler.
+    """
+    from lightning_maml.kernels.mlp_adapt import native
+
+    if any(operand.requires_grad for operand in (theta, rates, *batch)):
+        raise ValueError("Expected operands that require no gradient: `mlp_adapt` is for others.")
+    _check(theta, rates, batch, widths, activation, loss, "ieee", order)
+    return Adaptation(*native.adapt(theta, rates, *batch, widths, activation, loss, order, rates_grad)[:5])
 
 
 def mlp_trajectory(
@@ -245,21 +269,22 @@ def mlp_trajectory(
     compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The parameters ``[T, m, P]`` after each inner step and the losses ``[T, m + 1]``, as :func:`mlp_adapt`."""
-    _check(theta, rates, widths, activation, loss, precision, (support_inputs, support_targets))
     batch = (support_inputs, support_targets)
+    _check(theta, rates, batch, widths, activation, loss, precision)
     return _mlp_trajectory(theta, rates, *batch, list(widths), activation, loss, precision, compiled)
 
 
 def _check(
     theta: Tensor,
     rates: Tensor,
+    batch: Sequence[Tensor],
     widths: Sequence[int],
     activation: str,
     loss: str,
     precision: str,
-    *sets: tuple[Tensor, Tensor],
+    order: int = 1,
 ) -> None:
-    """Raise ValueError for what the operator does not cover; ``sets`` are pairs of inputs and targets."""
+    """Raise ValueError for what the operator does not cover; ``batch`` are inputs and targets, of one set or of two."""
     for name, value, known in (
         ("activation", activation, ACTIVATIONS),
         ("loss", loss, LOSSES),
@@ -275,7 +300,8 @@ def _check(
     check_parameters(theta, rates, size(widths), f"the widths {list(widths)}")
     if theta.device.type == "cuda" and theta.dtype != torch.float32:
         raise ValueError(f"Expected float32 on a GPU but got {theta.dtype}.")
-    for inputs, targets in sets:
+    check_batch(batch, order)
+    for inputs, targets in zip(batch[::2], batch[1::2], strict=True):
         if inputs.ndim != 3 or inputs.shape[2] != widths[0] or not 1 <= inputs.shape[1] <= MOST_ROWS:
             raise ValueError(
                 f"Expected inputs [T, N, {widths[0]}] with N from 1 to {MOST_ROWS} but got {list(inputs.shape)}."

@@ -170,15 +170,14 @@ class Fused(Engine):
         steps = 0 if isinstance(rule, Joint) else problem.inner.steps
         rates = _rates(problem, found, steps)
         output = self._adapt(found, _theta(problem, found), rates, tasks, _loss_name(problem.loss), _ORDERS[type(rule)])
-        leaves = problem.leaves()
-        parameters = problem.parameters
-        gradients = {id(parameters[name]): part for name, part in found.unpack(output.of_theta).items()}
-        learned = [leaf for leaf in leaves if id(leaf) not in gradients]
-        if rates.requires_grad:
-            pulled = torch.autograd.grad(rates, learned, output.of_rates, materialize_grads=True)
-        else:
-            pulled = tuple(torch.zeros_like(leaf) for leaf in learned)
-        gradients.update({id(leaf): part for leaf, part in zip(learned, pulled, strict=True)})
+        leaves, parameters = problem.leaves(), problem.parameters
+        parts = found.unpack(output.of_theta, parameters)
+        gradients = {id(parameters[name]): part for name, part in zip(found.names, parts, strict=True)}
+        if learned := [leaf for leaf in leaves if id(leaf) not in gradients]:
+            pulled: Any = [torch.zeros_like(leaf) for leaf in learned]
+            if rates.requires_grad:
+                pulled = torch.autograd.grad(rates, learned, output.of_rates, materialize_grads=True)
+            gradients.update({id(leaf): part for leaf, part in zip(learned, pulled, strict=True)})
         loss = output.task_losses.mean()
         surrogate = attach(loss, [gradients[id(leaf)] for leaf in leaves], leaves)
         return MetaOutput(loss, surrogate, output.task_losses, output.predictions, output.support_losses)
@@ -192,26 +191,18 @@ class Fused(Engine):
         loss: str | None,
         order: int,
     ) -> Any:
-        batch = [value.detach() for _, value in tasks.named()]
+        batch = [value for _, value in tasks.named()]
         if isinstance(found, Convolutional):
             from lightning_maml.kernels.conv_adapt import conv_adapt
 
             network = found.network(tasks.support_inputs)
             return conv_adapt(theta, rates.detach(), *batch, network, loss, order, rates.requires_grad)
-        from lightning_maml.kernels.mlp_adapt import mlp_adapt
+        from lightning_maml.kernels.mlp_adapt import mlp_adapt, mlp_adapt_undispatched
 
-        return mlp_adapt(
-            theta,
-            rates.detach(),
-            *batch,
-            found.widths,
-            found.activation,
-            loss,
-            order=order,
-            rates_grad=rates.requires_grad,
-            precision=self.precision,
-            compiled=self.compile,
-        )
+        kind = (found.widths, found.activation, loss, order, rates.requires_grad)
+        if self.compile and theta.device.type == "cpu":
+            return mlp_adapt_undispatched(theta, rates.detach(), batch, *kind)
+        return mlp_adapt(theta, rates.detach(), *batch, *kind, self.precision)
 
     def trajectory(self, problem: Problem, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Parameters, Tensor]]:
         tasks = TaskBatch(inputs, targets, inputs, targets)
@@ -225,7 +216,7 @@ class Fused(Engine):
         path, losses = self._trajectory(found, theta, rates, tasks, _loss_name(problem.loss))
         names, _ = problem.split()
         for step in range(problem.inner.steps + 1):
-            named = found.unpack(theta.expand(len(tasks), -1) if step == 0 else path[:, step - 1])
+            named = found.unpack_tasks(theta.expand(len(tasks), -1) if step == 0 else path[:, step - 1])
             yield {name: named[name] for name in names}, losses[:, step]
 
     def _trajectory(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from lightning_maml.inner import Parameters
 
@@ -34,9 +35,13 @@ class Recognised:
 
     def pack(self, values: Mapping[str, Tensor]) -> Tensor:
         """``{name: [*shape]}`` -> ``[P]``."""
-        return torch.cat([values[name].reshape(-1) for name in self.shapes])
+        return _flatten_dense_tensors([values[name] for name in self.shapes])  # one call for all
 
-    def unpack(self, flat: Tensor) -> Parameters:
+    def unpack(self, flat: Tensor, like: Mapping[str, Tensor]) -> list[Tensor]:
+        """``[P]`` -> the parameters in turn, in the shapes of those of ``like {name: [*shape]}``, as views."""
+        return _unflatten_dense_tensors(flat, [like[name] for name in self.shapes])
+
+    def unpack_tasks(self, flat: Tensor) -> Parameters:
         """``[..., P]`` -> ``{name: [..., *shape]}``, as views."""
         parts = flat.split([shape.numel() for shape in self.shapes.values()], dim=-1)
         tasks = flat.shape[:-1]
