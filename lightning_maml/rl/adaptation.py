@@ -21,7 +21,7 @@ from lightning_maml.rl.rollouts import Rollouts
 
 __all__ = ["MetaObjective", "MetaValue"]
 
-CACHED_ROWS = 4096  # of the tasks run at once on a CPU: their activations stay in its cache
+CACHED_ROWS = 16384  # of the tasks run at once on a CPU: fewer calls against less cache; measured for 2x100 units
 
 
 @dataclass(frozen=True, eq=False)
