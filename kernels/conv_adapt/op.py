@@ -154,10 +154,10 @@ def _check(theta: Tensor, rates: Tensor, batch: Sequence[Tensor], network: Netwo
         raise ValueError(f"Expected `loss` to be one of {LOSSES} but got {loss!r}.")
     check_parameters(theta, rates, network.size, str(network))
     image = network.channels, network.height, network.width
-    check_batch(batch, order)
     for inputs, targets in zip(batch[::2], batch[1::2], strict=True):
         if inputs.ndim != 5 or tuple(inputs.shape[2:]) != image or inputs.shape[1] < 1:
             raise ValueError(f"Expected images [T, N, {', '.join(map(str, image))}] but got {list(inputs.shape)}.")
         if network.norm and inputs.shape[1] * network.fewest_places() < 2:
             raise ValueError(f"Expected more than 1 value a channel for batch-norm but got {list(inputs.shape)}.")
         check_targets(theta, rates, inputs, targets, network.ways, loss, "images")
+    check_batch(batch, order)

@@ -300,10 +300,10 @@ def _check(
     check_parameters(theta, rates, size(widths), f"the widths {list(widths)}")
     if theta.device.type == "cuda" and theta.dtype != torch.float32:
         raise ValueError(f"Expected float32 on a GPU but got {theta.dtype}.")
-    check_batch(batch, order)
     for inputs, targets in zip(batch[::2], batch[1::2], strict=True):
         if inputs.ndim != 3 or inputs.shape[2] != widths[0] or not 1 <= inputs.shape[1] <= MOST_ROWS:
             raise ValueError(
                 f"Expected inputs [T, N, {widths[0]}] with N from 1 to {MOST_ROWS} but got {list(inputs.shape)}."
             )
         check_targets(theta, rates, inputs, targets, widths[-1], loss, "inputs")
+    check_batch(batch, order)

@@ -75,7 +75,12 @@ class Problem:
         """
         if type(self.network).named_parameters is not nn.Module.named_parameters:
             return dict(self.network.named_parameters(remove_duplicate=False))
-        return dict(_named(self.network, ""))
+        return {
+            prefix + name: value
+            for prefix, module in self._named_modules
+            for name, value in module._parameters.items()
+            if value is not None
+        }
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -86,13 +91,12 @@ class Problem:
     @cached_property
     def modules(self) -> tuple[nn.Module, ...]:
         """The network and all modules inside, looked up once."""
-        found = {id(self.network): self.network}
-        waiting = [self.network]
-        while waiting:
-            children = [child for child in waiting.pop()._modules.values() if child is not None]
-            waiting += [child for child in children if id(child) not in found]
-            found.update({id(child): child for child in children})
-        return tuple(found.values())
+        return tuple({id(module): module for _, module in self._named_modules}.values())
+
+    @cached_property
+    def _named_modules(self) -> list[tuple[str, nn.Module]]:
+        """Every module under each of its names, with the dot behind it."""
+        return list(_walk(self.network, ""))
 
     @cached_property
     def plain(self) -> bool:
@@ -169,14 +173,12 @@ class Problem:
         return [leaf for leaf in candidates if isinstance(leaf, Tensor) and leaf.requires_grad]
 
 
-def _named(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """As ``named_parameters(remove_duplicate=False)``, which takes five times as long."""
-    for name, parameter in module._parameters.items():
-        if parameter is not None:
-            yield prefix + name, parameter
+def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    """As ``named_modules(remove_duplicate=False)``, which takes several times as long."""
+    yield prefix, module
     for name, child in module._modules.items():
         if child is not None:
-            yield from _named(child, f"{prefix}{name}.")
+            yield from _walk(child, f"{prefix}{name}.")
 
 
 class Engine(ABC):
