@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -294,6 +296,18 @@ def test_demo_starts_both_from_the_same_weights_and_tests_them_on_the_same_tasks
 def test_demo_takes_a_time(capsys):
     demo.main(["--seconds", "0.5"])
     assert " updates of 25 tasks" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
+def test_freed_memory_is_kept_for_the_next_step():
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+    cli._keep_freed_memory()
+    before = resident()
+    tensors = [torch.ones(1 << 22) for _ in range(16)]  # of 16 MB
+    del tensors
+    assert resident() - before > 200
 
 
 def test_the_installed_command():
