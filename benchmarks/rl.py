@@ -2,8 +2,8 @@
 
     python -m benchmarks.rl [NAME] [--seeds 0 1 2] [--epochs N] [--only maml|pretrained] [--json FILE] [OPTION ...]
 
-Every run is `lightning-maml fit` and then `test` of configs/NAME.yaml on held-out tasks, with these and further options of
-that command. NAME is rl_navigation or rl_half_cheetah; an epoch is 10 meta-iterations.
+Every run is `lightning-maml fit` and then `test` of configs/NAME.yaml on held-out tasks, with further options as given.
+NAME is rl_navigation or rl_half_cheetah; an epoch is 10 meta-iterations.
 """
 
 from __future__ import annotations

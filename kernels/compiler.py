@@ -47,13 +47,22 @@ def load(source: Path, dtype: torch.dtype, problem: type[ctypes.Structure]) -> c
         return command
     real, integer = _REALS[dtype]
     version = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
-    text = [source.read_text(), str((FLAGS, CHOICES, command)), version, _processor()]
+    shared = Path(__file__).parent  # where the headers are
+    text = [
+        source.read_text(),
+        *(header.read_text() for header in sorted(shared.glob("*.h"))),
+        str((FLAGS, CHOICES, command)),
+        version,
+        _processor(),
+    ]
     name = f"{source.parent.name}_{real}_{hashlib.sha256(''.join(text).encode()).hexdigest()[:24]}.so"
     try:
         folder = Path(os.environ.get("LIGHTNING_MAML_CACHE") or Path.home() / ".cache" / "lightning_maml")
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / name).exists():
-            _build([*command, *FLAGS, f"-DREAL={real}", f"-DINTEGER={integer}", str(source)], folder / name)
+            _build(
+                [*command, *FLAGS, f"-DREAL={real}", f"-DINTEGER={integer}", f"-I{shared}", str(source)], folder / name
+            )
         library = ctypes.CDLL(str(folder / name))
     except (OSError, RuntimeError) as error:
         return str(error)

@@ -173,7 +173,7 @@ def test_only_the_fused_engine_imports_kernels(repository: Path) -> None:
         for name in _imports(path)
         if _within(name, "lightning_maml.kernels") or _within(name, "kernels")
     }
-    assert importing <= {"engine/fused.py", "engine/recognition.py"}
+    assert importing <= {"engine/fused.py", "engine/recognition.py", "rl/fused.py"}
 
 
 @pytest.mark.parametrize(

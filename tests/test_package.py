@@ -45,7 +45,7 @@ def test_nothing_but_the_package_lands_at_the_top(members: list[str]) -> None:
 
 def test_every_source_file_is_installed(members: list[str], repository: Path) -> None:
     # a sub-package that pyproject.toml does not list would be missing from the wheel alone
-    placed = {"lightning_maml": "*.py", "lightning_maml/kernels": "*.[pc]*", "lightning_maml/configs": "*.yaml"}
+    placed = {"lightning_maml": "*.py", "lightning_maml/kernels": "*.[pch]*", "lightning_maml/configs": "*.yaml"}
     expected = {
         f"{installed}/{path.relative_to(folder).as_posix()}"
         for installed, pattern in placed.items()
@@ -53,7 +53,9 @@ def test_every_source_file_is_installed(members: list[str], repository: Path) ->
         for path in folder.rglob(pattern)
         if "__pycache__" not in path.parts
     }
-    sources = {f"lightning_maml/kernels/{operation}/native.c" for operation in ("mlp_adapt", "conv_adapt")}
+    sources = {
+        f"lightning_maml/kernels/{operation}/native.c" for operation in ("mlp_adapt", "conv_adapt", "policy_gradient")
+    }
     assert {*sources, "lightning_maml/configs/paper/omniglot_5w5s.yaml"} <= expected
     assert expected - set(members) == set()
 

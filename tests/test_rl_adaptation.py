@@ -12,7 +12,21 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 from torch.func import functional_call
 
-from lightning_maml import SGD, Adam, Algorithm, Batched, Eager, anil, fomaml, imaml, maml, meta_sgd, pretrained
+from lightning_maml import (
+    SGD,
+    Adam,
+    Algorithm,
+    Batched,
+    Eager,
+    Fused,
+    anil,
+    fomaml,
+    imaml,
+    maml,
+    maml_pp,
+    meta_sgd,
+    pretrained,
+)
 from lightning_maml.meta_gradient import MultiStep
 from lightning_maml.rl import (
     PPO,
@@ -73,7 +87,7 @@ def _by_hand(objective: MetaObjective, rollouts: list[Rollouts], rate: float, cl
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-@pytest.mark.parametrize("engine", ["auto", "batched", "eager", Batched(chunk_size=2), Eager()])
+@pytest.mark.parametrize("engine", ["auto", "batched", "fused", "eager", Batched(chunk_size=2), Eager()])
 def test_meta_gradient_is_that_of_a_loop_by_hand(policy: GaussianPolicy, engine: Any, steps: int) -> None:
     objective = MetaObjective(policy, maml(0.3, steps), engine=engine, outer=PPO(clip=0.02))
     rollouts = _collected(objective)
@@ -83,6 +97,83 @@ def test_meta_gradient_is_that_of_a_loop_by_hand(policy: GaussianPolicy, engine:
     torch.testing.assert_close(value.loss, loss.detach())
     for got, expected in zip(value.gradients, torch.autograd.grad(loss, objective.leaves), strict=True):
         torch.testing.assert_close(got, expected)
+
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "gaussian": lambda: GaussianPolicy(2, 2, hidden=[7, 5], init_std=0.6),
+    "categorical": lambda: CategoricalPolicy(2, 3, hidden=[6], activation="gelu"),
+    "linear": lambda: CategoricalPolicy(2, 2, hidden=[]),
+}
+
+
+def _made_up(policy: Policy, tasks: int, trajectories: int, steps: int) -> list[Rollouts]:
+    """Rollouts of nothing but random numbers, of which some do not count."""
+    shape = (tasks, trajectories, HORIZON)
+    rollouts = []
+    for _ in range(steps + 1):
+        seen = torch.randn(*shape, 2).double()
+        with torch.no_grad():
+            outputs = policy(seen.flatten(0, 2)).view(*shape, -1)
+            actions = policy.sample(outputs)
+            log_probs = policy.log_probs(outputs, actions)
+        mask = (torch.rand(shape) < 0.8).double()
+        parts = (seen, actions, outputs, log_probs, torch.randn(shape).double() * mask, mask)
+        rollouts.append(Rollouts(*parts, torch.randn(shape).double()))
+    return rollouts
+
+
+@pytest.mark.parametrize("tasks, trajectories", [(1, 1), (13, 3)])
+@pytest.mark.parametrize("estimator", ["lvc", "maml", "first_order"])
+@pytest.mark.parametrize("name", list(POLICIES))
+def test_the_fused_engine_gives_the_same_numbers(name: str, estimator: str, tasks: int, trajectories: int) -> None:
+    policy = POLICIES[name]().double()
+    more = {"kl_penalty": 0.1, "exploration": 0.3 if tasks > 1 else 0.0}
+    for algorithm in (maml(0.3, 2), fomaml(0.3, 1), maml_pp(0.3, 2), meta_sgd(0.3, 1)):
+        adapted = algorithm.with_rates(algorithm.initial_rates(policy))
+        objectives = [MetaObjective(policy, adapted, estimator, engine=e, **more) for e in ("batched", "fused")]
+        torch.manual_seed(0)
+        rollouts = _made_up(policy, tasks, trajectories, algorithm.inner.steps)
+        _moved(policy)
+        expected, got = (objective(rollouts) for objective in objectives)
+        torch.testing.assert_close(got.loss, expected.loss)
+        torch.testing.assert_close(got.kl, expected.kl)
+        for a, b in zip(got.gradients, expected.gradients, strict=True):
+            torch.testing.assert_close(a, b)
+        paths = [
+            list(o.adapt(lambda _, step, rollouts=rollouts: rollouts[step], tasks, algorithm.inner.steps))
+            for o in objectives
+        ]
+        for (phi, _), (other, _) in zip(*paths, strict=True):
+            assert phi.keys() == other.keys()
+            for key in phi:
+                torch.testing.assert_close(other[key], phi[key])
+
+
+def test_auto_fuses_where_there_are_tasks_for_the_lanes(
+    policy: GaussianPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning_maml.kernels.policy_gradient import native
+
+    objective = MetaObjective(policy, maml(0.3, 1))
+    lanes = native.lanes(torch.float64)
+    phi = objective.initial(1)
+    for tasks, fused in ((lanes, True), (lanes + 1, False), (2 * lanes, True), (9 * lanes + 1, True)):
+        rollouts = _made_up(policy, tasks, 1, 0)[0]
+        assert (objective.fused(phi, rollouts) is not None) is fused
+    with torch.autocast("cpu"):
+        assert objective.fused(phi, rollouts) is None
+        with pytest.raises(NotImplementedError, match="Engine 'fused' cannot run this: autocast is on"):
+            MetaObjective(policy, maml(), engine="fused").fused(phi, rollouts)
+    with pytest.raises(NotImplementedError, match="are not of one dtype"):
+        MetaObjective(policy, maml(), engine="fused").fused({name: v.float() for name, v in phi.items()}, rollouts)
+    monkeypatch.setattr(native, "load", lambda *_: "there is no C compiler")
+    assert objective.fused(phi, rollouts) is None
+    with pytest.raises(NotImplementedError, match="needs a C compiler, but there is no C compiler"):
+        MetaObjective(policy, maml(), engine=Fused(compile=True)).fused(phi, rollouts)
+
+
+class _Clipped(GaussianPolicy):
+    """It computes something else, as far as an operator knows."""
 
 
 def _slope(objective: MetaObjective, rollouts: list[Rollouts], eps: float = 1e-6) -> tuple[float, float]:
@@ -317,8 +408,19 @@ def test_bad_objectives_are_refused(policy: GaussianPolicy) -> None:
         MetaObjective(policy, Algorithm(Adam(), fomaml().meta_gradient))
     with pytest.raises(NotImplementedError, match=r"but got SGD with \['proximal'"):
         MetaObjective(policy, imaml())
-    with pytest.raises(NotImplementedError, match="the fused operators have no policy-gradient loss"):
-        MetaObjective(policy, maml(), engine="fused")
+    for options, reason in (
+        ({"estimator": "loaded_dice"}, "the estimator is 'loaded_dice'"),
+        ({"estimator": lambda *_: 0}, "the estimator is <function"),
+        ({"outer": TRPO()}, "TRPO takes third derivatives"),
+        ({"algorithm": maml(adapts="head")}, "a part of the policy does not adapt"),
+        ({"policy": GaussianPolicy(2, 2, hidden=[200])}, r"its widths \[2, 200, 2\] exceed"),
+        ({"policy": _Clipped(2, 2)}, "the policy is a _Clipped"),
+        ({"engine": Fused()}, r"Expected Fused\(compile=True\) for rollouts"),
+        ({"engine": "jax"}, "Expected the engine 'auto', 'batched', 'fused', 'eager'"),
+    ):
+        arguments: dict[str, Any] = {"policy": policy, "algorithm": maml(), "engine": "fused", **options}
+        with pytest.raises(NotImplementedError, match=reason):
+            MetaObjective(**arguments)
     with pytest.raises(NotImplementedError, match=r"Expected Batched\(chunk_size=...\)"):
         MetaObjective(policy, maml(), engine=Batched(compile=True))
     with pytest.raises(ValueError, match="2 of them, but got 1"):

@@ -1,31 +1,22 @@
-"""Gymnasium's environments as tasks; the locomotion tasks where MuJoCo is installed."""
+"""Gymnasium's environments as tasks, and the locomotion tasks."""
 
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
 
-from lightning_maml import Algorithm, maml, pretrained
-from lightning_maml.rl import (
-    PPO,
-    CategoricalPolicy,
-    Collector,
-    EnvironmentTasks,
-    GaussianPolicy,
-    GymnasiumTasks,
-    MetaRLModule,
-)
-
-gymnasium = pytest.importorskip("gymnasium")
+from lightning_maml.cli import main
+from lightning_maml.rl import CategoricalPolicy, Collector, EnvironmentTasks, GaussianPolicy, GymnasiumTasks
 
 
-class Line(gymnasium.Env):  # type: ignore[misc, name-defined]
+class Line(gymnasium.Env):  # type: ignore[misc]
     """A point on a line: the reward is minus its distance to the goal; it ends beyond 1."""
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64)
@@ -122,7 +113,6 @@ def test_what_cannot_be_a_family_of_tasks_is_refused() -> None:
 @pytest.mark.filterwarnings("ignore")  # gymnasium's and MuJoCo's own, of their versions
 @pytest.mark.parametrize("name", ["HalfCheetahGoalVel", "HalfCheetahGoalDir", "AntGoalVel", "AntGoalDir"])
 def test_locomotion_rewards_what_the_goal_asks_for(name: str) -> None:
-    pytest.importorskip("mujoco")
     tasks = GymnasiumTasks(f"lightning_maml/{name}-v0", horizon=3)
     environment = gymnasium.make(f"lightning_maml/{name}-v0")
     goals = tasks.sample_tasks(200, torch.Generator().manual_seed(0))
@@ -140,30 +130,17 @@ def test_locomotion_rewards_what_the_goal_asks_for(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_half_cheetah_runs_nearer_to_its_direction_after_adaptation(tmp_path: Path) -> None:
-    # Of the goal velocity so short a training shows nothing: docs/rl.md.
-    pytest.importorskip("mujoco")
+def test_half_cheetah_runs_nearer_to_its_velocity_after_adaptation(repository: Path, tmp_path: Path) -> None:
+    def returns(name: str, *options: str) -> list[float]:
+        run = ["--config", str(repository / "configs/rl_half_cheetah.yaml"), "--trainer.max_epochs", "12", *options]
+        run += ["--trainer.logger", "lightning.pytorch.loggers.CSVLogger", "--trainer.enable_progress_bar", "false"]
+        run += ["--trainer.logger.save_dir", str(tmp_path), "--trainer.logger.name", name]
+        assert main(["fit", *run]) == 0
+        assert main(["test", *run, "--ckpt_path", "last"]) == 0
+        return list(json.loads((tmp_path / name / "version_1/metrics.json").read_text())["return"]["mean"])
 
-    def returns(algorithm: Algorithm) -> list[float]:
-        seed_everything(0, verbose=False)
-        environment = GymnasiumTasks("lightning_maml/HalfCheetahGoalDir-v0", horizon=30)
-        module = MetaRLModule(
-            GaussianPolicy(17, 6, hidden=[64, 64], activation="tanh"),
-            algorithm,
-            environment,
-            outer=PPO(epochs=10),
-            optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.003),
-            trajectories=20,
-            test_trajectories=20,
-        )
-        tasks = EnvironmentTasks(environment, 8, batches_per_epoch=25, val_tasks=0, test_tasks=16)
-        options: Any = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-        trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", max_epochs=1, **options)
-        trainer.fit(module, tasks)
-        (result,) = trainer.test(module, tasks, verbose=False)
-        return [round(float(result[f"test/return_step_{step}"]), 2) for step in range(2)]
-
-    adapted, control = returns(maml(0.5, 1)), returns(pretrained(0.5, 1))
-    print(f"HalfCheetahGoalDir, return before and after one step: maml {adapted}, control {control}")
-    assert adapted[1] > adapted[0] + 0.5
-    assert adapted[1] - adapted[0] > control[1] - control[0]
+    adapted, control = returns("maml"), returns("control", "--model.algorithm", "lightning_maml.pretrained")
+    print(f"HalfCheetahGoalVel, returns after 0 to 3 steps: maml {adapted}, control {control}")
+    assert adapted[1] > adapted[0] + 2
+    assert adapted[1] - adapted[0] > control[1] - control[0] + 1
+    assert adapted[1] > max(control)

@@ -25,8 +25,8 @@ class _Problem(ctypes.Structure):
     """As in native.c."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("tasks", "rows", "queries", "layers", "steps", "activation", "loss")),
-        *((name, ctypes.c_int64) for name in ("order", "rates_grad", "rate_columns", "threads")),
+        *((name, ctypes.c_int64) for name in ("tasks", "rows", "queries", "steps", "loss", "order")),
+        *((name, ctypes.c_int64) for name in ("rates_grad", "rate_columns", "threads", "layers", "activation")),
         ("widths", ctypes.c_int64 * (MOST_LAYERS + 1)),
         *((name, ctypes.c_void_p) for name in ("theta", "rates", "support_inputs", "query_inputs")),
         *((name, ctypes.c_void_p) for name in ("support_targets", "query_targets")),
@@ -78,8 +78,8 @@ def adapt(
         for value in (theta, rates, support_inputs, query_inputs, support_targets, query_targets)
     ]
     problem = _Problem(
-        *(tasks, rows, queries, len(widths) - 1, steps, ACTIVATIONS.index(activation), LOSSES.index(loss)),
-        *(order, rates_grad, rates.shape[1], torch.get_num_threads()),
+        *(tasks, rows, queries, steps, LOSSES.index(loss), order, rates_grad, rates.shape[1]),
+        *(torch.get_num_threads(), len(widths) - 1, ACTIVATIONS.index(activation)),
         (ctypes.c_int64 * (MOST_LAYERS + 1))(*widths),
         *pointers,
         *(value.data_ptr() for value in result),

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from lightning_maml.engine import Batched, Eager, Engine
+from lightning_maml.engine import Batched, Eager, Engine, Fused
 from lightning_maml.inner import SGD, Parameters, Rates
 from lightning_maml.learner import Algorithm
 from lightning_maml.meta_gradient import FirstOrder, Joint, MultiStep, Query, Unrolled
 from lightning_maml.rl.advantages import Advantages
 from lightning_maml.rl.environments import Collect
 from lightning_maml.rl.estimators import ESTIMATORS, Estimator
+from lightning_maml.rl.fused import PolicyGradient, find
 from lightning_maml.rl.outer import PPO, TRPO, Outer
 from lightning_maml.rl.policies import Policy
 from lightning_maml.rl.rollouts import Rollouts
@@ -56,7 +58,10 @@ class MetaObjective:
             ``weight / H sum_i sum_t log pi(a_it|s_it) R`` of each task, ``R`` its mean return after adaptation,
             normalised over the tasks.
         engine: ``"batched"`` runs all tasks at once, a few at a time on a CPU; ``Batched(chunk_size=...)`` says how
-            many; ``"eager"`` runs one task after another; ``"auto"`` is ``"batched"``.
+            many. ``"fused"`` does the same with the inner gradients, and the way back through them, by the operator
+            ``policy_gradient``, compiled from C on a CPU: for perceptrons, outside of TRPO, and any estimator but
+            ``loaded_dice``. ``"eager"`` runs one task after another. ``"auto"`` is ``"fused"`` where it runs and there
+            are tasks for its vectors, else ``"batched"``.
 
     Raises:
         ValueError: an argument is out of range.
@@ -104,13 +109,19 @@ class MetaObjective:
                 f"{type(rule).__name__}."
             )
         engine = self.engine
-        if engine not in ("auto", "batched", "eager") and not isinstance(engine, Eager | Batched):
+        if engine not in ("auto", "batched", "eager", "fused") and not isinstance(engine, Eager | Batched | Fused):
             raise NotImplementedError(
-                f"Expected the engine 'auto', 'batched', 'eager', Batched(...) or Eager() for rollouts but got "
-                f"{engine!r}: the fused operators have no policy-gradient loss."
+                "Expected the engine 'auto', 'batched', 'fused', 'eager', or an object of one of them, for rollouts, "
+                f"but got {engine!r}."
             )
         if isinstance(engine, Batched) and (engine.compile or engine.checkpoint):
             raise NotImplementedError(f"Expected Batched(chunk_size=...) for rollouts but got {engine!r}.")
+        if isinstance(engine, Fused) and engine != Fused(compile=True):
+            raise NotImplementedError(
+                f"Expected Fused(compile=True) for rollouts, for which there is one operator, in C, but got {engine!r}."
+            )
+        if self._asked_to_fuse and isinstance(self._fused, str):
+            raise NotImplementedError(f"Engine 'fused' cannot run this: {self._fused}")
 
     @property
     def training_steps(self) -> int:
@@ -196,6 +207,31 @@ class MetaObjective:
         return estimator(log_probs, rollouts.log_probs, rollouts.advantages, rollouts.mask)
 
     @property
+    def _asked_to_fuse(self) -> bool:
+        return self.engine == "fused" or isinstance(self.engine, Fused)
+
+    @cached_property
+    def _fused(self) -> PolicyGradient | str:
+        return find(self)
+
+    def fused(self, phi: Parameters, rollouts: Rollouts) -> PolicyGradient | None:
+        """What computes the inner gradients on the engine ``"fused"``, or None on another one.
+
+        Raises:
+            NotImplementedError: the engine was asked for and cannot run this; the message says why.
+        """
+        if self.engine != "auto" and not self._asked_to_fuse:
+            return None
+        if isinstance(self._fused, str):
+            return None  # of "auto"
+        reason = self._fused.unsupported(phi, rollouts.rewards)
+        if self._asked_to_fuse:
+            if reason is not None:
+                raise NotImplementedError(f"Engine 'fused' cannot run this: {reason}")
+            return self._fused
+        return self._fused if reason is None and self._fused.fills(rollouts) else None
+
+    @property
     def eager(self) -> bool:
         """Whether the tasks run one after another, as the policy is written."""
         return self.engine == "eager" or isinstance(self.engine, Eager)
@@ -258,23 +294,30 @@ class RolloutLoop:
         """Inner step ``step`` from ``phi``, at which ``rollouts`` were sampled."""
         inner, objective = self.objective.algorithm.inner, self.objective
         order = 1 if objective.estimator == "first_order" else order
+        penalised = bool(objective.kl_penalty) or self.credit is not None
+        operator = objective.fused(phi, rollouts)
         with torch.enable_grad():
-            outputs, log_probs = self._evaluate(phi, rollouts)
-            losses = objective.inner_loss(log_probs, rollouts)
-            penalised = bool(objective.kl_penalty) or self.credit is not None
-            gradients = torch.autograd.grad(
-                losses.sum(),
-                list(phi.values()),
-                create_graph=order == 2,
-                retain_graph=order == 2 or penalised,
-                materialize_grads=True,
-            )
+            if operator is None or penalised:
+                outputs, log_probs = self._evaluate(phi, rollouts)
+            if operator is None:
+                gradients = torch.autograd.grad(
+                    objective.inner_loss(log_probs, rollouts).sum(),
+                    list(phi.values()),
+                    create_graph=order == 2,
+                    retain_graph=order == 2 or penalised,
+                    materialize_grads=True,
+                )
+                named = dict(zip(phi, gradients, strict=True))
+        if operator is not None:
+            with torch.set_grad_enabled(order == 2):
+                gradient = operator(phi, rollouts)
+                named = {name: gradient[name] for name in phi}
         if objective.kl_penalty:
             self.penalties.append(objective.kl_penalty * self._divergence(outputs, rollouts))
         if self.credit is not None:
             sums = (log_probs * rollouts.mask).sum((1, 2)) / rollouts.rewards.shape[2]
             self.penalties.append(-objective.exploration * (sums * self.credit).mean())
-        named = inner.direction(dict(zip(phi, gradients, strict=True)), step, {})
+        named = inner.direction(named, step, {})
         return inner.update(phi, named, {name: inner.rate(name, step) if rate is None else rate for name in phi})
 
     def support(self, phi: Parameters) -> Tensor:

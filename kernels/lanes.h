@@ -1,0 +1,328 @@
+/* Perceptrons of many tasks on the CPU: one task in each lane of a vector register.
+ *
+ * The networks of a meta-batch differ in their weights, so products of single tasks are too small to fill a core. With
+ * the tasks in the lanes every product is the same few instructions for any width, needs no padding and no transposed
+ * copy, and each task's numbers stay apart: one that overflows harms no other.
+ *
+ * For sources compiled by compiler.py with -DREAL=float -DINTEGER=int32_t, or -DREAL=double -DINTEGER=int64_t.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+#define LANES (BYTES / (long)sizeof(REAL))
+#define LAYERS 4 /* at most */
+#define MOST_KEPT (64L << 20) /* bytes that a thread keeps for its next call */
+#define INLINE static inline __attribute__((always_inline))
+
+typedef REAL V __attribute__((vector_size(BYTES)));
+typedef INTEGER Bits __attribute__((vector_size(BYTES))); /* what comparing gives */
+
+/* Loaded once, where compilers would rather load it for each product that it is in. */
+#if defined(__x86_64__)
+#define KEEP(v) __asm__("" : "+x"(v))
+#else
+#define KEEP(v) (void)0
+#endif
+
+enum { IDENTITY, RELU, TANH, GELU };
+enum { SET, SUBTRACT, DESCEND };
+
+typedef struct {
+    int64_t layers, activation, widths[LAYERS + 1];
+} Network;
+
+/* ---- products: c[a][b] from the sum over k of x[a][k] y[k][b], each element a vector of tasks, and of the same of a
+ * second pair of operands where there is one ---- */
+
+INLINE void tile(const int A, const int B, const int mode, long K, V *c, long cs, const V *x, const V *x2, long xa,
+                 long xk, const V *y, const V *y2, long yk, long yb, const V *base, const REAL *rate, long rate_step) {
+    V sum[5][2];
+#pragma GCC unroll 8
+    for (int a = 0; a < A; a++)
+#pragma GCC unroll 8
+        for (int b = 0; b < B; b++) sum[a][b] = (V){0};
+    for (;;) {
+        for (long k = 0; k < K; k++) {
+            V right[2];
+#pragma GCC unroll 8
+            for (int b = 0; b < B; b++) {
+                right[b] = y[k * yk + b * yb];
+                KEEP(right[b]);
+            }
+#pragma GCC unroll 8
+            for (int a = 0; a < A; a++) {
+                V left = x[a * xa + k * xk];
+                KEEP(left);
+#pragma GCC unroll 8
+                for (int b = 0; b < B; b++) sum[a][b] += left * right[b];
+            }
+        }
+        if (!x2) break;
+        x = x2, y = y2, x2 = 0;
+    }
+#pragma GCC unroll 8
+    for (int a = 0; a < A; a++)
+#pragma GCC unroll 8
+        for (int b = 0; b < B; b++) {
+            long at = a * cs + b;
+            if (mode == SET) c[at] = sum[a][b];
+            if (mode == SUBTRACT) c[at] -= sum[a][b];
+            if (mode == DESCEND) c[at] = base[at] - rate[at * rate_step] * sum[a][b];
+        }
+}
+
+INLINE void product(const int mode, long An, long Bn, long K, V *c, long cs, const V *x, const V *x2, long xa, long xk,
+                    const V *y, const V *y2, long yk, long yb, const V *base, const REAL *rate, long rate_step) {
+    long blocks = (An + 4) / 5, least = An / blocks, longer = An % blocks;
+    for (long b = 0; b < Bn; b += 2) {
+        const V *right = y + b * yb, *right2 = x2 ? y2 + b * yb : 0;
+        for (long block = 0, a = 0; block < blocks; block++) {
+            long count = least + (block < longer), at = a * cs + b;
+            const V *left = x + a * xa, *left2 = x2 ? x2 + a * xa : 0;
+#define TILE(A, B)                                                                                                 \
+    tile(A, B, mode, K, c + at, cs, left, left2, xa, xk, right, right2, yk, yb, mode == DESCEND ? base + at : 0,   \
+         mode == DESCEND ? rate + at * rate_step : 0, rate_step)
+            switch (count * 2 + (b + 1 == Bn)) {
+                case 10: TILE(5, 2); break;
+                case 11: TILE(5, 1); break;
+                case 8: TILE(4, 2); break;
+                case 9: TILE(4, 1); break;
+                case 6: TILE(3, 2); break;
+                case 7: TILE(3, 1); break;
+                case 4: TILE(2, 2); break;
+                case 5: TILE(2, 1); break;
+                case 2: TILE(1, 2); break;
+                default: TILE(1, 1);
+            }
+#undef TILE
+            a += count;
+        }
+    }
+}
+
+/* c [rows, out] = x [rows, in] @ y [in, out] + x2 @ y2 */
+static void forward_product(long rows, long in, long out, V *c, const V *x, const V *y, const V *x2, const V *y2) {
+    product(SET, rows, out, in, c, out, x, x2, in, 1, y, y2, out, 1, 0, 0, 0);
+}
+/* c [rows, in] = x [rows, out] @ y [in, out].T + x2 @ y2.T */
+static void back_product(long rows, long in, long out, V *c, const V *x, const V *y, const V *x2, const V *y2) {
+    product(SET, rows, in, out, c, in, x, x2, out, 1, y, y2, 1, out, 0, 0, 0);
+}
+/* c [in, out] = x [rows, in].T @ y [rows, out] */
+static void gradient_product(long rows, long in, long out, V *c, const V *x, const V *y) {
+    product(SET, in, out, rows, c, out, x, 0, 1, in, y, 0, out, 1, 0, 0, 0);
+}
+/* c [in, out] -= x [rows, in].T @ y [rows, out] + x2.T @ y2 */
+static void subtract_gradient(long rows, long in, long out, V *c, const V *x, const V *y, const V *x2, const V *y2) {
+    product(SUBTRACT, in, out, rows, c, out, x, x2, 1, in, y, y2, out, 1, 0, 0, 0);
+}
+/* c [in, out] = base - rate * (x [rows, in].T @ y [rows, out]) */
+static void descend(long rows, long in, long out, V *c, const V *x, const V *y, const V *base, const REAL *rate,
+                    long rate_step) {
+    product(DESCEND, in, out, rows, c, out, x, 0, 1, in, y, 0, out, 1, base, rate, rate_step);
+}
+
+/* ---- activations and losses, number by number ---- */
+
+/* In single precision these are Cephes' polynomials, to 2 units in the last place, which compilers turn into vector
+ * instructions; libm's are ten times slower. The argument of the exponential is never above 88. */
+INLINE float exp_single(float x) {
+    x = x < -87 ? -87 : x;
+    float n = rintf(x * 1.44269504f), r = x - n * 0.693359375f + n * 2.12194440e-4f, p = 1.9875691500e-4f, power;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    int32_t bits = ((int32_t)n + 127) * (1 << 23);
+    memcpy(&power, &bits, sizeof power);
+    return (p * r * r + r + 1) * power;
+}
+INLINE float tanh_single(float x) {
+    float far = x < 0 ? -x : x, z = x * x, p = -5.70498872745e-3f;
+    p = p * z + 2.06390887954e-2f;
+    p = p * z - 5.37397155531e-2f;
+    p = p * z + 1.33314422036e-1f;
+    p = p * z - 3.33332819422e-1f;
+    float large = 1 - 2 / (exp_single(2 * (far > 10 ? 10 : far)) + 1);
+    return far < 0.625f ? p * z * x + x : x < 0 ? -large : large;
+}
+#define IS_SINGLE (sizeof(REAL) == 4)
+#define EXP(x) (IS_SINGLE ? (REAL)exp_single((float)(x)) : (REAL)exp(x))
+#define TANH(x) (IS_SINGLE ? (REAL)tanh_single((float)(x)) : (REAL)tanh(x))
+#define LOG(x) (IS_SINGLE ? (REAL)logf((float)(x)) : (REAL)log(x))
+#define LOG1P(x) (IS_SINGLE ? (REAL)log1pf((float)(x)) : (REAL)log1p(x))
+#define ERFC(x) (IS_SINGLE ? (REAL)erfcf((float)(x)) : (REAL)erfc(x))
+
+/* sums [rows, width] -> activations [rows, width + 1], a one behind each row; where they are curved, their slopes and
+ * second derivatives */
+static void activate(int kind, long rows, long width, const V *sums, V *values, V *slopes, V *bends) {
+    long n = width * LANES;
+    for (long r = 0; r < rows; r++) {
+        const REAL *s = (const REAL *)(sums + r * width);
+        REAL *a = (REAL *)(values + r * (width + 1));
+        REAL *d = (REAL *)(slopes + r * width), *dd = (REAL *)(bends + r * width);
+        if (kind == RELU)
+            for (long i = 0; i < n; i++) a[i] = s[i] < 0 ? 0 : s[i]; /* as torch, NaN stays NaN */
+        else if (kind == TANH)
+            for (long i = 0; i < n; i++) {
+                a[i] = TANH(s[i]);
+                d[i] = 1 - a[i] * a[i];
+                dd[i] = -2 * a[i] * d[i];
+            }
+        else if (kind == GELU)
+            for (long i = 0; i < n; i++) {
+                REAL density = EXP(s[i] * s[i] * (REAL)-0.5) * (REAL)0.3989422804014326779;
+                REAL below = ERFC(s[i] * (REAL)-0.7071067811865475244) * (REAL)0.5;
+                a[i] = s[i] * below;
+                d[i] = below + s[i] * density;
+                dd[i] = density * (2 - s[i] * s[i]);
+            }
+        else
+            memcpy(a, s, n * sizeof(REAL));
+        for (long i = n; i < n + LANES; i++) a[i] = 1;
+    }
+}
+
+static void times(long n, V *c, const V *x, const V *y) {
+    for (long i = 0; i < n; i++) c[i] = x[i] * y[i];
+}
+
+static __attribute__((noinline)) void scaled(long n, V *c, const V *x, REAL by) {
+    for (long i = 0; i < n; i++) c[i] = x[i] * by;
+}
+
+typedef struct { /* what a pass leaves behind */
+    V *values[LAYERS], *slopes[LAYERS], *bends[LAYERS], *deltas[LAYERS], *shares;
+} Pass;
+
+/* c = x times the slopes of a layer of a pass, [rows, width], with room for that many behind each row of c, set to 0; the
+ * rectifier's slopes are known from its values */
+static void slope(int kind, long rows, long width, V *c, long behind, const V *x, const Pass *pass, long layer) {
+    for (long r = 0; r < rows; r++, c += width + behind, x += width) {
+        const V *values = pass->values[layer] + r * (width + 1), *slopes = pass->slopes[layer] + r * width;
+        if (kind == RELU)
+            for (long i = 0; i < width; i++) c[i] = (V)((Bits)x[i] & (values[i] > 0));
+        else if (kind == IDENTITY)
+            memcpy(c, x, width * sizeof(V));
+        else
+            for (long i = 0; i < width; i++) c[i] = x[i] * slopes[i];
+        for (long i = 0; i < behind; i++) c[width + i] = (V){0};
+    }
+}
+
+static long parameters_of(const Network *net) {
+    long n = 0;
+    for (long l = 0; l < net->layers; l++) n += (net->widths[l] + 1) * net->widths[l + 1];
+    return n;
+}
+
+/* Where each number of the matrices [in + 1, out] lies in a row of weights [out, in] and biases [out]. */
+static void find_places(const Network *net, int32_t *places) {
+    int32_t begin = 0;
+    for (long l = 0; l < net->layers; l++) {
+        int32_t in = net->widths[l], out = net->widths[l + 1];
+        for (int32_t i = 0; i <= in; i++)
+            for (int32_t o = 0; o < out; o++) *places++ = begin + (i < in ? o * in + i : out * in + o);
+        begin += (in + 1) * out;
+    }
+}
+
+/* The vectors of one pass over so many rows; laid out into it where there is memory. */
+static long lay_out(const Network *net, long rows, Pass *pass, V *memory) {
+    V *at = memory;
+    for (long l = 0; l < net->layers; l++) {
+        long in = net->widths[l], out = net->widths[l + 1];
+        pass->values[l] = at, at += rows * (in + 1);
+        pass->slopes[l] = at, at += rows * in;
+        pass->bends[l] = at, at += rows * in;
+        pass->deltas[l] = at, at += rows * out;
+    }
+    pass->shares = at, at += rows * net->widths[net->layers];
+    return at - memory;
+}
+
+/* The first rows of inputs [tasks, all, in] of the group's tasks -> [rows, in + 1], a one behind each row. A group that is
+ * not full repeats its last task. */
+static void load_inputs(const REAL *from, long first, long count, long rows, long all, long in, V *to) {
+    for (long l = 0; l < LANES; l++) {
+        const REAL *task = from + (first + (l < count ? l : count - 1)) * all * in;
+        for (long r = 0; r < rows; r++) {
+            for (long i = 0; i < in; i++) ((REAL *)(to + r * (in + 1) + i))[l] = task[r * in + i];
+            ((REAL *)(to + r * (in + 1) + in))[l] = 1;
+        }
+    }
+}
+
+/* values[0] is filled; fills the rest of the pass up to the logits */
+static void forward(const Network *net, long rows, const V *phi, Pass *pass, V *sums, V *logits) {
+    for (long l = 0; l < net->layers; l++) {
+        long in = net->widths[l], out = net->widths[l + 1], last = l + 1 == net->layers;
+        forward_product(rows, in + 1, out, last ? logits : sums, pass->values[l], phi, 0, 0);
+        if (!last)
+            activate(net->activation, rows, out, sums, pass->values[l + 1], pass->slopes[l + 1], pass->bends[l + 1]);
+        phi += (in + 1) * out;
+    }
+}
+
+/* deltas of the last layer are filled; fills the others, and multiplies the second derivatives by what comes back */
+static void back(const Network *net, long rows, const V *phi, Pass *pass, V *sums) {
+    phi += parameters_of(net);
+    for (long l = net->layers - 1; l > 0; l--) {
+        long in = net->widths[l], out = net->widths[l + 1];
+        phi -= (in + 1) * out;
+        back_product(rows, in, out, sums, pass->deltas[l], phi, 0, 0);
+        slope(net->activation, rows, in, pass->deltas[l - 1], 0, sums, pass, l);
+        if (net->activation >= TANH) times(rows * in, pass->bends[l], pass->bends[l], sums);
+    }
+}
+
+/* The tangents of a pass in the direction u of its parameters: of the activations, with a zero behind them, and of the
+ * logits. */
+static void forward_tangents(const Network *net, long rows, const V *phi, const V *u, const Pass *pass, Pass *tangent,
+                             V *logits) {
+    for (long l = 0, begin = 0; l < net->layers; l++) {
+        long in = net->widths[l], to = net->widths[l + 1], last = l + 1 == net->layers;
+        V *into = last ? logits : tangent->slopes[l + 1];
+        forward_product(rows, in + 1, to, into, pass->values[l], u + begin, l ? tangent->values[l] : 0, phi + begin);
+        if (!last) slope(net->activation, rows, to, tangent->values[l + 1], 1, into, pass, l + 1);
+        begin += (in + 1) * to;
+    }
+}
+
+/* deltas of the tangents' last layer are filled; subtracts the tangent of the gradient from v */
+static void back_tangents(const Network *net, long rows, const V *phi, const V *u, const Pass *pass, Pass *tangent,
+                          V *sums, V *v) {
+    for (long l = net->layers - 1, begin = parameters_of(net); l >= 0; l--) {
+        long in = net->widths[l], to = net->widths[l + 1];
+        begin -= (in + 1) * to;
+        subtract_gradient(rows, in + 1, to, v + begin, pass->values[l], tangent->deltas[l],
+                          l ? tangent->values[l] : 0, pass->deltas[l]);
+        if (!l) break;
+        back_product(rows, in, to, sums, tangent->deltas[l], phi + begin, pass->deltas[l], u + begin);
+        slope(net->activation, rows, in, tangent->deltas[l - 1], 0, sums, pass, l);
+        if (net->activation >= TANH)
+            for (long i = 0; i < rows * in; i++) tangent->deltas[l - 1][i] += pass->bends[l][i] * tangent->slopes[l][i];
+    }
+}
+
+/* A thread's own memory, kept for its next call; 0 where there is none. */
+static V *memory_of(long bytes) {
+    static _Thread_local V *memory;
+    static _Thread_local long held;
+    if (held < bytes || (!bytes && held > MOST_KEPT)) {
+        free(memory);
+        memory = bytes ? aligned_alloc(4096, bytes) : 0;
+        held = memory ? bytes : 0;
+    }
+    return memory;
+}

@@ -1,0 +1,84 @@
+"""The operator on the CPU: calls ``native.c``."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_maml.kernels.compiler import load
+from lightning_maml.kernels.mlp_adapt.native import ACTIVATIONS, MOST_LAYERS
+
+__all__ = ["lanes", "run", "unavailable"]
+
+SOURCE = Path(__file__).with_name("native.c")
+# in the order of native.c
+DISTRIBUTIONS = ("gaussian", "categorical")
+KINDS = ("log_probability", "ratio")
+
+
+class _Problem(ctypes.Structure):
+    """As in native.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("tasks", "rows", "distribution", "kind", "threads")),
+        *((name, ctypes.c_int64) for name in ("layers", "activation")),
+        ("widths", ctypes.c_int64 * (MOST_LAYERS + 1)),
+        *((name, ctypes.c_void_p) for name in ("phi", "direction", "observations", "weights", "old_log_probs")),
+        *((name, ctypes.c_void_p) for name in ("actions", "result")),
+    ]
+
+
+def run(
+    phi: Tensor,
+    direction: Tensor | None,
+    observations: Tensor,
+    actions: Tensor,
+    weights: Tensor,
+    old_log_probs: Tensor,
+    widths: Sequence[int],
+    activation: str,
+    distribution: str,
+    kind: str,
+) -> Tensor:
+    """The gradient ``[T, P]``; with a ``direction [T, P]`` what the Hessians make of it.
+
+    Raises:
+        RuntimeError: there is no compiler, or it fails, or an action is out of range.
+        MemoryError: no memory for the tasks.
+    """
+    library = load(SOURCE, phi.dtype, _Problem)
+    if isinstance(library, str):
+        raise RuntimeError(f"Expected to compile `policy_gradient` but {library}.")
+    result = torch.empty_like(phi, memory_format=torch.contiguous_format)
+    if not len(phi):
+        return result
+    values = [
+        None if value is None else value.contiguous()
+        for value in (phi, direction, observations, weights, old_log_probs, actions)
+    ]
+    problem = _Problem(
+        *(*weights.shape, DISTRIBUTIONS.index(distribution), KINDS.index(kind), torch.get_num_threads()),
+        *(len(widths) - 1, ACTIVATIONS.index(activation), (ctypes.c_int64 * (MOST_LAYERS + 1))(*widths)),
+        *(None if value is None else value.data_ptr() for value in values),
+        result.data_ptr(),
+    )
+    if (failed := library.adapt(ctypes.byref(problem))) == 1:
+        raise RuntimeError(f"Expected actions from 0 to {widths[-1] - 1} but some are out of range.")
+    if failed:
+        raise MemoryError(f"No memory for {len(phi)} tasks of {phi.shape[1]} parameters.")
+    return result
+
+
+def unavailable(dtype: torch.dtype = torch.float32) -> str | None:
+    """Why the operator cannot be compiled on this machine, or None; compiles it where that was not done before."""
+    library = load(SOURCE, dtype, _Problem)
+    return library if isinstance(library, str) else None
+
+
+def lanes(dtype: torch.dtype = torch.float32) -> int:
+    """How many tasks run at once, where the operator is available: fewer take as long."""
+    return int(load(SOURCE, dtype, _Problem).lanes())  # type: ignore[union-attr]

@@ -1,0 +1,86 @@
+"""Inner gradients of policies of all tasks by the operator ``policy_gradient``."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lightning_maml.engine.recognition import Perceptron, recognise
+from lightning_maml.inner import Parameters
+from lightning_maml.rl.outer import TRPO
+from lightning_maml.rl.policies import CategoricalPolicy, Deviation, GaussianPolicy
+from lightning_maml.rl.rollouts import Rollouts
+
+if TYPE_CHECKING:
+    from lightning_maml.rl.adaptation import MetaObjective
+
+__all__ = ["PolicyGradient", "find"]
+
+_KINDS = {"lvc": "ratio", "maml": "log_probability", "first_order": "log_probability"}  # of the estimators
+
+
+@dataclass(frozen=True, eq=False)
+class PolicyGradient:
+    """The gradient of the estimator's losses, for a policy whose parameters lie in the order of ``perceptron``."""
+
+    perceptron: Perceptron
+    distribution: str
+    kind: str
+
+    def __call__(self, phi: Parameters, rollouts: Rollouts) -> Parameters:
+        """``{name: [T, *shape]}`` to the same of the gradients; differentiable once."""
+        from lightning_maml.kernels.policy_gradient import policy_gradient
+
+        flat = torch.cat([phi[name].flatten(1) for name in self.perceptron.names], 1)
+        weights = rollouts.advantages * rollouts.mask / rollouts.mask[0].numel()
+        rows = (rollouts.observations, rollouts.actions, weights, rollouts.log_probs)
+        kind = (self.perceptron.widths, self.perceptron.activation, self.distribution, self.kind)
+        return self.perceptron.unpack_tasks(policy_gradient(flat, *(part.flatten(1, 2) for part in rows), *kind))
+
+    def fills(self, rollouts: Rollouts) -> bool:
+        """Whether there are tasks for most lanes of its vectors; where not, the engine ``batched`` is faster."""
+        from lightning_maml.kernels.policy_gradient import native
+
+        tasks, lanes = len(rollouts), native.lanes(rollouts.rewards.dtype)
+        return tasks >= 0.8 * lanes * math.ceil(tasks / lanes)
+
+    def unsupported(self, phi: Parameters, like: Tensor) -> str | None:
+        """Why it does not run for parameters and rollouts such as these, or None; compiles the operator."""
+        from lightning_maml.kernels.policy_gradient import native
+
+        dtypes = {value.dtype for value in phi.values()} | {like.dtype}
+        if like.device.type != "cpu":
+            return f"its operator for policies runs on the CPU, not on {like.device.type!r}."
+        if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
+            return f"parameters and rollouts are not of one dtype that it computes in: {sorted(map(str, dtypes))}."
+        if torch.is_autocast_enabled("cpu"):
+            return "autocast is on."
+        if (reason := native.unavailable(like.dtype)) is not None:
+            return f"its operator for policies needs a C compiler, but {reason}."
+        return None
+
+
+def find(objective: MetaObjective) -> PolicyGradient | str:
+    """What computes the inner gradients of an objective; or why nothing here does."""
+    policy, estimator = objective.policy, objective.estimator
+    if type(policy) not in (GaussianPolicy, CategoricalPolicy):
+        return f"the policy is a {type(policy).__name__}, neither a GaussianPolicy nor a CategoricalPolicy."
+    if not isinstance(estimator, str) or estimator not in _KINDS:
+        return f"the estimator is {estimator!r}, none of {sorted(_KINDS)}."
+    if isinstance(objective.outer, TRPO):
+        return "TRPO takes third derivatives of the inner loss, and its operator for policies has none."
+    if set(objective.split()[0]) != {name for name, _ in policy.named_parameters()}:
+        return "a part of the policy does not adapt."
+    layers = [(name, layer) for name, layer in policy.named_children() if type(layer) is not Deviation]
+    found = recognise(nn.Sequential(OrderedDict(layers)))
+    if isinstance(found, str):
+        return f"{found}."
+    if isinstance(policy, CategoricalPolicy):
+        return PolicyGradient(found, "categorical", _KINDS[estimator])
+    others = {name: value.shape for name, value in policy.named_parameters() if name not in found.shapes}  # log_std
+    return PolicyGradient(replace(found, shapes=found.shapes | others), "gaussian", _KINDS[estimator])
