@@ -150,10 +150,16 @@ def test_equals_learn2learn(network, loss, steps):
 
 
 @pytest.mark.parametrize(
-    "network,loss",
-    [("mlp", "mse"), ("norm_mlp", "cross_entropy"), pytest.param("conv4", "cross_entropy", marks=pytest.mark.slow)],
+    "network,loss,checkpoint",
+    [
+        ("mlp", "mse", None),
+        ("mlp", "mse", "step"),
+        ("norm_mlp", "cross_entropy", None),
+        pytest.param("norm_mlp", "cross_entropy", "step", marks=pytest.mark.slow),
+        pytest.param("conv4", "cross_entropy", None, marks=pytest.mark.slow),
+        pytest.param("conv4", "cross_entropy", "step", marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("checkpoint", [None, "step"])
 def test_compiled(network, loss, checkpoint):
     engine = Batched(compile=True, checkpoint=checkpoint)
     module, tasks = make_problem(network, loss)
