@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 import processes
-from lightning_maml import MLP, Algorithm, maml, meta_sgd, pretrained
+from lightning_maml import MLP, Algorithm, maml, maml_pp, meta_sgd, pretrained
 from lightning_maml.cli import main
 from lightning_maml.rl import (
     PPO,
@@ -25,6 +25,7 @@ from lightning_maml.rl import (
     Environment,
     EnvironmentTasks,
     GaussianPolicy,
+    MetaObjective,
     MetaRLModule,
     Navigation2D,
 )
@@ -71,6 +72,20 @@ def test_fits_and_tests(tmp_path: Path, algorithm: Algorithm, options: dict[str,
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert (written["tasks"], written["inner_steps"], written["algorithm"]) == (5, [0, 1, 2], algorithm.name)
     assert written["return"]["mean"][2] == pytest.approx(result["test/return_step_2"])
+
+
+def test_schedules_go_by_the_outer_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    call = MetaObjective.__call__
+
+    def recorded(self: MetaObjective, rollouts: Any) -> Any:
+        seen.append(self.algorithm.meta_gradient.update)  # type: ignore[attr-defined]
+        return call(self, rollouts)
+
+    monkeypatch.setattr(MetaObjective, "__call__", recorded)
+    module = _module(maml_pp(0.1, 2, multi_step_updates=3), outer=PPO(epochs=2))
+    _trainer(tmp_path, logger=False).fit(module, _tasks())
+    assert seen == [0, 1, 2, 3]
 
 
 def test_trpo_moves_within_its_trust_region(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import torch
@@ -122,6 +122,11 @@ class MetaObjective:
             )
         if self._asked_to_fuse and isinstance(self._fused, str):
             raise NotImplementedError(f"Engine 'fused' cannot run this: {self._fused}")
+
+    def at(self, update: int) -> MetaObjective:
+        """The same objective at meta-update number ``update``, see :meth:`~lightning_maml.Algorithm.at`."""
+        algorithm = self.algorithm.at(update)
+        return self if algorithm is self.algorithm else replace(self, algorithm=algorithm)
 
     @property
     def training_steps(self) -> int:

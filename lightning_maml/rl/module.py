@@ -253,6 +253,7 @@ class MetaRLModule(LightningModule):
         rollouts = [part for _, part in path]
         share = self._share(len(batch))
         for _ in range(objective.outer.epochs):
+            objective = self.objective.at(self.global_step)  # which counts outer steps, and goes on after resuming
             if isinstance(objective.outer, TRPO):
                 steps, loss, kl = trust_region_step(objective, rollouts, lambda values: self._sum(values * share))
                 gradients = [-step for step in steps]
