@@ -219,22 +219,23 @@ class MetaObjective:
     def _fused(self) -> PolicyGradient | str:
         return find(self)
 
-    def fused(self, phi: Parameters, rollouts: Rollouts) -> PolicyGradient | None:
-        """What computes the inner gradients on the engine ``"fused"``, or None on another one.
+    def fused(self, rollouts: Rollouts) -> PolicyGradient | None:
+        """What computes the inner gradients of these tasks on the engine ``"fused"``, or None on another one.
 
         Raises:
             NotImplementedError: the engine was asked for and cannot run this; the message says why.
         """
-        if self.engine != "auto" and not self._asked_to_fuse:
+        operator = self._operator(rollouts)
+        return operator if operator is not None and (self._asked_to_fuse or operator.fills(rollouts)) else None
+
+    def _operator(self, rollouts: Rollouts) -> PolicyGradient | None:
+        """The same, however few tasks there are."""
+        if isinstance(self._fused, str) or (self.engine != "auto" and not self._asked_to_fuse):
             return None
-        if isinstance(self._fused, str):
-            return None  # of "auto"
-        reason = self._fused.unsupported(phi, rollouts.rewards)
-        if self._asked_to_fuse:
-            if reason is not None:
-                raise NotImplementedError(f"Engine 'fused' cannot run this: {reason}")
-            return self._fused
-        return self._fused if reason is None and self._fused.fills(rollouts) else None
+        reason = self._fused.unsupported(self.split()[0], rollouts.rewards)
+        if reason is not None and self._asked_to_fuse:
+            raise NotImplementedError(f"Engine 'fused' cannot run this: {reason}")
+        return self._fused if reason is None else None
 
     @property
     def eager(self) -> bool:
@@ -247,7 +248,12 @@ class MetaObjective:
         if size is None:
             rows = rollouts.rewards[0].numel()
             size = max(CACHED_ROWS // rows, 1) if rollouts.rewards.device.type == "cpu" else tasks
-        return [slice(start, start + size) for start in range(0, tasks, size)]
+        # the operator's tasks come in groups; those left over are a chunk of their own
+        operator = self._operator(rollouts)
+        group = 1 if operator is None else operator.lanes(rollouts)
+        size, whole = max(size // group, 1) * group, tasks // group * group
+        chunks = [slice(start, min(start + size, whole)) for start in range(0, whole, size)]
+        return chunks if whole == tasks else [*chunks, slice(whole, tasks)]
 
 
 def _credit(rollouts: Rollouts) -> Tensor:
@@ -300,7 +306,7 @@ class RolloutLoop:
         inner, objective = self.objective.algorithm.inner, self.objective
         order = 1 if objective.estimator == "first_order" else order
         penalised = bool(objective.kl_penalty) or self.credit is not None
-        operator = objective.fused(phi, rollouts)
+        operator = objective.fused(rollouts)
         with torch.enable_grad():
             if operator is None or penalised:
                 outputs, log_probs = self._evaluate(phi, rollouts)
@@ -348,5 +354,6 @@ class RolloutLoop:
         return outputs, policy.log_probs(outputs, rollouts.actions)
 
     def _divergence(self, outputs: Tensor, rollouts: Rollouts) -> Tensor:
+        """The mean over the tasks of each one's mean over its time steps: the same in chunks, and in processes."""
         kl = self.objective.policy.kl(rollouts.outputs, outputs) * rollouts.mask
-        return kl.sum() / rollouts.mask.sum()
+        return (kl.sum((1, 2)) / rollouts.mask.sum((1, 2))).mean()

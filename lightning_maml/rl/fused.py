@@ -42,18 +42,22 @@ class PolicyGradient:
         kind = (self.perceptron.widths, self.perceptron.activation, self.distribution, self.kind)
         return self.perceptron.unpack_tasks(policy_gradient(flat, *(part.flatten(1, 2) for part in rows), *kind))
 
-    def fills(self, rollouts: Rollouts) -> bool:
-        """Whether there are tasks for most lanes of its vectors; where not, the engine ``batched`` is faster."""
+    def lanes(self, rollouts: Rollouts) -> int:
+        """How many tasks run at once."""
         from lightning_maml.kernels.policy_gradient import native
 
-        tasks, lanes = len(rollouts), native.lanes(rollouts.rewards.dtype)
+        return native.lanes(rollouts.rewards.dtype)
+
+    def fills(self, rollouts: Rollouts) -> bool:
+        """Whether there are tasks for most lanes of its vectors; where not, the engine ``batched`` is faster."""
+        tasks, lanes = len(rollouts), self.lanes(rollouts)
         return tasks >= 0.8 * lanes * math.ceil(tasks / lanes)
 
-    def unsupported(self, phi: Parameters, like: Tensor) -> str | None:
+    def unsupported(self, theta: Parameters, like: Tensor) -> str | None:
         """Why it does not run for parameters and rollouts such as these, or None; compiles the operator."""
         from lightning_maml.kernels.policy_gradient import native
 
-        dtypes = {value.dtype for value in phi.values()} | {like.dtype}
+        dtypes = {value.dtype for value in theta.values()} | {like.dtype}
         if like.device.type != "cpu":
             return f"its operator for policies runs on the CPU, not on {like.device.type!r}."
         if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
