@@ -96,7 +96,7 @@ class MetaRLModule(LightningModule):
         advantages: discount, baseline and the like.
         kl_penalty: ProMP's, see :class:`~lightning_maml.rl.MetaObjective`.
         exploration: the weight of E-MAML's term, see there.
-        engine: ``"auto"``, ``"batched"``, ``"eager"`` or an engine object.
+        engine: ``"auto"``, ``"batched"``, ``"fused"``, ``"eager"`` or an engine object, see there.
         test_steps: inner steps in validation and test; by default the algorithm's.
         test_rates: the rate of each of these, where it is not the algorithm's: ``[0.1, 0.05, 0.05]`` halves it.
         test_trajectories: of each task and inner step in validation and test.
