@@ -3,8 +3,8 @@
     python -m benchmarks.rl_engines [--tasks 16 20 40] [--inner-steps 1] [--rounds N] [--json FILE]
 
 All engines have the same rollouts, and run in turn, round by round. Each meta-gradient is checked against `eager` in
-float64 first; a wrong one gets no time, and the exit code is 1. Then what a meta-iteration of rl_navigation.yaml consists
-of. Freed memory is kept, as `lightning-maml` keeps it.
+float64 first; a wrong one gets no time, and the exit code is 1. Then what a meta-iteration of rl_navigation.yaml
+consists of. Freed memory is kept, as `lightning-maml` keeps it.
 """
 
 from __future__ import annotations
