@@ -152,7 +152,7 @@ def test_equals_learn2learn(network, loss, steps):
 @pytest.mark.parametrize(
     "network,loss,checkpoint",
     [
-        ("mlp", "mse", None),
+        pytest.param("mlp", "mse", None, marks=pytest.mark.slow),
         ("mlp", "mse", "step"),
         ("norm_mlp", "cross_entropy", None),
         pytest.param("norm_mlp", "cross_entropy", "step", marks=pytest.mark.slow),
@@ -227,8 +227,17 @@ def test_compiled_graphs_are_shared_between_steps():
         assert set(graphs) == {"classes", "kept", "query"}
 
 
-@pytest.mark.parametrize("learn_lr", ["shared", "per_step", "per_parameter", "per_parameter_and_step", "per_element"])
-@pytest.mark.parametrize("preset", [maml, fomaml])
+LEARNED = ["shared", "per_step", "per_parameter", "per_parameter_and_step", "per_element"]
+
+
+@pytest.mark.parametrize(
+    "preset,learn_lr",
+    [
+        *((maml, kind) for kind in LEARNED),
+        # which compile anew for each kind, too
+        *(pytest.param(fomaml, kind, marks=[pytest.mark.slow] * (kind == "per_element")) for kind in LEARNED),
+    ],
+)
 def test_learned_rates(preset, learn_lr):
     module, tasks = make_problem("mlp", "mse")
     algorithm = preset(LR, 3, learn_lr=learn_lr)
@@ -285,7 +294,7 @@ def test_partly_adapted_and_frozen(engine):
     assert module.conv2.weight.grad is None
 
 
-@pytest.mark.parametrize("engine", [*ENGINES, "compile"])
+@pytest.mark.parametrize("engine", [*ENGINES, pytest.param("compile", marks=pytest.mark.slow)])
 def test_a_meta_batch_is_freed_at_once(engine):
     """A cycle through autograd's graph would never be: no garbage collector sees it."""
     module, tasks = make_problem("mlp", "mse")

@@ -19,8 +19,11 @@ ENGINES = {"eager": Eager(), "batched": Batched(), "checkpoint": Batched(checkpo
 
 @pytest.mark.parametrize(
     "engine,mode,training",
-    # compiled in the mode that would write, if any did: each takes half a minute
-    [*itertools.product(ENGINES, ["batch", "running"], [True, False]), ("compile", "batch", True)],
+    [
+        *itertools.product(ENGINES, ["batch", "running"], [True, False]),
+        # compiled in the mode that would write, if any did: half a minute
+        pytest.param("compile", "batch", True, marks=pytest.mark.slow),
+    ],
 )
 def test_running_statistics_are_never_written(engine, mode, training):
     # compiling a whole Conv4 takes minutes on two cores
