@@ -42,9 +42,7 @@ def measure(tasks: int, steps: int, rounds: int) -> dict[str, Any]:
     collect = Collector(environment, policy, goals, TRAJECTORIES)
     rollouts = [part for _, part in objectives["batched"].adapt(collect, tasks, steps)]
     with torch.no_grad():
-        for (
-            parameter
-        ) in policy.parameters():  # as after an outer step: what was sampled is no longer what would be done
+        for parameter in policy.parameters():  # as after an outer step: other than what was sampled
             parameter += 0.01 * torch.randn_like(parameter)
     exact = MetaObjective(copy.deepcopy(policy).double(), algorithm, engine="eager")
     doubled = [Rollouts(*(getattr(part, item.name).double() for item in fields(part))) for part in rollouts]

@@ -1,4 +1,4 @@
-"""What the operators of whole inner loops ask of parameters and targets alike."""
+"""What operators ask of their arguments alike."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["check_batch", "check_parameters", "check_targets"]
+__all__ = ["check_batch", "check_choices", "check_parameters", "check_targets"]
 
 
 def check_batch(batch: Sequence[Tensor], order: int) -> None:
@@ -16,6 +16,13 @@ def check_batch(batch: Sequence[Tensor], order: int) -> None:
         raise ValueError(f"Expected `order` to be 1 or 2 but got {order!r}.")
     if len({len(part) for part in batch[::2]}) > 1:
         raise ValueError(f"Expected as many query sets as support sets but got {len(batch[2])}.")
+
+
+def check_choices(**choices: tuple[str, Sequence[str]]) -> None:
+    """Raise ValueError where an argument, ``name=(value, known)``, is none of those known."""
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise ValueError(f"Expected `{name}` to be one of {known} but got {value!r}.")
 
 
 def check_parameters(theta: Tensor, rates: Tensor, P: int, network: str) -> None:

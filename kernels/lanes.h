@@ -3,25 +3,11 @@
  * The networks of a meta-batch differ in their weights, so products of single tasks are too small to fill a core. With
  * the tasks in the lanes every product is the same few instructions for any width, needs no padding and no transposed
  * copy, and each task's numbers stay apart: one that overflows harms no other.
- *
- * For sources compiled by compiler.py with -DREAL=float -DINTEGER=int32_t, or -DREAL=double -DINTEGER=int64_t.
  */
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "vectors.h"
 
-#if defined(__AVX512F__)
-#define BYTES 64
-#elif defined(__AVX__)
-#define BYTES 32
-#else
-#define BYTES 16
-#endif
-#define LANES (BYTES / (long)sizeof(REAL))
 #define LAYERS 4 /* at most */
 #define MOST_KEPT (64L << 20) /* bytes that a thread keeps for its next call */
-#define INLINE static inline __attribute__((always_inline))
 
 typedef REAL V __attribute__((vector_size(BYTES)));
 typedef INTEGER Bits __attribute__((vector_size(BYTES))); /* what comparing gives */
@@ -193,6 +179,19 @@ static void activate(int kind, long rows, long width, const V *sums, V *values, 
     }
 }
 
+/* The probabilities of a row of logits, of the task in lane l, into shares; returns the log-probability of the one that
+ * targets are 1 for. */
+INLINE REAL softmax(long out, long l, const V *logits, const V *targets, V *shares) {
+    REAL most = logits[0][l], sum = 0, hit = 0;
+    for (long o = 1; o < out; o++) most = logits[o][l] > most ? logits[o][l] : most;
+    for (long o = 0; o < out; o++) sum += shares[o][l] = EXP(logits[o][l] - most);
+    for (long o = 0; o < out; o++) {
+        shares[o][l] /= sum;
+        hit += targets[o][l] * (logits[o][l] - most);
+    }
+    return hit - LOG(sum);
+}
+
 static void times(long n, V *c, const V *x, const V *y) {
     for (long i = 0; i < n; i++) c[i] = x[i] * y[i];
 }
@@ -224,6 +223,12 @@ static long parameters_of(const Network *net) {
     long n = 0;
     for (long l = 0; l < net->layers; l++) n += (net->widths[l] + 1) * net->widths[l + 1];
     return n;
+}
+
+static long widest_of(const Network *net) {
+    long widest = 0;
+    for (long l = 0; l <= net->layers; l++) widest = net->widths[l] > widest ? net->widths[l] : widest;
+    return widest;
 }
 
 /* Where each number of the matrices [in + 1, out] lies in a row of weights [out, in] and biases [out]. */

@@ -5,29 +5,15 @@
  * convolution is a sum over taps of products rows x weights; which rows meet at which tap is in tables that all tasks
  * and all steps share, sorted so that places with the same taps stand together: nothing is copied into patches, and
  * what the border or the stride leaves out is not multiplied. Sums over tasks are in the order of the tasks.
- *
- * Compiled by native.py with -DREAL=float -DINTEGER=int32_t, or -DREAL=double -DINTEGER=int64_t.
  */
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "vectors.h"
 
-#if defined(__AVX512F__)
-#define BYTES 64
-#elif defined(__AVX__)
-#define BYTES 32
-#else
-#define BYTES 16
-#endif
-#define LANES (BYTES / (long)sizeof(REAL))
 #define BLOCK (2 * LANES) /* channels of a block: two vectors */
 #define ROWS 6            /* of a tile of the product: 12 sums, 2 weights and 1 broadcast in 16 registers */
 #define CHUNK 48          /* rows that a weight gradient takes at once: with their weights' block they stay in the cache */
 #define LAYERS 8
 #define TAPS 9
 #define GROUP 16 /* tasks whose gradients are kept apart before they are summed */
-#define INLINE static inline __attribute__((always_inline))
 
 typedef REAL V __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
 /* A block, a cache line where vectors are of 32 bytes: what goes through memory row by row takes whole ones. */

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_maml.kernels.checks import check_batch, check_parameters, check_targets
+from lightning_maml.kernels.checks import check_batch, check_choices, check_parameters, check_targets
 from lightning_maml.kernels.conv_adapt import native
 from lightning_maml.kernels.conv_adapt.layout import Network
 from lightning_maml.kernels.mlp_adapt import Adaptation
@@ -150,8 +150,7 @@ def _network(numbers: list[int], eps: float) -> Network:
 
 def _check(theta: Tensor, rates: Tensor, batch: Sequence[Tensor], network: Network, loss: str, order: int = 1) -> None:
     """Raise ValueError for what the operator does not cover; ``batch`` are inputs and targets, of one set or of two."""
-    if loss not in LOSSES:
-        raise ValueError(f"Expected `loss` to be one of {LOSSES} but got {loss!r}.")
+    check_choices(loss=(loss, LOSSES))
     check_parameters(theta, rates, network.size, str(network))
     image = network.channels, network.height, network.width
     for inputs, targets in zip(batch[::2], batch[1::2], strict=True):

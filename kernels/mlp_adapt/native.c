@@ -37,15 +37,8 @@ static void delta_of(int loss, long rows, long out, const V *logits, const V *ta
             for (long l = 0; l < LANES; l++) {
                 const V *z = logits + r * out, *t = targets + r * out;
                 V *p = shares + r * out, *d = delta + r * out;
-                REAL most = z[0][l], sum = 0, hit = 0;
-                for (long o = 1; o < out; o++) most = z[o][l] > most ? z[o][l] : most;
-                for (long o = 0; o < out; o++) sum += p[o][l] = EXP(z[o][l] - most);
-                for (long o = 0; o < out; o++) {
-                    p[o][l] /= sum;
-                    d[o][l] = p[o][l] - t[o][l];
-                    hit += t[o][l] * (z[o][l] - most);
-                }
-                total[l] += LOG(sum) - hit;
+                total[l] -= softmax(out, l, z, t, p);
+                for (long o = 0; o < out; o++) d[o][l] = p[o][l] - t[o][l];
             }
     }
     *losses = total / (REAL)(loss == CROSS_ENTROPY ? rows : rows * out);
@@ -67,8 +60,7 @@ static void delta_tangent_of(int loss, long rows, long out, const V *shares, con
 static long vectors_needed(const Problem *p) {
     Pass pass;
     const Network *net = &p->net;
-    long most = p->rows > p->queries ? p->rows : p->queries, widest = 0, P = parameters_of(net);
-    for (long l = 0; l <= net->layers; l++) widest = net->widths[l] > widest ? net->widths[l] : widest;
+    long most = p->rows > p->queries ? p->rows : p->queries, widest = widest_of(net), P = parameters_of(net);
     long targets = (p->rows + p->queries) * net->widths[net->layers];
     return (p->steps + 4) * P + targets + p->steps * lay_out(net, p->rows, &pass, 0) + lay_out(net, most, &pass, 0) +
            2 * lay_out(net, p->rows, &pass, 0) + most * (widest + 1) * 2;
@@ -93,8 +85,7 @@ static void group(const Problem *p, const int32_t *places, long first, V *memory
     const long most = rows > queries ? rows : queries, order = p->order, rate_step = p->rate_columns > 1;
     /* the factor of the mean goes into the rates: deltas are gradients of sums, of half the squares */
     const REAL factor = p->loss == MSE ? 2 : 1, scale = factor / (p->loss == CROSS_ENTROPY ? rows : rows * out);
-    long widest = 0;
-    for (long l = 0; l <= layers; l++) widest = net->widths[l] > widest ? net->widths[l] : widest;
+    const long widest = widest_of(net);
 
     V *at = memory, *path = at;
     at += (steps + 1) * P;

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_maml.kernels.checks import check_batch, check_parameters, check_targets
+from lightning_maml.kernels.checks import check_batch, check_choices, check_parameters, check_targets
 from lightning_maml.kernels.mlp_adapt import recursion
 from lightning_maml.kernels.mlp_adapt.layout import size
 
@@ -285,13 +285,7 @@ def _check(
     order: int = 1,
 ) -> None:
     """Raise ValueError for what the operator does not cover; ``batch`` are inputs and targets, of one set or of two."""
-    for name, value, known in (
-        ("activation", activation, ACTIVATIONS),
-        ("loss", loss, LOSSES),
-        ("precision", precision, PRECISIONS),
-    ):
-        if value not in known:
-            raise ValueError(f"Expected `{name}` to be one of {known} but got {value!r}.")
+    check_choices(activation=(activation, ACTIVATIONS), loss=(loss, LOSSES), precision=(precision, PRECISIONS))
     if not 2 <= len(widths) <= MOST_HIDDEN + 2 or not all(1 <= width <= WIDEST for width in widths):
         raise ValueError(
             f"Expected `widths` to be inputs, up to {MOST_HIDDEN} hidden layers and outputs, of 1 to {WIDEST} each, "

@@ -60,16 +60,7 @@ static void deltas_of(const Problem *p, long rows, const V *logits, const V *log
                 log_prob -= shares[o] * shares[o] * (REAL)0.5 + log_std[o] + HALF_LOG_2PI;
             }
         else
-            for (long l = 0; l < LANES; l++) {
-                REAL most = logits[0][l], sum = 0, hit = 0;
-                for (long o = 1; o < out; o++) most = logits[o][l] > most ? logits[o][l] : most;
-                for (long o = 0; o < out; o++) sum += shares[o][l] = EXP(logits[o][l] - most);
-                for (long o = 0; o < out; o++) {
-                    shares[o][l] /= sum;
-                    hit += actions[o][l] * (logits[o][l] - most);
-                }
-                log_prob[l] = hit - LOG(sum);
-            }
+            for (long l = 0; l < LANES; l++) log_prob[l] = softmax(out, l, logits, actions, shares);
         if (p->kind == RATIO) {
             V ratio = log_prob - of->old[r];
             for (long l = 0; l < LANES; l++) ratio[l] = EXP(ratio[l] > 80 ? 80 : ratio[l]);
@@ -115,8 +106,7 @@ static void delta_tangents_of(const Problem *p, long rows, const V *tangents, co
 
 static long vectors_needed(const Problem *p) {
     Pass pass;
-    long widest = 0, out = p->net.widths[p->net.layers];
-    for (long l = 0; l <= p->net.layers; l++) widest = p->net.widths[l] > widest ? p->net.widths[l] : widest;
+    const long widest = widest_of(&p->net), out = p->net.widths[p->net.layers];
     return 2 * lay_out(&p->net, BLOCK, &pass, 0) + BLOCK * (widest + 1) + BLOCK * (2 * out + 3) + out;
 }
 
@@ -125,9 +115,7 @@ static void part(const Problem *p, long first, long begin, long end, const V *ph
                  V *sums) {
     const Network *net = &p->net;
     const long left = p->tasks - first, count = left < LANES ? left : LANES, out = net->widths[net->layers];
-    const long P = parameters_of(net);
-    long widest = 0;
-    for (long l = 0; l <= net->layers; l++) widest = net->widths[l] > widest ? net->widths[l] : widest;
+    const long P = parameters_of(net), widest = widest_of(net);
     Pass pass, tangent;
     V *at = memory;
     at += lay_out(net, BLOCK, &pass, at);

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_maml.kernels.checks import check_choices
 from lightning_maml.kernels.mlp_adapt import ACTIVATIONS, MOST_HIDDEN
 from lightning_maml.kernels.mlp_adapt.layout import size
 from lightning_maml.kernels.policy_gradient import native
@@ -107,29 +108,7 @@ def policy_gradient(
         ValueError: shapes or dtypes that do not fit each other, or an argument outside of what is covered.
         RuntimeError: on differentiating it twice; no compiler; an action out of range.
     """
-    _check(phi, observations, actions, weights, old_log_probs, widths, activation, distribution, kind)
-    rows = (observations, actions, weights, old_log_probs)
-    return _policy_gradient(phi, None, *rows, list(widths), activation, distribution, kind)
-
-
-def _check(
-    phi: Tensor,
-    observations: Tensor,
-    actions: Tensor,
-    weights: Tensor,
-    old_log_probs: Tensor,
-    widths: Sequence[int],
-    activation: str,
-    distribution: str,
-    kind: str,
-) -> None:
-    for name, value, known in (
-        ("activation", activation, ACTIVATIONS),
-        ("distribution", distribution, DISTRIBUTIONS),
-        ("kind", kind, KINDS),
-    ):
-        if value not in known:
-            raise ValueError(f"Expected `{name}` to be one of {known} but got {value!r}.")
+    check_choices(activation=(activation, ACTIVATIONS), distribution=(distribution, DISTRIBUTIONS), kind=(kind, KINDS))
     if not 2 <= len(widths) <= MOST_HIDDEN + 2 or min(widths) < 1:
         raise ValueError(f"Expected `widths` of at most {MOST_HIDDEN} hidden layers but got {list(widths)}.")
     gaussian = distribution == "gaussian"
@@ -152,3 +131,5 @@ def _check(
             raise ValueError(f"Expected `{name}` of {dtype}, parameters of float32 or float64, but got {tensor.dtype}.")
         if name != "phi" and tensor.requires_grad:
             raise ValueError(f"Expected `{name}` without a gradient: it is differentiable in `phi` alone.")
+    rows = (observations, actions, weights, old_log_probs)
+    return _policy_gradient(phi, None, *rows, list(widths), activation, distribution, kind)

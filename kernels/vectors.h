@@ -1,0 +1,16 @@
+/* How wide this processor's vectors are. For sources that compiler.py compiles with -DREAL=float -DINTEGER=int32_t, or
+ * -DREAL=double -DINTEGER=int64_t. */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+#define LANES (BYTES / (long)sizeof(REAL))
+#define INLINE static inline __attribute__((always_inline))
