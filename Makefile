@@ -39,9 +39,10 @@ format: $(VENV)/.ready ## rewrite the files to the project's format, and fix wha
 setup: $(VENV)/.ready ## only the set-up
 
 # Repeated where pyproject.toml changed. learn2learn 0.2.0 ships C files that do not compile on Python 3.11 or later;
-# with Cython at hand and `build_ext` among its arguments its setup.py makes them afresh (learn2learn#413). Its list of
-# dependencies is left out (--no-deps): it would bring qpth, which pins numpy below 2. What it needs in order to run
-# is the extra `l2l-runtime` of pyproject.toml.
+# with Cython at hand and `build_ext` among its arguments its setup.py makes them afresh (learn2learn#413); older pips
+# would run setup.py themselves, without that argument, but for --use-pep517. Its list of dependencies is left out
+# (--no-deps): it would bring qpth, which pins numpy below 2. What it needs in order to run is the extra `l2l-runtime`
+# of pyproject.toml.
 $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \
 	  echo "setup: needs Python 3.11, 3.12 or 3.13, but '$(PYTHON)' is: $$($(PYTHON) --version 2>&1 | tail -n 1)" >&2; \
@@ -63,6 +64,6 @@ $(VENV)/.ready: pyproject.toml
 	@$(PIP) 'setuptools>=77,<81' wheel cython numpy
 	@$(PIP) --editable '.[dev]'
 	@echo 'setup: learn2learn, built from its source'
-	@$(PIP) --no-build-isolation --no-deps --config-settings=--global-option=build_ext learn2learn==0.2.0
+	@$(PIP) --use-pep517 --no-build-isolation --no-deps --config-settings=--global-option=build_ext learn2learn==0.2.0
 	@touch $@
 	@echo 'setup: done'

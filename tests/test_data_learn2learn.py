@@ -193,7 +193,8 @@ def test_missing_learn2learn_says_how_to_install_it(monkeypatch: pytest.MonkeyPa
         import_learn2learn()
     for line in (
         'pip install "setuptools<81" wheel cython numpy',
-        "pip install --no-build-isolation --no-deps --config-settings=--global-option=build_ext learn2learn==0.2.0",
+        "pip install learn2learn==0.2.0 --use-pep517 --no-build-isolation --no-deps \\\n",
+        "--config-settings=--global-option=build_ext\n",
         'pip install "lightning-maml[l2l-runtime]"',
     ):
         assert line in str(raised.value)

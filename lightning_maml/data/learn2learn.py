@@ -21,7 +21,8 @@ __all__ = ["Learn2LearnTasks", "import_learn2learn"]
 
 INSTALL = """learn2learn is not installed, or does not import. Its last release installs on Python 3.11 and later by
     pip install "setuptools<81" wheel cython numpy
-    pip install --no-build-isolation --no-deps --config-settings=--global-option=build_ext learn2learn==0.2.0
+    pip install learn2learn==0.2.0 --use-pep517 --no-build-isolation --no-deps \\
+      --config-settings=--global-option=build_ext
     pip install "lightning-maml[l2l-runtime]\""""
 
 
