@@ -44,7 +44,8 @@ def explain_divergence(
             "data, so the meta-parameters are to blame: lower the outer learning rate, or clip the meta-gradient."
         )
     lr = algorithm.inner.lr
-    advice = f"lower the inner rate (now {lr})" if isinstance(lr, float | int) else "lower the initial inner rate"
+    fixed = isinstance(lr, float | int | tuple)
+    advice = f"lower the inner rate (now {lr})" if fixed else "lower the initial inner rate"
     if wrong.any():
         step = int(wrong.any(0).nonzero()[0])
         which = wrong[:, step].nonzero().flatten().tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar, get_args
 
@@ -26,7 +26,8 @@ class Rates(nn.Module):
 
     Args:
         kind: what has a rate of its own, see :data:`LearnedRate`.
-        lr: the initial value of all of them.
+        lr: the initial value of all of them, or, of the kinds that tell steps apart, of each step; later steps have the
+            last one.
         steps: the number of inner steps; a later step (at test) uses the last one's rate.
         parameters: ``{name: tensor}``, the parameters that adapt.
 
@@ -36,8 +37,20 @@ class Rates(nn.Module):
         {'weight': (5,), 'bias': (5,)}
     """
 
-    def __init__(self, kind: LearnedRate, lr: float, steps: int, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, kind: LearnedRate, lr: float | Sequence[float], steps: int, parameters: Mapping[str, Tensor]
+    ) -> None:
         super().__init__()
+        tells_steps_apart = kind in ("per_step", "per_parameter_and_step")
+        if isinstance(lr, Sequence):
+            if not tells_steps_apart:
+                raise ValueError(
+                    f"Expected one initial rate for learned rates {kind!r}, which are the same at every step, but got "
+                    f"{list(lr)}; 'per_step' and 'per_parameter_and_step' can begin with one for each step."
+                )
+            initial: float | list[float] = [float(lr[min(step, len(lr) - 1)]) for step in range(steps)]
+        else:
+            initial = float(lr)
         self.kind, self.lr = kind, lr
         self._dims: dict[str, int] = {}
         first = next(iter(parameters.values()))
@@ -49,13 +62,12 @@ class Rates(nn.Module):
                     self.register_parameter(f"{name}/{part}", nn.Parameter(identity))
                 continue
             shape: tuple[int, ...] = ()
-            if kind in ("per_step", "per_parameter_and_step"):
+            if tells_steps_apart:
                 shape = (steps,)
             elif kind == "per_element":
                 shape = tuple(parameter.shape)
-            self.register_parameter(
-                name, nn.Parameter(torch.full(shape, float(lr), dtype=first.dtype, device=first.device))
-            )
+            rate = torch.tensor(initial, dtype=first.dtype, device=first.device).expand(shape).clone()
+            self.register_parameter(name, nn.Parameter(rate))
 
     @staticmethod
     def _key(name: str) -> str:
@@ -64,7 +76,7 @@ class Rates(nn.Module):
     def at(self, name: str, step: int) -> Tensor:
         """The rate of parameter ``name`` at inner step ``step``: a scalar, or of the parameter's own shape."""
         if self.kind == "curvature":
-            return next(self.parameters()).new_full((), self.lr)
+            return next(self.parameters()).new_tensor(self.lr)
         rate = self.get_parameter(self.kind if self.kind in ("shared", "per_step") else self._key(name))
         return rate[min(step, len(rate) - 1)] if self.kind in ("per_step", "per_parameter_and_step") else rate
 
@@ -167,7 +179,8 @@ class InnerLoop:
     .. math:: \phi_{k+1} = \phi_k - \alpha \, P_k\big(\nabla L_{support}(\phi_k) + \lambda (\phi_k - \theta)\big)
 
     Args:
-        lr: the inner rate alpha: a number, a scalar tensor, or :class:`Rates`.
+        lr: the inner rate alpha: a number, one for each step (of which further steps have the last), a scalar tensor,
+            or :class:`Rates`.
         steps: the number of inner steps m; 0 leaves the network as it is.
         learn_lr: what has a learned rate of its own, or None for a fixed one.
         adapts: which parameters adapt, see :data:`Adapts`. Parameters with ``requires_grad=False`` never do, nor do
@@ -187,7 +200,7 @@ class InnerLoop:
         ValueError: an argument is out of range.
     """
 
-    lr: float | Tensor | Rates = 0.01
+    lr: float | Sequence[float] | Tensor | Rates = 0.01
     steps: int = 5
     learn_lr: LearnedRate | None = None
     adapts: Adapts = None
@@ -210,6 +223,10 @@ class InnerLoop:
                     f"Expected `lr` to be a number or a scalar tensor but got shape {list(self.lr.shape)}; "
                     "use `learn_lr` or `Rates` for a rate per step, parameter or element."
                 )
+        elif isinstance(self.lr, Sequence):
+            if not self.lr or not all(0 < float(rate) < float("inf") for rate in self.lr):
+                raise ValueError(f"Expected `lr` to hold positive and finite rates of the steps but got {self.lr!r}.")
+            object.__setattr__(self, "lr", tuple(self.lr))  # hashable, as the rest
         elif not isinstance(self.lr, Rates) and not 0 < float(self.lr) < float("inf"):
             raise ValueError(f"Expected `lr` to be positive and finite but got {self.lr!r}.")
         if self.learn_lr is not None and self.learn_lr not in get_args(LearnedRate):
@@ -250,7 +267,9 @@ class InnerLoop:
 
     def rate(self, name: str, step: int) -> float | Tensor:
         """The rate of parameter ``name`` at inner step ``step``."""
-        return self.lr.at(name, step) if isinstance(self.lr, Rates) else self.lr
+        if isinstance(self.lr, Rates):
+            return self.lr.at(name, step)
+        return self.lr[min(step, len(self.lr) - 1)] if isinstance(self.lr, Sequence) else self.lr
 
     def rates(self, names: list[str], step: int) -> list[float | Tensor]:
         """The rates of all parameters at inner step ``step``, in the order of ``names``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -88,7 +89,8 @@ class Algorithm:
         per_step = per_step_names(network)
         candidates = {name: value for name, value in parameters.items() if name not in per_step}
         adapted = {name: parameters[name] for name in self.inner.adapted(candidates)}
-        return Rates(self.inner.learn_lr, float(self.inner.lr), max(self.inner.steps, 1), adapted)
+        lr = self.inner.lr if isinstance(self.inner.lr, Sequence) else float(self.inner.lr)
+        return Rates(self.inner.learn_lr, lr, max(self.inner.steps, 1), adapted)
 
     def with_rates(self, rates: Rates | None) -> Algorithm:
         """The same algorithm with these inner rates; None changes nothing."""

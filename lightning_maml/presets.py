@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from lightning_maml.inner import SGD, Adam, InnerLoop, LearnedRate, Part
@@ -28,7 +28,7 @@ __all__ = [
 
 
 def maml(
-    lr: float = 0.01,
+    lr: float | Sequence[float] = 0.01,
     steps: int = 5,
     learn_lr: LearnedRate | None = None,
     adapts: str | Callable[[str], bool] | None = None,
@@ -43,7 +43,7 @@ def maml(
     times larger: its alpha = 0.4 in 5-way Omniglot is ``lr=2.0`` here.
 
     Args:
-        lr: the inner rate alpha.
+        lr: the inner rate alpha; or one for each step, of which further steps (at test) have the last.
         steps: the number of inner steps m.
         learn_lr: what has a learned rate of its own (see :data:`LearnedRate`); None for a fixed rate.
         adapts: which parameters adapt in the inner loop: None for all, a regular expression, or a predicate.
@@ -60,7 +60,7 @@ def maml(
 
 
 def fomaml(
-    lr: float = 0.01,
+    lr: float | Sequence[float] = 0.01,
     steps: int = 5,
     learn_lr: LearnedRate | None = None,
     adapts: str | Callable[[str], bool] | None = None,
@@ -75,7 +75,7 @@ def fomaml(
 
 
 def pretrained(
-    lr: float = 0.01,
+    lr: float | Sequence[float] = 0.01,
     steps: int = 5,
     adapts: str | Callable[[str], bool] | None = None,
     batch_norm: BatchNorm = "batch",
@@ -89,7 +89,7 @@ def pretrained(
 
 
 def anil(
-    lr: float = 0.01,
+    lr: float | Sequence[float] = 0.01,
     steps: int = 5,
     head: str | None = None,
     learn_lr: LearnedRate | None = None,
@@ -120,7 +120,7 @@ def anil(
 
 
 def boil(
-    lr: float = 0.01,
+    lr: float | Sequence[float] = 0.01,
     steps: int = 5,
     head: str | None = None,
     learn_lr: LearnedRate | None = None,
@@ -221,7 +221,7 @@ def meta_curvature(
 
 
 def reptile(
-    lr: float = 1e-3,
+    lr: float | Sequence[float] = 1e-3,
     steps: int = 5,
     optimizer: Literal["adam", "sgd"] = "adam",
     batch_size: int | None = None,
@@ -263,7 +263,7 @@ def reptile(
 
 
 def imaml(
-    lr: float = 0.1,
+    lr: float | Sequence[float] = 0.1,
     steps: int = 16,
     proximal: float = 2.0,
     cg_steps: int = 5,
@@ -311,7 +311,7 @@ def imaml(
 
 
 def maml_pp(
-    lr: float = 0.1,
+    lr: float | Sequence[float] = 0.1,
     steps: int = 5,
     learn_lr: LearnedRate | None = "per_parameter_and_step",
     multi_step_updates: int | None = 5000,
@@ -339,7 +339,8 @@ def maml_pp(
     paper's rate is too large in training, too; 0.01 stayed stable for 3,000 updates.
 
     Args:
-        lr: the initial value of the inner rates; the default is the paper's, for images and a network with batch-norm.
+        lr: the initial value of the inner rates, or one for each step; the default is the paper's, for images and a
+            network with batch-norm.
         learn_lr, steps, adapts, batch_norm: as in :func:`maml`.
         multi_step_updates: meta-updates until only the loss after the last step counts, see :class:`MultiStep`.
         first_order_updates: meta-updates of first order before those of second.
@@ -359,7 +360,7 @@ def maml_pp(
 
 
 def proto_maml(
-    lr: float = 0.01,
+    lr: float | Sequence[float] = 0.01,
     steps: int = 5,
     head: str | None = None,
     first_order: bool = False,
@@ -400,7 +401,7 @@ def proto_maml(
 
 
 def cavia(
-    lr: float = 1.0,
+    lr: float | Sequence[float] = 1.0,
     steps: int = 1,
     adapts: str | Callable[[str], bool] = r"(^|\.)context$",
     batch_norm: BatchNorm = "batch",
@@ -434,7 +435,7 @@ def cavia(
 
 
 def lora(
-    lr: float = 0.01,
+    lr: float | Sequence[float] = 0.01,
     steps: int = 5,
     learn_lr: LearnedRate | None = None,
     adapts: str | Callable[[str], bool] = r"(^|\.)lora_[abAB](\.|$)",

@@ -58,6 +58,13 @@ CASES = {
     "infinite rate": (lambda: maml(float("inf")), ValueError, "`lr` to be positive and finite but got inf"),
     "rate vector": (lambda: SGD(torch.ones(3)), ValueError, r"scalar tensor but got shape \[3\]"),
     "unknown kind of rate": (lambda: maml(learn_lr="layer"), ValueError, "`learn_lr` to be one of .* but got 'layer'"),
+    "no rate for any step": (lambda: maml([], 2), ValueError, "`lr` to hold positive and finite rates"),
+    "a rate of 0 for a step": (lambda: maml([0.1, 0.0], 2), ValueError, "`lr` to hold .* but got \\[0.1, 0.0\\]"),
+    "rates of steps for rates that know none": (
+        lambda: maml([0.1, 0.05], 2, learn_lr="shared").initial_rates(torch.nn.Linear(1, 1)),
+        ValueError,
+        "one initial rate for learned rates 'shared', .* but got \\[0.1, 0.05\\]",
+    ),
     "learned rate without a home": (lambda: run(algorithm=maml(learn_lr="shared")), ValueError, "initial_rates"),
     "unknown batch-norm": (lambda: maml(batch_norm="eval"), ValueError, "`batch_norm` to be 'batch' or 'running' but got 'eval'"),
     "rule class, not rule": (lambda: Algorithm(SGD(), Unrolled), TypeError, "rule such as Unrolled"),

@@ -267,6 +267,25 @@ def test_learned_rates(preset, learn_lr):
     assert slope == pytest.approx((losses[0] - losses[1]) / 2e-5, rel=1e-5)
 
 
+@pytest.mark.parametrize("preset", [maml, fomaml])
+@pytest.mark.parametrize("network", ["mlp", "norm_mlp"])
+def test_a_rate_for_each_step(preset, network):
+    """The numbers are those of learned rates at the same values, and further steps have the last one."""
+    module, tasks = make_problem(network, "mse")
+    fixed, learned = preset([LR, LR / 2], 3), preset([LR, LR / 2], 3, learn_lr="per_step")
+    rates = learned.initial_rates(module)
+    assert rates.per_step.tolist() == [LR, LR / 2, LR / 2]
+    oracle = meta_loss(module, learned.with_rates(rates), tasks, loss="mse", engine="eager")
+    expected = meta_gradient(module, oracle)
+    compiled = {"compile": Batched(compile=True)} if (preset, network) == (maml, "mlp") else {}
+    for name, engine in {**ENGINES, **compiled}.items():
+        output = meta_loss(module, fixed, tasks, loss="mse", engine=engine)
+        assert relative_error(meta_gradient(module, output), expected) < 1e-9, name
+        torch.testing.assert_close(output.support_losses, oracle.support_losses)
+    one = meta_loss(module, preset(LR, 3), tasks, loss="mse")
+    assert relative_error(meta_gradient(module, one), expected) > 1e-3
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_partly_adapted_and_frozen(engine):
     """A body that is shared, a layer that is frozen: all as autograd has it."""

@@ -101,6 +101,7 @@ def test_meta_gradient_is_that_of_a_loop_by_hand(policy: GaussianPolicy, engine:
 
 POLICIES: dict[str, Callable[[], Policy]] = {
     "gaussian": lambda: GaussianPolicy(2, 2, hidden=[7, 5], init_std=0.6),
+    "fixed deviation": lambda: GaussianPolicy(2, 2, hidden=[5], init_std=0.6, learn_std=False),
     "categorical": lambda: CategoricalPolicy(2, 3, hidden=[6], activation="gelu"),
     "linear": lambda: CategoricalPolicy(2, 2, hidden=[]),
 }
@@ -128,7 +129,8 @@ def _made_up(policy: Policy, tasks: int, trajectories: int, steps: int) -> list[
 def test_the_fused_engine_gives_the_same_numbers(name: str, estimator: str, tasks: int, trajectories: int) -> None:
     policy = POLICIES[name]().double()
     more = {"kl_penalty": 0.1, "exploration": 0.3 if tasks > 1 else 0.0}
-    for algorithm in (maml(0.3, 2), fomaml(0.3, 1), maml_pp(0.3, 2), meta_sgd(0.3, 1)):
+    mean = maml([0.3, 0.1], 2, adapts="^(?!deviation)")  # the deviation is meta-learned, but does not adapt
+    for algorithm in (maml(0.3, 2), fomaml(0.3, 1), maml_pp(0.3, 2), meta_sgd(0.3, 1), mean):
         adapted = algorithm.with_rates(algorithm.initial_rates(policy))
         objectives = [MetaObjective(policy, adapted, estimator, engine=e, **more) for e in ("batched", "fused")]
         torch.manual_seed(0)
@@ -411,7 +413,7 @@ def test_bad_objectives_are_refused(policy: GaussianPolicy) -> None:
         ({"estimator": "loaded_dice"}, "the estimator is 'loaded_dice'"),
         ({"estimator": lambda *_: 0}, "the estimator is <function"),
         ({"outer": TRPO()}, "TRPO takes third derivatives"),
-        ({"algorithm": maml(adapts="head")}, "a part of the policy does not adapt"),
+        ({"algorithm": maml(adapts="head")}, "a part of the policy other than its deviation does not adapt"),
         ({"policy": GaussianPolicy(2, 2, hidden=[200])}, r"its widths \[2, 200, 2\] exceed"),
         ({"policy": _Clipped(2, 2)}, "the policy is a _Clipped"),
         ({"engine": Fused()}, r"Expected Fused\(compile=True\) for rollouts"),

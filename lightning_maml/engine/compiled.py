@@ -68,10 +68,11 @@ class CompiledLoop(CheckpointedLoop):
         self.batch = [value.detach().contiguous() for _, value in tasks.named()]
         like = next(iter(self.theta.values()))
         rate = problem.inner.lr
-        if not isinstance(rate, Tensor):
-            # one tensor for all steps: a number in the graph would mean another graph for another rate
-            rate = like.new_tensor(0.0 if isinstance(rate, Rates) else float(rate))
-        self.rate, self.known_rate = rate, rate.detach()
+        if isinstance(rate, Tensor):
+            self.fixed_rates = [rate]
+        else:  # tensors, too: a number in the graph would mean another graph for another rate
+            numbers = [] if isinstance(rate, Rates) else rate if isinstance(rate, Sequence) else [rate]
+            self.fixed_rates = [like.new_tensor(float(number)) for number in numbers]
         device = like.device
         signature = (
             type(problem.loss),
@@ -236,7 +237,8 @@ class CompiledLoop(CheckpointedLoop):
         if isinstance(rate, Rates):
             with torch.set_grad_enabled(not known):
                 return [rate.at(name, step).contiguous() for name in self.names]
-        return [self.known_rate if known else self.rate]
+        fixed = self.fixed_rates[min(step, len(self.fixed_rates) - 1)]
+        return [fixed.detach() if known else fixed]
 
     def _run(self, kind: Any, function: Callable[..., list[Tensor]], *args: Sequence[Tensor]) -> Sequence[Tensor]:
         """The graph of ``function`` on lists of tensors, compiled where it is met for the first time."""

@@ -282,12 +282,12 @@ def _rates(problem: Problem, found: Perceptron | Convolutional, steps: int) -> T
     Differentiable with respect to learned ones.
     """
     inner, names, adapted = problem.inner, found.names, set(problem.adapted)
-    learned = isinstance(inner.lr, Rates)
     like = problem.parameters[names[0]].detach()
     if adapted == set(names) and (not isinstance(inner.lr, Rates) or inner.lr.kind in ("shared", "per_step")):
-        if not learned and not isinstance(inner.lr, Tensor):
-            return like.new_full((steps, 1), float(inner.lr))  # type: ignore[arg-type]
-        rows = [torch.as_tensor(inner.rate(names[0], step)).reshape(1) for step in range(steps)]
+        if isinstance(inner.lr, int | float):
+            return like.new_full((steps, 1), float(inner.lr))
+        alphas = [inner.rate(names[0], step) for step in range(steps)]
+        rows = [torch.as_tensor(alpha, dtype=like.dtype, device=like.device).reshape(1) for alpha in alphas]
     else:
 
         def full(name: str, step: int) -> Tensor:

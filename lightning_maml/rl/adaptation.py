@@ -321,8 +321,7 @@ class RolloutLoop:
                 named = dict(zip(phi, gradients, strict=True))
         if operator is not None:
             with torch.set_grad_enabled(order == 2):
-                gradient = operator(phi, rollouts)
-                named = {name: gradient[name] for name in phi}
+                named = operator(phi, self.constants, rollouts)
         if objective.kl_penalty:
             self.penalties.append(objective.kl_penalty * self._divergence(outputs, rollouts))
         if self.credit is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -32,15 +33,18 @@ class PolicyGradient:
     distribution: str
     kind: str
 
-    def __call__(self, phi: Parameters, rollouts: Rollouts) -> Parameters:
-        """``{name: [T, *shape]}`` to the same of the gradients; differentiable once."""
+    def __call__(self, phi: Parameters, constants: Mapping[str, Tensor], rollouts: Rollouts) -> Parameters:
+        """``{name: [T, *shape]}`` of what adapts to the same of the gradients; differentiable once."""
         from lightning_maml.kernels.policy_gradient import policy_gradient
 
-        flat = torch.cat([phi[name].flatten(1) for name in self.perceptron.names], 1)
+        rest = {name: constants[name].expand(len(rollouts), -1) for name in self.perceptron.names if name not in phi}
+        flat = torch.cat([(phi | rest)[name].flatten(1) for name in self.perceptron.names], 1)
         weights = rollouts.advantages * rollouts.mask / rollouts.mask[0].numel()
         rows = (rollouts.observations, rollouts.actions, weights, rollouts.log_probs)
         kind = (self.perceptron.widths, self.perceptron.activation, self.distribution, self.kind)
-        return self.perceptron.unpack_tasks(policy_gradient(flat, *(part.flatten(1, 2) for part in rows), *kind))
+        gradient = policy_gradient(flat, *(part.flatten(1, 2) for part in rows), *kind)
+        named = self.perceptron.unpack_tasks(gradient)
+        return {name: named[name] for name in phi}
 
     def lanes(self, rollouts: Rollouts) -> int:
         """How many tasks run at once."""
@@ -78,8 +82,9 @@ def find(objective: MetaObjective) -> PolicyGradient | str:
         return f"the estimator is {estimator!r}, none of {sorted(_KINDS)}."
     if isinstance(objective.outer, TRPO):
         return "TRPO takes third derivatives of the inner loss, and its operator for policies has none."
-    if set(objective.split()[0]) != {name for name, _ in policy.named_parameters()}:
-        return "a part of the policy does not adapt."
+    fixed = {name for name, _ in policy.named_parameters()} - set(objective.split()[0])
+    if not fixed <= {"deviation.log_std"}:
+        return "a part of the policy other than its deviation does not adapt."
     layers = [(name, layer) for name, layer in policy.named_children() if type(layer) is not Deviation]
     found = recognise(nn.Sequential(OrderedDict(layers)))
     if isinstance(found, str):

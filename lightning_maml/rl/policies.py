@@ -76,8 +76,8 @@ class GaussianPolicy(Policy):
 
     .. math:: a \sim \mathcal N\big(\mu_\phi(s), \operatorname{diag}(e^{2 \log\sigma})\big)
 
-    ``log_std`` does not depend on the state, and adapts like any other parameter. Outputs are the mean and then
-    ``log_std``: ``P = 2 A``. Actions are not bounded; environments clip them.
+    ``log_std`` does not depend on the state, and adapts like any other parameter, or stays as it is. Outputs are the
+    mean and then ``log_std``: ``P = 2 A``. Actions are not bounded; environments clip them.
 
     Args:
         observation_size: O.
@@ -85,6 +85,7 @@ class GaussianPolicy(Policy):
         hidden: width of each hidden layer.
         activation: as of :class:`~lightning_maml.networks.MLP`.
         init_std: the deviation at the start.
+        learn_std: whether it is learned, and adapts; if not, it stays.
 
     Raises:
         ValueError: an argument is out of range.
@@ -106,11 +107,13 @@ class GaussianPolicy(Policy):
         hidden: Sequence[int] = (100, 100),
         activation: str = "relu",
         init_std: float = 1.0,
+        learn_std: bool = True,
     ) -> None:
         if not 0 < init_std < math.inf:
             raise ValueError(f"Expected `init_std` to be positive and finite but got {init_std!r}.")
         mean = MLP(observation_size, hidden, action_size, activation, init="default")
-        super().__init__(OrderedDict([*mean.named_children(), ("deviation", Deviation(action_size, init_std))]))
+        deviation = Deviation(action_size, init_std, learn_std)
+        super().__init__(OrderedDict([*mean.named_children(), ("deviation", deviation)]))
         self.observation_size, self.action_size = observation_size, action_size
 
     def sample(self, outputs: Tensor) -> Tensor:
@@ -175,9 +178,9 @@ class CategoricalPolicy(Policy):
 class Deviation(nn.Module):
     """Appends ``log_std``, the same for every observation, to the mean: ``[N, A] -> [N, 2 A]``."""
 
-    def __init__(self, action_size: int, init_std: float) -> None:
+    def __init__(self, action_size: int, init_std: float, learned: bool) -> None:
         super().__init__()
-        self.log_std = nn.Parameter(torch.full((action_size,), math.log(init_std)))
+        self.log_std = nn.Parameter(torch.full((action_size,), math.log(init_std)), requires_grad=learned)
 
     def forward(self, mean: Tensor) -> Tensor:
         """``[N, A] -> [N, 2 A]``."""
