@@ -3,7 +3,7 @@
     python -m benchmarks.rl [NAME] [--seeds 0 1 2] [--epochs N] [--only maml|pretrained] [--json FILE] [OPTION ...]
 
 Every run is `lightning-maml fit` and then `test` of configs/NAME.yaml on held-out tasks, with further options as given.
-NAME is rl_navigation or rl_half_cheetah; an epoch is 10 meta-iterations.
+NAME is rl_navigation, rl_navigation_two_steps or rl_half_cheetah; an epoch is 10 meta-iterations.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks.about import about
 
 REPOSITORY = Path(__file__).parents[1]
+NAMES = ["rl_navigation", "rl_navigation_two_steps", "rl_half_cheetah"]
 ALGORITHMS: dict[str, list[str]] = {
     "maml": [],
     "pretrained": ["--model.algorithm", "lightning_maml.pretrained"],
@@ -63,7 +64,7 @@ def _command(arguments: list[str]) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", default="rl_navigation", choices=["rl_navigation", "rl_half_cheetah"])
+    parser.add_argument("name", nargs="?", default=NAMES[0], choices=NAMES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="of 10 meta-iterations (default: the configuration's)")
     parser.add_argument("--only", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))
