@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,11 @@ LearnedRate = Literal["shared", "per_step", "per_parameter", "per_parameter_and_
 """What has a learned inner rate of its own. ``per_element`` is Meta-SGD's, ``per_parameter_and_step`` MAML++'s.
 ``curvature`` is Meta-Curvature's: the rate stays, and learned matrices multiply the gradient, one for its outputs,
 one for its inputs and one for the places of a filter; a vector is multiplied element by element."""
+
+
+def of_step(rates: Any, step: int) -> Any:
+    """The rate of inner step ``step`` among ``rates``, a sequence or ``[steps]``: further steps have the last one."""
+    return rates[min(step, len(rates) - 1)]
 
 
 class Rates(nn.Module):
@@ -41,17 +46,16 @@ class Rates(nn.Module):
         self, kind: LearnedRate, lr: float | Sequence[float], steps: int, parameters: Mapping[str, Tensor]
     ) -> None:
         super().__init__()
-        tells_steps_apart = kind in ("per_step", "per_parameter_and_step")
+        self.kind, self.lr = kind, lr
         if isinstance(lr, Sequence):
-            if not tells_steps_apart:
+            if not self._tells_steps_apart:
                 raise ValueError(
                     f"Expected one initial rate for learned rates {kind!r}, which are the same at every step, but got "
                     f"{list(lr)}; 'per_step' and 'per_parameter_and_step' can begin with one for each step."
                 )
-            initial: float | list[float] = [float(lr[min(step, len(lr) - 1)]) for step in range(steps)]
+            initial: float | list[float] = [float(of_step(lr, step)) for step in range(steps)]
         else:
             initial = float(lr)
-        self.kind, self.lr = kind, lr
         self._dims: dict[str, int] = {}
         first = next(iter(parameters.values()))
         names = [self._key(name) for name in parameters] if kind not in ("shared", "per_step") else [kind]
@@ -62,12 +66,16 @@ class Rates(nn.Module):
                     self.register_parameter(f"{name}/{part}", nn.Parameter(identity))
                 continue
             shape: tuple[int, ...] = ()
-            if tells_steps_apart:
+            if self._tells_steps_apart:
                 shape = (steps,)
             elif kind == "per_element":
                 shape = tuple(parameter.shape)
             rate = torch.tensor(initial, dtype=first.dtype, device=first.device).expand(shape).clone()
             self.register_parameter(name, nn.Parameter(rate))
+
+    @property
+    def _tells_steps_apart(self) -> bool:
+        return self.kind in ("per_step", "per_parameter_and_step")
 
     @staticmethod
     def _key(name: str) -> str:
@@ -78,7 +86,7 @@ class Rates(nn.Module):
         if self.kind == "curvature":
             return next(self.parameters()).new_tensor(self.lr)
         rate = self.get_parameter(self.kind if self.kind in ("shared", "per_step") else self._key(name))
-        return rate[min(step, len(rate) - 1)] if self.kind in ("per_step", "per_parameter_and_step") else rate
+        return of_step(rate, step) if self._tells_steps_apart else rate
 
     def direction(self, name: str, gradient: Tensor) -> Tensor:
         """What the rate of parameter ``name`` multiplies, from its gradient ``[*shape]`` or ``[T, *shape]``."""
@@ -269,7 +277,7 @@ class InnerLoop:
         """The rate of parameter ``name`` at inner step ``step``."""
         if isinstance(self.lr, Rates):
             return self.lr.at(name, step)
-        return self.lr[min(step, len(self.lr) - 1)] if isinstance(self.lr, Sequence) else self.lr
+        return of_step(self.lr, step) if isinstance(self.lr, Sequence) else self.lr
 
     def rates(self, names: list[str], step: int) -> list[float | Tensor]:
         """The rates of all parameters at inner step ``step``, in the order of ``names``."""

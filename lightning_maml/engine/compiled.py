@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from lightning_maml.engine.base import Problem, attach
 from lightning_maml.engine.checkpointed import CheckpointedLoop, restore_rng, rng_state
 from lightning_maml.engine.loop import TaskLoop
-from lightning_maml.inner import Parameters, Rates
+from lightning_maml.inner import Parameters, Rates, of_step
 from lightning_maml.meta_gradient import FirstOrder, Query, Unrolled
 from lightning_maml.tasks import TaskBatch
 
@@ -68,11 +68,11 @@ class CompiledLoop(CheckpointedLoop):
         self.batch = [value.detach().contiguous() for _, value in tasks.named()]
         like = next(iter(self.theta.values()))
         rate = problem.inner.lr
-        if isinstance(rate, Tensor):
-            self.fixed_rates = [rate]
-        else:  # tensors, too: a number in the graph would mean another graph for another rate
-            numbers = [] if isinstance(rate, Rates) else rate if isinstance(rate, Sequence) else [rate]
-            self.fixed_rates = [like.new_tensor(float(number)) for number in numbers]
+        self.fixed_rates: list[Tensor] = []
+        if not isinstance(rate, Rates):
+            # as tensors: a number in the graph would mean another graph for another rate
+            each = rate if isinstance(rate, Sequence) else [rate]
+            self.fixed_rates = [alpha if isinstance(alpha, Tensor) else like.new_tensor(float(alpha)) for alpha in each]
         device = like.device
         signature = (
             type(problem.loss),
@@ -237,7 +237,7 @@ class CompiledLoop(CheckpointedLoop):
         if isinstance(rate, Rates):
             with torch.set_grad_enabled(not known):
                 return [rate.at(name, step).contiguous() for name in self.names]
-        fixed = self.fixed_rates[min(step, len(self.fixed_rates) - 1)]
+        fixed = of_step(self.fixed_rates, step)
         return [fixed.detach() if known else fixed]
 
     def _run(self, kind: Any, function: Callable[..., list[Tensor]], *args: Sequence[Tensor]) -> Sequence[Tensor]:

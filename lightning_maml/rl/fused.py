@@ -37,8 +37,9 @@ class PolicyGradient:
         """``{name: [T, *shape]}`` of what adapts to the same of the gradients; differentiable once."""
         from lightning_maml.kernels.policy_gradient import policy_gradient
 
-        rest = {name: constants[name].expand(len(rollouts), -1) for name in self.perceptron.names if name not in phi}
-        flat = torch.cat([(phi | rest)[name].flatten(1) for name in self.perceptron.names], 1)
+        names, tasks = self.perceptron.names, len(rollouts)
+        each = [phi[name] if name in phi else constants[name].expand(tasks, -1) for name in names]
+        flat = torch.cat([value.flatten(1) for value in each], 1)
         weights = rollouts.advantages * rollouts.mask / rollouts.mask[0].numel()
         rows = (rollouts.observations, rollouts.actions, weights, rollouts.log_probs)
         kind = (self.perceptron.widths, self.perceptron.activation, self.distribution, self.kind)
