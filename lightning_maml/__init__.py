@@ -3,7 +3,7 @@
 from lightning_maml.adaptation import Adapted, Evaluation, adapt, evaluate, meta_loss
 from lightning_maml.data import Learn2LearnTasks, OmniglotTasks, SinusoidTasks
 from lightning_maml.engine import Batched, Eager, Engine, Fused, Graphed, MetaOutput
-from lightning_maml.inner import SGD, Adam, Part, Rates
+from lightning_maml.inner import SGD, Adam, Part, Prototypes, Rates, SharpnessAware, Sign, Zeros
 from lightning_maml.learner import Algorithm
 from lightning_maml.meta_gradient import FirstOrder, Implicit, Joint, MultiStep, Reptile, Unrolled
 from lightning_maml.module import MetaModule
@@ -23,7 +23,6 @@ from lightning_maml.presets import (
     proto_maml,
     reptile,
 )
-from lightning_maml.starts import Prototypes, Zeros
 from lightning_maml.tasks import TaskBatch
 from lightning_maml.weights import load_adapted, save_adapted
 
@@ -53,6 +52,8 @@ __all__ = [
     "Rates",
     "Reptile",
     "ResNet12",
+    "SharpnessAware",
+    "Sign",
     "SinusoidTasks",
     "TaskBatch",
     "Unrolled",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_maml.engine import Engine, MetaOutput, Problem, resolve_engine
+from lightning_maml.engine import Engine, MetaOutput, Problem, run_on
+from lightning_maml.engine.base import autocast_on
 from lightning_maml.engine.forward import batch_norm_mode
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import Algorithm
@@ -31,7 +32,7 @@ class Adapted:
     support_losses: Tensor
     """``[T, steps + 1]``: before each inner step and after the last."""
     problem: Problem
-    engine: Engine
+    engine: str | Engine
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Each task's predictions ``[T, N, ...]`` for its own inputs ``[T, N, ...]``, without a graph."""
@@ -39,7 +40,8 @@ class Adapted:
         if inputs.ndim < 2 or inputs.shape[0] != tasks:
             raise ValueError(f"Expected inputs of {tasks} tasks, [{tasks}, rows, ...], but got {list(inputs.shape)}.")
         with _running(self.problem), torch.no_grad():
-            return self.engine.predict(self.problem, self.parameters, _normal(inputs))
+            rows, phi = _normal(inputs), self.parameters
+            return run_on(self.engine, self.problem, (), lambda engine: engine.predict(self.problem, phi, rows))[1]
 
     def network(self, task: int) -> nn.Module:
         """A copy of the network with the parameters of one task: an ordinary module, to save or to deploy."""
@@ -95,11 +97,9 @@ def meta_loss(
             "Expected gradients to be enabled for `meta_loss`; under no_grad or inference_mode use `evaluate`."
         )
     problem = Problem(network, algorithm, task_loss(loss))
-    _check_finite(tasks)
-    _check_devices(problem, tasks.support_inputs)
-    chosen = resolve_engine(engine, problem, tasks)
+    _check_data(problem, tasks.named())
     with _running(problem):
-        return chosen.meta_loss(problem, tasks)
+        return run_on(engine, problem, tasks.sets, lambda chosen: chosen.meta_loss(problem, tasks))[1]
 
 
 def adapt(
@@ -126,17 +126,18 @@ def adapt(
         torch.Size([4, 10, 1])
     """
     problem = Problem(network, algorithm, task_loss(loss))
-    tasks = TaskBatch(
-        _normal(support_inputs), _normal(support_targets), _normal(support_inputs), _normal(support_targets)
-    )
-    _check_finite(tasks)
-    _check_devices(problem, support_inputs)
-    chosen = resolve_engine(engine, problem, tasks)
-    losses = []
-    phi: Parameters = {}
-    with _running(problem):
-        for phi, step_losses in chosen.trajectory(problem, tasks.support_inputs, tasks.support_targets):  # noqa: B007
+    support = _normal(support_inputs), _normal(support_targets)
+    TaskBatch(*support, *support)  # for its errors
+    _check_data(problem, zip(("support_inputs", "support_targets"), support, strict=True))
+
+    def run(chosen: Engine) -> tuple[Parameters, list[Tensor]]:
+        losses = []
+        for phi, step_losses in chosen.trajectory(problem, support):  # noqa: B007
             losses.append(step_losses)
+        return phi, losses
+
+    with _running(problem):
+        chosen, (phi, losses) = run_on(engine, problem, (support,), run)
     return Adapted({name: value.clone() for name, value in phi.items()}, torch.stack(losses, 1), problem, chosen)
 
 
@@ -164,39 +165,38 @@ def evaluate(
     """
     problem = Problem(network, algorithm if steps is None else algorithm.with_steps(steps), task_loss(loss))
     tasks = TaskBatch(*(_normal(value) for _, value in tasks.named()))
-    _check_finite(tasks)
-    _check_devices(problem, tasks.support_inputs)
-    chosen = resolve_engine(engine, problem, tasks)
-    support_losses: list[Tensor] = []
-    query_losses: list[Tensor] = []
-    predictions: list[Tensor] = []
-    with _running(problem):
-        path = chosen.trajectory(problem, tasks.support_inputs, tasks.support_targets)
-        for step, (phi, losses) in enumerate(path):
+    _check_data(problem, tasks.named())
+
+    def run(chosen: Engine) -> list[tuple[Tensor, Tensor, Tensor]]:
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        for step, (phi, losses) in enumerate(chosen.trajectory(problem, tasks.sets[0])):
             with torch.no_grad():
                 predicted = chosen.predict(problem, phi, tasks.query_inputs, step)
-                if not predictions:
+                if not found:
                     problem.loss.check_shapes(predicted.shape, tasks.query_targets)
                     problem.loss.check_values(predicted.shape[-1], tasks.query_targets)
-                query_losses.append(problem.loss(predicted, tasks.query_targets))
-            support_losses.append(losses)
-            predictions.append(predicted)
-    return Evaluation(torch.stack(query_losses, 1), torch.stack(support_losses, 1), torch.stack(predictions, 1))
+                found.append((problem.loss(predicted, tasks.query_targets), losses, predicted))
+        return found
+
+    with _running(problem):
+        _, found = run_on(engine, problem, tasks.sets, run)
+    return Evaluation(*(torch.stack(values, 1) for values in zip(*found, strict=True)))
 
 
 @contextmanager
 def _running(problem: Problem) -> Iterator[None]:
     """What holds while an engine runs: gradients on, and every forward twice differentiable."""
     with torch.inference_mode(False), torch.enable_grad():
-        if problem.plain and not torch.is_autocast_enabled(next(iter(problem.names.values())).device.type):
+        if problem.plain and not autocast_on(next(iter(problem.names.values())).device):
             yield  # nothing of the below concerns it
             return
         with ExitStack() as stack:
             stack.enter_context(batch_norm_mode(problem.modules, problem.algorithm.batch_norm))
-            # the fused attention kernels have no second derivative, nor has cuDNN's recurrence
+            # the fused attention kernels have no second derivative, nor has cuDNN's or oneDNN's recurrence
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if any(isinstance(module, nn.RNNBase) for module in problem.modules):
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+                stack.callback(torch.backends.mkldnn.set_flags, torch.backends.mkldnn.set_flags(False)[0])
             # a cast cached where gradients were off would have no gradient where they are on
             stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
             torch.set_autocast_cache_enabled(False)
@@ -211,20 +211,23 @@ def _normal(tensor: Tensor) -> Tensor:
         return tensor.clone()
 
 
-def _check_finite(tasks: TaskBatch) -> None:
-    # on an accelerator this would wait for the device; MetaModule looks there once a loss is not finite
-    named = [(name, value) for name, value in tasks.named() if value.is_floating_point() and value.device.type == "cpu"]
-    if all(math.isfinite(norm.item()) for norm in torch._foreach_norm([value for _, value in named], 1)):
-        return
-    for name, value in named:  # a norm of finite numbers may overflow
-        bad = (~torch.isfinite(value)).flatten(1).any(1).nonzero().flatten().tolist()
-        if bad:
-            raise ValueError(f"Expected finite numbers but `{name}` holds NaN or infinities in tasks {bad[:10]}.")
-
-
-def _check_devices(problem: Problem, inputs: Tensor) -> None:
+def _check_data(problem: Problem, named: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise ValueError where network and data lie on different devices, or data is not finite."""
     parameter = next(iter(problem.names.values()), None)
     if parameter is None:
         raise ValueError(f"Expected a network with parameters to adapt but {type(problem.network).__name__} has none.")
-    if parameter.device != inputs.device:
-        raise ValueError(f"Expected network and tasks on one device but got {parameter.device} and {inputs.device}.")
+    named = list(named)
+    for name, value in named:
+        if value.device != parameter.device:
+            raise ValueError(
+                f"Expected network and tasks on one device but got {parameter.device} and, of `{name}`, {value.device}."
+            )
+    # on an accelerator this would wait for the device; MetaModule looks there once a loss is not finite
+    floats = [(name, value) for name, value in named if value.is_floating_point() and value.device.type == "cpu"]
+    values = [value for _, value in floats]
+    if not values or all(math.isfinite(norm.item()) for norm in torch._foreach_norm(values, 1)):
+        return
+    for name, value in floats:  # a norm of finite numbers may overflow
+        bad = (~torch.isfinite(value)).flatten(1).any(1).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(f"Expected finite numbers but `{name}` holds NaN or infinities in tasks {bad[:10]}.")

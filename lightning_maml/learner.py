@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import nn
 
-from lightning_maml.inner import InnerLoop, Rates
+from lightning_maml.inner import Holder, InnerLoop, Rates, holders_in
 from lightning_maml.meta_gradient import Annealed, MetaGradient
 
 __all__ = ["Algorithm", "BatchNorm", "per_step_names"]
@@ -51,6 +52,18 @@ class Algorithm:
             raise ValueError(f"Expected `batch_norm` to be 'batch' or 'running' but got {self.batch_norm!r}.")
         if not callable(self.meta_gradient) or isinstance(self.meta_gradient, type):
             raise TypeError(f"Expected `meta_gradient` to be a rule such as Unrolled() but got {self.meta_gradient!r}.")
+
+    @cached_property
+    def needs(self) -> frozenset[tuple[str, Any]]:
+        """What an engine has to run, as ``(kind, what)``: see :attr:`InnerLoop.needs`; and the class of the rule."""
+        rule = type(self.meta_gradient)
+        tensors = {("tensor in", rule)} if [*holders_in(self.meta_gradient)] else set()
+        return self.inner.needs | {("rule", rule), *tensors}
+
+    @cached_property
+    def holders(self) -> tuple[Holder, ...]:
+        """The tensors and modules in inner loop and rule: learned rates, and whatever else may ask for a gradient."""
+        return *holders_in(self.inner), *holders_in(self.meta_gradient)
 
     def with_steps(self, steps: int) -> Algorithm:
         """The same algorithm with another number of inner steps, as at test."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lightning_maml.inner import Holder, holders_in
 
 __all__ = ["Loss", "TaskLoss", "task_loss"]
 
@@ -20,9 +24,24 @@ class TaskLoss:
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.function = function
 
+    @cached_property
+    def holders(self) -> tuple[Holder, ...]:
+        """The tensors and modules that it computes with, which may ask for a gradient."""
+        return tuple(holders_in(self.function))
+
+    @property
+    def kind(self) -> Any:
+        """What an engine has to know: the name of a loss that has one, else the function or the class."""
+        if type(self) is TaskLoss:
+            return "bce" if self.function is F.binary_cross_entropy_with_logits else self.function
+        return {MeanSquaredError: "mse", CrossEntropy: "cross_entropy"}.get(type(self), type(self))
+
     def __call__(self, predictions: Tensor, targets: Tensor) -> Tensor:
         """The losses ``[T]``."""
-        losses = torch.func.vmap(self.function, randomness="different")(predictions, targets)
+        if len(predictions) == 1:  # as the function is written: vmap refuses some
+            losses = self.function(predictions[0], targets[0]).unsqueeze(0)
+        else:
+            losses = torch.func.vmap(self.function, randomness="different")(predictions, targets)
         if losses.shape != predictions.shape[:1]:
             raise ValueError(
                 "Expected `loss` to return one scalar for each task but got shape "

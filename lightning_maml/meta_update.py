@@ -25,19 +25,11 @@ OnDivergence = Literal["skip", "zero", "raise"]
 
 
 @dataclass(frozen=True, eq=False)
-class MetaUpdate:
-    """What the finite tasks of a meta-batch have to say; everything but ``surrogate`` is detached."""
+class MetaUpdate(MetaOutput):
+    """What the finite tasks of a meta-batch, ``T'`` of ``T``, have to say: their mean, or zeros without any."""
 
-    surrogate: Tensor
-    """Scalar whose ``.backward()`` leaves the finite tasks' mean meta-gradient in ``.grad``; zeros without any."""
     tasks: TaskBatch | None
-    """The finite tasks, ``T'`` of them; None without any."""
-    task_losses: Tensor
-    """``[T']``: each one's query loss after adaptation."""
-    predictions: Tensor | None
-    """``[T', Nq, ...]``."""
-    support_losses: Tensor
-    """``[T', steps + 1]``."""
+    """The finite tasks; None without any."""
     finite: list[bool]
     """Of each task of the meta-batch, ``[T]``."""
     explanation: str
@@ -84,9 +76,7 @@ def meta_update(
     for part in parts:
         for chosen, output in run.finite_parts(part, finite):
             if len(chosen) == len(tasks):  # the ordinary case: all at once, and all finite
-                return MetaUpdate(
-                    output.surrogate, tasks, output.task_losses, output.predictions, output.support_losses, finite, ""
-                )
+                return MetaUpdate(**vars(output), tasks=tasks, finite=finite, explanation="")
             share = torch._foreach_mul(output.gradients, float(len(chosen)))
             total = share if total is None else torch._foreach_add(total, share)
             outputs.append((output.task_losses, output.predictions, output.support_losses))
@@ -96,18 +86,16 @@ def meta_update(
         zero = leaves[0].new_zeros(())
         gradients = [torch.zeros_like(leaf) for leaf in leaves]
         nothing = zero.new_zeros(0)
-        return MetaUpdate(
-            attach(zero, gradients, leaves), None, nothing, None, nothing.unsqueeze(1), finite, run.explanation
-        )
-    losses = torch.cat([losses for losses, _, _ in outputs])
+        none = MetaOutput(zero, attach(zero, gradients, leaves), nothing, nothing, nothing.unsqueeze(1))
+        return MetaUpdate(**vars(none), tasks=None, finite=finite, explanation=run.explanation)
+    losses, predictions, support_losses = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+    mean = losses.mean()
+    surrogate = attach(mean, torch._foreach_div(total, float(len(losses))), leaves)
     return MetaUpdate(
-        attach(losses.mean(), torch._foreach_div(total, float(len(losses))), leaves),
-        TaskBatch(*(torch.cat(values) for values in zip(*(_values(part) for part in kept), strict=True))),
-        losses,
-        torch.cat([predictions for _, predictions, _ in outputs]),
-        torch.cat([support_losses for _, _, support_losses in outputs]),
-        finite,
-        run.explanation,
+        *(mean, surrogate, losses, predictions, support_losses),
+        tasks=TaskBatch(*(torch.cat(values) for values in zip(*(_values(part) for part in kept), strict=True))),
+        finite=finite,
+        explanation=run.explanation,
     )
 
 

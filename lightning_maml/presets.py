@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from lightning_maml.inner import SGD, Adam, InnerLoop, LearnedRate, Part
+from lightning_maml.inner import SGD, Adam, InnerLoop, LearnedRate, Part, Prototypes, Zeros
 from lightning_maml.learner import Algorithm, BatchNorm
 from lightning_maml.meta_gradient import FirstOrder, Implicit, Joint, MultiStep, Reptile, Unrolled
-from lightning_maml.starts import Prototypes, Zeros
 
 __all__ = [
     "anil",

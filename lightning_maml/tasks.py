@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["TaskBatch"]
+__all__ = ["Set", "TaskBatch"]
+
+Set = tuple[Tensor, Tensor]
+"""Inputs ``[T, N, ...]`` and targets ``[T, N, ...]`` of all tasks."""
 
 
 @dataclass(eq=False)  # not frozen: Lightning converts the precision of a batch in place
@@ -68,6 +71,11 @@ class TaskBatch:
         return zip(
             _NAMES, (self.support_inputs, self.support_targets, self.query_inputs, self.query_targets), strict=True
         )
+
+    @property
+    def sets(self) -> tuple[Set, Set]:
+        """The support sets and the query sets, inputs and targets of each."""
+        return (self.support_inputs, self.support_targets), (self.query_inputs, self.query_targets)
 
     def __len__(self) -> int:
         """The number of tasks, ``T``."""

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from lightning_maml.adaptation import Adapted
 from lightning_maml.checkpoints import whole_file
-from lightning_maml.engine import Engine, Problem, resolve_engine
+from lightning_maml.engine import Engine, Problem, named_engine
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import Loss, task_loss
-from lightning_maml.tasks import TaskBatch
 
 __all__ = ["load_adapted", "save_adapted"]
 
@@ -88,9 +87,7 @@ def load_adapted(
         for name, value in _shared(problem, parameters).items():
             value.copy_(shared[name])
     losses = tensors["support_losses"].to(like.device)
-    rows = like.new_zeros(len(losses), 1, 1)
-    chosen = resolve_engine(engine, problem, TaskBatch(rows, rows, rows, rows))
-    return Adapted(parameters, losses, problem, chosen)
+    return Adapted(parameters, losses, problem, named_engine(engine) or "auto")
 
 
 def _shared(problem: Problem, adapted: dict[str, Tensor]) -> dict[str, Tensor]:

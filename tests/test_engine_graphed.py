@@ -10,6 +10,8 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from lightning_maml import (
+    SGD,
+    Algorithm,
     Batched,
     Eager,
     Engine,
@@ -17,6 +19,7 @@ from lightning_maml import (
     Graphed,
     MetaModule,
     TaskBatch,
+    Unrolled,
     adapt,
     anil,
     fomaml,
@@ -28,6 +31,7 @@ from lightning_maml import (
     reptile,
 )
 from lightning_maml.adaptation import _running
+from lightning_maml.coverage import GRAPHED
 from lightning_maml.engine import Problem, graphed
 from lightning_maml.losses import task_loss
 from problems import make_problem, meta_gradient, reference, relative_error
@@ -160,7 +164,7 @@ def test_adaptation_is_the_other_engines(recordings):
     problem = Problem(module, maml(LR, 2), task_loss("mse"))
     batch = tasks.support_inputs, tasks.support_targets
     with _running(problem):
-        pairs = zip(Graphed().trajectory(problem, *batch), Batched().trajectory(problem, *batch), strict=True)
+        pairs = zip(Graphed().trajectory(problem, batch), Batched().trajectory(problem, batch), strict=True)
         for (phi, losses), (expected, expected_losses) in pairs:
             torch.testing.assert_close(phi, expected)
             torch.testing.assert_close(losses, expected_losses)
@@ -170,39 +174,42 @@ def test_adaptation_is_the_other_engines(recordings):
 @pytest.mark.parametrize(
     ("algorithm", "words"),
     [
-        (maml_pp(LR, 2), "weights of MultiStep change"),
-        (imaml(LR, 2), "decided while they run"),
-        (reptile(LR, 2, batch_size=2), "mini-batches are drawn on the CPU"),
+        (maml_pp(LR, 2), "the meta-gradient rule is MultiStep"),
+        (imaml(LR, 2), "the meta-gradient rule is Implicit"),
+        (Algorithm(SGD(LR, 2, tolerance=1.0), Unrolled()), "the inner loop has the part Tolerance"),
+        (reptile(LR, 2, batch_size=2), "the inner loop has the part MiniBatches"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_what_no_recording_holds_is_refused(algorithm, words):
-    module, _ = make_problem("mlp", "mse")
+def test_what_no_recording_holds_is_refused(algorithm, words, monkeypatch):
+    module, tasks = make_problem("mlp", "mse")
+    monkeypatch.setitem(GRAPHED, "device", {"cpu"})
     algorithm = algorithm.with_rates(algorithm.initial_rates(module))
     problem = Problem(module, algorithm, task_loss("mse"))
-    assert words in Graphed().unsupported(problem, torch.device("cuda"))
-    assert Graphed().unsupported(Problem(module, maml(LR, 2), task_loss("mse")), torch.device("cuda")) is None
+    assert words in Graphed().unsupported(problem, *tasks.sets)
+    assert Graphed().unsupported(Problem(module, maml(LR, 2), task_loss("mse")), *tasks.sets) is None
 
 
-def test_what_the_other_engine_cannot_do_is_refused_in_its_words():
-    module, _ = make_problem("mlp", "mse")
-    problem = Problem(module, maml(LR, 2).with_inner(momentum=0.9), task_loss("mse"))
-    device = torch.device("cuda")
+def test_what_the_other_engine_cannot_do_is_refused_in_its_words(monkeypatch):
+    module, tasks = make_problem("mlp", "mse")
+    monkeypatch.setitem(GRAPHED, "device", {"cpu"})
+    problem = Problem(module, maml(LR, 2).with_inner(proximal=0.9), task_loss("mse"))
     engine = Batched(compile=True)
-    assert Graphed(engine).unsupported(problem, device) == engine.unsupported(problem, device) != None  # noqa: E711
+    assert Graphed(engine).unsupported(problem, *tasks.sets) == engine.unsupported(problem, *tasks.sets) != None  # noqa: E711
 
 
 def test_the_cpu_has_no_graphs_and_says_so():
     module, tasks = make_problem("mlp", "mse")
-    with pytest.raises(NotImplementedError, match="CUDA graphs need a CUDA device, but the network is on 'cpu'"):
+    with pytest.raises(NotImplementedError, match="launches on the same memory, but the device is cpu, none of cuda"):
         meta_loss(module, maml(LR, 2), tasks, loss="mse", engine=Graphed())
 
 
-def test_inputs_that_ask_for_a_gradient_are_refused(recordings):
+def test_inputs_that_ask_for_a_gradient_are_refused(monkeypatch):
     module, tasks = make_problem("mlp", "mse")
+    monkeypatch.setitem(GRAPHED, "device", {"cpu"})
     tasks.query_inputs.requires_grad_()
-    with pytest.raises(NotImplementedError, match=r"\['query_inputs'\] ask for a gradient"):
-        run(Graphed(), module, maml(LR, 2), tasks)
+    with pytest.raises(NotImplementedError, match="inputs or targets ask for a gradient"):
+        meta_loss(module, maml(LR, 2), tasks, loss="mse", engine=Graphed())
 
 
 @pytest.mark.parametrize("engine", ["batched", Graphed(), Batched])

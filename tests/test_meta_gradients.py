@@ -86,10 +86,6 @@ def test_momentum_decay_and_clipping(settings, network, engine):
     module, tasks = make_problem(network, "mse", tasks=3)
     given = SETTINGS[settings]
     algorithm = maml(LR, 3).with_inner(**given)
-    if "momentum" in given and "checkpoint" in engine:
-        with pytest.raises(NotImplementedError, match="Adam's moments, or momentum, are not known"):
-            meta_loss(module, algorithm, tasks, loss="mse", engine=ENGINES[engine])
-        return
     output = meta_loss(module, algorithm, tasks, loss="mse", engine=ENGINES[engine])
     ours = meta_gradient(module, output)
     adapted = adapt(module, algorithm, tasks.support_inputs, tasks.support_targets, loss="mse", engine=ENGINES[engine])
@@ -224,7 +220,9 @@ def test_compiled_graphs_are_shared_between_steps():
     for steps in (1, 2, 7):
         meta_loss(module, maml(LR, steps), tasks, loss="mse", engine=Batched(compile=True))
         (graphs,) = _GRAPHS[module].values()
-        assert set(graphs) == {"classes", "kept", "query"}
+        steps_known = [kind for kind in graphs if kind[0] == "kept"]
+        assert len(steps_known) == 1
+        assert {kind for kind in graphs if isinstance(kind, str)} == {"classes", "query"}
 
 
 LEARNED = ["shared", "per_step", "per_parameter", "per_parameter_and_step", "per_element"]

@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_maml.inner import SGD, InnerLoop, Parameters, Rates
+from lightning_maml.coverage import Needs
+from lightning_maml.engine.structure import ELEMENTARY, is_sequence
+from lightning_maml.inner import InnerLoop, Parameters, tensors_of
 from lightning_maml.learner import Algorithm, per_step_names
 from lightning_maml.losses import TaskLoss
-from lightning_maml.meta_gradient import Implicit, MultiStep
-from lightning_maml.tasks import TaskBatch
+from lightning_maml.tasks import Set, TaskBatch
 
-__all__ = ["Engine", "MetaOutput", "Problem", "attach"]
-
-_PLAIN = {nn.Linear, nn.ReLU, nn.Tanh, nn.GELU, nn.Identity}
+__all__ = ["Engine", "MetaOutput", "Problem", "attach", "autocast_on"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,17 +54,17 @@ class Problem:
     loss: TaskLoss
 
     def __post_init__(self) -> None:
-        if isinstance(self.algorithm.meta_gradient, Implicit) and self.inner.weight_decay:
-            raise ValueError(
-                "Expected no `weight_decay` for the implicit meta-gradient, which knows the support loss and the "
-                f"proximal term alone, but got {self.inner.weight_decay}."
-            )
-        if self.inner.learn_lr is not None and not isinstance(self.inner.lr, Rates):
+        if self.inner.learn_lr is not None and not isinstance(self.inner.lr, nn.Module):
             raise ValueError(
                 f"Expected learned inner rates for `learn_lr={self.inner.learn_lr!r}` but the algorithm has the number "
                 f"{self.inner.lr}: build them with rates = algorithm.initial_rates(network), put rates.parameters() "
                 "into the optimizer, and pass algorithm.with_rates(rates). MetaModule does this by itself."
             )
+
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """What engines have found out about it."""
+        return {}
 
     @cached_property
     def names(self) -> Parameters:
@@ -89,6 +88,23 @@ class Problem:
         return {name: value for name, value in self.names.items() if first.setdefault(id(value), name) == name}
 
     @cached_property
+    def tied(self) -> dict[str, str] | None:
+        """``{further name: first name}`` of the parameters that several modules share; None: each has one name.
+
+        A module that itself has several names is one module, under its first.
+        """
+        if len(self.names) == len(self.parameters):
+            return None
+        first = {id(value): name for name, value in self.parameters.items()}
+        found = {
+            f"{prefix}.{name}" if prefix else name: first[id(value)]
+            for prefix, module in self.network.named_modules()
+            for name, value in module._parameters.items()
+            if value is not None
+        }
+        return {name: one for name, one in found.items() if name != one}
+
+    @cached_property
     def modules(self) -> tuple[nn.Module, ...]:
         """The network and all modules inside, looked up once."""
         return tuple({id(module): module for _, module in self._named_modules}.values())
@@ -101,7 +117,7 @@ class Problem:
     @cached_property
     def plain(self) -> bool:
         """Whether the network is linear layers and activations alone, which know no modes of their own."""
-        return all(type(module) in _PLAIN or type(module).forward is nn.Sequential.forward for module in self.modules)
+        return all(type(module) in ELEMENTARY or is_sequence(module) for module in self.modules)
 
     @cached_property
     def per_step(self) -> set[str]:
@@ -117,40 +133,31 @@ class Problem:
         """The names of the parameters that adapt."""
         return self.inner.adapted({name: value for name, value in self.parameters.items() if name not in self.per_step})
 
-    @cached_property
-    def beyond_plain_steps(self) -> str | None:
-        """What makes the inner loop more than steps of plain gradient descent on all support rows, or None."""
-        inner = self.inner
-        for given, what in (
-            (isinstance(inner, SGD) and inner.momentum, "momentum"),
-            (inner.max_norm is not None, "`max_norm`"),
-            (inner.weight_decay, "`weight_decay`"),
-        ):
-            if given:
-                return what
-        return self.beyond_steps_of_sgd
+    def needs(self, *sets: Set) -> Needs:
+        """What an engine has to run, as ``(kind, what)``: the classes of the algorithm, and what the rest asks for.
 
-    @cached_property
-    def beyond_steps_of_sgd(self) -> str | None:
-        """The same, where momentum, weight decay and clipping count as plain."""
-        inner = self.inner
-        for given, what in (
-            (not isinstance(inner, SGD), f"the inner loop {type(inner).__name__}"),
-            (inner.batch_size is not None, "`batch_size`"),
-            (inner.proximal or inner.tolerance, "a proximal inner loop or a tolerance"),
-            (inner.learn_lr == "curvature", "learned matrices"),
-            (inner.start is not None, "an inner loop with a `start` of its own"),
-            (isinstance(self.algorithm.meta_gradient, Implicit | MultiStep), f"the meta-gradient rule {self.rule}"),
-            (self.per_step, "a network with a value for every inner step"),
-        ):
-            if given:
-                return what
-        return None
-
-    @property
-    def rule(self) -> str:
-        """The name of the meta-gradient rule."""
-        return type(self.algorithm.meta_gradient).__name__
+        Args:
+            sets: inputs and targets of all tasks, of each of the sets that are to be run.
+        """
+        loss, values = self.loss.kind, [value for pair in sets for value in pair]
+        parameters = list(self.parameters.values())
+        # labels, of which the cross-entropy alone makes sense, need no dtype of their own
+        data = [v for v in values if loss != "cross_entropy" or v.is_floating_point()]
+        adapted = [self.parameters[name] for name in self.adapted]
+        needs = {
+            ("loss", loss),
+            ("batch-norm", self.algorithm.batch_norm),
+            ("dtypes of what adapts", frozenset([value.dtype for value in adapted])),
+            ("dtypes of everything", frozenset([value.dtype for value in parameters + data])),
+            ("autocast", autocast_on(parameters[0].device)),
+            ("gradient of data", any(value.requires_grad for value in values)),
+            ("gradient of the loss", any(value.requires_grad for value in tensors_of(self.loss.holders))),
+            ("parameters of each step", bool(self.per_step)),
+            *[("device", value.device.type) for value in (*values, parameters[0])],
+            *[("tensor class", kind) for kind in {type(value) for value in (*parameters, *values)}],
+            *[("rows of a set", inputs.shape[1]) for inputs, _ in sets],
+        }
+        return self.algorithm.needs | needs
 
     def split(self) -> tuple[Parameters, Parameters]:
         """The parameters that adapt, and everything shared by the tasks: other parameters, and buffers."""
@@ -162,15 +169,19 @@ class Problem:
         return theta, constants
 
     def leaves(self, *tensors: Tensor) -> list[Tensor]:
-        """Every tensor that gets a meta-gradient: parameters, learned rates, and inputs that ask for one."""
+        """Every tensor that gets a meta-gradient: parameters, learned rates, and whatever else asks for one."""
         return [*self._own_leaves, *(tensor for tensor in tensors if tensor.requires_grad)]
 
     @cached_property
     def _own_leaves(self) -> list[Tensor]:
-        rate = self.inner.lr
-        rates: list[Any] = list(rate.parameters()) if isinstance(rate, Rates) else [rate]
-        candidates = [*self.parameters.values(), *rates]
-        return [leaf for leaf in candidates if isinstance(leaf, Tensor) and leaf.requires_grad]
+        held = tensors_of((*self.algorithm.holders, *self.loss.holders))
+        every = {id(value): value for value in (*self.parameters.values(), *held)}
+        return [value for value in every.values() if value.requires_grad]
+
+
+def autocast_on(device: torch.device) -> bool:
+    """Whether autocast is on there; it knows some devices alone."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
@@ -187,18 +198,18 @@ class Engine(ABC):
     name: str
 
     @abstractmethod
-    def unsupported(self, problem: Problem, device: torch.device) -> str | None:
-        """Why this engine cannot run the problem, or None where it can."""
+    def unsupported(self, problem: Problem, *sets: Set) -> str | None:
+        """Why this engine cannot run the problem on ``sets`` of inputs and targets ``[T, N, ...]``, or None: it can."""
 
     @abstractmethod
     def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
         """The query losses after adaptation, and the meta-gradient."""
 
     @abstractmethod
-    def trajectory(self, problem: Problem, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Parameters, Tensor]]:
+    def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
         """The adapted parameters ``{name: [T, *shape]}`` and support losses ``[T]`` before and after each inner step.
 
-        Yields ``steps + 1`` pairs, detached. ``inputs`` and ``targets`` are the support sets, ``[T, Ns, ...]``.
+        Yields ``steps + 1`` pairs, detached. ``support`` are the inputs and targets to adapt to, ``[T, Ns, ...]``.
         """
 
     @abstractmethod

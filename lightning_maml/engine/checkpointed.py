@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_maml.engine.base import Problem
 from lightning_maml.engine.loop import TaskLoop
-from lightning_maml.inner import Parameters
-from lightning_maml.tasks import TaskBatch
+from lightning_maml.inner import InnerLoop, Parameters, State
+from lightning_maml.tasks import Set
 
 __all__ = ["CheckpointedLoop", "restore_rng", "rng_state"]
 
@@ -21,7 +22,7 @@ class _Unroll(torch.autograd.Function):
     r"""All inner steps as one node of the graph.
 
     Backward is the recursion :math:`v \leftarrow v - \alpha H_k v` for plain SGD: each step is run again, and
-    differentiated by itself. Exact to rounding against the unrolled graph.
+    differentiated by itself, the state that it takes from the step before included.
     """
 
     @staticmethod
@@ -61,13 +62,13 @@ class CheckpointedLoop(TaskLoop):
     draws = True
     """Whether the network may draw random numbers."""
 
-    def __init__(self, problem: Problem, tasks: TaskBatch) -> None:
-        super().__init__(problem, tasks)
+    def __init__(self, problem: Problem, support: Set, query: Set | None = None) -> None:
+        super().__init__(problem, support, query)
         adapted = {id(value) for value in self.theta.values()}
         # what else the inner steps depend on: shared parameters, learned rates, support inputs that want a gradient
         # (and the adapted ones where every step is drawn back to them)
-        leaves = problem.leaves(tasks.support_inputs)
-        self.extras = [leaf for leaf in leaves if id(leaf) not in adapted or problem.inner.proximal]
+        leaves = problem.leaves(*support)
+        self.extras = [leaf for leaf in leaves if id(leaf) not in adapted or self.inner.pulled]
 
     def unroll(self, order: int) -> Parameters:
         outputs = _Unroll.apply(self, order, False, *self.start().values(), *self.extras)
@@ -75,14 +76,14 @@ class CheckpointedLoop(TaskLoop):
 
     def path(self, order: int) -> list[Parameters]:
         start, size = self.start(), len(self.theta)
-        outputs = _Unroll.apply(self, order, True, *start.values(), *self.extras) if self.problem.inner.steps else ()
+        outputs = _Unroll.apply(self, order, True, *start.values(), *self.extras) if self.inner.steps else ()
         parts = [outputs[at : at + size] for at in range(0, len(outputs), size)]
         return [start, *(dict(zip(self.theta, part, strict=True)) for part in parts)]
 
     @property
     def spacing(self) -> int:
         """How many inner steps lie between two kept ones: few steps are all kept, many by the square root."""
-        steps = self.problem.inner.steps
+        steps = self.inner.steps
         return 1 if steps <= 8 else math.isqrt(steps)
 
     def go_forth(
@@ -93,13 +94,14 @@ class CheckpointedLoop(TaskLoop):
         Those after all steps but the last are appended to ``between``.
         """
         kept = []
-        for step in range(self.problem.inner.steps):
+        state: State = ()
+        for step in range(self.inner.steps):
             rng = self._rng(phi)
-            phi, losses, own = self.advance(phi, step, order)
+            phi, state, losses, own = self.forth(phi, state, step, order)
             self.support_losses.append(losses)
             if step % self.spacing == 0:
                 kept.append((own, rng))
-            if between is not None and step < self.problem.inner.steps - 1:
+            if between is not None and step < self.inner.steps - 1:
                 between += [value.clone() for value in phi]  # what is kept must not hold on to the graph
         return phi, kept
 
@@ -111,10 +113,11 @@ class CheckpointedLoop(TaskLoop):
         ``between`` holds further ones, at the parameters after steps 1, 2, ... up to the last but one. Empties
         ``kept`` from its end.
         """
-        if order == 1 and not self.extras:  # every step is the identity
+        if order == 1 and not self.extras and self._identity:
             return [sum(parts, start=last) for last, *parts in zip(v, *between, strict=True)], ()
         extras = [torch.zeros_like(leaf) for leaf in self.extras]
         now = self._rng(v)
+        of_state: Sequence[Tensor] = ()  # the gradient at the state after a step; nobody asks for that of the last one
         while kept:
             own, rng = kept.pop()
             first = len(kept) * self.spacing
@@ -123,7 +126,7 @@ class CheckpointedLoop(TaskLoop):
                 own, rng = steps.pop()
                 if rng is not None:
                     restore_rng(v[0].device, rng)  # the same dropout masks as on the way forward
-                v, more = self.pull_back(own, step, v, order)
+                v, of_state, more = self.back(own, step, v, of_state, order)
                 extras = [total + part for total, part in zip(extras, more, strict=True)]
                 if between and step > 0:
                     v = [value + part for value, part in zip(v, between[step - 1], strict=True)]
@@ -131,40 +134,67 @@ class CheckpointedLoop(TaskLoop):
             restore_rng(v[0].device, now)
         return v, extras
 
-    def _again(self, phi: Sequence[Tensor], rng: Tensor | None, first: int, order: int) -> list[Any]:
+    @property
+    def _identity(self) -> bool:
+        """Whether a step of first order subtracts constants: where the loop has no step of its own."""
+        own = type(self.inner)
+        return own.step is InnerLoop.step and own.update is InnerLoop.update
+
+    def _again(self, own: Any, rng: Tensor | None, first: int, order: int) -> list[Any]:
         """The steps from a kept one to the next, run once more."""
+        phi, state = own
         if rng is not None:
             restore_rng(phi[0].device, rng)
         steps = []
-        for step in range(first, min(first + self.spacing, self.problem.inner.steps)):
+        for step in range(first, min(first + self.spacing, self.inner.steps)):
             rng = self._rng(phi)
-            phi, _, own = self.advance(phi, step, order)
+            phi, state, _, own = self.forth(phi, state, step, order)
             steps.append((own, rng))
         return steps
 
     def _rng(self, tensors: Sequence[Tensor]) -> Tensor | None:
         return rng_state(tensors[0].device) if self.draws else None
 
-    def advance(self, phi: Sequence[Tensor], step: int, order: int) -> tuple[list[Tensor], Tensor, Sequence[Tensor]]:
+    def forth(
+        self, phi: Sequence[Tensor], state: State, step: int, order: int
+    ) -> tuple[Sequence[Tensor], State, Tensor, Any]:
         """One inner step, without a graph.
 
-        Returns the next parameters, the support losses ``[T]`` before the step, and what :meth:`pull_back` needs of it.
+        Returns the next parameters and state, the support losses ``[T]`` before the step, and what :meth:`back` needs
+        of it: parameters and state.
         """
         with torch.enable_grad():
-            following, losses = self.step(self._leaves(phi), step, order=1)
-        return [value.detach() for value in following.values()], losses, phi
+            following, after, losses = self.step(self._leaves(phi), state, step, order=1)
+        leaves, spec = tree_flatten(after)
+        after = tree_unflatten([value.detach() if isinstance(value, Tensor) else value for value in leaves], spec)
+        return [value.detach() for value in following.values()], after, losses, (phi, state)
 
-    def pull_back(
-        self, kept: Sequence[Tensor], step: int, v: Sequence[Tensor], order: int
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """The gradient ``v`` at the parameters after a step, brought to those before it and to ``extras``."""
+    def back(
+        self, kept: Any, step: int, v: Sequence[Tensor], of_state: Sequence[Tensor], order: int
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+        """The gradients at parameters and state after a step, brought to those before it and to ``extras``."""
+        phi, state = kept
+        values, spec = tree_flatten(state)
         with torch.enable_grad():
-            leaves = self._leaves(kept)
-            following, _ = self.step(leaves, step, order)
-            gradients = torch.autograd.grad(
-                list(following.values()), [*leaves.values(), *self.extras], v, materialize_grads=True
-            )
-        return list(gradients[: len(leaves)]), list(gradients[len(leaves) :])
+            values = [value.detach().requires_grad_() if _smooth(value) else value for value in values]
+            before = self._leaves(phi)
+            following, after, _ = self.step(before, tree_unflatten(values, spec), step, order)
+            memory = [value for value in tree_flatten(after)[0] if _smooth(value)] if of_state else []
+            upstream = [
+                (value, gradient)
+                for value, gradient in zip((*following.values(), *memory), (*v, *of_state), strict=True)
+                if value.requires_grad
+            ]
+            smooth = [value for value in values if _smooth(value)]
+            wanted = [*before.values(), *smooth, *self.extras]
+            outputs, grads = zip(*upstream, strict=True)
+            gradients = torch.autograd.grad(outputs, wanted, grads, materialize_grads=True)
+        size = len(before)
+        return gradients[:size], gradients[size : size + len(smooth)], gradients[size + len(smooth) :]
 
     def _leaves(self, phi: Sequence[Tensor]) -> Parameters:
         return {name: value.detach().requires_grad_() for name, value in zip(self.theta, phi, strict=True)}
+
+
+def _smooth(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,13 +17,16 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lightning_maml.engine.base import Problem, attach
+from lightning_maml.coverage import AT_THE_END
+from lightning_maml.engine.base import Problem, attach, autocast_on
 from lightning_maml.engine.checkpointed import CheckpointedLoop, restore_rng, rng_state
 from lightning_maml.engine.loop import TaskLoop
-from lightning_maml.inner import Parameters, Rates, of_step
-from lightning_maml.meta_gradient import FirstOrder, Query, Unrolled
-from lightning_maml.tasks import TaskBatch
+from lightning_maml.engine.structure import fingerprint
+from lightning_maml.inner import Parameters, State, of_step
+from lightning_maml.meta_gradient import Query
+from lightning_maml.tasks import Set
 
 __all__ = ["CompiledLoop"]
 
@@ -46,30 +50,30 @@ class CompiledLoop(CheckpointedLoop):
     autograd (``make_fx``), where the second derivative is plain arithmetic, then compiled by TorchInductor.
 
     Args:
-        problem, tasks: as in :class:`TaskLoop`.
+        problem, support, query: as in :class:`TaskLoop`.
         keep: a second-order step keeps what its way back needs, as autograd would; otherwise only the parameters
             before each step are kept, and the way back computes the rest again.
     """
 
     draws = False
 
-    def __init__(self, problem: Problem, tasks: TaskBatch, keep: bool) -> None:
-        super().__init__(problem, tasks)
+    def __init__(self, problem: Problem, support: Set, query: Set, keep: bool) -> None:
+        super().__init__(problem, support, query)
         self.keep = keep
         self.names = list(self.theta)
-        # these rules ask for the query sets at the end of the inner steps and for nothing else: the way back is known
-        self.direct = type(problem.algorithm.meta_gradient) in (Unrolled, FirstOrder)
+        self.direct = type(problem.algorithm.meta_gradient) in AT_THE_END
         self.found: list[Tensor] = []
         self.way_back: tuple[list[Any], int] = ([], 1)
+        self.constants = self.networks.constants
         self.shared = [name for name, value in self.constants.items() if value.requires_grad]
         of_shared = {id(self.constants[name]) for name in self.shared}
         self.learned = [leaf for leaf in self.extras if id(leaf) not in of_shared]
         self.values = [value.detach().contiguous() for value in self.constants.values()]
-        self.batch = [value.detach().contiguous() for _, value in tasks.named()]
+        self.batch = [value.detach().contiguous() for value in (*support, *query)]
         like = next(iter(self.theta.values()))
-        rate = problem.inner.lr
+        rate = self.inner.lr
         self.fixed_rates: list[Tensor] = []
-        if not isinstance(rate, Rates):
+        if not isinstance(rate, nn.Module):
             # as tensors: a number in the graph would mean another graph for another rate
             each = rate if isinstance(rate, Sequence) else [rate]
             self.fixed_rates = [alpha if isinstance(alpha, Tensor) else like.new_tensor(float(alpha)) for alpha in each]
@@ -78,8 +82,9 @@ class CompiledLoop(CheckpointedLoop):
             type(problem.loss),
             problem.loss.function,
             problem.algorithm.batch_norm,
-            torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type),
-            tuple(module.training for module in problem.modules),
+            (*self.inner.parts.chain, *self.inner.parts.memory),
+            autocast_on(device) and torch.get_autocast_dtype(device.type),
+            tuple(fingerprint(module) for module in problem.modules),
             tuple(self.names),
             bool(self.learned),
             tuple((tuple(v.shape), v.dtype, v.device) for v in (*self.theta.values(), *self.values, *self.batch)),
@@ -89,100 +94,124 @@ class CompiledLoop(CheckpointedLoop):
 
     def _check(self) -> None:
         """Look at shapes before the first graph of a kind, and at labels always: in a graph nobody would."""
-        loss, tasks = self.problem.loss, self.tasks
+        loss, sets = self.problem.loss, (self.batch[:2], self.batch[2:])
         classes = self.graphs.get("classes")
         if classes is None:
             with torch.no_grad():
-                for inputs, targets in (self.batch[:2], self.batch[2:]):
+                for inputs, targets in sets:
                     predictions = self.predict(self.initial(), inputs)
                     loss.check_shapes(predictions.shape, targets)
             classes = self.graphs["classes"] = predictions.shape[-1]
-        loss.check_values(classes, tasks.support_targets)
-        loss.check_values(classes, tasks.query_targets)
+        for _, targets in sets:
+            loss.check_values(classes, targets)
 
     @property
     def spacing(self) -> int:
         return 1 if self.keep else super().spacing
 
-    # Graphs take flat lists: phi, constants, rates, then the batch and v where they need them.
+    # Graphs take flat lists: phi, the state's tensors, constants, rates, then the batch and v where they need them.
 
     def _bound(self, phi: Sequence[Tensor], constants: Sequence[Tensor]) -> tuple[Parameters, TaskLoop]:
-        loop = TaskLoop(self.problem, self.tasks)
-        loop.constants, loop.checked = dict(zip(self.constants, constants, strict=True)), True
+        loop = TaskLoop(self.problem, self.support_set)
+        loop.networks.constants, loop.checked = dict(zip(self.constants, constants, strict=True)), True
         return dict(zip(self.names, phi, strict=True)), loop
 
     def _step(
-        self, phi: Sequence[Tensor], constants: Sequence[Tensor], rates: Sequence[Tensor], support: Any, order: int
+        self, step: int, order: int, spec: Any, phi: Any, state: Any, constants: Any, rates: Any, support: Any
     ) -> tuple[list[Tensor], Tensor]:
+        """Parameters and state after a step, and the losses before it."""
         bound, loop = self._bound(phi, constants)
-        losses, _ = loop.losses(bound, *support)
-        gradients = torch.autograd.grad(losses.sum(), phi, create_graph=order == 2, materialize_grads=True)
-        named = dict(zip(self.names, gradients, strict=True))
+        loop.support_set = support
         each = rates if len(rates) == len(phi) else [rates[0]] * len(phi)
-        following = self.problem.inner.update(bound, named, dict(zip(self.names, each, strict=True)))
-        return list(following.values()), losses
+        loop.rates = dict(zip(self.names, each, strict=True))
+        following, after, losses = loop.step(bound, tree_unflatten(state, spec), step, order)
+        values, known = tree_flatten(after)
+        self.graphs["state", spec] = known, [value.shape for value in values]
+        return [*following.values(), *values], losses
 
-    def _forth(self, phi: Any, constants: Any, rates: Any, support: Any) -> list[Tensor]:
+    def _forth(self, step: int, spec: Any, phi: Any, *arguments: Any) -> list[Tensor]:
         with torch.enable_grad():
             leaves = [value.detach().requires_grad_() for value in phi]
-            following, losses = self._step(leaves, constants, rates, support, order=1)
+            following, losses = self._step(step, 1, spec, leaves, *arguments)
         return [*following, losses]
 
     def _forth_and_back(
-        self, order: int, phi: Any, constants: Any, rates: Any, support: Any, v: Any
+        self, step: int, order: int, spec: Any, phi: Any, state: Any, constants: Any, rates: Any, support: Any, v: Any
     ) -> tuple[list[Tensor], list[Tensor]]:
         with torch.enable_grad():
-            leaves = [value.detach().requires_grad_() for value in phi]
+            leaves, memory = ([value.detach().requires_grad_() for value in part] for part in (phi, state))
             named = dict(zip(self.constants, (value.detach() for value in constants), strict=True))
             shared = [named[name].requires_grad_() for name in self.shared]
             learned = [rate.detach().requires_grad_(bool(self.learned)) for rate in rates]
-            following, losses = self._step(leaves, list(named.values()), learned, support, order)
-            wanted = [*leaves, *shared, *(learned if self.learned else [])]
-            back = torch.autograd.grad(following, wanted, v, materialize_grads=True)
+            following, losses = self._step(step, order, spec, leaves, memory, list(named.values()), learned, support)
+            wanted = [*leaves, *memory, *shared, *(learned if self.learned else [])]
+            smooth, along = zip(
+                *[pair for pair in zip(following, v, strict=True) if pair[0].requires_grad], strict=True
+            )
+            back = torch.autograd.grad(smooth, wanted, along, materialize_grads=True)
         return [*following, losses], list(back)
 
-    def advance(self, phi: Sequence[Tensor], step: int, order: int) -> tuple[list[Tensor], Tensor, Sequence[Tensor]]:
+    def _kind(self, step: int, spec: Any) -> tuple[Any, ...]:
+        """What tells the graphs of one step from those of another: the first one has no state yet."""
+        return spec, step if self.inner.counts_steps else None
+
+    def forth(
+        self, phi: Sequence[Tensor], state: State, step: int, order: int
+    ) -> tuple[Sequence[Tensor], State, Tensor, Any]:
         if step == 0:  # theta, expanded; from then on they are outputs of the graph itself
             phi = [value.contiguous() for value in phi]
-        arguments = (phi, self.values, self._rates(step, known=True), self.batch[:2])
+        values, spec = tree_flatten(state)
+        arguments = (phi, values, self.values, self._rates(step, known=True), self.batch[:2])
+        kind = self._kind(step, spec)
         if not (self.keep and order == 2):
-            *following, losses = self._run("forth", self._forth, *arguments)
-            return following, losses, phi
-        graphs = self.graphs.get("kept")
-        flat = [tensor for argument in arguments for tensor in argument]
-        if graphs is None:
-            graphs = self.graphs["kept"] = self._split(arguments, flat)
-        outputs = graphs.forth([*flat])
-        kept = [flat[index] if of_inputs else outputs[index] for of_inputs, index in graphs.kept]
-        return list(outputs[: len(phi)]), outputs[len(phi)], kept
+            outputs = self._run(("forth", *kind), partial(self._forth, step, spec), *arguments)
+            own: Any = phi, state
+        else:
+            graphs = self.graphs.get(("kept", *kind))
+            flat = [tensor for argument in arguments for tensor in argument]
+            if graphs is None:
+                graphs = self.graphs["kept", *kind] = self._split(step, spec, arguments, flat)
+            outputs = graphs.forth([*flat])
+            own = kind, [flat[index] if of_inputs else outputs[index] for of_inputs, index in graphs.kept]
+        after, _ = self.graphs["state", spec]
+        size = len(phi)
+        memory = outputs[size : size + after.num_leaves]
+        return list(outputs[:size]), tree_unflatten(memory, after), outputs[size + len(memory)], own
 
-    def pull_back(
-        self, kept: Sequence[Tensor], step: int, v: Sequence[Tensor], order: int
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        if step == self.problem.inner.steps - 1:
+    def back(
+        self, kept: Any, step: int, v: Sequence[Tensor], of_state: Sequence[Tensor], order: int
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+        first, second = kept
+        spec = first[0] if self.keep and order == 2 else tree_flatten(second)[1]
+        if step == self.inner.steps - 1:  # the state of the last step is nobody's
             v = [value.contiguous() for value in v]
+            of_state = [v[0].new_zeros(shape) for shape in self.graphs["state", spec][1]]
         if self.keep and order == 2:
-            graphs = self.graphs["kept"]
-            flat = [*kept, *v]
+            graphs = self.graphs["kept", *first]
             if graphs.back is None:
                 graphs.back = _inductor(graphs.written_back)
-            outputs = graphs.back(flat)
+            outputs = graphs.back([*second, *v, *of_state])
         else:
 
             def back(*arguments: Any) -> list[Tensor]:
-                return self._forth_and_back(order, *arguments)[1]
+                return self._forth_and_back(step, order, spec, *arguments)[1]
 
-            rates = self._rates(step, known=True)
-            outputs = self._run(("back", order), back, kept, self.values, rates, self.batch[:2], v)
-        adapted, rest = list(outputs[: len(v)]), outputs[len(v) :]
+            arguments = (tree_flatten(second)[0], self.values, self._rates(step, known=True), self.batch[:2])
+            outputs = self._run(("back", order, *self._kind(step, spec)), back, first, *arguments, [*v, *of_state])
+        size = len(v)
+        adapted, memory, rest = (
+            outputs[:size],
+            outputs[size : size + spec.num_leaves],
+            outputs[size + spec.num_leaves :],
+        )
         by_id = {id(self.constants[name]): value for name, value in zip(self.shared, rest, strict=False)}
         if self.learned:  # from the rates of this step to the leaves they were indexed from
             rates = self._rates(step, known=False)
             pulled = torch.autograd.grad(rates, self.learned, rest[len(self.shared) :], materialize_grads=True)
             by_id.update({id(leaf): value for leaf, value in zip(self.learned, pulled, strict=True)})
-        return adapted, [by_id[id(leaf)] for leaf in self.extras]
+        return list(adapted), list(memory), [by_id[id(leaf)] for leaf in self.extras]
 
-    def query(self, phi: Parameters) -> Query:
+    def query_after(self, phi: Parameters, steps: int) -> Query:
         def function(phi: Any, constants: Any, batch: Any) -> list[Tensor]:
             support_inputs, support_targets, query_inputs, query_targets = batch
             with torch.enable_grad():
@@ -233,10 +262,9 @@ class CompiledLoop(CheckpointedLoop):
 
     def _rates(self, step: int, known: bool) -> list[Tensor]:
         """The rates of a step as tensors, one for all parameters where they share it; ``known`` without their graph."""
-        rate = self.problem.inner.lr
-        if isinstance(rate, Rates):
+        if not self.fixed_rates:
             with torch.set_grad_enabled(not known):
-                return [rate.at(name, step).contiguous() for name in self.names]
+                return [self.inner.rate(name, step).contiguous() for name in self.names]  # type: ignore[union-attr]
         fixed = of_step(self.fixed_rates, step)
         return [fixed.detach() if known else fixed]
 
@@ -248,14 +276,14 @@ class CompiledLoop(CheckpointedLoop):
             graph = self.graphs[kind] = _inductor(_trace(function, args, flat))
         return graph(flat)
 
-    def _split(self, arguments: Sequence[Sequence[Tensor]], flat: list[Tensor]) -> _KeptStep:
+    def _split(self, step: int, spec: Any, arguments: Sequence[Sequence[Tensor]], flat: list[Tensor]) -> _KeptStep:
         """A step and its way back as two graphs, the second fed by the first, and compiled once it is met."""
 
         def joint(*args: Any) -> list[Tensor]:
-            forth, back = self._forth_and_back(2, *args)
+            forth, back = self._forth_and_back(step, 2, spec, *args)
             return [*forth, *back]
 
-        v = [torch.zeros_like(value) for value in arguments[0]]
+        v = self._like_outputs(step, spec, arguments)
         traced = _trace(joint, (*arguments, v), [*flat, *v])
         placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
         for index, node in enumerate(placeholders):  # the names by which the partitioner knows them
@@ -272,6 +300,13 @@ class CompiledLoop(CheckpointedLoop):
         forth.recompile()
         kept = [(node in inputs, (inputs if node in inputs else computed).index(node)) for node in saved]
         return _KeptStep(_inductor(forth), kept, back)
+
+    def _like_outputs(self, step: int, spec: Any, arguments: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Zeros like parameters and state after a step, of which nobody knows how many tensors it holds before."""
+        phi, *rest = arguments
+        with torch.enable_grad():
+            following, _ = self._step(step, 1, spec, [value.detach().requires_grad_() for value in phi], *rest)
+        return [torch.zeros_like(value) for value in following]
 
 
 @dataclass

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lightning_maml.engine.base import Engine, MetaOutput, Problem
-from lightning_maml.engine.chunks import meta_loss_in_chunks
-from lightning_maml.engine.loop import TaskLoop
+from lightning_maml.engine.chunks import meta_loss_in_chunks, trajectory_in_chunks
+from lightning_maml.engine.loop import TaskLoop, networks_of, prediction
 from lightning_maml.inner import Parameters
-from lightning_maml.tasks import TaskBatch
+from lightning_maml.tasks import Set, TaskBatch
 
 __all__ = ["Eager"]
 
@@ -23,24 +22,17 @@ class Eager(Engine):
 
     name = "eager"
 
-    def unsupported(self, problem: Problem, device: torch.device) -> str | None:
+    def unsupported(self, problem: Problem, *sets: Set) -> str | None:
         return None
 
     def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
-        return meta_loss_in_chunks(problem, tasks, 1, lambda task: TaskLoop(problem, task, one=True))
+        return meta_loss_in_chunks(
+            problem, tasks, 1, lambda support, query: TaskLoop(problem, support, query, one=True)
+        )
 
-    def trajectory(self, problem: Problem, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Parameters, Tensor]]:
-        tasks = TaskBatch(inputs, targets, inputs, targets)
-        loops = [TaskLoop(problem, tasks[t : t + 1], one=True).trajectory() for t in range(len(tasks))]
-        for step in zip(*loops, strict=True):
-            names = step[0][0]
-            yield (
-                {name: torch.stack([phi[name] for phi, _ in step]) for name in names},
-                torch.cat([loss for _, loss in step]),
-            )
+    def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
+        return trajectory_in_chunks(support, 1, lambda part: TaskLoop(problem, part, one=True))
 
     def predict(self, problem: Problem, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
-        targets = inputs.new_zeros(inputs.shape[:2])
-        loop = TaskLoop(problem, TaskBatch(inputs, targets, inputs, targets), one=True)
-        each = [{name: value[t] for name, value in phi.items()} for t in range(len(inputs))]
-        return torch.cat([loop.predict_after(own, inputs[t : t + 1], step) for t, own in enumerate(each)])
+        networks = networks_of(problem, one=True)[1]
+        return prediction(problem, networks, phi, inputs, None if step is None else step - 1)

@@ -14,10 +14,11 @@ from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 
 from lightning_maml.engine.layers import LAYERS, POINTWISE
+from lightning_maml.engine.structure import changed, is_sequence
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import BatchNorm
 
-__all__ = ["batch_norm_mode", "forward_all", "forward_one", "tied_names"]
+__all__ = ["Networks", "batch_norm_mode"]
 
 
 @contextmanager
@@ -43,55 +44,61 @@ def batch_norm_mode(modules: Iterable[nn.Module], mode: BatchNorm) -> Iterator[N
             layer.training, layer.track_running_stats = training, tracked
 
 
-def forward_one(network: nn.Module, phi: Parameters, constants: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    """The network of one task: ``phi {name: [*shape]}``, inputs ``[N, ...]`` -> predictions ``[N, ...]``."""
-    return _call(network, {**constants, **phi}, inputs)
+_ORDINARY = {Tensor, nn.Parameter}
 
 
-def tied_names(network: nn.Module) -> dict[str, str]:
-    """``{further name: first name}`` of the parameters that belong to several modules."""
-    first: dict[int, str] = {}
-    further = {}
-    for prefix, module in network.named_modules():
-        for name, parameter in module.named_parameters(prefix, recurse=False, remove_duplicate=False):
-            if first.setdefault(id(parameter), name) != name:
-                further[name] = first[id(parameter)]
-    return further
+class Networks:
+    """The networks of all tasks as a function of what adapts, ``{name: [T, *shape]}``; the rest they share.
+
+    Args:
+        network: as it is written.
+        constants: the parameters that the tasks share, and buffers.
+        tied: ``{further name: first name}`` of the parameters that several modules share: the network is then run in
+            one piece; None: each has one name, and it may run layer by layer.
+        one: call the network as it is written, for one task after another.
+    """
+
+    def __init__(
+        self, network: nn.Module, constants: Mapping[str, Tensor], tied: Mapping[str, str] | None, one: bool = False
+    ) -> None:
+        self.network, self.constants, self.tied, self.one = network, constants, tied, one
+
+    def __call__(self, phi: Parameters, inputs: Tensor, constants: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Inputs ``[T, N, ...]`` -> predictions ``[T, N, ...]``."""
+        constants = self.constants if constants is None else constants
+        if self.one:
+            return torch.stack([self._one(task, phi, inputs, constants) for task in range(len(inputs))])
+        if self.tied is not None:
+            return _vmapped(self.network, phi, constants, inputs, self.tied)
+        return _forward(self.network, "", phi, constants, inputs)
+
+    def _one(self, task: int, phi: Parameters, inputs: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
+        # what a forward may write to in place is a copy, which must not reach the meta-network's buffers or the data
+        own = {name: v if isinstance(v, nn.Parameter) else v.clone() for name, v in constants.items()}
+        own |= {name: value[task] for name, value in phi.items()}
+        return _call(self.network, own, inputs[task].clone(), self.tied or {})
 
 
-def _call(network: nn.Module, parameters: Parameters, inputs: Tensor) -> Tensor:
+def _call(network: nn.Module, parameters: Parameters, inputs: Tensor, tied: Mapping[str, str] = {}) -> Tensor:
     # Tied names are filled in here: functional_call's own `tie_weights` leaves a module that is used under two names
     # holding what it was called with.
-    tied = {name: parameters[first] for name, first in tied_names(network).items()}
-    return functional_call(network, {**parameters, **tied}, (inputs,), tie_weights=False)
-
-
-def forward_all(
-    network: nn.Module, phi: Parameters, constants: Mapping[str, Tensor], inputs: Tensor, by_layer: bool
-) -> Tensor:
-    """All tasks' networks: ``phi {name: [T, *shape]}``, inputs ``[T, N, ...]`` -> predictions ``[T, N, ...]``.
-
-    Parameters and buffers in ``constants`` are shared by the tasks. With ``by_layer``, the layers of an
-    ``nn.Sequential`` that have a batched form of their own (:data:`LAYERS`) run it; any other module runs under
-    :func:`torch.func.vmap`. Tied parameters need the whole network in one piece: ``by_layer=False``.
-    """
-    if by_layer:
-        return _forward(network, "", phi, constants, inputs)
-    return _vmapped(network, phi, constants, inputs)
+    every = {**parameters, **{name: parameters[first] for name, first in tied.items()}}
+    return functional_call(network, every, (inputs,), tie_weights=False)
 
 
 def _forward(
     module: nn.Module, prefix: str, phi: Parameters, constants: Mapping[str, Tensor], inputs: Tensor
 ) -> Tensor:
-    hooked = bool(module._forward_hooks or module._forward_pre_hooks)
-    if type(module).forward is nn.Sequential.forward and not hooked:
+    """Layer by layer, those of :data:`LAYERS` in the batched form of their own, any other module under ``vmap``."""
+    plain = changed(module) is None
+    if plain and is_sequence(module):
         for name, layer in module._modules.items():  # named_children() leaves out repeated layers
             assert layer is not None
             inputs = _forward(layer, f"{prefix}{name}.", phi, constants, inputs)
         return inputs
     own = {name.removeprefix(prefix): value for name, value in phi.items() if name.startswith(prefix)}
     shared = {name.removeprefix(prefix): value for name, value in constants.items() if name.startswith(prefix)}
-    if not hooked:
+    if plain and {type(value) for value in (inputs, *own.values(), *shared.values())} <= _ORDINARY:
         if type(module) in POINTWISE:
             return module(inputs)
         native = LAYERS.get(type(module))
@@ -100,9 +107,15 @@ def _forward(
     return _vmapped(module, own, shared, inputs)
 
 
-def _vmapped(module: nn.Module, own: Parameters, shared: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+def _vmapped(
+    module: nn.Module,
+    own: Parameters,
+    shared: Mapping[str, Tensor],
+    inputs: Tensor,
+    tied: Mapping[str, str] = {},
+) -> Tensor:
     def call(own: Parameters, inputs: Tensor) -> Tensor:
-        return _call(module, {**shared, **own}, inputs)
+        return _call(module, {**shared, **own}, inputs, tied)
 
     with _Elementary():
         return vmap(call, randomness="different")(own, inputs)

@@ -11,11 +11,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lightning_maml.engine.base import Engine, MetaOutput, Problem, attach
+from lightning_maml.coverage import GRAPHED, refused
+from lightning_maml.engine.base import Engine, MetaOutput, Problem, attach, autocast_on
 from lightning_maml.engine.batched import Batched
+from lightning_maml.engine.structure import fingerprint
 from lightning_maml.inner import Parameters
-from lightning_maml.meta_gradient import Implicit, MultiStep
-from lightning_maml.tasks import TaskBatch
+from lightning_maml.tasks import Set, TaskBatch
 
 __all__ = ["Graphed"]
 
@@ -65,24 +66,13 @@ class Graphed(Engine):
         if not isinstance(self.engine, Engine) or isinstance(self.engine, Graphed):
             raise TypeError(f"Expected `engine` to be another engine, such as Batched(), but got {self.engine!r}.")
 
-    def unsupported(self, problem: Problem, device: torch.device) -> str | None:
-        if device.type != "cuda":
-            return f"CUDA graphs need a CUDA device, but the network is on {device.type!r}. Use {self.engine!r}."
-        rule = problem.algorithm.meta_gradient
-        if isinstance(rule, MultiStep):
-            return "the weights of MultiStep change from one meta-update to the next, and a recording cannot."
-        if isinstance(rule, Implicit) or problem.inner.tolerance:
-            return "how many steps the implicit gradient or a tolerance takes is decided while they run."
-        if problem.inner.batch_size is not None:
-            return "mini-batches are drawn on the CPU, anew in each meta-update, and a recording cannot."
-        return self.engine.unsupported(problem, device)
+    def unsupported(self, problem: Problem, *sets: Set) -> str | None:
+        if (what := refused(problem.needs(*sets), GRAPHED)) is not None:
+            return f"a recording repeats the same launches on the same memory, but {what}. Use {self.engine!r}."
+        return self.engine.unsupported(problem, *sets)
 
     def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
         named = list(tasks.named())
-        if asking := [name for name, value in named if value.requires_grad]:
-            raise NotImplementedError(
-                f"Expected inputs and targets without `requires_grad` for a recording but {asking} ask for a gradient."
-            )
         leaves = problem.leaves()
         recordings = _RECORDINGS.setdefault(problem.network, OrderedDict())
         key = _key(problem, tasks, self.engine)
@@ -112,8 +102,8 @@ class Graphed(Engine):
         replay, outputs = record(run, static.support_inputs.device)
         return _Recording(replay, [value for _, value in static.named()], outputs)
 
-    def trajectory(self, problem: Problem, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Parameters, Tensor]]:
-        return self.engine.trajectory(problem, inputs, targets)
+    def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
+        return self.engine.trajectory(problem, support)
 
     def predict(self, problem: Problem, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
         return self.engine.predict(problem, phi, inputs, step)
@@ -124,9 +114,9 @@ def _key(problem: Problem, tasks: TaskBatch, engine: Engine) -> Any:
     tensors = [*problem.names.values(), *problem.network.buffers(), *problem.leaves()]
     places = tuple((tensor.data_ptr(), tensor.requires_grad) for tensor in tensors)
     shapes = tuple((value.shape, value.dtype) for _, value in tasks.named())
-    device = tasks.support_inputs.device.type
-    cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-    modes = tuple(module.training for module in problem.modules)
+    device = tasks.support_inputs.device
+    cast = autocast_on(device) and torch.get_autocast_dtype(device.type)
+    modes = tuple(fingerprint(module) for module in problem.modules)
     # the loss by what it computes: the named ones are made anew in each call
     return engine, problem.algorithm, type(problem.loss), problem.loss.function, places, shapes, cast, modes
 

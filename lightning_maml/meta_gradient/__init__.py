@@ -1,6 +1,6 @@
 """How the outer gradient is formed. A rule receives the inner loop, and never imports it: one rule a file."""
 
-from lightning_maml.meta_gradient.base import Annealed, Loop, MetaGradient, Query
+from lightning_maml.meta_gradient.base import Annealed, Loop, MetaGradient, Query, training_steps
 from lightning_maml.meta_gradient.first_order import FirstOrder
 from lightning_maml.meta_gradient.implicit import Implicit
 from lightning_maml.meta_gradient.joint import Joint
@@ -19,4 +19,5 @@ __all__ = [
     "Query",
     "Reptile",
     "Unrolled",
+    "training_steps",
 ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from lightning_maml.inner import Parameters
+from lightning_maml.inner import InnerLoop, Parameters
 
-__all__ = ["Annealed", "Loop", "MetaGradient", "Query"]
+__all__ = ["Annealed", "Loop", "MetaGradient", "Query", "training_steps"]
 
 
 class Query(NamedTuple):
@@ -23,14 +23,11 @@ class Query(NamedTuple):
 
 
 class Loop(Protocol):
-    """The inner loop of a batch of tasks, as an engine runs it.
-
-    Parameters are ``{name: [T, *shape]}``; an engine may also give a rule one task at a time, ``{name: [*shape]}``.
-    """
+    """The inner loop of a batch of tasks, as an engine runs it. Parameters are ``{name: [T, *shape]}``."""
 
     @property
-    def proximal(self) -> float:
-        """The strength lambda that draws the parameters back to where they started from; 0 for none."""
+    def inner(self) -> InnerLoop:
+        """What it is made of."""
 
     def initial(self) -> Parameters:
         """The meta-parameters as every task's own, differentiable."""
@@ -68,3 +65,8 @@ class Annealed(MetaGradient, Protocol):
 
     def at(self, update: int) -> MetaGradient:
         """The rule at meta-update number ``update``, counted from 0."""
+
+
+def training_steps(rule: Any, steps: int) -> int:
+    """How many of an inner loop's ``steps`` a rule has tasks take in training: all, unless it says another number."""
+    return getattr(rule, "training_steps", steps)

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lightning_maml.inner import ClipByNorm, Momentum, Proximal, SecondMoment, Tolerance
 from lightning_maml.meta_gradient.base import Loop, Query
 
 __all__ = ["Implicit"]
+
+_SAME_OPTIMUM = {ClipByNorm, Momentum, SecondMoment, Tolerance}
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,19 @@ class Implicit:
                 raise ValueError(f"Expected `{name}` to be finite and not negative but got {getattr(self, name)!r}.")
 
     def __call__(self, loop: Loop) -> Query:
-        strength = loop.proximal
-        if not strength > 0:
+        parts = loop.inner.parts
+        if type(parts.pull) is not Proximal:
             raise ValueError(
                 "Expected a proximal inner loop for the implicit meta-gradient, as of SGD(proximal=2.0), but got "
-                f"proximal={strength!r}."
+                f"proximal={loop.inner.proximal!r}."
             )
+        for part in parts.chain:
+            if type(part) not in _SAME_OPTIMUM:
+                raise ValueError(
+                    "Expected no `weight_decay` for the implicit meta-gradient, nor transformations that move the "
+                    f"optimum: it knows the support loss and the proximal term alone, but got {part!r}."
+                )
+        strength = parts.pull.strength
         phi = {name: value.detach().requires_grad_() for name, value in loop.unroll(order=1).items()}
         at, theta = list(phi.values()), list(loop.initial().values())
         query = loop.query(phi)
@@ -78,13 +88,15 @@ class Implicit:
 
         def multiply(v: Tensor) -> Tensor:
             product = torch.autograd.grad(support, at, v, retain_graph=True, materialize_grads=True)
-            return (1 + self.damping) * v + flat(product) / strength
+            return (1 + self.damping) * v + flat(product) / float(strength)
 
         b = flat(slopes)
         solution, residuals, saddle = conjugate_gradients(multiply, b, self.cg_steps, start=b / (1 + self.damping))
         self._warn(residuals, saddle)
-        # theta's gradient is the solution; that of what else the support loss depends on, -d<solution, slope>/lambda
-        along = (solution * (flat(theta) - support / strength)).sum() / tasks
+        # The slope of the proximal loss is 0 at phi, whatever moves: theta's gradient is the solution, and that of all
+        # else that the slope depends on, lambda too, is -d<solution, slope>/lambda.
+        slope = support + strength * (flat(at).detach() - flat(theta))
+        along = -(solution * slope).sum() / (tasks * float(strength))
         return query._replace(loss=query.loss + along - along.detach())
 
     def _warn(self, residuals: Tensor, saddle: Tensor) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from lightning_maml.coverage import ROLLOUTS, refused
 from lightning_maml.engine import Batched, Eager, Engine, Fused
-from lightning_maml.inner import SGD, Parameters, Rates
+from lightning_maml.engine.fused.operator import UnrecognisedError
+from lightning_maml.inner import InnerLoop, Parameters, tensors_of
 from lightning_maml.learner import Algorithm
-from lightning_maml.meta_gradient import FirstOrder, Joint, MultiStep, Query, Unrolled
+from lightning_maml.meta_gradient import Query, training_steps
 from lightning_maml.rl.advantages import Advantages
 from lightning_maml.rl.environments import Collect
 from lightning_maml.rl.estimators import ESTIMATORS, Estimator
@@ -94,19 +96,9 @@ class MetaObjective:
                 f"Expected inner steps in training for `exploration`, which credits their rollouts, but "
                 f"{self.algorithm.name!r} trains without any."
             )
-        inner, rule = self.algorithm.inner, self.algorithm.meta_gradient
-        # whatever else an inner loop can be asked for has to be refused here, or it would be passed over
-        asked = [part.name for part in fields(inner) if getattr(inner, part.name) != part.default]
-        beyond = set(asked) - {"lr", "steps", "learn_lr", "adapts", "shuffle_seed"}
-        if type(inner) is not SGD or beyond:
+        if (reason := refused(self.algorithm.needs, ROLLOUTS)) is not None:
             raise NotImplementedError(
-                "Expected an inner loop of plain gradient steps for rollouts but got "
-                f"{type(inner).__name__} with {sorted(beyond)}."
-            )
-        if not isinstance(rule, Unrolled | FirstOrder | Joint | MultiStep):
-            raise NotImplementedError(
-                "Expected one of the rules Unrolled, FirstOrder, MultiStep and Joint for rollouts but got "
-                f"{type(rule).__name__}."
+                f"Expected an inner loop of plain gradient steps, and a rule for it, for rollouts but {reason}."
             )
         engine = self.engine
         if engine not in ("auto", "batched", "eager", "fused") and not isinstance(engine, Eager | Batched | Fused):
@@ -120,8 +112,8 @@ class MetaObjective:
             raise NotImplementedError(
                 f"Expected Fused(compile=True) for rollouts, for which there is one operator, in C, but got {engine!r}."
             )
-        if self._asked_to_fuse and isinstance(self._fused, str):
-            raise NotImplementedError(f"Engine 'fused' cannot run this: {self._fused}")
+        if self._asked_to_fuse and self._fused[0] is None:
+            raise NotImplementedError(f"Engine 'fused' cannot run this: {self._fused[1]}")
 
     def at(self, update: int) -> MetaObjective:
         """The same objective at meta-update number ``update``, see :meth:`~lightning_maml.Algorithm.at`."""
@@ -131,14 +123,13 @@ class MetaObjective:
     @property
     def training_steps(self) -> int:
         """The inner steps of training: none where the rule is Joint."""
-        return 0 if isinstance(self.algorithm.meta_gradient, Joint) else self.algorithm.inner.steps
+        return training_steps(self.algorithm.meta_gradient, self.algorithm.inner.steps)
 
     @property
     def leaves(self) -> list[Tensor]:
         """What gets a meta-gradient: the policy's parameters, and learned inner rates."""
-        rate = self.algorithm.inner.lr
-        rates: list[Tensor] = list(rate.parameters()) if isinstance(rate, Rates) else []
-        return [leaf for leaf in (*self.policy.parameters(), *rates) if leaf.requires_grad]
+        every = (*self.policy.parameters(), *tensors_of(self.algorithm.holders))
+        return [leaf for leaf in every if leaf.requires_grad]
 
     def split(self) -> tuple[Parameters, Parameters]:
         """The parameters that adapt, and the other parameters and buffers."""
@@ -216,8 +207,12 @@ class MetaObjective:
         return self.engine == "fused" or isinstance(self.engine, Fused)
 
     @cached_property
-    def _fused(self) -> PolicyGradient | str:
-        return find(self)
+    def _fused(self) -> tuple[PolicyGradient | None, str]:
+        """What computes the inner gradients, or why nothing here does."""
+        try:
+            return find(self), ""
+        except UnrecognisedError as error:
+            return None, str(error)
 
     def fused(self, rollouts: Rollouts) -> PolicyGradient | None:
         """What computes the inner gradients of these tasks on the engine ``"fused"``, or None on another one.
@@ -230,12 +225,13 @@ class MetaObjective:
 
     def _operator(self, rollouts: Rollouts) -> PolicyGradient | None:
         """The same, however few tasks there are."""
-        if isinstance(self._fused, str) or (self.engine != "auto" and not self._asked_to_fuse):
+        operator, _ = self._fused
+        if operator is None or (self.engine != "auto" and not self._asked_to_fuse):
             return None
-        reason = self._fused.unsupported(self.split()[0], rollouts.rewards)
+        reason = operator.unsupported(self.split()[0], rollouts.rewards)
         if reason is not None and self._asked_to_fuse:
             raise NotImplementedError(f"Engine 'fused' cannot run this: {reason}")
-        return self._fused if reason is None else None
+        return operator if reason is None else None
 
     @property
     def eager(self) -> bool:
@@ -280,8 +276,8 @@ class RolloutLoop:
         self.kl = rollouts[0].rewards.new_zeros(())
 
     @property
-    def proximal(self) -> float:
-        return 0.0
+    def inner(self) -> InnerLoop:
+        return self.objective.algorithm.inner
 
     def loss(self) -> tuple[Tensor, Tensor]:
         """Outer loss with penalties, and mean divergence of the adapted policies: scalars, differentiable."""
@@ -303,32 +299,36 @@ class RolloutLoop:
 
     def step(self, phi: Parameters, rollouts: Rollouts, step: int, order: int, rate: float | None = None) -> Parameters:
         """Inner step ``step`` from ``phi``, at which ``rollouts`` were sampled."""
-        inner, objective = self.objective.algorithm.inner, self.objective
+        objective = self.objective
         order = 1 if objective.estimator == "first_order" else order
         penalised = bool(objective.kl_penalty) or self.credit is not None
         operator = objective.fused(rollouts)
         with torch.enable_grad():
             if operator is None or penalised:
                 outputs, log_probs = self._evaluate(phi, rollouts)
-            if operator is None:
+
+            def slope(where: Parameters) -> Parameters:
+                if operator is not None:
+                    with torch.set_grad_enabled(order == 2):
+                        return operator(where, self.constants, rollouts)
                 gradients = torch.autograd.grad(
                     objective.inner_loss(log_probs, rollouts).sum(),
-                    list(phi.values()),
+                    list(where.values()),
                     create_graph=order == 2,
                     retain_graph=order == 2 or penalised,
                     materialize_grads=True,
                 )
-                named = dict(zip(phi, gradients, strict=True))
-        if operator is not None:
-            with torch.set_grad_enabled(order == 2):
-                named = operator(phi, self.constants, rollouts)
-        if objective.kl_penalty:
-            self.penalties.append(objective.kl_penalty * self._divergence(outputs, rollouts))
-        if self.credit is not None:
-            sums = (log_probs * rollouts.mask).sum((1, 2)) / rollouts.rewards.shape[2]
-            self.penalties.append(-objective.exploration * (sums * self.credit).mean())
-        named = inner.direction(named, step, {})
-        return inner.update(phi, named, {name: inner.rate(name, step) if rate is None else rate for name in phi})
+                return dict(zip(where, gradients, strict=True))
+
+            rates = None if rate is None else dict.fromkeys(phi, rate)
+            following, _ = self.inner.step(phi, slope, (), step, {}, order, rates)
+            if objective.kl_penalty:  # the mean over the inner steps, as in the authors' code
+                share = objective.kl_penalty / objective.training_steps
+                self.penalties.append(share * self._divergence(outputs, rollouts))
+            if self.credit is not None:
+                sums = (log_probs * rollouts.mask).sum((1, 2)) / rollouts.rewards.shape[2]
+                self.penalties.append(-objective.exploration * (sums * self.credit).mean())
+        return following
 
     def support(self, phi: Parameters) -> Tensor:
         return self.objective.inner_loss(self._evaluate(phi, self.rollouts[0])[1], self.rollouts[0])

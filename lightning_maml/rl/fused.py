@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lightning_maml.engine.recognition import Perceptron, recognise
+from lightning_maml.engine.fused.mlp_adapt import Perceptron, recognise
+from lightning_maml.engine.fused.operator import UnrecognisedError
+from lightning_maml.engine.structure import changed
 from lightning_maml.inner import Parameters
-from lightning_maml.rl.outer import TRPO
+from lightning_maml.rl.outer import PPO
 from lightning_maml.rl.policies import CategoricalPolicy, Deviation, GaussianPolicy
 from lightning_maml.rl.rollouts import Rollouts
 
@@ -74,22 +76,34 @@ class PolicyGradient:
         return None
 
 
-def find(objective: MetaObjective) -> PolicyGradient | str:
-    """What computes the inner gradients of an objective; or why nothing here does."""
+def find(objective: MetaObjective) -> PolicyGradient:
+    """What computes the inner gradients of an objective.
+
+    Raises:
+        UnrecognisedError: nothing here does.
+    """
     policy, estimator = objective.policy, objective.estimator
     if type(policy) not in (GaussianPolicy, CategoricalPolicy):
-        return f"the policy is a {type(policy).__name__}, neither a GaussianPolicy nor a CategoricalPolicy."
+        raise UnrecognisedError(
+            f"the policy is a {type(policy).__name__}, neither a GaussianPolicy nor a CategoricalPolicy."
+        )
+    if (what := changed(policy)) is not None:
+        raise UnrecognisedError(f"the policy has {what}.")
     if not isinstance(estimator, str) or estimator not in _KINDS:
-        return f"the estimator is {estimator!r}, none of {sorted(_KINDS)}."
-    if isinstance(objective.outer, TRPO):
-        return "TRPO takes third derivatives of the inner loss, and its operator for policies has none."
+        raise UnrecognisedError(f"the estimator is {estimator!r}, none of {sorted(_KINDS)}.")
+    if type(objective.outer) is not PPO:
+        raise UnrecognisedError(
+            f"{type(objective.outer).__name__} may take third derivatives of the inner loss, as TRPO does, and its "
+            "operator for policies has none."
+        )
     fixed = {name for name, _ in policy.named_parameters()} - set(objective.split()[0])
     if not fixed <= {"deviation.log_std"}:
-        return "a part of the policy other than its deviation does not adapt."
-    layers = [(name, layer) for name, layer in policy.named_children() if type(layer) is not Deviation]
+        raise UnrecognisedError("a part of the policy other than its deviation does not adapt.")
+    deviations = [layer for layer in policy.children() if type(layer) is Deviation]
+    layers = [(name, layer) for name, layer in policy.named_children() if layer not in deviations]
+    if any(map(changed, deviations)) or len(deviations) != isinstance(policy, GaussianPolicy):
+        raise UnrecognisedError("the policy's deviation was changed.")
     found = recognise(nn.Sequential(OrderedDict(layers)))
-    if isinstance(found, str):
-        return f"{found}."
     if isinstance(policy, CategoricalPolicy):
         return PolicyGradient(found, "categorical", _KINDS[estimator])
     others = {name: value.shape for name, value in policy.named_parameters() if name not in found.shapes}  # log_std

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_maml.engine.forward import forward_all, forward_one
+from lightning_maml.engine.forward import Networks
 from lightning_maml.engine.layers import LAYERS
 from lightning_maml.inner import Parameters
 from lightning_maml.networks.layers import Layers
@@ -63,11 +63,7 @@ class Policy(Layers):
         ``eager`` runs one task after another as the module is written, what the batched form is tested against.
         """
         rows = observations.flatten(1, -2)
-        if eager:
-            each = [{name: value[task] for name, value in phi.items()} for task in range(len(rows))]
-            outputs = torch.stack([forward_one(self, own, constants, row) for own, row in zip(each, rows, strict=True)])
-        else:
-            outputs = forward_all(self, phi, constants, rows, by_layer=True)
+        outputs = Networks(self, constants, None, one=eager)(phi, rows)
         return outputs.view(*observations.shape[:-1], outputs.shape[-1])
 
 

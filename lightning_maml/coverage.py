@@ -1,0 +1,195 @@
+"""Which engine runs what: of each engine, and of each operator, the one set of all that it runs.
+
+A problem's needs are pairs of a kind and of what it needs of that kind, mostly an exact class: of its inner loop, of
+each of its parts, of its rule (:meth:`Problem.needs`). What an engine runs names, of every kind, what it knows. Refused
+is the difference, so that a class that nobody has thought of is refused. The loops of plain autograd, ``eager``,
+``batched`` and ``checkpoint``, run every part by what it is, and are not listed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Container
+from itertools import chain, combinations
+from typing import Any
+
+import torch
+
+from lightning_maml.inner import (
+    SGD,
+    Adam,
+    AddDecayed,
+    AllRows,
+    ClipByNorm,
+    Curvature,
+    Everything,
+    FromMeta,
+    Matching,
+    Momentum,
+    Nothing,
+    Part,
+    Prototypes,
+    Proximal,
+    Scale,
+    SecondMoment,
+    SharpnessAware,
+    Sign,
+    Where,
+    Zeros,
+)
+from lightning_maml.meta_gradient import FirstOrder, Joint, MultiStep, Reptile, Unrolled
+from lightning_maml.networks.layers import SpatialMean
+
+__all__ = ["Needs", "Runs", "refused"]
+
+Needs = frozenset[tuple[str, Any]]
+Runs = dict[str, Container[Any]]
+
+
+class _Anything:
+    def __contains__(self, what: Any) -> bool:
+        return True
+
+
+ANYTHING = _Anything()
+
+
+_WORDS = {
+    "inner loop": "the inner loop is {}",
+    "part": "the inner loop has the part {}",
+    "chain": "the inner loop's steps are made of {}",
+    "rates": "the inner rates are {}",
+    "rule": "the meta-gradient rule is {}",
+    "loss": "the loss is {}",
+    "parameters of each step": "the network has a value for every inner step",
+    "gradient of data": "inputs or targets ask for a gradient",
+    "gradient of the loss": "the loss has parameters that ask for a gradient",
+    "autocast": "autocast is on",
+    "device": "the device is {}",
+    "dtypes of what adapts": "the parameters that adapt are of {}",
+    "dtypes of everything": "parameters, inputs and targets are of {}",
+    "rows of a set": "a task has {} rows",
+    "tensor class": "parameters, inputs or targets are of the class {}",
+    "tensor in": "there are tensors in {}",
+}
+"""How a need is said, in the order in which reasons are given."""
+_ORDER = [*_WORDS]
+
+
+def refused(needs: Needs, runs: Runs) -> str | None:
+    """What of ``needs`` is not in ``runs``, in words; None where everything is.
+
+    Example:
+        >>> refused(frozenset({("rule", Joint)}), {"rule": {Unrolled, FirstOrder}})
+        'the meta-gradient rule is Joint, none of FirstOrder, Unrolled'
+    """
+    missing = [(kind, what) for kind, what in needs if what not in runs.get(kind, ())]
+    if not missing:
+        return None
+    # the same one on every process, whatever order a set has there
+    kind, what = min(missing, key=lambda need: (_ORDER.index(need[0]), _word(need[1])))
+    known = runs.get(kind, ())
+    said = _WORDS[kind].format(_word(what))
+    if isinstance(known, range):
+        return f"{said}, more than {known[-1]}"
+    if "{}" not in _WORDS[kind] or not isinstance(known, Collection) or not 0 < len(known) <= 6:
+        return said
+    return f"{said}, none of {', '.join(sorted(map(_word, known)))}"
+
+
+def _word(what: Any) -> str:
+    if isinstance(what, tuple | frozenset):
+        return " and ".join(sorted(map(_word, what)) if isinstance(what, frozenset) else map(_word, what))
+    if isinstance(what, torch.dtype):
+        return str(what).removeprefix("torch.")
+    return getattr(what, "__qualname__", None) or str(what)
+
+
+def _in_order(*parts: type) -> set[tuple[type, ...]]:
+    """Each chain of some of ``parts``, in their order, with the rates at its end."""
+    some = chain.from_iterable(combinations(parts, number) for number in range(len(parts) + 1))
+    return {(*chosen, Scale) for chosen in some}
+
+
+# What adapts reaches an operator as names, and where it starts and what it sees are the meta-parameters and all rows.
+_PLAIN = {FromMeta, AllRows, Nothing, Everything, Matching, Where, Part, Scale}
+_RATES = {"number", "of each step", "tensor", "shared", "per_step", "per_parameter", "per_parameter_and_step"}
+_RATES |= {"per_element"}
+_ONE_OF = {frozenset({torch.float32}), frozenset({torch.float64})}
+_TENSORS = {torch.Tensor, torch.nn.Parameter}
+
+STEPS: Runs = {  # of plain gradient descent, with what a known few transformations make of the gradient
+    "inner loop": {SGD},
+    "part": _PLAIN | {ClipByNorm, AddDecayed, Momentum},
+    "chain": _in_order(ClipByNorm, AddDecayed, Momentum),
+    "rates": _RATES,
+    "parameters of each step": {False},
+    "tensor class": _TENSORS,
+    "tensor in": set(),
+}
+
+SGD_UPDATE: Runs = STEPS | {
+    "device": {"cpu", "cuda"},
+    "rule": ANYTHING,
+    "dtypes of what adapts": _ONE_OF,
+    "dtypes of everything": ANYTHING,
+    "loss": ANYTHING,
+    "batch-norm": ANYTHING,
+    "autocast": ANYTHING,
+    "gradient of data": ANYTHING,
+    "gradient of the loss": ANYTHING,
+    "rows of a set": ANYTHING,
+}
+
+ADAPTATION: Runs = SGD_UPDATE | {  # a whole adaptation, and its meta-gradient, as one operator
+    "part": _PLAIN,
+    "chain": _in_order(),
+    "rule": {Unrolled, FirstOrder, Joint},
+    "dtypes of everything": _ONE_OF,
+    "loss": {"mse", "cross_entropy", "bce"},
+    "autocast": {False},
+    "gradient of data": {False},
+    "gradient of the loss": {False},
+}
+CONV_ADAPT: Runs = ADAPTATION | {"device": {"cpu"}, "loss": {"mse", "cross_entropy"}}
+
+COMPILED_PARTS = _PLAIN | {ClipByNorm, AddDecayed, Momentum, SecondMoment, Sign, SharpnessAware}
+COMPILED: Runs = STEPS | {
+    "inner loop": {SGD, Adam},
+    "part": COMPILED_PARTS,
+    "chain": ANYTHING,
+    "rule": ANYTHING,
+    "device": ANYTHING,
+    "dtypes of what adapts": ANYTHING,
+    "dtypes of everything": ANYTHING,
+    "loss": ANYTHING,
+    "batch-norm": ANYTHING,
+    "autocast": ANYTHING,
+    "gradient of data": {False},
+    "gradient of the loss": {False},
+    "rows of a set": ANYTHING,
+}
+
+ROLLOUTS: Runs = {  # of reinforcement learning, where every step has rows of its own
+    "inner loop": {SGD},
+    "part": _PLAIN | {Curvature},
+    "chain": _in_order(Curvature),
+    "rates": _RATES | {"curvature"},
+    "rule": {Unrolled, FirstOrder, Joint, MultiStep},
+}
+
+# A recording repeats what was launched once: no weights that change with the update, no rows drawn anew, and nothing
+# that decides by a number how long it goes on.
+GRAPHED: Runs = COMPILED | {
+    "part": COMPILED_PARTS | {Curvature, Prototypes, Zeros, Proximal},
+    "rates": _RATES | {"curvature"},
+    "rule": {Unrolled, FirstOrder, Joint, Reptile},
+    "parameters of each step": ANYTHING,
+    "device": {"cuda"},
+    "gradient of the loss": ANYTHING,
+    "tensor class": ANYTHING,
+}
+AT_THE_END = {Unrolled, FirstOrder}
+"""Rules that ask for the query sets after the inner steps and for nothing else, so that the way back is known."""
+
+MEANS = {SpatialMean}
+"""Layers that take the mean over the places of an image, ``[N, C, H, W]`` to ``[N, C]``."""

@@ -1,0 +1,137 @@
+"""Which engine runs a problem: the one asked for, or the first that can."""
+
+from __future__ import annotations
+
+import dis
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from lightning_maml.engine.base import Engine, Problem
+from lightning_maml.engine.batched import Batched
+from lightning_maml.engine.checkpointed import restore_rng, rng_state
+from lightning_maml.engine.eager import Eager
+from lightning_maml.engine.fused import Fused
+from lightning_maml.tasks import Set
+
+__all__ = ["named_engine", "run_on"]
+
+_NAMED: dict[str, type[Engine]] = {"eager": Eager, "batched": Batched, "fused": Fused}
+# The fused operators where they have been measured to be faster: on the CPU so far, and compiled above all.
+_ON_CPU = (Fused(compile=True), Fused(kernel="mlp_adapt"))
+_TORCH = str(Path(torch.__file__).parent)
+
+Result = TypeVar("Result")
+
+# Of each network the problems on it that all tasks at once were refused for, or have run.
+_KNOWN: WeakKeyDictionary[nn.Module, dict[Any, Engine]] = WeakKeyDictionary()
+
+logger = logging.getLogger("lightning_maml")
+
+
+def named_engine(engine: str | Engine) -> Engine | None:
+    """The engine of a name, or None for ``"auto"``.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: it is neither a name nor an engine.
+    """
+    if isinstance(engine, Engine):
+        return engine
+    if not isinstance(engine, str):
+        raise TypeError(f"Expected `engine` to be one of {['auto', *_NAMED]} or an Engine but got {engine!r}.")
+    if engine == "auto":
+        return None
+    if engine not in _NAMED:
+        raise ValueError(f"Expected `engine` to be one of {['auto', *_NAMED]} or an Engine but got {engine!r}.")
+    return _NAMED[engine]()
+
+
+def run_on(
+    engine: str | Engine, problem: Problem, sets: tuple[Set, ...], run: Callable[[Engine], Result]
+) -> tuple[Engine, Result]:
+    """What ``run`` makes of an engine, and that engine; ``"auto"`` chooses, any other runs or raises.
+
+    ``"auto"`` takes the first of the fused operators that runs the problem, else ``batched``, and where torch refuses
+    to run all tasks in one call, ``eager``: that it says once, in a warning, and knows as long as the network lives.
+
+    Args:
+        engine: a name or an engine.
+        problem: what is to be run.
+        sets: inputs and targets of all tasks; none where adapted networks are only to predict.
+        run: runs it; called again on another engine where torch refused.
+
+    Raises:
+        ValueError, TypeError: it is no engine.
+        NotImplementedError: the engine asked for cannot run this problem; the message says why.
+    """
+    chosen = named_engine(engine)
+    if chosen is not None:
+        if sets and (reason := chosen.unsupported(problem, *sets)) is not None:
+            raise NotImplementedError(f"Engine {chosen.name!r} cannot run this: {reason}")
+        return _try(chosen, problem, run, insist=True)
+    if sets and sets[0][0].device.type == "cpu":
+        for fused in _ON_CPU:
+            if fused.unsupported(problem, *sets) is None:
+                return fused, run(fused)
+    return _try(Batched(), problem, run, insist=False)
+
+
+def _try(engine: Engine, problem: Problem, run: Callable[[Engine], Result], insist: bool) -> tuple[Engine, Result]:
+    """``run`` on an engine, or where torch refuses it and eager runs it, on eager: with ``insist`` that is an error."""
+    known = _KNOWN.setdefault(problem.network, {})
+    modes = tuple([module.training for module in problem.modules])
+    key = problem.algorithm.needs, type(problem.loss), problem.loss.kind, modes, torch.is_grad_enabled()
+    if not insist and key in known:
+        return known[key], run(known[key])
+    device = next(iter(problem.names.values())).device
+    states = [(place, rng_state(place)) for place in {torch.device("cpu"), device}]
+    try:
+        result = run(engine)
+    except Exception as error:
+        if isinstance(engine, Eager) or not _of_torch(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        for place, state in states:
+            restore_rng(place, state)
+        eager = Eager()
+        try:
+            result = run(eager)
+        except Exception:
+            raise error from None  # not a matter of engines
+        if insist:
+            raise NotImplementedError(
+                f"Engine {engine.name!r} cannot run this: torch refuses to run all tasks in one call ({reason}). Use "
+                "engine='eager'."
+            ) from error
+        warnings.warn(
+            f"Engine 'auto' goes on with 'eager', one task after another, as torch refuses to run all tasks of "
+            f"{type(problem.network).__name__} in one call ({reason}). This is said once.",
+            stacklevel=4,
+        )
+        engine = eager
+    if not insist:
+        logger.info("engine 'auto' chose %r for %s", engine.name, type(problem.network).__name__)
+        known[key] = engine
+    return engine, result
+
+
+def _of_torch(error: Exception) -> bool:
+    """Whether torch itself raised an error, in C or in its own Python files, and no ``raise`` in anybody else's."""
+    if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+        return False
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    code = trace.tb_frame.f_code
+    if code.co_filename.startswith(_TORCH):
+        return True
+    return isinstance(error, RuntimeError) and dis.opname[code.co_code[trace.tb_lasti]] != "RAISE_VARARGS"

@@ -1,0 +1,140 @@
+"""The engine of the project's own kernels: operators that are tried in turn.
+
+``lightning_maml.kernels`` is imported inside the functions that need it: ``import lightning_maml`` loads no kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_maml.coverage import refused
+from lightning_maml.engine.base import Engine, MetaOutput, Problem
+from lightning_maml.engine.batched import Batched
+from lightning_maml.engine.chunks import meta_loss_in_chunks
+from lightning_maml.engine.fused.conv_adapt import ConvAdapt
+from lightning_maml.engine.fused.mlp_adapt import MlpAdapt, Precision
+from lightning_maml.engine.fused.operator import Operator, OperatorLoop, UnrecognisedError, check_sets, rates_of
+from lightning_maml.engine.fused.sgd_update import FlatLoop, flat_loop_refuses
+from lightning_maml.inner import Parameters
+from lightning_maml.tasks import Set, TaskBatch
+
+__all__ = ["Fused"]
+
+
+@dataclass(frozen=True)
+class Fused(Engine):
+    """The engine of the project's own kernels; the CPU runs the same operators in plain torch, or compiled from C.
+
+    On a multilayer perceptron the operator ``mlp_adapt`` runs all inner steps, the query loss and the exact
+    meta-gradient, and ``conv_adapt`` on a convolutional network where ``compile=True`` on a CPU. Any other network runs
+    as on :class:`Batched`, with the inner update of all parameters as one operator, ``sgd_update``.
+
+    Args:
+        kernel: ``"auto"``; ``"mlp_adapt"`` raises where that operator does not cover the problem;
+            ``"sgd_update"`` leaves it out.
+        precision: of ``mlp_adapt``'s products on a GPU: ``"tf32x3"`` and ``"ieee"`` are exact to about 1e-6, ``"tf32"``
+            to 1e-3, ``"bf16"`` to 1e-2. The CPU computes in the parameters' dtype.
+        compile: on a CPU, these operators compiled by the machine's C compiler: some seconds, once on a machine. What
+            they do not cover is refused. A GPU's kernels are compiled in any case.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    kernel: Literal["auto", "mlp_adapt", "sgd_update"] = "auto"
+    precision: Precision = "tf32x3"
+    compile: bool = False
+    name = "fused"
+
+    def __post_init__(self) -> None:
+        if self.kernel not in ("auto", "mlp_adapt", "sgd_update"):
+            raise ValueError(f"Expected `kernel` to be 'auto', 'mlp_adapt' or 'sgd_update' but got {self.kernel!r}.")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"Expected `precision` to be one of {get_args(Precision)} but got {self.precision!r}.")
+        if self.compile and self.kernel == "sgd_update":
+            raise ValueError(
+                "Expected `compile=False` for kernel='sgd_update': what is compiled are whole inner loops."
+            )
+
+    @cached_property
+    def operators(self) -> tuple[Operator, ...]:
+        """Those that run whole adaptations, in the order in which they are tried."""
+        if self.kernel == "sgd_update":
+            return ()
+        perceptrons = MlpAdapt(self.precision, self.compile)
+        return (perceptrons, ConvAdapt()) if self.compile and self.kernel == "auto" else (perceptrons,)
+
+    def unsupported(self, problem: Problem, *sets: Set) -> str | None:
+        operator, _, reason = problem.memo[self] = self._find(problem, *sets)
+        if operator is not None:
+            return reason
+        if self.kernel == "mlp_adapt" or self.compile:
+            advice = " Batched(compile=True) compiles any network." if self.compile else ""
+            names = " or ".join(f"`{operator.name}`" for operator in self.operators)
+            return f"expected a problem that {names} covers but {reason}.{advice}"
+        return flat_loop_refuses(problem, *sets)
+
+    def supports(self, problem: Problem, *sets: Set) -> str | None:
+        """Why no operator covers the whole problem, or None where one does."""
+        return self._found(problem, *sets)[2]
+
+    def _found(self, problem: Problem, *sets: Set) -> tuple[Operator | None, Any, str | None]:
+        """What :meth:`_find` found, once for a problem."""
+        known = problem.memo
+        if self not in known:
+            known[self] = self._find(problem, *sets)
+        return known[self]
+
+    def _find(self, problem: Problem, *sets: Set) -> tuple[Operator | None, Any, str | None]:
+        """The first operator that covers the problem, the network as it takes it, and why it cannot run, if so.
+
+        No operator, and why, where none does.
+        """
+        needs, reasons = problem.needs(*sets), []
+        for operator in self.operators:
+            reason = refused(needs, operator.runs)
+            if reason is None:
+                try:
+                    found = operator.recognise(problem.network)
+                except UnrecognisedError as error:
+                    reason = str(error)
+                else:
+                    reason = operator.refuse(found, problem, *sets)
+                    if reason is None:
+                        return operator, found, operator.unavailable(problem.parameters[found.names[0]])
+            reasons.append(reason)
+        return None, None, "; ".join(dict.fromkeys(reasons)) or f"kernel={self.kernel!r} leaves them out"
+
+    def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
+        operator, found, _ = self._found(problem, *tasks.sets)
+
+        def loop_of(support: Set, query: Set) -> Any:
+            if operator is None:
+                return FlatLoop(problem, support, query)
+            return OperatorLoop(problem, operator, found, support, query)
+
+        return meta_loss_in_chunks(problem, tasks, len(tasks), loop_of)
+
+    def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
+        operator, found, _ = self._found(problem, support)
+        if operator is None:
+            yield from Batched().trajectory(problem, support)
+            return
+        check_sets(problem, found, support)
+        rates = rates_of(problem, found, problem.inner.steps).detach()
+        with torch.no_grad():
+            theta = found.pack(problem.parameters)
+        inputs, targets = (value.detach() for value in support)
+        path, losses = operator.trajectory(found, theta, rates, (inputs, targets), problem.loss.kind)
+        for step in range(problem.inner.steps + 1):
+            named = found.unpack_tasks(theta.expand(len(inputs), -1) if step == 0 else path[:, step - 1])
+            yield {name: named[name] for name in problem.adapted}, losses[:, step]
+
+    def predict(self, problem: Problem, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
+        return Batched().predict(problem, phi, inputs, step)

@@ -1,0 +1,140 @@
+"""The operator ``mlp_adapt``: perceptrons, on the CPU in plain torch or compiled from C, on a GPU in Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_maml.coverage import ADAPTATION, Runs
+from lightning_maml.engine.base import Problem
+from lightning_maml.engine.fused.operator import (
+    Operator,
+    Recognised,
+    UnrecognisedError,
+    layers_of,
+    needs_compiler,
+    shapes_of,
+)
+from lightning_maml.tasks import Set
+
+__all__ = ["MlpAdapt", "Perceptron", "Precision", "recognise"]
+
+Precision = Literal["tf32x3", "ieee", "tf32", "bf16"]
+
+_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.GELU: "gelu"}
+_KNOWN: set[type[nn.Module]] = {nn.Linear, *_ACTIVATIONS}
+
+
+@dataclass(frozen=True, eq=False)
+class Perceptron(Recognised):
+    """Linear layers with one kind of activation between them."""
+
+    widths: list[int]
+    """``[in, hidden ..., out]``."""
+    activation: str
+
+
+@dataclass(frozen=True)
+class MlpAdapt(Operator):
+    """See :class:`~lightning_maml.Fused` for its arguments."""
+
+    precision: Precision = "tf32x3"
+    compile: bool = False
+    name = "mlp_adapt"
+
+    @property
+    def runs(self) -> Runs:
+        from lightning_maml.kernels.mlp_adapt import MOST_ROWS
+
+        return ADAPTATION | {"rows of a set": range(1, MOST_ROWS + 1)}
+
+    def recognise(self, network: nn.Module) -> Perceptron:
+        return recognise(network)
+
+    def refuse(self, found: Perceptron, problem: Problem, *sets: Set) -> str | None:
+        if sets[0][0].device.type == "cuda" and problem.parameters[found.names[0]].dtype != torch.float32:
+            return "on a GPU it computes in float32 alone"
+        for inputs, targets in sets:
+            if inputs.ndim != 3 or inputs.shape[2] != found.widths[0]:
+                return f"the inputs {list(inputs.shape)} are not [tasks, rows, {found.widths[0]}]"
+            if problem.loss.kind == "bce" and targets.shape != (*inputs.shape[:2], found.outputs):
+                return f"the targets {list(targets.shape)} are not [tasks, rows, {found.outputs}]"
+        return None
+
+    def unavailable(self, like: Tensor) -> str | None:
+        if like.device.type == "cuda":
+            if torch.version.hip is not None and "tf32" in self.precision:
+                return f"AMD's GPUs have no products of {self.precision!r}. Use precision='ieee' or 'bf16'."
+            return "on a GPU it needs Triton, which is not installed." if find_spec("triton") is None else None
+        if not self.compile:
+            return None
+        from lightning_maml.kernels.mlp_adapt import native
+
+        return needs_compiler(native.unavailable(like.dtype))
+
+    def adapt(self, found: Perceptron, theta: Tensor, rates: Tensor, sets: Sequence[Set], loss: str, order: int) -> Any:
+        from lightning_maml.kernels.mlp_adapt import mlp_adapt, mlp_adapt_undispatched
+
+        batch = [value for pair in sets for value in pair]
+        kind = (found.widths, found.activation, loss, order, rates.requires_grad)
+        if self.compile and theta.device.type == "cpu":
+            return mlp_adapt_undispatched(theta, rates.detach(), batch, *kind)
+        return mlp_adapt(theta, rates.detach(), *batch, *kind, self.precision)
+
+    def trajectory(
+        self, found: Perceptron, theta: Tensor, rates: Tensor, support: Set, loss: str
+    ) -> tuple[Tensor, Tensor]:
+        from lightning_maml.kernels.mlp_adapt import mlp_trajectory
+
+        kind = (found.widths, found.activation, loss)
+        return mlp_trajectory(theta, rates, *support, *kind, precision=self.precision, compiled=self.compile)
+
+
+def recognise(network: nn.Module) -> Perceptron:
+    """The perceptron that a network is, by its structure and never by its name.
+
+    Raises:
+        UnrecognisedError: it is none.
+
+    Example:
+        >>> recognise(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))).widths
+        [3, 8, 2]
+        >>> recognise(nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 2)))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        lightning_maml...UnrecognisedError: layer '1' is a Dropout, none of ['GELU', 'Linear', 'ReLU', 'Tanh']
+    """
+    shapes: dict[str, torch.Size] = {}
+    linear: list[nn.Linear] = []
+    between: list[str] = []
+    for name, module in layers_of(network, _KNOWN):
+        if type(module) is nn.Linear:
+            if module._parameters.get("bias") is None:
+                raise UnrecognisedError(f"layer {name!r} has no bias")
+            if len(linear) > len(between):
+                between.append("identity")
+            shapes |= shapes_of(name, module)
+            linear.append(module)
+        elif len(linear) == len(between) + 1:
+            if type(module) is nn.GELU and module.approximate != "none":
+                raise UnrecognisedError(f"layer {name!r} is an approximate GELU")
+            between.append(_ACTIVATIONS[type(module)])
+        else:
+            raise UnrecognisedError(f"layer {name!r} does not stand between two linear layers")
+    if not linear or len(between) != len(linear) - 1:
+        raise UnrecognisedError("its last layer is not linear")
+    if len({id(parameter) for layer in linear for parameter in layer._parameters.values()}) < 2 * len(linear):
+        raise UnrecognisedError("some of its parameters are tied")
+    if len(set(between)) > 1:
+        raise UnrecognisedError(f"its activations differ: {between}")
+    from lightning_maml.kernels.mlp_adapt import MOST_HIDDEN, WIDEST
+
+    widths = [linear[0].weight.shape[1], *(layer.weight.shape[0] for layer in linear)]
+    if len(between) > MOST_HIDDEN or max(widths) > WIDEST:
+        raise UnrecognisedError(f"its widths {widths} exceed {MOST_HIDDEN} hidden layers or {WIDEST} units")
+    return Perceptron(shapes, widths[-1], widths, between[0] if between else "identity")

@@ -1,0 +1,80 @@
+"""What a module computes, known by its exact class: nothing on the instance, and no hook, may have changed it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, cast
+
+from torch import nn
+from torch.nn.modules import module as _torch
+
+__all__ = ["ELEMENTARY", "changed", "fingerprint", "is_sequence"]
+
+ELEMENTARY = {nn.Linear, nn.ReLU, nn.Tanh, nn.GELU, nn.Identity}
+"""Layers that know no modes of their own."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# what a class derived from nn.Sequential may bring of its own and still run its layers in turn
+_HARMLESS = {"__annotations__", "__dict__", "__doc__", "__firstlineno__", "__getitem__", "__init__", "__module__"}
+_HARMLESS |= {"__repr__", "__static_attributes__", "__weakref__", "_get_name", "extra_repr"}
+
+# registered by layers, and then no attributes of the instance itself
+_TENSORS = {"bias", "running_mean", "running_var", "weight"}
+
+
+def changed(module: nn.Module) -> str | None:
+    """What makes a module compute something other than its class does, in words; None where nothing does.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> layer.forward = lambda inputs: inputs
+        >>> changed(layer)
+        'a forward of its own'
+    """
+    own, kind = vars(module), cast(Any, type(module))
+    if not own.keys().isdisjoint(names := _names(kind)):
+        return f"a {', '.join(sorted(own.keys() & names))} of its own"
+    if any(own[kind] for kind in _HOOKS) or any(getattr(_torch, f"_global{kind}") for kind in _HOOKS):
+        return "hooks"
+    return None
+
+
+def is_sequence(module: nn.Module) -> bool:
+    """Whether a module is ``nn.Sequential``, or of a class that takes from it all that decides what it computes.
+
+    Example:
+        >>> class Backwards(nn.Sequential):
+        ...     def __iter__(self):
+        ...         return reversed(self._modules.values())
+        >>> is_sequence(nn.Sequential()), is_sequence(Backwards())
+        (True, False)
+    """
+    kind: Any = type(module)
+    return _derived(kind) and kind.forward is nn.Sequential.forward
+
+
+@lru_cache(1024)
+def _names(kind: Any) -> frozenset[str]:
+    return frozenset(dir(kind)) | _TENSORS
+
+
+@lru_cache(1024)
+def _derived(kind: Any) -> bool:
+    if not (isinstance(kind, type) and issubclass(kind, nn.Sequential)):
+        return False
+    between = kind.__mro__[: kind.__mro__.index(nn.Sequential)]
+    known = _names(nn.Sequential)
+    return all((vars(base).keys() & known) <= _HARMLESS for base in between)
+
+
+def fingerprint(module: nn.Module) -> tuple[object, ...]:
+    """What a module computes by, but for its tensors' values: what is compiled for one may not run for another."""
+    return type(module), *((name, _print(value)) for name, value in vars(module).items())
+
+
+def _print(value: object) -> object:
+    if isinstance(value, dict):  # of parameters, buffers, modules, hooks
+        return tuple((name, id(held) if callable(held) else None) for name, held in value.items())
+    if isinstance(value, tuple):
+        return tuple(map(_print, value))
+    return value if isinstance(value, bool | int | float | str | None) else id(value)

@@ -1,0 +1,108 @@
+"""Which parameters adapt: a choice among their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+__all__ = ["Adapts", "Everything", "Matching", "Part", "Where", "choice", "head_names"]
+
+
+def head_names(names: Iterable[str], head: str | None = None) -> list[str]:
+    """The parameters of the head among ``names``, which stand in the network's order.
+
+    Args:
+        names: of the parameters, as ``named_parameters`` gives them.
+        head: a regular expression for those of the head; None for the rule: the head is the last module that has
+            parameters of its own.
+
+    Raises:
+        ValueError: ``head`` matches none of them, or there are none.
+
+    Example:
+        >>> head_names(["conv.weight", "norm.weight", "head.weight", "head.bias"])
+        ['head.weight', 'head.bias']
+    """
+    every = list(names)
+    if head is not None:
+        chosen = [name for name in every if re.search(head, name)]
+    else:
+        chosen = [name for name in every if name.rpartition(".")[0] == every[-1].rpartition(".")[0]]
+    if not chosen:
+        raise ValueError(f"Expected the head's parameters to match {head!r} but got none of {every}.")
+    return chosen
+
+
+@dataclass(frozen=True)
+class Everything:
+    """All of them."""
+
+    def choose(self, names: list[str]) -> list[str]:
+        return names
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Those whose names a regular expression finds something in."""
+
+    pattern: str
+
+    def choose(self, names: list[str]) -> list[str]:
+        return [name for name in names if re.search(self.pattern, name)]
+
+
+@dataclass(frozen=True)
+class Where:
+    """Those whose names a predicate is true of."""
+
+    predicate: Callable[[str], bool]
+
+    def choose(self, names: list[str]) -> list[str]:
+        return [name for name in names if self.predicate(name)]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The head of a network, or all of it but the head, as what adapts: see :func:`head_names` for the rule.
+
+    Args:
+        part: ``"head"`` or ``"body"``.
+        head: a regular expression for the names of the head's parameters; None for the last module that has any.
+
+    Raises:
+        ValueError: ``part`` is something else.
+
+    Example:
+        >>> from torch import nn
+        >>> from lightning_maml import SGD
+        >>> network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> SGD(adapts=Part("body")).adapted(dict(network.named_parameters()))
+        ['0.weight', '0.bias']
+    """
+
+    part: Literal["head", "body"]
+    head: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.part not in ("head", "body"):
+            raise ValueError(f"Expected `part` to be 'head' or 'body' but got {self.part!r}.")
+
+    def choose(self, names: list[str]) -> list[str]:
+        """Those of ``names`` that belong to the part."""
+        head = head_names(names, self.head)
+        return head if self.part == "head" else [name for name in names if name not in head]
+
+
+Adapts = str | Callable[[str], bool] | Part | None
+"""Which parameters adapt: None for all, a regular expression or a predicate over their names, or :class:`Part`."""
+
+
+def choice(adapts: Any) -> Any:
+    """The part that an argument ``adapts`` stands for: an object with a method ``choose`` is one itself."""
+    if adapts is None:
+        return Everything()
+    if isinstance(adapts, str):
+        return Matching(adapts)
+    return adapts if hasattr(adapts, "choose") else Where(adapts)

@@ -1,0 +1,43 @@
+"""Which support rows an inner step sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["AllRows", "MiniBatches"]
+
+
+@dataclass(frozen=True)
+class AllRows:
+    """All of them, in every step."""
+
+    def __call__(self, step: int, support: int) -> Tensor | None:
+        return None
+
+
+@dataclass(frozen=True)
+class MiniBatches:
+    """So many a step: steps walk through the rows in a random order, and shuffle them anew after each pass.
+
+    Args:
+        size: how many.
+        seed: of the order.
+    """
+
+    size: int
+    seed: int = 0
+
+    def __call__(self, step: int, support: int) -> Tensor | None:
+        """Which of ``support`` rows step ``step`` sees, ``[size]``, of all tasks alike; None where it sees all."""
+        if self.size >= support:
+            return None
+        first, end = step * self.size, (step + 1) * self.size
+        rows = []
+        for walk in range(first // support, (end - 1) // support + 1):
+            generator = torch.Generator().manual_seed((self.seed << 16) + walk)
+            order = torch.randperm(support, generator=generator)
+            rows.append(order[max(first - walk * support, 0) : end - walk * support])
+        return torch.cat(rows)

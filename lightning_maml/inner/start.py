@@ -1,0 +1,84 @@
+"""Where a task starts from: the meta-parameters, or what is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_maml.inner.adapts import head_names
+from lightning_maml.inner.base import Parameters
+
+__all__ = ["FromMeta", "Prototypes", "Start", "Zeros"]
+
+Predict = Callable[[Parameters], Tensor]
+
+Start = Callable[[Parameters, Predict, Tensor], Parameters]
+"""Where each task starts, ``(theta, predict, support_targets) -> phi_0``: from the meta-parameters that adapt ``{name:
+[T, *shape]}``, the networks on the support rows under any parameters, and the targets ``[T, Ns, ...]``. The
+meta-gradient goes through it."""
+
+
+@dataclass(frozen=True)
+class FromMeta:
+    """The meta-parameters themselves."""
+
+    def __call__(self, theta: Parameters, predict: Predict, support_targets: Tensor) -> Parameters:
+        return theta
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """Zeros for all that adapts, as for CAVIA's context parameters: nothing of them is meta-learned."""
+
+    def __call__(self, theta: Parameters, predict: Predict, support_targets: Tensor) -> Parameters:
+        return {name: torch.zeros_like(value) for name, value in theta.items()}
+
+
+@dataclass(frozen=True)
+class Prototypes:
+    r"""The classifier of a prototypical network as each task's head (Triantafillou et al. 2020, equation 5).
+
+    .. math:: W_c = 2 c_c, \quad b_c = -\lVert c_c \rVert^2, \quad c_c = \text{mean of the features of class } c
+
+    The features are what reaches the head, an ``nn.Linear`` with a bias, which has to be the network's last operation:
+    they are read off by running the support rows through it with the identity as weight. The head's own
+    meta-parameters are not used. A class without a support row takes no part in the task: its bias is so low that the
+    softmax leaves it out, as in the authors' code, whose heads have as many outputs as the task has classes.
+
+    Args:
+        head: a regular expression for the head's weight and bias; None for the last module that has parameters.
+
+    Raises:
+        ValueError: the head is no weight matrix and bias that both adapt, or the targets are no class labels.
+    """
+
+    head: str | None = None
+
+    def __call__(self, theta: Parameters, predict: Predict, support_targets: Tensor) -> Parameters:
+        if support_targets.is_floating_point() or support_targets.ndim != 2:
+            raise ValueError(
+                "Expected class labels [tasks, rows] to make prototypes of but got targets of shape "
+                f"{list(support_targets.shape)} and {support_targets.dtype}."
+            )
+        names = head_names(theta, self.head)
+        kinds = sorted(name.rpartition(".")[2] for name in names)
+        if kinds != ["bias", "weight"]:
+            raise ValueError(
+                f"Expected a linear head with a weight and a bias to put prototypes into but got {names}: name it by "
+                "`head`, a regular expression."
+            )
+        bias, weight = sorted(names, key=lambda name: name.rpartition(".")[2])
+        like = theta[weight]
+        tasks, classes, features = like.shape
+        identity = torch.eye(features, dtype=like.dtype, device=like.device).expand(tasks, features, features)
+        rows = predict({**theta, weight: identity, bias: like.new_zeros(tasks, features)})  # [T, Ns, features]
+        members = F.one_hot(support_targets, classes).to(rows.dtype)  # [T, Ns, classes]
+        counts = members.sum(1)
+        means = members.mT @ rows / counts.clamp(min=1).unsqueeze(-1)
+        # finite, and far from overflowing: weight decay or momentum must not make NaN of it
+        absent = torch.finfo(rows.dtype).min / 4
+        return {**theta, weight: 2 * means, bias: torch.where(counts > 0, -means.square().sum(-1), absent)}
