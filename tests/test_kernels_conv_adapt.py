@@ -63,7 +63,7 @@ def outputs(arguments: list[Tensor], network: Network, loss: str, order: int = 2
     trajectory, losses = conv_trajectory(*arguments[:4], network, loss)
     output = conv_adapt(*arguments, network, loss, order, rates_grad=True)
     torch.testing.assert_close(losses, output.support_losses, rtol=0, atol=0, equal_nan=True)
-    return (*output, trajectory)
+    return output._replace(trajectory=trajectory)
 
 
 def assert_equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], tolerance: float) -> None:

@@ -10,9 +10,11 @@ from lightning_maml.kernels import compiler
 from lightning_maml.kernels.mlp_adapt import (
     ACTIVATIONS,
     LOSSES,
+    Adaptation,
     mlp_adapt,
     mlp_adapt_undispatched,
     mlp_trajectory,
+    native,
     parameters_of,
     recursion,
     size,
@@ -88,6 +90,13 @@ def test_operator_in_float32(activation, loss, compiled, poisoned):
     arguments = [value.float() if value.is_floating_point() else value for value in arguments]
     output = mlp_adapt(*arguments, widths, activation, loss, rates_grad=True, compiled=compiled)
     assert_equal(output, expected, 1e-5)
+
+
+def test_all_give_the_same_record():
+    arguments, kind = operands([2, 3], "mse", tasks=1, steps=1), ([2, 3], "relu", "mse", 2)
+    given = [adapt(*arguments, *kind, True) for adapt in (recursion.adapt, native.adapt)]
+    given += [naive(*arguments, *kind), launch(arguments, *kind), mlp_adapt(*arguments, *kind)]
+    assert {type(result) for result in given} == {Adaptation}
 
 
 def test_undispatched_is_the_compiled_operator():

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_maml.kernels.adaptation import Adaptation
 from lightning_maml.kernels.conv_adapt.layout import Network, parameters_of
 
 __all__ = ["conv_adapt", "forward"]
@@ -38,8 +39,8 @@ def conv_adapt(
     network: Network,
     loss: str,
     order: int,
-) -> tuple[Tensor, ...]:
-    """Task losses, predictions, support losses, the gradients of ``theta`` and ``rates``, and the trajectory."""
+) -> Adaptation:
+    """As the operator (``op.py``), and the parameters on the way."""
     function = {"mse": F.mse_loss, "cross_entropy": F.cross_entropy}[loss]
     theta, rates = theta.detach().requires_grad_(), rates.detach().requires_grad_()
     task_losses, predictions, support_losses, paths = [], [], [], []
@@ -60,4 +61,4 @@ def conv_adapt(
     losses = torch.stack(task_losses)
     gradients = torch.autograd.grad(losses.mean(), (theta, rates), materialize_grads=True)
     details = (losses.detach(), torch.stack(predictions).detach(), torch.stack(support_losses))
-    return *details, *gradients, torch.stack(paths)
+    return Adaptation(*details, *gradients, torch.stack(paths))

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightning_maml.kernels.adaptation import Adaptation
 from lightning_maml.kernels.compiler import load
 from lightning_maml.kernels.conv_adapt.layout import Network, places_of
-from lightning_maml.kernels.mlp_adapt.recursion import Result
 
 __all__ = ["adapt", "unavailable"]
 
@@ -28,9 +28,7 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("flat", "ways")),
         ("eps", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("theta", "rates", "support_inputs", "query_inputs")),
-        *((name, ctypes.c_void_p) for name in ("support_targets", "query_targets")),
-        *((name, ctypes.c_void_p) for name in ("task_losses", "predictions", "support_losses")),
-        *((name, ctypes.c_void_p) for name in ("of_theta", "of_rates", "trajectory")),
+        *((name, ctypes.c_void_p) for name in ("support_targets", "query_targets", *Adaptation._fields)),
     ]
 
 
@@ -45,7 +43,7 @@ def adapt(
     loss: str,
     order: int,
     rates_grad: bool,
-) -> Result:
+) -> Adaptation:
     """As the operator (``op.py``); without a query set, the trajectory ``[T, m, P]`` and the support losses alone.
 
     Raises:
@@ -67,13 +65,14 @@ def adapt(
     support_losses = theta.new_empty(tasks, steps + 1)
     queries = 0
     if query_inputs is None or query_targets is None:
-        result = Result(nothing, nothing, support_losses, nothing, nothing, theta.new_empty(tasks, steps, len(theta)))
+        trajectory = theta.new_empty(tasks, steps, len(theta))
+        result = Adaptation(nothing, nothing, support_losses, nothing, nothing, trajectory)
     else:
         queries = query_inputs.shape[1]
         query_inputs, query_targets = _channels_last(query_inputs), query_targets.contiguous()
         outputs = theta.new_empty(tasks), theta.new_empty(tasks, queries, network.ways)
         of_rates = torch.empty_like(rates) if rates_grad else nothing
-        result = Result(*outputs, support_losses, torch.empty_like(theta), of_rates, nothing)
+        result = Adaptation(*outputs, support_losses, torch.empty_like(theta), of_rates, nothing)
     rates = rates.contiguous()
     pointers = [
         None if value is None else value.data_ptr()
@@ -86,7 +85,7 @@ def adapt(
         *(network.flat, network.ways, network.eps, *pointers, *(value.data_ptr() for value in result)),
     )
     if not tasks:
-        result = Result(*(value.zero_() for value in result))
+        result = Adaptation(*(value.zero_() for value in result))
     elif (failed := library.adapt(ctypes.byref(problem))) == 1:
         raise RuntimeError(f"Class values must be smaller than num_classes: labels from 0 to {network.ways - 1}.")
     elif failed:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_maml.kernels.adaptation import Adaptation
 from lightning_maml.kernels.checks import check_batch, check_choices, check_parameters, check_targets
 from lightning_maml.kernels.conv_adapt import native
 from lightning_maml.kernels.conv_adapt.layout import Network
-from lightning_maml.kernels.mlp_adapt import Adaptation
 
 __all__ = ["LOSSES", "conv_adapt", "conv_trajectory"]
 
@@ -125,7 +125,8 @@ def conv_adapt(
     """
     batch = (support_inputs, support_targets, query_inputs, query_targets)
     _check(theta, rates, batch, network, loss, order)
-    return Adaptation(*_conv_adapt(theta, rates, *batch, network.plain(), network.eps, loss, order, rates_grad))
+    outputs = _conv_adapt(theta, rates, *batch, network.plain(), network.eps, loss, order, rates_grad)
+    return Adaptation(*outputs, theta.new_empty(0))
 
 
 def conv_trajectory(

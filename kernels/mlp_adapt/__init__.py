@@ -1,5 +1,6 @@
 """The whole inner loop of a multilayer perceptron and its exact meta-gradient, for all tasks at once."""
 
+from lightning_maml.kernels.adaptation import Adaptation
 from lightning_maml.kernels.mlp_adapt.layout import parameters_of, size
 from lightning_maml.kernels.mlp_adapt.op import (
     ACTIVATIONS,
@@ -8,7 +9,6 @@ from lightning_maml.kernels.mlp_adapt.op import (
     MOST_ROWS,
     PRECISIONS,
     WIDEST,
-    Adaptation,
     mlp_adapt,
     mlp_adapt_undispatched,
     mlp_trajectory,

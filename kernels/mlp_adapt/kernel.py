@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_maml.kernels.mlp_adapt.layout import into_matrices
-from lightning_maml.kernels.mlp_adapt.recursion import Result
+from lightning_maml.kernels.adaptation import Adaptation
+from lightning_maml.kernels.mlp_adapt.layout import in_torchs_order, into_matrices
 
 __all__ = ["COMPILER", "launch", "mlp_backward", "mlp_forward", "options"]
 
@@ -521,7 +521,7 @@ def launch(
     order: int,
     rates_grad: bool,
     precision: str,
-) -> Result:
+) -> Adaptation:
     """As the operator (``op.py``); without a query set, the trajectory ``[T, m, P]`` and the support losses alone."""
     with_query = query_inputs is not None and query_targets is not None
     batch = [support_inputs, support_targets]
@@ -570,5 +570,5 @@ def launch(
             if rates_grad:
                 of_rates += per_step.sum(0) / tasks
         of_theta += v[:count].sum(0) / tasks
-    result = Result(task_losses, predictions, support_losses, of_theta, of_rates, trajectory)
-    return result.out_of_matrices(widths)
+    result = Adaptation(task_losses, predictions, support_losses, of_theta, of_rates, trajectory)
+    return in_torchs_order(result, widths)

@@ -14,7 +14,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-__all__ = ["into_matrices", "matrices", "out_of_matrices", "parameters_of", "size"]
+from lightning_maml.kernels.adaptation import Adaptation
+
+__all__ = ["in_torchs_order", "into_matrices", "matrices", "out_of_matrices", "parameters_of", "size"]
 
 
 def size(widths: Sequence[int]) -> int:
@@ -43,6 +45,11 @@ def into_matrices(flat: Tensor, widths: Sequence[int]) -> Tensor:
 def out_of_matrices(flat: Tensor, widths: Sequence[int]) -> Tensor:
     """The inverse of :func:`into_matrices`."""
     return flat[..., _places(tuple(widths), flat.device)[1]] if flat.shape[-1] > 1 else flat
+
+
+def in_torchs_order(result: Adaptation, widths: Sequence[int]) -> Adaptation:
+    """With all parameters, which are matrices in turn, as torch has them."""
+    return Adaptation(*result[:3], *(out_of_matrices(value, widths) for value in result[3:]))
 
 
 @lru_cache(64)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_maml.kernels.adaptation import Adaptation
 from lightning_maml.kernels.mlp_adapt.layout import parameters_of
 
 __all__ = ["mlp_adapt"]
@@ -51,13 +52,8 @@ def mlp_adapt(
     activation: str,
     loss: str,
     order: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As the operator (``op.py``), and the parameters on the way.
-
-    Returns:
-        ``task_losses [T]``, ``predictions [T, Nq, out]``, ``support_losses [T, m + 1]``, ``of_theta [P]``,
-        ``of_rates`` in the shape of ``rates``, ``trajectory [T, m, P]``.
-    """
+) -> Adaptation:
+    """As the operator (``op.py``), and the parameters on the way."""
     theta, rates = theta.detach().requires_grad_(), rates.detach().requires_grad_()
     phi = theta.expand(len(support_inputs), -1)
     seen, trajectory = [], []
@@ -73,4 +69,4 @@ def mlp_adapt(
     of_theta, of_rates = torch.autograd.grad(query.mean(), [theta, rates], materialize_grads=True)
     path = torch.stack(trajectory, 1) if trajectory else phi.new_empty(len(phi), 0, phi.shape[1])
     outputs = query, predictions, torch.stack(seen, 1), of_theta, of_rates, path
-    return tuple(output.detach() for output in outputs)  # type: ignore[return-value]
+    return Adaptation(*(output.detach() for output in outputs))

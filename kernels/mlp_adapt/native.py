@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightning_maml.kernels.adaptation import Adaptation
 from lightning_maml.kernels.compiler import load
 from lightning_maml.kernels.mlp_adapt.layout import size
-from lightning_maml.kernels.mlp_adapt.recursion import Result
 
 __all__ = ["adapt", "unavailable"]
 
@@ -29,9 +29,7 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("rates_grad", "rate_columns", "threads", "layers", "activation")),
         ("widths", ctypes.c_int64 * (MOST_LAYERS + 1)),
         *((name, ctypes.c_void_p) for name in ("theta", "rates", "support_inputs", "query_inputs")),
-        *((name, ctypes.c_void_p) for name in ("support_targets", "query_targets")),
-        *((name, ctypes.c_void_p) for name in ("task_losses", "predictions", "support_losses")),
-        *((name, ctypes.c_void_p) for name in ("of_theta", "of_rates", "trajectory")),
+        *((name, ctypes.c_void_p) for name in ("support_targets", "query_targets", *Adaptation._fields)),
     ]
 
 
@@ -47,7 +45,7 @@ def adapt(
     loss: str,
     order: int,
     rates_grad: bool,
-) -> Result:
+) -> Adaptation:
     """As :func:`lightning_maml.kernels.mlp_adapt.recursion.adapt`.
 
     Raises:
@@ -67,12 +65,12 @@ def adapt(
     nothing = theta.new_empty(0)
     if query_inputs is None or query_targets is None:
         trajectory = theta.new_empty(tasks, steps, size(widths))
-        result = Result(nothing, nothing, support_losses, nothing, nothing, trajectory)
+        result = Adaptation(nothing, nothing, support_losses, nothing, nothing, trajectory)
     else:
         query_inputs, query_targets = query_inputs.contiguous(), query_targets.contiguous()
         of_rates = torch.empty_like(rates) if rates_grad else nothing
         outputs = theta.new_empty(tasks), theta.new_empty(tasks, queries, out)
-        result = Result(*outputs, support_losses, torch.empty_like(theta), of_rates, nothing)
+        result = Adaptation(*outputs, support_losses, torch.empty_like(theta), of_rates, nothing)
     pointers = [
         None if value is None else value.data_ptr()
         for value in (theta, rates, support_inputs, query_inputs, support_targets, query_targets)
@@ -85,7 +83,7 @@ def adapt(
         *(value.data_ptr() for value in result),
     )
     if not tasks:
-        return Result(*(value.zero_() for value in result))
+        return Adaptation(*(value.zero_() for value in result))
     if (failed := library.adapt(ctypes.byref(problem))) == 1:
         raise RuntimeError(f"Class values must be smaller than num_classes: expected labels from 0 to {out - 1}.")
     if failed:

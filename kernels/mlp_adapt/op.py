@@ -7,11 +7,11 @@ differentiating any of its outputs raises: nothing can be first order without a 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_maml.kernels.adaptation import Adaptation
 from lightning_maml.kernels.checks import check_batch, check_choices, check_parameters, check_targets
 from lightning_maml.kernels.mlp_adapt import recursion
 from lightning_maml.kernels.mlp_adapt.layout import size
@@ -23,7 +23,6 @@ __all__ = [
     "MOST_ROWS",
     "PRECISIONS",
     "WIDEST",
-    "Adaptation",
     "mlp_adapt",
     "mlp_adapt_undispatched",
     "mlp_trajectory",
@@ -37,22 +36,7 @@ MOST_ROWS = 128
 MOST_HIDDEN = 3
 
 
-class Adaptation(NamedTuple):
-    """A batch of adaptations and their meta-gradient."""
-
-    task_losses: Tensor
-    """``[T]``: each task's query loss after adaptation."""
-    predictions: Tensor
-    """``[T, Nq, out]``, of the query inputs."""
-    support_losses: Tensor
-    """``[T, m + 1]``: before each inner step and after the last."""
-    of_theta: Tensor
-    """``[P]``: the gradient of the mean query loss."""
-    of_rates: Tensor
-    """``[m, 1]`` or ``[m, P]``, or ``[0]`` where it was not asked for."""
-
-
-def _on_the_cpu(compiled: bool) -> Callable[..., recursion.Result]:
+def _on_the_cpu(compiled: bool) -> Callable[..., Adaptation]:
     if not compiled:
         return recursion.adapt
     from lightning_maml.kernels.mlp_adapt import native
@@ -225,9 +209,8 @@ def mlp_adapt(
     """
     batch = (support_inputs, support_targets, query_inputs, query_targets)
     _check(theta, rates, batch, widths, activation, loss, precision, order)
-    return Adaptation(
-        *_mlp_adapt(theta, rates, *batch, list(widths), activation, loss, order, rates_grad, precision, compiled)
-    )
+    kind = (list(widths), activation, loss, order, rates_grad, precision, compiled)
+    return Adaptation(*_mlp_adapt(theta, rates, *batch, *kind), theta.new_empty(0))
 
 
 def mlp_adapt_undispatched(
@@ -254,7 +237,7 @@ def mlp_adapt_undispatched(
     if any(operand.requires_grad for operand in (theta, rates, *batch)):
         raise ValueError("Expected operands that require no gradient: `mlp_adapt` is for others.")
     _check(theta, rates, batch, widths, activation, loss, "ieee", order)
-    return Adaptation(*native.adapt(theta, rates, *batch, widths, activation, loss, order, rates_grad)[:5])
+    return native.adapt(theta, rates, *batch, widths, activation, loss, order, rates_grad)
 
 
 def mlp_trajectory(

@@ -12,37 +12,22 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_maml.kernels.mlp_adapt.layout import into_matrices, matrices, out_of_matrices, size
+from lightning_maml.kernels.adaptation import Adaptation
+from lightning_maml.kernels.mlp_adapt.layout import in_torchs_order, into_matrices, matrices, size
 
-__all__ = ["Result", "adapt"]
+__all__ = ["adapt"]
 
 CHUNK_NUMBERS = 1 << 21
 """Tasks are taken in chunks of about this many numbers, which stay in the cache from the way there to the way back."""
 
 PLANS = 8
 """Buffers of the kinds of problem met last are kept for the next call: it takes as long to make them as to use them."""
-
-
-class Result(NamedTuple):
-    """The operator's outputs; the trajectory ``[T, m, P]`` is filled where there is no query set."""
-
-    task_losses: Tensor
-    predictions: Tensor
-    support_losses: Tensor
-    of_theta: Tensor
-    of_rates: Tensor
-    trajectory: Tensor
-
-    def out_of_matrices(self, widths: Sequence[int]) -> Result:
-        """With all parameters in the order that torch has them in."""
-        found = (out_of_matrices(value, widths) for value in self[3:])
-        return Result(*self[:3], *found)
 
 
 def adapt(
@@ -57,7 +42,7 @@ def adapt(
     loss: str,
     order: int,
     rates_grad: bool,
-) -> Result:
+) -> Adaptation:
     """As the operator (``op.py``); without a query set, the trajectory ``[T, m, P]`` and the support losses alone."""
     tasks, rows = support_inputs.shape[:2]
     steps, queries = len(rates), 0 if query_inputs is None else query_inputs.shape[1]
@@ -74,10 +59,10 @@ def adapt(
         # the plan's buffers are one thread's own
         parts.append(_plan(threading.get_ident(), *key).run(theta, rates, *chunk, order, rates_grad, tasks))
     if count == 1:
-        return parts[0].out_of_matrices(widths)
+        return in_torchs_order(parts[0], widths)
     cat = [torch.cat([result[i] for result in parts]) for i in (0, 1, 2, 5)]
     of_theta, of_rates = (torch.stack([result[i] for result in parts]).sum(0) for i in (3, 4))
-    return Result(*cat[:3], of_theta, of_rates, cat[3]).out_of_matrices(widths)
+    return in_torchs_order(Adaptation(*cat[:3], of_theta, of_rates, cat[3]), widths)
 
 
 class _Hidden:
@@ -313,7 +298,7 @@ class _Plan:
         order: int,
         rates_grad: bool,
         all_tasks: int,
-    ) -> Result:
+    ) -> Adaptation:
         """These tasks, ``tasks`` out of ``all_tasks``: their share of the gradients of the mean query loss."""
         rows, steps, layers = self.rows, self.steps, self.layers
         # the factor of the mean goes into the rates: deltas are gradients of sums, of half the squares
@@ -358,7 +343,7 @@ class _Plan:
         nothing = theta.new_empty(0)
         if query_inputs is None or query_targets is None:
             trajectory = torch.cat([path[:steps].flatten(2) for path in self.path], -1).transpose(0, 1).contiguous()
-            return Result(nothing, nothing, support_losses, nothing, nothing, trajectory)
+            return Adaptation(nothing, nothing, support_losses, nothing, nothing, trajectory)
         predictions = self.outputs[:, rows:].clone()
         task_losses = _losses(predictions, query_targets, self.loss)
 
@@ -397,7 +382,7 @@ class _Plan:
                         tangents.addcmul_(hidden.bends[k], hidden.sum_tangents)
                 self.descend[k][layer](alpha=numbers[k] if shared else -scale)
         of_theta = torch.cat([part.sum(0).flatten() for part in self.v])
-        return Result(task_losses, predictions, support_losses, of_theta, of_rates, nothing)
+        return Adaptation(task_losses, predictions, support_losses, of_theta, of_rates, nothing)
 
     def _of_rates(self, k: int, out: Tensor, scale: float) -> None:
         """The gradient of the rates of step ``k``, from the gradient ``v`` at the parameters after it."""
