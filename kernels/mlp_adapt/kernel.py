@@ -155,7 +155,10 @@ def _loss_tangent(b_logits, b_tangent, o_column, classes, LOSS: tl.constexpr):
         b_shown = tl.where((o_column < classes)[None, :], b_logits, float("-inf"))
         b_exp = tl.exp(b_shown - tl.max(b_shown, 1)[:, None])
         b_share = b_exp / tl.sum(b_exp, 1)[:, None]
-        return b_share * (b_tangent - tl.sum(b_share * b_tangent, 1)[:, None])
+        # what lies behind the last class is zero in any case, but a product that meets the sum would be fused into it:
+        # the lanes of a row would add up with other roundings, and which of their sums counts would be open
+        b_product = tl.where((o_column < classes)[None, :], b_share * b_tangent, 0.0)
+        return b_share * (b_tangent - tl.sum(b_product, 1)[:, None])
     elif LOSS == "bce":
         b_small = tl.exp(-tl.abs(b_logits))
         return b_tangent * b_small / ((1.0 + b_small) * (1.0 + b_small))
