@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["check_batch", "check_choices", "check_parameters", "check_targets"]
+__all__ = ["check_batch", "check_choices", "check_parameters", "check_targets", "unknown"]
 
 
 def check_batch(batch: Sequence[Tensor], order: int) -> None:
@@ -22,7 +22,12 @@ def check_choices(**choices: tuple[str, Sequence[str]]) -> None:
     """Raise ValueError where an argument, ``name=(value, known)``, is none of those known."""
     for name, (value, known) in choices.items():
         if value not in known:
-            raise ValueError(f"Expected `{name}` to be one of {known} but got {value!r}.")
+            raise unknown(name, value, known)
+
+
+def unknown(name: str, value: str, known: Sequence[str]) -> ValueError:
+    """For an argument that is none of those known."""
+    return ValueError(f"Expected `{name}` to be one of {known} but got {value!r}.")
 
 
 def check_parameters(theta: Tensor, rates: Tensor, P: int, network: str) -> None:

@@ -1,7 +1,8 @@
 """C for the CPU at hand: builds a source with the machine's C compiler, keeps the library, loads it.
 
 A library is built for this very processor in some seconds, once for each dtype, and kept between runs in
-``$LIGHTNING_MAML_CACHE`` (``~/.cache/lightning_maml``), by a name that source, compiler and processor decide.
+``$LIGHTNING_MAML_CACHE`` (``~/.cache/lightning_maml``), by a name that source, compiler and processor decide. Limits,
+and the order of names that are numbers in C, stand in Python alone: a source is compiled with them.
 """
 
 from __future__ import annotations
@@ -14,17 +15,29 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
-__all__ = ["load"]
+__all__ = ["Problem", "failure", "load"]
 
 FLAGS = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+FLAGS += ["-Werror=switch"]  # what Python has a name for and C no case
 # what not every compiler knows, the best first; without OpenMP all tasks run in one thread
 CHOICES = (["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"], ["-mcpu=native"], [])
+RETURNS = ("done", "out_of_range", "no_memory", "unknown")
+"""What ``adapt`` says, in the order of its numbers."""
 _REALS = {torch.float32: ("float", "int32_t"), torch.float64: ("double", "int64_t")}
+
+
+class Problem(ctypes.Structure):
+    """What ``adapt`` is given; a source's own has the fields of its ``Problem``."""
+
+    constants: ClassVar[dict[str, int | Sequence[str]]] = {}
+    """What the source is compiled with: limits, and names whose order makes their numbers."""
 
 
 def _compiler() -> list[str] | str:
@@ -37,21 +50,26 @@ def _compiler() -> list[str] | str:
 
 
 @lru_cache
-def load(source: Path, dtype: torch.dtype, problem: type[ctypes.Structure]) -> ctypes.CDLL | str:
+def load(source: Path, dtype: torch.dtype, problem: type[Problem]) -> ctypes.CDLL | str:
     """The library of a source, where REAL is ``dtype`` and INTEGER is as wide; or why there is none.
 
-    Its function ``adapt`` takes a pointer to a ``problem``, and returns an int.
+    Its function ``adapt`` takes a pointer to a ``problem``, and returns a number of :data:`RETURNS`.
     """
     command = _compiler()
     if isinstance(command, str):
         return command
     real, integer = _REALS[dtype]
+    constants = {"REAL": real, "INTEGER": integer, "RETURNS": RETURNS, **problem.constants}
+    definitions = [
+        f"-D{name}={value if isinstance(value, int | str) else ','.join(value).upper()}"
+        for name, value in constants.items()
+    ]
     version = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
     shared = Path(__file__).parent  # where the headers are
     text = [
         source.read_text(),
         *(header.read_text() for header in sorted(shared.glob("*.h"))),
-        str((FLAGS, CHOICES, command)),
+        str((FLAGS, CHOICES, command, definitions)),
         version,
         _processor(),
     ]
@@ -60,14 +78,25 @@ def load(source: Path, dtype: torch.dtype, problem: type[ctypes.Structure]) -> c
         folder = Path(os.environ.get("LIGHTNING_MAML_CACHE") or Path.home() / ".cache" / "lightning_maml")
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / name).exists():
-            _build(
-                [*command, *FLAGS, f"-DREAL={real}", f"-DINTEGER={integer}", f"-I{shared}", str(source)], folder / name
-            )
+            _build([*command, *FLAGS, *definitions, f"-I{shared}", str(source)], folder / name)
         library = ctypes.CDLL(str(folder / name))
     except (OSError, RuntimeError) as error:
         return str(error)
+    library.size_of_problem.restype = ctypes.c_int64
+    if (size := library.size_of_problem()) != ctypes.sizeof(problem):
+        return f"the problem of {source.name} has {size} bytes where Python's has {ctypes.sizeof(problem)}"
     library.adapt.argtypes, library.adapt.restype = [ctypes.POINTER(problem)], ctypes.c_int
     return library
+
+
+def failure(code: int, out_of_range: str, no_memory: str) -> Exception:
+    """What to raise for what ``adapt`` returned, with the words for two of its reasons."""
+    match RETURNS[code]:
+        case "out_of_range":
+            return RuntimeError(out_of_range)
+        case "no_memory":
+            return MemoryError(no_memory)
+    return RuntimeError("Expected names and sizes that the C source was compiled for but got others.")
 
 
 def _processor() -> str:

@@ -6,7 +6,6 @@
  */
 #include "vectors.h"
 
-#define LAYERS 4 /* at most */
 #define MOST_KEPT (64L << 20) /* bytes that a thread keeps for its next call */
 
 typedef REAL V __attribute__((vector_size(BYTES)));
@@ -19,12 +18,25 @@ typedef INTEGER Bits __attribute__((vector_size(BYTES))); /* what comparing give
 #define KEEP(v) (void)0
 #endif
 
-enum { IDENTITY, RELU, TANH, GELU };
+typedef enum { ACTIVATIONS } Activation;
 enum { SET, SUBTRACT, DESCEND };
 
 typedef struct {
     int64_t layers, activation, widths[LAYERS + 1];
 } Network;
+
+static int is_known(const Network *net) {
+    return net->layers >= 1 && net->layers <= LAYERS && IS_ONE_OF(net->activation, ACTIVATIONS);
+}
+
+/* Whether it has a second derivative. */
+static int is_curved(const Network *net) {
+    switch ((Activation)net->activation) {
+        case IDENTITY: case RELU: return 0;
+        case TANH: case GELU: return 1;
+    }
+    return 0;
+}
 
 /* ---- products: c[a][b] from the sum over k of x[a][k] y[k][b], each element a vector of tasks, and of the same of a
  * second pair of operands where there is one ---- */
@@ -151,30 +163,33 @@ INLINE float tanh_single(float x) {
 
 /* sums [rows, width] -> activations [rows, width + 1], a one behind each row; where they are curved, their slopes and
  * second derivatives */
-static void activate(int kind, long rows, long width, const V *sums, V *values, V *slopes, V *bends) {
+static void activate(Activation kind, long rows, long width, const V *sums, V *values, V *slopes, V *bends) {
     long n = width * LANES;
     for (long r = 0; r < rows; r++) {
         const REAL *s = (const REAL *)(sums + r * width);
         REAL *a = (REAL *)(values + r * (width + 1));
         REAL *d = (REAL *)(slopes + r * width), *dd = (REAL *)(bends + r * width);
-        if (kind == RELU)
-            for (long i = 0; i < n; i++) a[i] = s[i] < 0 ? 0 : s[i]; /* as torch, NaN stays NaN */
-        else if (kind == TANH)
-            for (long i = 0; i < n; i++) {
-                a[i] = TANH(s[i]);
-                d[i] = 1 - a[i] * a[i];
-                dd[i] = -2 * a[i] * d[i];
-            }
-        else if (kind == GELU)
-            for (long i = 0; i < n; i++) {
-                REAL density = EXP(s[i] * s[i] * (REAL)-0.5) * (REAL)0.3989422804014326779;
-                REAL below = ERFC(s[i] * (REAL)-0.7071067811865475244) * (REAL)0.5;
-                a[i] = s[i] * below;
-                d[i] = below + s[i] * density;
-                dd[i] = density * (2 - s[i] * s[i]);
-            }
-        else
-            memcpy(a, s, n * sizeof(REAL));
+        switch (kind) {
+            case IDENTITY: memcpy(a, s, n * sizeof(REAL)); break;
+            case RELU:
+                for (long i = 0; i < n; i++) a[i] = s[i] < 0 ? 0 : s[i]; /* as torch, NaN stays NaN */
+                break;
+            case TANH:
+                for (long i = 0; i < n; i++) {
+                    a[i] = TANH(s[i]);
+                    d[i] = 1 - a[i] * a[i];
+                    dd[i] = -2 * a[i] * d[i];
+                }
+                break;
+            case GELU:
+                for (long i = 0; i < n; i++) {
+                    REAL density = EXP(s[i] * s[i] * (REAL)-0.5) * (REAL)0.3989422804014326779;
+                    REAL below = ERFC(s[i] * (REAL)-0.7071067811865475244) * (REAL)0.5;
+                    a[i] = s[i] * below;
+                    d[i] = below + s[i] * density;
+                    dd[i] = density * (2 - s[i] * s[i]);
+                }
+        }
         for (long i = n; i < n + LANES; i++) a[i] = 1;
     }
 }
@@ -206,15 +221,17 @@ typedef struct { /* what a pass leaves behind */
 
 /* c = x times the slopes of a layer of a pass, [rows, width], with room for that many behind each row of c, set to 0; the
  * rectifier's slopes are known from its values */
-static void slope(int kind, long rows, long width, V *c, long behind, const V *x, const Pass *pass, long layer) {
+static void slope(Activation kind, long rows, long width, V *c, long behind, const V *x, const Pass *pass, long layer) {
     for (long r = 0; r < rows; r++, c += width + behind, x += width) {
         const V *values = pass->values[layer] + r * (width + 1), *slopes = pass->slopes[layer] + r * width;
-        if (kind == RELU)
-            for (long i = 0; i < width; i++) c[i] = (V)((Bits)x[i] & (values[i] > 0));
-        else if (kind == IDENTITY)
-            memcpy(c, x, width * sizeof(V));
-        else
-            for (long i = 0; i < width; i++) c[i] = x[i] * slopes[i];
+        switch (kind) {
+            case IDENTITY: memcpy(c, x, width * sizeof(V)); break;
+            case RELU:
+                for (long i = 0; i < width; i++) c[i] = (V)((Bits)x[i] & (values[i] > 0));
+                break;
+            case TANH: case GELU:
+                for (long i = 0; i < width; i++) c[i] = x[i] * slopes[i];
+        }
         for (long i = 0; i < behind; i++) c[width + i] = (V){0};
     }
 }
@@ -287,7 +304,7 @@ static void back(const Network *net, long rows, const V *phi, Pass *pass, V *sum
         phi -= (in + 1) * out;
         back_product(rows, in, out, sums, pass->deltas[l], phi, 0, 0);
         slope(net->activation, rows, in, pass->deltas[l - 1], 0, sums, pass, l);
-        if (net->activation >= TANH) times(rows * in, pass->bends[l], pass->bends[l], sums);
+        if (is_curved(net)) times(rows * in, pass->bends[l], pass->bends[l], sums);
     }
 }
 
@@ -315,7 +332,7 @@ static void back_tangents(const Network *net, long rows, const V *phi, const V *
         if (!l) break;
         back_product(rows, in, to, sums, tangent->deltas[l], phi + begin, pass->deltas[l], u + begin);
         slope(net->activation, rows, in, tangent->deltas[l - 1], 0, sums, pass, l);
-        if (net->activation >= TANH)
+        if (is_curved(net))
             for (long i = 0; i < rows * in; i++) tangent->deltas[l - 1][i] += pass->bends[l][i] * tangent->slopes[l][i];
     }
 }

@@ -1,5 +1,5 @@
 /* How wide this processor's vectors are. For sources that compiler.py compiles with -DREAL=float -DINTEGER=int32_t, or
- * -DREAL=double -DINTEGER=int64_t. */
+ * -DREAL=double -DINTEGER=int64_t, and with limits and names in the order of their numbers, as Python has them. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -14,3 +14,8 @@
 #endif
 #define LANES (BYTES / (long)sizeof(REAL))
 #define INLINE static inline __attribute__((always_inline))
+
+enum { RETURNS };
+
+/* Whether Python's names go as far as this number. */
+#define IS_ONE_OF(number, ...) ((number) >= 0 && (number) < (long)(sizeof((int[]){__VA_ARGS__}) / sizeof(int)))

@@ -11,7 +11,6 @@
 #define BLOCK (2 * LANES) /* channels of a block: two vectors */
 #define ROWS 6            /* of a tile of the product: 12 sums, 2 weights and 1 broadcast in 16 registers */
 #define CHUNK 48          /* rows that a weight gradient takes at once: with their weights' block they stay in the cache */
-#define LAYERS 8
 #define TAPS 9
 #define GROUP 16 /* tasks whose gradients are kept apart before they are summed */
 
@@ -20,7 +19,7 @@ typedef REAL V __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_ali
 typedef REAL W __attribute__((vector_size(2 * BYTES), aligned(sizeof(REAL)), may_alias));
 typedef INTEGER Bits __attribute__((vector_size(2 * BYTES))); /* what comparing gives */
 
-enum { MSE, CROSS_ENTROPY };
+typedef enum { LOSSES } Loss;
 
 typedef struct {
     int64_t tasks, rows, queries, layers, steps, loss, order, rates_grad, rate_columns, threads;
@@ -30,6 +29,8 @@ typedef struct {
     const void *support_targets, *query_targets;
     REAL *task_losses, *predictions, *support_losses, *of_theta, *of_rates, *trajectory;
 } Problem;
+
+int64_t size_of_problem(void) { return sizeof(Problem); }
 
 /* ---- what is where ---- */
 
@@ -483,35 +484,46 @@ static REAL loss_of(const Problem *p, long images, const REAL *logits, const voi
     REAL total = 0;
     for (long n = 0; n < images; n++) {
         const REAL *row = logits + n * p->ways;
-        if (p->loss == MSE) {
-            const REAL *target = (const REAL *)targets + n * p->ways;
-            for (long o = 0; o < p->ways; o++)
-                shares[n * p->ways + o] = row[o] - target[o], total += shares[n * p->ways + o] * shares[n * p->ways + o] / p->ways;
-            continue;
+        REAL *share = shares + n * p->ways, most = row[0], sum = 0;
+        switch ((Loss)p->loss) {
+            case MSE:
+                for (long o = 0; o < p->ways; o++) {
+                    share[o] = row[o] - ((const REAL *)targets)[n * p->ways + o];
+                    total += share[o] * share[o] / p->ways;
+                }
+                break;
+            case CROSS_ENTROPY:
+                for (long o = 1; o < p->ways; o++) most = row[o] > most ? row[o] : most;
+                for (long o = 0; o < p->ways; o++) sum += share[o] = (REAL)exp(row[o] - most);
+                for (long o = 0; o < p->ways; o++) share[o] /= sum;
+                total += (REAL)log(sum) + most - row[((const int64_t *)targets)[n]];
         }
-        REAL most = row[0], sum = 0;
-        for (long o = 1; o < p->ways; o++) most = row[o] > most ? row[o] : most;
-        for (long o = 0; o < p->ways; o++) sum += shares[n * p->ways + o] = (REAL)exp(row[o] - most);
-        for (long o = 0; o < p->ways; o++) shares[n * p->ways + o] /= sum;
-        total += (REAL)log(sum) + most - row[((const int64_t *)targets)[n]];
     }
     return total / images;
 }
 
 static void delta_of(const Problem *p, long images, const REAL *shares, const void *targets, REAL *delta) {
-    for (long i = 0; i < images * p->ways; i++)
-        delta[i] = p->loss == MSE ? 2 * shares[i] / (images * p->ways) : shares[i] / images;
-    if (p->loss == CROSS_ENTROPY)
-        for (long n = 0; n < images; n++) delta[n * p->ways + ((const int64_t *)targets)[n]] -= (REAL)1 / images;
+    switch ((Loss)p->loss) {
+        case MSE:
+            for (long i = 0; i < images * p->ways; i++) delta[i] = 2 * shares[i] / (images * p->ways);
+            break;
+        case CROSS_ENTROPY:
+            for (long i = 0; i < images * p->ways; i++) delta[i] = shares[i] / images;
+            for (long n = 0; n < images; n++) delta[n * p->ways + ((const int64_t *)targets)[n]] -= (REAL)1 / images;
+    }
 }
 
 static void delta_tangent_of(const Problem *p, long images, const REAL *shares, const REAL *logits, REAL *delta) {
-    for (long n = 0; n < images; n++) {
-        const REAL *row = logits + n * p->ways, *share = shares + n * p->ways;
+    for (long n = 0; n < images; n++, shares += p->ways, logits += p->ways, delta += p->ways) {
         REAL mean = 0;
-        for (long o = 0; o < p->ways; o++) mean += share[o] * row[o];
-        for (long o = 0; o < p->ways; o++)
-            delta[n * p->ways + o] = p->loss == MSE ? 2 * row[o] / (images * p->ways) : share[o] * (row[o] - mean) / images;
+        switch ((Loss)p->loss) {
+            case MSE:
+                for (long o = 0; o < p->ways; o++) delta[o] = 2 * logits[o] / (images * p->ways);
+                break;
+            case CROSS_ENTROPY:
+                for (long o = 0; o < p->ways; o++) mean += shares[o] * logits[o];
+                for (long o = 0; o < p->ways; o++) delta[o] = shares[o] * (logits[o] - mean) / images;
+        }
     }
 }
 
@@ -779,15 +791,17 @@ int64_t parameters(const Problem *p) {
 
 int64_t block(void) { return BLOCK; }
 
-/* 0, or 1 where a label is out of range, or 2 where there is no memory */
+/* one of RETURNS; out of range is a label */
 int adapt(const Problem *p) {
+    if (p->layers < 1 || p->layers > LAYERS || !IS_ONE_OF(p->loss, LOSSES) || (p->order != 1 && p->order != 2))
+        return UNKNOWN;
     Layer layers[LAYERS];
     lay_out(p, layers);
     if (p->loss == CROSS_ENTROPY)
         for (int set = 0; set < (p->queries ? 2 : 1); set++) {
             const int64_t *labels = set ? p->query_targets : p->support_targets;
             for (long i = 0; i < p->tasks * (set ? p->queries : p->rows); i++)
-                if (labels[i] < 0 || labels[i] >= p->ways) return 1;
+                if (labels[i] < 0 || labels[i] >= p->ways) return OUT_OF_RANGE;
         }
     Plan support = {0}, query = {0};
     Sizes s = {.layers = layers, .support = &support, .query = &query, .P = parameters(p)};
@@ -841,5 +855,5 @@ int adapt(const Problem *p) {
     }
     free(apart);
     free_plan(&support), free_plan(&query);
-    return failed ? 2 : 0;
+    return failed ? NO_MEMORY : DONE;
 }

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_maml.kernels.adaptation import Adaptation
-from lightning_maml.kernels.compiler import load
-from lightning_maml.kernels.conv_adapt.layout import Network, places_of
+from lightning_maml.kernels.compiler import Problem, failure, load
+from lightning_maml.kernels.conv_adapt.layout import MOST_BLOCKS, Network, places_of
 
 __all__ = ["adapt", "unavailable"]
 
 SOURCE = Path(__file__).with_name("native.c")
-LOSSES = ("mse", "cross_entropy")  # in the order of native.c
+LOSSES = ("mse", "cross_entropy")
 
 
-class _Problem(ctypes.Structure):
-    """As in native.c."""
-
-    _fields_ = [
+class _Problem(Problem):
+    constants: ClassVar = {"LAYERS": MOST_BLOCKS, "LOSSES": LOSSES}
+    _fields_: ClassVar = [
         *((name, ctypes.c_int64) for name in ("tasks", "rows", "queries", "layers", "steps", "loss", "order")),
         *((name, ctypes.c_int64) for name in ("rates_grad", "rate_columns", "threads")),
         *((name, ctypes.c_int64) for name in ("channels", "height", "width", "hidden", "stride", "pool", "norm")),
@@ -86,10 +86,12 @@ def adapt(
     )
     if not tasks:
         result = Adaptation(*(value.zero_() for value in result))
-    elif (failed := library.adapt(ctypes.byref(problem))) == 1:
-        raise RuntimeError(f"Class values must be smaller than num_classes: labels from 0 to {network.ways - 1}.")
-    elif failed:
-        raise MemoryError(f"No memory for {steps} steps of a network of {network.size} parameters.")
+    elif failed := library.adapt(ctypes.byref(problem)):
+        raise failure(
+            failed,
+            f"Class values must be smaller than num_classes: labels from 0 to {network.ways - 1}.",
+            f"No memory for {steps} steps of a network of {network.size} parameters.",
+        )
     if queries:
         of_rates = result.of_rates
         if rates_grad and elementwise:

@@ -1,11 +1,8 @@
 """The whole inner loop of a multilayer perceptron and its exact meta-gradient, for all tasks at once."""
 
 from lightning_maml.kernels.adaptation import Adaptation
-from lightning_maml.kernels.mlp_adapt.layout import parameters_of, size
+from lightning_maml.kernels.mlp_adapt.layout import ACTIVATIONS, LOSSES, MOST_HIDDEN, parameters_of, size
 from lightning_maml.kernels.mlp_adapt.op import (
-    ACTIVATIONS,
-    LOSSES,
-    MOST_HIDDEN,
     MOST_ROWS,
     PRECISIONS,
     WIDEST,

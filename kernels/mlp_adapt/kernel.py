@@ -91,6 +91,7 @@ def _activation(b_x, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "gelu":
         return b_x * _cumulative(b_x)
     else:
+        tl.static_assert(ACTIVATION == "identity", "Expected a known ACTIVATION")
         return b_x
 
 
@@ -104,6 +105,7 @@ def _slope(b_x, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "gelu":
         return _cumulative(b_x) + b_x * _density(b_x)
     else:
+        tl.static_assert(ACTIVATION == "identity", "Expected a known ACTIVATION")
         return b_x * 0.0 + 1.0
 
 
@@ -136,16 +138,18 @@ def _loss(b_logits, p_targets, o_row, o_column, m_tile, rows, classes, LOSS: tl.
         b_each = tl.where((b_label >= 0) & (b_label < classes), b_each, float("nan"))
         b_delta = b_exp / b_total[:, None] - tl.where(m_label, 1.0, 0.0)
         return tl.sum(tl.where(o_row < rows, b_each, 0.0), 0), b_delta
-    b_targets = tl.load(p_targets + o_row[:, None] * classes + o_column[None, :], mask=m_tile, other=0.0)
-    if LOSS == "bce":
-        b_small = tl.exp(-tl.abs(b_logits))
-        b_each = tl.where(b_logits > 0, b_logits, 0.0) - b_logits * b_targets + tl.log(1.0 + b_small)
-        b_delta = tl.where(b_logits > 0, 1.0 / (1.0 + b_small), b_small / (1.0 + b_small)) - b_targets
     else:
-        b_delta = b_logits - b_targets
-        b_each = b_delta * b_delta
-        b_delta = 2.0 * b_delta
-    return tl.sum(tl.sum(tl.where(m_tile, b_each, 0.0), 1), 0), b_delta
+        b_targets = tl.load(p_targets + o_row[:, None] * classes + o_column[None, :], mask=m_tile, other=0.0)
+        if LOSS == "bce":
+            b_small = tl.exp(-tl.abs(b_logits))
+            b_each = tl.where(b_logits > 0, b_logits, 0.0) - b_logits * b_targets + tl.log(1.0 + b_small)
+            b_delta = tl.where(b_logits > 0, 1.0 / (1.0 + b_small), b_small / (1.0 + b_small)) - b_targets
+        else:
+            tl.static_assert(LOSS == "mse", "Expected a known LOSS")
+            b_delta = b_logits - b_targets
+            b_each = b_delta * b_delta
+            b_delta = 2.0 * b_delta
+        return tl.sum(tl.sum(tl.where(m_tile, b_each, 0.0), 1), 0), b_delta
 
 
 @triton.jit
@@ -163,6 +167,7 @@ def _loss_tangent(b_logits, b_tangent, o_column, classes, LOSS: tl.constexpr):
         b_small = tl.exp(-tl.abs(b_logits))
         return b_tangent * b_small / ((1.0 + b_small) * (1.0 + b_small))
     else:
+        tl.static_assert(LOSS == "mse", "Expected a known LOSS")
         return 2.0 * b_tangent
 
 
@@ -349,6 +354,7 @@ def mlp_backward(
     BC: tl.constexpr,
 ):
     SECTIONS: tl.constexpr = 4 if ACTIVATION == "gelu" else 2
+    tl.static_assert(ORDER == 1 or ORDER == 2, "Expected a known ORDER")
     CURVED: tl.constexpr = ACTIVATION == "gelu" or ACTIVATION == "tanh"
     i_task = tl.program_id(0).to(tl.int64)
     inputs = tl.load(p_table)

@@ -1,4 +1,4 @@
-"""Where the parameters of a perceptron lie in a flat row of ``P`` numbers.
+"""What the perceptrons are, and where their parameters lie in a flat row of ``P`` numbers.
 
 The operator takes them as torch has them: each layer's weight ``[out, in]``, then its bias ``[out]``. Inside, a layer
 is one matrix ``[in + 1, out]``: the transposed weight, and the bias as its last row. A row of activations with a one
@@ -16,7 +16,21 @@ from torch import Tensor
 
 from lightning_maml.kernels.adaptation import Adaptation
 
-__all__ = ["in_torchs_order", "into_matrices", "matrices", "out_of_matrices", "parameters_of", "size"]
+__all__ = [
+    "ACTIVATIONS",
+    "LOSSES",
+    "MOST_HIDDEN",
+    "in_torchs_order",
+    "into_matrices",
+    "matrices",
+    "out_of_matrices",
+    "parameters_of",
+    "size",
+]
+
+ACTIVATIONS = ("identity", "relu", "tanh", "gelu")
+LOSSES = ("mse", "cross_entropy", "bce")
+MOST_HIDDEN = 3
 
 
 def size(widths: Sequence[int]) -> int:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_maml.kernels.adaptation import Adaptation
-from lightning_maml.kernels.mlp_adapt.layout import parameters_of
+from lightning_maml.kernels.checks import unknown
+from lightning_maml.kernels.mlp_adapt.layout import LOSSES, parameters_of
 
 __all__ = ["mlp_adapt"]
 
@@ -36,8 +37,10 @@ def losses(predictions: Tensor, targets: Tensor, loss: str) -> Tensor:
         each = F.cross_entropy(predictions.flatten(0, 1), targets.flatten(), reduction="none")
     elif loss == "bce":
         each = F.binary_cross_entropy_with_logits(predictions, targets, reduction="none")
-    else:
+    elif loss == "mse":
         each = (predictions - targets).square()
+    else:
+        raise unknown("loss", loss, LOSSES)
     return each.reshape(len(predictions), -1).mean(1)
 
 

@@ -5,7 +5,7 @@
  */
 #include "lanes.h"
 
-enum { MSE, CROSS_ENTROPY, BCE };
+typedef enum { LOSSES } Loss;
 
 typedef struct {
     int64_t tasks, rows, queries, steps, loss, order, rates_grad, rate_columns, threads;
@@ -15,46 +15,54 @@ typedef struct {
     REAL *task_losses, *predictions, *support_losses, *of_theta, *of_rates, *trajectory;
 } Problem;
 
+int64_t size_of_problem(void) { return sizeof(Problem); }
+
 /* The loss of each task, a mean, into losses [LANES]; the gradient at the logits [rows, out], of half the squares or of
  * the likelihood; the probabilities, or the logits where there are none. */
-static void delta_of(int loss, long rows, long out, const V *logits, const V *targets, V *delta, V *shares, V *losses) {
+static void delta_of(Loss loss, long rows, long out, const V *logits, const V *targets, V *delta, V *shares,
+                     V *losses) {
     V total = {0};
-    if (loss == MSE) {
-        for (long i = 0; i < rows * out; i++) {
-            delta[i] = logits[i] - targets[i];
-            total += delta[i] * delta[i];
-        }
-    } else if (loss == BCE) {
-        for (long i = 0; i < rows * out; i++)
-            for (long l = 0; l < LANES; l++) {
-                REAL z = logits[i][l], t = targets[i][l], e = EXP(-(z < 0 ? -z : z));
-                shares[i][l] = (z < 0 ? e : 1) / (1 + e);
-                delta[i][l] = shares[i][l] - t;
-                total[l] += (z < 0 ? 0 : z) - z * t + LOG1P(e);
+    switch (loss) {
+        case MSE:
+            for (long i = 0; i < rows * out; i++) {
+                delta[i] = logits[i] - targets[i];
+                total += delta[i] * delta[i];
             }
-    } else {
-        for (long r = 0; r < rows; r++)
-            for (long l = 0; l < LANES; l++) {
-                const V *z = logits + r * out, *t = targets + r * out;
-                V *p = shares + r * out, *d = delta + r * out;
-                total[l] -= softmax(out, l, z, t, p);
-                for (long o = 0; o < out; o++) d[o][l] = p[o][l] - t[o][l];
-            }
+            break;
+        case CROSS_ENTROPY:
+            for (long r = 0; r < rows; r++)
+                for (long l = 0; l < LANES; l++) {
+                    const V *z = logits + r * out, *t = targets + r * out;
+                    V *p = shares + r * out, *d = delta + r * out;
+                    total[l] -= softmax(out, l, z, t, p);
+                    for (long o = 0; o < out; o++) d[o][l] = p[o][l] - t[o][l];
+                }
+            break;
+        case BCE:
+            for (long i = 0; i < rows * out; i++)
+                for (long l = 0; l < LANES; l++) {
+                    REAL z = logits[i][l], t = targets[i][l], e = EXP(-(z < 0 ? -z : z));
+                    shares[i][l] = (z < 0 ? e : 1) / (1 + e);
+                    delta[i][l] = shares[i][l] - t;
+                    total[l] += (z < 0 ? 0 : z) - z * t + LOG1P(e);
+                }
     }
     *losses = total / (REAL)(loss == CROSS_ENTROPY ? rows : rows * out);
 }
 
-static void delta_tangent_of(int loss, long rows, long out, const V *shares, const V *tangents, V *c) {
-    if (loss == MSE)
-        memcpy(c, tangents, rows * out * sizeof(V));
-    else if (loss == BCE)
-        for (long i = 0; i < rows * out; i++) c[i] = (shares[i] - shares[i] * shares[i]) * tangents[i];
-    else
-        for (long r = 0; r < rows * out; r += out) {
-            V dot = {0};
-            for (long o = r; o < r + out; o++) dot += shares[o] * tangents[o];
-            for (long o = r; o < r + out; o++) c[o] = shares[o] * (tangents[o] - dot);
-        }
+static void delta_tangent_of(Loss loss, long rows, long out, const V *shares, const V *tangents, V *c) {
+    switch (loss) {
+        case MSE: memcpy(c, tangents, rows * out * sizeof(V)); break;
+        case CROSS_ENTROPY:
+            for (long r = 0; r < rows * out; r += out) {
+                V dot = {0};
+                for (long o = r; o < r + out; o++) dot += shares[o] * tangents[o];
+                for (long o = r; o < r + out; o++) c[o] = shares[o] * (tangents[o] - dot);
+            }
+            break;
+        case BCE:
+            for (long i = 0; i < rows * out; i++) c[i] = (shares[i] - shares[i] * shares[i]) * tangents[i];
+    }
 }
 
 static long vectors_needed(const Problem *p) {
@@ -196,15 +204,16 @@ static void group(const Problem *p, const int32_t *places, long first, V *memory
     }
 }
 
-/* 0, or 1 where a label is out of range, or 2 where there is no memory */
+/* one of RETURNS; out of range is a label */
 int adapt(const Problem *p) {
+    if (!is_known(&p->net) || !IS_ONE_OF(p->loss, LOSSES) || (p->order != 1 && p->order != 2)) return UNKNOWN;
     const long P = parameters_of(&p->net), groups = (p->tasks + LANES - 1) / LANES, R = p->steps * p->rate_columns;
     const long bytes = ((vectors_needed(p) * (long)sizeof(V) + 4095) / 4096) * 4096;
     if (p->loss == CROSS_ENTROPY)
         for (int set = 0; set < (p->queries ? 2 : 1); set++) {
             const int64_t *labels = set ? p->query_targets : p->support_targets;
             for (long i = 0; i < p->tasks * (set ? p->queries : p->rows); i++)
-                if (labels[i] < 0 || labels[i] >= p->net.widths[p->net.layers]) return 1;
+                if (labels[i] < 0 || labels[i] >= p->net.widths[p->net.layers]) return OUT_OF_RANGE;
         }
     const long each = P + (p->rates_grad ? R : 0);
     REAL *sums = calloc(groups * each, sizeof(REAL));
@@ -235,5 +244,5 @@ int adapt(const Problem *p) {
     }
     free(sums);
     free(places);
-    return failed ? 2 : 0;
+    return failed ? NO_MEMORY : DONE;
 }

@@ -5,29 +5,26 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_maml.kernels.adaptation import Adaptation
-from lightning_maml.kernels.compiler import load
-from lightning_maml.kernels.mlp_adapt.layout import size
+from lightning_maml.kernels.compiler import Problem, failure, load
+from lightning_maml.kernels.mlp_adapt.layout import ACTIVATIONS, LOSSES, MOST_HIDDEN, size
 
 __all__ = ["adapt", "unavailable"]
 
 SOURCE = Path(__file__).with_name("native.c")
-ACTIVATIONS = ("identity", "relu", "tanh", "gelu")  # in the order of native.c
-LOSSES = ("mse", "cross_entropy", "bce")
-MOST_LAYERS = 4
 
 
-class _Problem(ctypes.Structure):
-    """As in native.c."""
-
-    _fields_ = [
+class _Problem(Problem):
+    constants: ClassVar = {"LAYERS": MOST_HIDDEN + 1, "ACTIVATIONS": ACTIVATIONS, "LOSSES": LOSSES}
+    _fields_: ClassVar = [
         *((name, ctypes.c_int64) for name in ("tasks", "rows", "queries", "steps", "loss", "order")),
         *((name, ctypes.c_int64) for name in ("rates_grad", "rate_columns", "threads", "layers", "activation")),
-        ("widths", ctypes.c_int64 * (MOST_LAYERS + 1)),
+        ("widths", ctypes.c_int64 * (MOST_HIDDEN + 2)),
         *((name, ctypes.c_void_p) for name in ("theta", "rates", "support_inputs", "query_inputs")),
         *((name, ctypes.c_void_p) for name in ("support_targets", "query_targets", *Adaptation._fields)),
     ]
@@ -78,16 +75,18 @@ def adapt(
     problem = _Problem(
         *(tasks, rows, queries, steps, LOSSES.index(loss), order, rates_grad, rates.shape[1]),
         *(torch.get_num_threads(), len(widths) - 1, ACTIVATIONS.index(activation)),
-        (ctypes.c_int64 * (MOST_LAYERS + 1))(*widths),
+        (ctypes.c_int64 * (MOST_HIDDEN + 2))(*widths),
         *pointers,
         *(value.data_ptr() for value in result),
     )
     if not tasks:
         return Adaptation(*(value.zero_() for value in result))
-    if (failed := library.adapt(ctypes.byref(problem))) == 1:
-        raise RuntimeError(f"Class values must be smaller than num_classes: expected labels from 0 to {out - 1}.")
-    if failed:
-        raise MemoryError(f"No memory for {steps} steps of a network of {size(widths)} parameters.")
+    if failed := library.adapt(ctypes.byref(problem)):
+        raise failure(
+            failed,
+            f"Class values must be smaller than num_classes: expected labels from 0 to {out - 1}.",
+            f"No memory for {steps} steps of a network of {size(widths)} parameters.",
+        )
     return result
 
 

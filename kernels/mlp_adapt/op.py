@@ -14,26 +14,13 @@ from torch import Tensor
 from lightning_maml.kernels.adaptation import Adaptation
 from lightning_maml.kernels.checks import check_batch, check_choices, check_parameters, check_targets
 from lightning_maml.kernels.mlp_adapt import recursion
-from lightning_maml.kernels.mlp_adapt.layout import size
+from lightning_maml.kernels.mlp_adapt.layout import ACTIVATIONS, LOSSES, MOST_HIDDEN, size
 
-__all__ = [
-    "ACTIVATIONS",
-    "LOSSES",
-    "MOST_HIDDEN",
-    "MOST_ROWS",
-    "PRECISIONS",
-    "WIDEST",
-    "mlp_adapt",
-    "mlp_adapt_undispatched",
-    "mlp_trajectory",
-]
+__all__ = ["MOST_ROWS", "PRECISIONS", "WIDEST", "mlp_adapt", "mlp_adapt_undispatched", "mlp_trajectory"]
 
-ACTIVATIONS = ("identity", "relu", "tanh", "gelu")
-LOSSES = ("mse", "cross_entropy", "bce")
 PRECISIONS = ("tf32x3", "ieee", "tf32", "bf16")
 WIDEST = 128
 MOST_ROWS = 128
-MOST_HIDDEN = 3
 
 
 def _on_the_cpu(compiled: bool) -> Callable[..., Adaptation]:

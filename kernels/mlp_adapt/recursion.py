@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_maml.kernels.adaptation import Adaptation
-from lightning_maml.kernels.mlp_adapt.layout import in_torchs_order, into_matrices, matrices, size
+from lightning_maml.kernels.checks import unknown
+from lightning_maml.kernels.mlp_adapt.layout import LOSSES, in_torchs_order, into_matrices, matrices, size
 
 __all__ = ["adapt"]
 
@@ -402,8 +403,12 @@ def _delta(logits: Tensor, targets: Tensor, loss: str, out: Tensor) -> Tensor:
     """
     if loss == "mse":
         shares = logits
+    elif loss == "cross_entropy":
+        shares = torch.softmax(logits, -1)
+    elif loss == "bce":
+        shares = torch.sigmoid(logits)
     else:
-        shares = torch.softmax(logits, -1) if loss == "cross_entropy" else torch.sigmoid(logits)
+        raise unknown("loss", loss, LOSSES)
     torch.sub(shares, targets, out=out)
     return shares
 
@@ -412,17 +417,21 @@ def _delta_tangent(shares: Tensor, tangents: Tensor, loss: str, out: Tensor) -> 
     """The tangents of the above, from those of the logits."""
     if loss == "mse":
         out.copy_(tangents)
+    elif loss == "cross_entropy":
+        product = shares * tangents
+        torch.addcmul(product, shares, product.sum(-1, keepdim=True), value=-1, out=out)
     elif loss == "bce":
         torch.mul(shares - shares.square(), tangents, out=out)
     else:
-        product = shares * tangents
-        torch.addcmul(product, shares, product.sum(-1, keepdim=True), value=-1, out=out)
+        raise unknown("loss", loss, LOSSES)
 
 
 def _losses(logits: Tensor, targets: Tensor, loss: str) -> Tensor:
     """Mean losses over the last two dimensions: ``[..., N, out]`` -> ``[...]``; targets of classes as one-hot rows."""
     if loss == "mse":
         return (logits - targets).square_().mean((-2, -1))
+    if loss == "cross_entropy":
+        return -(torch.log_softmax(logits, -1) * targets).sum(-1).mean(-1)
     if loss == "bce":
         return F.binary_cross_entropy_with_logits(logits, targets.expand_as(logits), reduction="none").mean((-2, -1))
-    return -(torch.log_softmax(logits, -1) * targets).sum(-1).mean(-1)
+    raise unknown("loss", loss, LOSSES)

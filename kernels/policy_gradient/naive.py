@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_maml.kernels.checks import check_choices
 from lightning_maml.kernels.mlp_adapt.layout import size
 from lightning_maml.kernels.mlp_adapt.naive import forward
+from lightning_maml.kernels.policy_gradient.native import DISTRIBUTIONS, KINDS
 
 __all__ = ["policy_gradient"]
 
@@ -27,6 +29,7 @@ def policy_gradient(
     kind: str,
 ) -> Tensor:
     """As the operator (``op.py``), differentiable to any order."""
+    check_choices(distribution=(distribution, DISTRIBUTIONS), kind=(kind, KINDS))
     if not phi.requires_grad:
         phi = phi.detach().requires_grad_()
     flat, log_std = phi.split([size(widths), phi.shape[1] - size(widths)], 1)

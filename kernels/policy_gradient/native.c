@@ -9,8 +9,8 @@
 #define PARTS 4
 #define HALF_LOG_2PI ((REAL)0.918938533204672741780329736406)
 
-enum { GAUSSIAN, CATEGORICAL };
-enum { LOG_PROBABILITY, RATIO };
+typedef enum { DISTRIBUTIONS } Distribution;
+typedef enum { KINDS } Kind;
 
 typedef struct {
     int64_t tasks, rows, distribution, kind, threads;
@@ -20,6 +20,8 @@ typedef struct {
     const void *actions; /* [tasks, rows, out], or int64 [tasks, rows] */
     REAL *result;        /* [tasks, P] */
 } Problem;
+
+int64_t size_of_problem(void) { return sizeof(Problem); }
 
 /* What a block of rows is made of. */
 typedef struct {
@@ -54,25 +56,35 @@ static void deltas_of(const Problem *p, long rows, const V *logits, const V *log
     for (long r = 0; r < rows; r++, logits += out, shares += out, deltas += out) {
         const V *actions = of->actions + r * out;
         V log_prob = {0}, slope = -of->weights[r];
-        if (p->distribution == GAUSSIAN)
-            for (long o = 0; o < out; o++) {
-                shares[o] = (actions[o] - logits[o]) * inverse[o];
-                log_prob -= shares[o] * shares[o] * (REAL)0.5 + log_std[o] + HALF_LOG_2PI;
+        switch ((Distribution)p->distribution) {
+            case GAUSSIAN:
+                for (long o = 0; o < out; o++) {
+                    shares[o] = (actions[o] - logits[o]) * inverse[o];
+                    log_prob -= shares[o] * shares[o] * (REAL)0.5 + log_std[o] + HALF_LOG_2PI;
+                }
+                break;
+            case CATEGORICAL:
+                for (long l = 0; l < LANES; l++) log_prob[l] = softmax(out, l, logits, actions, shares);
+        }
+        switch ((Kind)p->kind) {
+            case LOG_PROBABILITY: break;
+            case RATIO: {
+                V ratio = log_prob - of->old[r];
+                for (long l = 0; l < LANES; l++) ratio[l] = EXP(ratio[l] > 80 ? 80 : ratio[l]);
+                slope *= ratio;
             }
-        else
-            for (long l = 0; l < LANES; l++) log_prob[l] = softmax(out, l, logits, actions, shares);
-        if (p->kind == RATIO) {
-            V ratio = log_prob - of->old[r];
-            for (long l = 0; l < LANES; l++) ratio[l] = EXP(ratio[l] > 80 ? 80 : ratio[l]);
-            slope *= ratio;
         }
         of->slopes[r] = slope;
-        for (long o = 0; o < out; o++)
-            if (p->distribution == GAUSSIAN) {
-                deltas[o] = slope * shares[o] * inverse[o];
-                of_log_std[o] -= slope * (shares[o] * shares[o] - 1);
-            } else
-                deltas[o] = slope * (actions[o] - shares[o]);
+        switch ((Distribution)p->distribution) {
+            case GAUSSIAN:
+                for (long o = 0; o < out; o++) {
+                    deltas[o] = slope * shares[o] * inverse[o];
+                    of_log_std[o] -= slope * (shares[o] * shares[o] - 1);
+                }
+                break;
+            case CATEGORICAL:
+                for (long o = 0; o < out; o++) deltas[o] = slope * (actions[o] - shares[o]);
+        }
     }
 }
 
@@ -83,24 +95,34 @@ static void delta_tangents_of(const Problem *p, long rows, const V *tangents, co
     const V *shares = pass->shares;
     for (long r = 0; r < rows; r++, tangents += out, shares += out, c += out) {
         const V slope = of->slopes[r], *actions = of->actions + r * out;
-        V log_prob = {0}, mean = {0};
-        if (p->distribution == GAUSSIAN)
-            for (long o = 0; o < out; o++)
-                log_prob += shares[o] * inverse[o] * tangents[o] + (shares[o] * shares[o] - 1) * of_std[o];
-        else
-            for (long o = 0; o < out; o++) {
-                log_prob += actions[o] * tangents[o];
-                mean += shares[o] * tangents[o];
-            }
-        V along = {0}; /* the tangent of the slope */
-        if (p->kind == RATIO) along = slope * (log_prob - mean);
-        for (long o = 0; o < out; o++)
-            if (p->distribution == GAUSSIAN) {
-                V off = -inverse[o] * tangents[o] - shares[o] * of_std[o];
-                c[o] = (along * shares[o] + slope * (off - shares[o] * of_std[o])) * inverse[o];
-                of_log_std[o] -= along * (shares[o] * shares[o] - 1) + 2 * slope * shares[o] * off;
-            } else
-                c[o] = along * (actions[o] - shares[o]) - slope * shares[o] * (tangents[o] - mean);
+        V log_prob = {0}, mean = {0}, along = {0}; /* along: the tangent of the slope */
+        switch ((Distribution)p->distribution) {
+            case GAUSSIAN:
+                for (long o = 0; o < out; o++)
+                    log_prob += shares[o] * inverse[o] * tangents[o] + (shares[o] * shares[o] - 1) * of_std[o];
+                break;
+            case CATEGORICAL:
+                for (long o = 0; o < out; o++) {
+                    log_prob += actions[o] * tangents[o];
+                    mean += shares[o] * tangents[o];
+                }
+        }
+        switch ((Kind)p->kind) {
+            case LOG_PROBABILITY: break;
+            case RATIO: along = slope * (log_prob - mean);
+        }
+        switch ((Distribution)p->distribution) {
+            case GAUSSIAN:
+                for (long o = 0; o < out; o++) {
+                    V off = -inverse[o] * tangents[o] - shares[o] * of_std[o];
+                    c[o] = (along * shares[o] + slope * (off - shares[o] * of_std[o])) * inverse[o];
+                    of_log_std[o] -= along * (shares[o] * shares[o] - 1) + 2 * slope * shares[o] * off;
+                }
+                break;
+            case CATEGORICAL:
+                for (long o = 0; o < out; o++)
+                    c[o] = along * (actions[o] - shares[o]) - slope * shares[o] * (tangents[o] - mean);
+        }
     }
 }
 
@@ -162,14 +184,15 @@ static void load_parameters(const Problem *p, const REAL *from, const int32_t *p
 /* How many tasks run at once. */
 int lanes(void) { return LANES; }
 
-/* 0, or 1 where an action is out of range, or 2 where there is no memory */
+/* one of RETURNS; out of range is an action */
 int adapt(const Problem *p) {
+    if (!is_known(&p->net) || !IS_ONE_OF(p->distribution, DISTRIBUTIONS) || !IS_ONE_OF(p->kind, KINDS)) return UNKNOWN;
     const long P = all_parameters(p), groups = (p->tasks + LANES - 1) / LANES, out = p->net.widths[p->net.layers];
     const long bytes = ((vectors_needed(p) * (long)sizeof(V) + 4095) / 4096) * 4096;
     const long sides = p->direction ? 2 : 1, each = (p->rows + PARTS - 1) / PARTS;
     if (p->distribution == CATEGORICAL)
         for (long i = 0; i < p->tasks * p->rows; i++)
-            if (((const int64_t *)p->actions)[i] < 0 || ((const int64_t *)p->actions)[i] >= out) return 1;
+            if (((const int64_t *)p->actions)[i] < 0 || ((const int64_t *)p->actions)[i] >= out) return OUT_OF_RANGE;
     const long shared = ((groups * P * (sides + PARTS) * (long)sizeof(V) + 4095) / 4096) * 4096;
     V *parameters = aligned_alloc(4096, shared), *sums = parameters + groups * P * sides;
     int32_t *places = malloc(P * sizeof *places);
@@ -215,5 +238,5 @@ int adapt(const Problem *p) {
     }
     free(parameters);
     free(places);
-    return failed ? 2 : 0;
+    return failed ? NO_MEMORY : DONE;
 }

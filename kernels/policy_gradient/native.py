@@ -5,28 +5,32 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lightning_maml.kernels.compiler import load
-from lightning_maml.kernels.mlp_adapt.native import ACTIVATIONS, MOST_LAYERS
+from lightning_maml.kernels.compiler import Problem, failure, load
+from lightning_maml.kernels.mlp_adapt.layout import ACTIVATIONS, MOST_HIDDEN
 
 __all__ = ["lanes", "run", "unavailable"]
 
 SOURCE = Path(__file__).with_name("native.c")
-# in the order of native.c
 DISTRIBUTIONS = ("gaussian", "categorical")
 KINDS = ("log_probability", "ratio")
 
 
-class _Problem(ctypes.Structure):
-    """As in native.c."""
-
-    _fields_ = [
+class _Problem(Problem):
+    constants: ClassVar = {
+        "LAYERS": MOST_HIDDEN + 1,
+        "ACTIVATIONS": ACTIVATIONS,
+        "DISTRIBUTIONS": DISTRIBUTIONS,
+        "KINDS": KINDS,
+    }
+    _fields_: ClassVar = [
         *((name, ctypes.c_int64) for name in ("tasks", "rows", "distribution", "kind", "threads")),
         *((name, ctypes.c_int64) for name in ("layers", "activation")),
-        ("widths", ctypes.c_int64 * (MOST_LAYERS + 1)),
+        ("widths", ctypes.c_int64 * (MOST_HIDDEN + 2)),
         *((name, ctypes.c_void_p) for name in ("phi", "direction", "observations", "weights", "old_log_probs")),
         *((name, ctypes.c_void_p) for name in ("actions", "result")),
     ]
@@ -62,14 +66,16 @@ def run(
     ]
     problem = _Problem(
         *(*weights.shape, DISTRIBUTIONS.index(distribution), KINDS.index(kind), torch.get_num_threads()),
-        *(len(widths) - 1, ACTIVATIONS.index(activation), (ctypes.c_int64 * (MOST_LAYERS + 1))(*widths)),
+        *(len(widths) - 1, ACTIVATIONS.index(activation), (ctypes.c_int64 * (MOST_HIDDEN + 2))(*widths)),
         *(None if value is None else value.data_ptr() for value in values),
         result.data_ptr(),
     )
-    if (failed := library.adapt(ctypes.byref(problem))) == 1:
-        raise RuntimeError(f"Expected actions from 0 to {widths[-1] - 1} but some are out of range.")
-    if failed:
-        raise MemoryError(f"No memory for {len(phi)} tasks of {phi.shape[1]} parameters.")
+    if failed := library.adapt(ctypes.byref(problem)):
+        raise failure(
+            failed,
+            f"Expected actions from 0 to {widths[-1] - 1} but some are out of range.",
+            f"No memory for {len(phi)} tasks of {phi.shape[1]} parameters.",
+        )
     return result
 
 
