@@ -18,7 +18,6 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lightning_maml import (
     MLP,
@@ -469,17 +468,20 @@ def spying(network: nn.Module, rank: int) -> Iterator[Seen]:
     """Looks at what runs. ``rank`` is the number of dimensions of one task's inputs."""
     seen = Seen()
 
-    def called(module: nn.Module, args: Any) -> None:
-        inputs = args[0] if args and isinstance(args[0], Tensor) else None
-        if inputs is None:
-            return
-        if torch._C._functorch.is_batchedtensor(inputs):
-            place = torch._C._functorch.maybe_get_bdim(inputs)
-            seen.at_once = max(seen.at_once, torch._C._functorch.get_unwrapped(inputs).shape[place])
-        elif module is network and inputs.ndim == rank:
-            seen.one_by_one += 1
-        elif not seen.one_by_one:  # or it is a layer inside of that
-            seen.at_once = max(seen.at_once, inputs.shape[0])
+    layers = {id(module) for module in network.modules()}  # a loss may be a module, too
+    call = nn.Module.__call__
+
+    def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if id(module) in layers and args and isinstance(args[0], Tensor):
+            inputs = args[0]
+            if torch._C._functorch.is_batchedtensor(inputs):
+                place = torch._C._functorch.maybe_get_bdim(inputs)
+                seen.at_once = max(seen.at_once, torch._C._functorch.get_unwrapped(inputs).shape[place])
+            elif module is network and inputs.ndim == rank:
+                seen.one_by_one += 1
+            elif not seen.one_by_one:  # or it is a layer inside of that
+                seen.at_once = max(seen.at_once, inputs.shape[0])
+        return call(module, *args, **kwargs)
 
     def recorded(function: Any, name: str) -> Any:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -492,7 +494,7 @@ def spying(network: nn.Module, rank: int) -> Iterator[Seen]:
         for (module, attribute), name in _SPIED.items():
             origin = importlib.import_module(module)
             stack.enter_context(patch.object(origin, attribute, recorded(getattr(origin, attribute), name)))
-        stack.callback(register_module_forward_pre_hook(called).remove)
+        stack.enter_context(patch.object(nn.Module, "__call__", called))  # a hook would change what engines run
         yield seen
 
 
