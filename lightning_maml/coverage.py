@@ -2,8 +2,7 @@
 
 A problem's needs are pairs of a kind and of what it needs of that kind, mostly an exact class: of its inner loop, of
 each of its parts, of its rule (:meth:`Problem.needs`). What an engine runs names, of every kind, what it knows. Refused
-is the difference, so that a class that nobody has thought of is refused. The loops of plain autograd, ``eager``,
-``batched`` and ``checkpoint``, run every part by what it is, and are not listed here.
+is the difference, so that a class that nobody has thought of is refused. ``eager`` runs everything.
 """
 
 from __future__ import annotations
@@ -60,7 +59,9 @@ _WORDS = {
     "rates": "the inner rates are {}",
     "rule": "the meta-gradient rule is {}",
     "loss": "the loss is {}",
+    "batch-norm": "batch-norm goes by {}",
     "parameters of each step": "the network has a value for every inner step",
+    "backward hooks": "the network has backward hooks",
     "gradient of data": "inputs or targets ask for a gradient",
     "gradient of the loss": "the loss has parameters that ask for a gradient",
     "autocast": "autocast is on",
@@ -117,12 +118,16 @@ _RATES |= {"per_element"}
 _ONE_OF = {frozenset({torch.float32}), frozenset({torch.float64})}
 _TENSORS = {torch.Tensor, torch.nn.Parameter}
 
+# All tasks in one call of the network: every part by what it is, but nothing that takes hold of autograd or of tensors.
+BATCHED: Runs = dict.fromkeys(_WORDS, ANYTHING) | {"tensor class": _TENSORS, "backward hooks": {False}}
+
 STEPS: Runs = {  # of plain gradient descent, with what a known few transformations make of the gradient
     "inner loop": {SGD},
     "part": _PLAIN | {ClipByNorm, AddDecayed, Momentum},
     "chain": _in_order(ClipByNorm, AddDecayed, Momentum),
     "rates": _RATES,
     "parameters of each step": {False},
+    "backward hooks": {False},
     "tensor class": _TENSORS,
     "tensor in": set(),
 }
@@ -186,7 +191,6 @@ GRAPHED: Runs = COMPILED | {
     "parameters of each step": ANYTHING,
     "device": {"cuda"},
     "gradient of the loss": ANYTHING,
-    "tensor class": ANYTHING,
 }
 AT_THE_END = {Unrolled, FirstOrder}
 """Rules that ask for the query sets after the inner steps and for nothing else, so that the way back is known."""

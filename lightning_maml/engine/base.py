@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_maml.coverage import Needs
-from lightning_maml.engine.structure import ELEMENTARY, is_sequence
+from lightning_maml.engine.structure import ELEMENTARY, has_backward_hooks, is_sequence
 from lightning_maml.inner import InnerLoop, Parameters, tensors_of
 from lightning_maml.learner import Algorithm, per_step_names
 from lightning_maml.losses import TaskLoss
@@ -153,6 +153,7 @@ class Problem:
             ("gradient of data", any(value.requires_grad for value in values)),
             ("gradient of the loss", any(value.requires_grad for value in tensors_of(self.loss.holders))),
             ("parameters of each step", bool(self.per_step)),
+            ("backward hooks", any(map(has_backward_hooks, self.modules))),
             *[("device", value.device.type) for value in (*values, parameters[0])],
             *[("tensor class", kind) for kind in {type(value) for value in (*parameters, *values)}],
             *[("rows of a set", inputs.shape[1]) for inputs, _ in sets],

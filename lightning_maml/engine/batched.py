@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from lightning_maml.coverage import COMPILED, refused
+from lightning_maml.coverage import BATCHED, COMPILED, refused
 from lightning_maml.engine.base import Engine, MetaOutput, Problem
 from lightning_maml.engine.checkpointed import CheckpointedLoop
 from lightning_maml.engine.chunks import meta_loss_in_chunks, trajectory_in_chunks
@@ -51,6 +51,8 @@ class Batched(Engine):
     def unsupported(self, problem: Problem, *sets: Set) -> str | None:
         if self.compile and (what := refused(problem.needs(*sets), COMPILED)):
             return f"compile=True has graphs of the steps that it knows, but {what}. Use compile=False."
+        if what := refused(problem.needs(*sets), BATCHED):
+            return f"all tasks run in one call of the network, but {what}. Use engine='eager'."
         return None
 
     def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:

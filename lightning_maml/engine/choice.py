@@ -80,42 +80,46 @@ def run_on(
         for fused in _ON_CPU:
             if fused.unsupported(problem, *sets) is None:
                 return fused, run(fused)
-    return _try(Batched(), problem, run, insist=False)
+    return _try(Batched(), problem, run, insist=False, reason=Batched().unsupported(problem, *sets))
 
 
-def _try(engine: Engine, problem: Problem, run: Callable[[Engine], Result], insist: bool) -> tuple[Engine, Result]:
-    """``run`` on an engine, or where torch refuses it and eager runs it, on eager: with ``insist`` that is an error."""
+def _try(
+    engine: Engine, problem: Problem, run: Callable[[Engine], Result], insist: bool, reason: str | None = None
+) -> tuple[Engine, Result]:
+    """``run`` on an engine; where there is a ``reason`` against it, or torch refuses it and eager does not, on eager.
+
+    With ``insist`` that is an error.
+    """
     known = _KNOWN.setdefault(problem.network, {})
     modes = tuple([module.training for module in problem.modules])
-    key = problem.algorithm.needs, type(problem.loss), problem.loss.kind, modes, torch.is_grad_enabled()
+    key = problem.algorithm.needs, type(problem.loss), problem.loss.kind, modes, torch.is_grad_enabled(), reason
     if not insist and key in known:
         return known[key], run(known[key])
     device = next(iter(problem.names.values())).device
     states = [(place, rng_state(place)) for place in {torch.device("cpu"), device}]
-    try:
-        result = run(engine)
-    except Exception as error:
-        if isinstance(engine, Eager) or not _of_torch(error):
-            raise
-        reason = str(error).strip().splitlines()[0]
+    failed: Exception | None = None
+    if reason is None:
+        try:
+            result = run(engine)
+        except Exception as error:
+            if isinstance(engine, Eager) or not _of_torch(error):
+                raise
+            failed = error
+            reason = f"torch refuses to run all tasks in one call ({str(error).strip().splitlines()[0]})."
+    if reason is not None:
         for place, state in states:
             restore_rng(place, state)
-        eager = Eager()
-        try:
-            result = run(eager)
-        except Exception:
-            raise error from None  # not a matter of engines
+        result = run(Eager())  # what fails here, too, is no matter of engines
         if insist:
             raise NotImplementedError(
-                f"Engine {engine.name!r} cannot run this: torch refuses to run all tasks in one call ({reason}). Use "
-                "engine='eager'."
-            ) from error
+                f"Engine {engine.name!r} cannot run this: {reason} Use engine='eager'."
+            ) from failed
         warnings.warn(
-            f"Engine 'auto' goes on with 'eager', one task after another, as torch refuses to run all tasks of "
-            f"{type(problem.network).__name__} in one call ({reason}). This is said once.",
+            f"Engine 'auto' goes on with 'eager', one task after another, for {type(problem.network).__name__}: {reason} "
+            "This is said once.",
             stacklevel=4,
         )
-        engine = eager
+        engine = Eager()
     if not insist:
         logger.info("engine 'auto' chose %r for %s", engine.name, type(problem.network).__name__)
         known[key] = engine

@@ -158,14 +158,15 @@ class CompiledLoop(CheckpointedLoop):
     def forth(
         self, phi: Sequence[Tensor], state: State, step: int, order: int
     ) -> tuple[Sequence[Tensor], State, Tensor, Any]:
-        if step == 0:  # theta, expanded; from then on they are outputs of the graph itself
-            phi = [value.contiguous() for value in phi]
+        # theta is expanded, and what a graph puts out may lie otherwise than what it was traced with
+        phi = [value.contiguous() for value in phi]
         values, spec = tree_flatten(state)
+        values = [value.contiguous() for value in values]
         arguments = (phi, values, self.values, self._rates(step, known=True), self.batch[:2])
         kind = self._kind(step, spec)
         if not (self.keep and order == 2):
             outputs = self._run(("forth", *kind), partial(self._forth, step, spec), *arguments)
-            own: Any = phi, state
+            own: Any = phi, tree_unflatten(values, spec)
         else:
             graphs = self.graphs.get(("kept", *kind))
             flat = [tensor for argument in arguments for tensor in argument]
@@ -183,8 +184,8 @@ class CompiledLoop(CheckpointedLoop):
     ) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
         first, second = kept
         spec = first[0] if self.keep and order == 2 else tree_flatten(second)[1]
+        v, of_state = ([value.contiguous() for value in part] for part in (v, of_state))
         if step == self.inner.steps - 1:  # the state of the last step is nobody's
-            v = [value.contiguous() for value in v]
             of_state = [v[0].new_zeros(shape) for shape in self.graphs["state", spec][1]]
         if self.keep and order == 2:
             graphs = self.graphs["kept", *first]

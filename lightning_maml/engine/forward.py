@@ -73,10 +73,13 @@ class Networks:
         return _forward(self.network, "", phi, constants, inputs)
 
     def _one(self, task: int, phi: Parameters, inputs: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
-        # what a forward may write to in place is a copy, which must not reach the meta-network's buffers or the data
-        own = {name: v if isinstance(v, nn.Parameter) else v.clone() for name, v in constants.items()}
-        own |= {name: value[task] for name, value in phi.items()}
-        return _call(self.network, own, inputs[task].clone(), self.tied or {})
+        own = {name: value[task] for name, value in phi.items()}
+        return _call(self.network, {**_safe(constants), **own}, inputs[task].clone(), self.tied or {})
+
+
+def _safe(constants: Mapping[str, Tensor]) -> Parameters:
+    """Buffers as copies: what a forward writes to in place must not reach the meta-network, nor other calls."""
+    return {name: value if isinstance(value, nn.Parameter) else value.clone() for name, value in constants.items()}
 
 
 def _call(network: nn.Module, parameters: Parameters, inputs: Tensor, tied: Mapping[str, str] = {}) -> Tensor:
@@ -114,6 +117,8 @@ def _vmapped(
     inputs: Tensor,
     tied: Mapping[str, str] = {},
 ) -> Tensor:
+    shared = _safe(shared)
+
     def call(own: Parameters, inputs: Tensor) -> Tensor:
         return _call(module, {**shared, **own}, inputs, tied)
 

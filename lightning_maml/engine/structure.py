@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import nn
 from torch.nn.modules import module as _torch
 
-__all__ = ["ELEMENTARY", "changed", "fingerprint", "is_sequence"]
+__all__ = ["ELEMENTARY", "changed", "fingerprint", "has_backward_hooks", "is_sequence"]
 
 ELEMENTARY = {nn.Linear, nn.ReLU, nn.Tanh, nn.GELU, nn.Identity}
 """Layers that know no modes of their own."""
@@ -37,6 +37,11 @@ def changed(module: nn.Module) -> str | None:
     if any(own[kind] for kind in _HOOKS) or any(getattr(_torch, f"_global{kind}") for kind in _HOOKS):
         return "hooks"
     return None
+
+
+def has_backward_hooks(module: nn.Module) -> bool:
+    """Whether a module, or every module, has hooks that see gradients."""
+    return any(vars(module)[kind] or getattr(_torch, f"_global{kind}") for kind in _HOOKS if "backward" in kind)
 
 
 def is_sequence(module: nn.Module) -> bool:

@@ -75,6 +75,7 @@ class Implicit:
                     f"optimum: it knows the support loss and the proximal term alone, but got {part!r}."
                 )
         strength = parts.pull.strength
+        known = strength.detach() if isinstance(strength, Tensor) else strength
         phi = {name: value.detach().requires_grad_() for name, value in loop.unroll(order=1).items()}
         at, theta = list(phi.values()), list(loop.initial().values())
         query = loop.query(phi)
@@ -88,7 +89,7 @@ class Implicit:
 
         def multiply(v: Tensor) -> Tensor:
             product = torch.autograd.grad(support, at, v, retain_graph=True, materialize_grads=True)
-            return (1 + self.damping) * v + flat(product) / float(strength)
+            return (1 + self.damping) * v + flat(product) / known
 
         b = flat(slopes)
         solution, residuals, saddle = conjugate_gradients(multiply, b, self.cg_steps, start=b / (1 + self.damping))
@@ -96,7 +97,7 @@ class Implicit:
         # The slope of the proximal loss is 0 at phi, whatever moves: theta's gradient is the solution, and that of all
         # else that the slope depends on, lambda too, is -d<solution, slope>/lambda.
         slope = support + strength * (flat(at).detach() - flat(theta))
-        along = -(solution * slope).sum() / (tasks * float(strength))
+        along = -(solution * slope).sum() / (tasks * known)
         return query._replace(loss=query.loss + along - along.detach())
 
     def _warn(self, residuals: Tensor, saddle: Tensor) -> None:
