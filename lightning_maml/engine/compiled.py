@@ -307,7 +307,7 @@ class CompiledLoop(CheckpointedLoop):
         phi, *rest = arguments
         with torch.enable_grad():
             following, _ = self._step(step, 1, spec, [value.detach().requires_grad_() for value in phi], *rest)
-        return [torch.zeros_like(value) for value in following]
+        return [torch.zeros_like(value, memory_format=torch.contiguous_format) for value in following]
 
 
 @dataclass
