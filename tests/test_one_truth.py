@@ -368,12 +368,13 @@ class Drawn:
 
 def draw(chance: random.Random, engine: str) -> Drawn:
     """Mostly plain, but for a thing or two: where everything is odd, everything is refused."""
-    odd = chance.choice([0.05, 0.15, 0.4] if "fused" in engine or engine == "mlp_adapt" else [0.1, 0.3, 0.6])
+    odd = chance.choice([0.05, 0.15, 0.4] if engine in ("fused", "fused, compiled", "mlp_adapt", "compiled") else [0.1, 0.3, 0.6])
 
     def pick(known, plain):
         return chance.choice(list(known)) if chance.random() < odd else plain
 
-    network = chance.choice([*NETWORKS, *IMAGES]) if chance.random() < 2 * odd else chance.choice(["mlp", "conv4"])
+    images = [] if engine == "compiled" else [*IMAGES]  # which take a minute
+    network = chance.choice([*NETWORKS, *images]) if chance.random() < 2 * odd else chance.choice(["mlp", *images[:1]])
     start = pick(STARTS, "meta")
     options = [name for name in OPTIONS if chance.random() < odd / 5]
     if "norm" in network or network in ("conv4", "own mean"):  # a bias before a norm has a gradient of 0 and a bit
@@ -388,7 +389,7 @@ def draw(chance: random.Random, engine: str) -> Drawn:
         rule=pick(RULES, "unrolled"),
         loss="cross_entropy" if start == "prototypes" else pick(LOSSES, chance.choice(["mse", "cross_entropy"])),
         engine=engine,
-        steps=1 if engine == "compiled" else chance.choice([0, 1, 2, 3, 9]),
+        steps=2 if engine == "compiled" else chance.choice([0, 1, 2, 3, 9]),
         tasks=chance.choice([1, 2, 3]),
         training=chance.random() < 0.5 and network != "rrelu",
         seed=chance.randrange(2**31),
@@ -520,9 +521,9 @@ def test_what_is_drawn_is_right_or_refused() -> None:
 
 
 def test_what_is_drawn_is_right_or_refused_compiled() -> None:
-    verdicts, _ = try_many(["compiled"] * 6, seed=3)
+    verdicts, _ = try_many(["compiled"] * 6, seed=33)
     print(verdicts)
-    assert verdicts["equal"] >= 2
+    assert verdicts["equal"] >= 4
 
 
 @pytest.mark.slow

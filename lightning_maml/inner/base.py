@@ -75,9 +75,12 @@ Holder = Tensor | nn.Module
 
 
 def tensors_of(holders: Iterable[Holder]) -> Iterator[Tensor]:
-    """The tensors themselves, parameters, and buffers of what :func:`holders_in` found."""
+    """The tensors themselves, parameters, and buffers of what :func:`holders_in` found, each once."""
+    found: dict[int, Tensor] = {}
     for held in holders:
-        yield from (*held.parameters(), *held.buffers()) if isinstance(held, nn.Module) else (held,)
+        every = (*held.parameters(), *held.buffers()) if isinstance(held, nn.Module) else (held,)
+        found |= {id(value): value for value in every}
+    yield from found.values()
 
 
 def holders_in(value: Any, depth: int = 4) -> Iterator[Holder]:

@@ -55,7 +55,7 @@ class MetaObjective:
             ``meta_sgd`` or ``pretrained``, which trains on the rollouts of the policy as it is.
         estimator: the inner loss, one of :data:`ESTIMATORS`, or a function like them.
         outer: the outer loss.
-        kl_penalty: eta, ProMP's penalty ``eta KL(old || new)`` of the policies before each inner step.
+        kl_penalty: eta, ProMP's penalty ``eta KL(old || new)`` of the policies before each inner step, their mean.
         exploration: the weight of E-MAML's term, which credits the inner rollouts with what came of them: minus
             ``weight / H sum_i sum_t log pi(a_it|s_it) R`` of each task, ``R`` its mean return after adaptation,
             normalised over the tasks.
