@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+WITH_CODE = ("README.md", "docs/engines.md")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -38,8 +40,9 @@ def test_script_keeps_blocks_and_line_numbers() -> None:
     }
 
 
-def test_python_blocks_run(repository: Path, tmp_path: Path) -> None:
-    script = _script((repository / "README.md").read_text())
+@pytest.mark.parametrize("document", WITH_CODE)
+def test_python_blocks_run(repository: Path, tmp_path: Path, document: str) -> None:
+    script = _script((repository / document).read_text())
     assert script.count("import") >= 3  # the blocks were found
     path = tmp_path / "readme.py"
     path.write_text(script)
@@ -58,6 +61,13 @@ def test_links_lead_somewhere(repository: Path, document: str) -> None:
     broken = [link for link in links if link.startswith("#") and link[1:] not in anchors]
     broken += [link for link in links if not link.startswith("#") and not (repository / link.split("#")[0]).exists()]
     assert broken == []
+
+
+def test_the_tables_of_who_runs_what_are_printed_from_the_sets(repository: Path) -> None:
+    script = runpy.run_path(str(repository / "docs" / "who_runs_what.py"))
+    for file in script["TABLES"]:
+        assert script["written"](file) == (repository / file).read_text(), "python docs/who_runs_what.py --write"
+        assert "| ● |" in script["written"](file)
 
 
 def test_configs_and_commands_named_in_the_readme_exist(repository: Path) -> None:

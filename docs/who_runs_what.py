@@ -1,0 +1,101 @@
+"""Prints the tables of who runs what in README.md and docs/engines.md, from the sets in lightning_maml/coverage.py.
+
+``python docs/who_runs_what.py`` prints them; ``--write`` puts them between their marks in both files.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+from torch import nn
+
+import lightning_maml
+from lightning_maml import coverage, inner, meta_gradient, presets
+from lightning_maml.coverage import Runs
+from lightning_maml.inner import LearnedRate
+
+ROOT = Path(__file__).parents[1]
+EAGER: Runs = dict.fromkeys(coverage.BATCHED, coverage.ANYTHING)
+ENGINES: dict[str, Runs] = {
+    "`eager`": EAGER,
+    "`batched`, `checkpoint`": coverage.BATCHED,
+    "`Batched(compile=True)`": coverage.COMPILED,
+    "`sgd_update`": coverage.SGD_UPDATE,
+    "`mlp_adapt`": coverage.ADAPTATION,
+    "`conv_adapt`": coverage.CONV_ADAPT,
+    "`Graphed`": coverage.GRAPHED,
+    "rollouts": coverage.ROLLOUTS,
+}
+
+
+def table(head: str, rows: dict[str, list[bool]]) -> str:
+    """A table of Markdown: a row for each thing, a dot where an engine runs it."""
+    lines = [f"| {head} | {' | '.join(ENGINES)} |", f"|---|{':-:|' * len(ENGINES)}"]
+    return "\n".join(
+        [*lines, *(f"| {name} | {' | '.join('●' if ran else '' for ran in row)} |" for name, row in rows.items())]
+    )
+
+
+def of_presets() -> str:
+    """Each preset as it is built without arguments."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
+    rows = {}
+    for name in presets.__all__:
+        algorithm = getattr(presets, name)(**({"adapts": "bias"} if name in ("cavia", "lora") else {}))
+        needs = algorithm.with_rates(algorithm.initial_rates(network)).needs
+        rows[f"`{name}`"] = [coverage.refused(needs, runs) is None for runs in ENGINES.values()]
+    return table("preset", rows)
+
+
+def of_parts() -> str:
+    """Each class that an algorithm is made of, and each kind of rate."""
+
+    def row(kind: str, what: Any) -> list[bool]:
+        return [what in runs.get(kind, ()) for runs in ENGINES.values()]
+
+    class Own:
+        """Stands for whatever is not known."""
+
+    loops = {f"inner loop `{name}`": row("inner loop", getattr(inner, name)) for name in ("SGD", "Adam")}
+    parts = {
+        f"part `{name}`": row("part", part)
+        for name in sorted(inner.__all__)
+        if isinstance(part := getattr(inner, name), type) and hasattr(part, "__dataclass_fields__")
+        if name not in ("At", "SGD", "Adam", "InnerLoop")
+    }
+    rates = {
+        f"rates `{kind}`": row("rates", kind) for kind in ("number", "of each step", "tensor", *get_args(LearnedRate))
+    }
+    rules = {
+        f"rule `{name}`": row("rule", getattr(meta_gradient, name))
+        for name in sorted(meta_gradient.__all__)
+        if name in lightning_maml.__all__
+    }
+    own = {f"{kind} of your own": row(kind, Own) for kind in ("inner loop", "part", "rule")}
+    losses = {f"loss `{name}`": row("loss", name) for name in ("mse", "cross_entropy", "bce")} | {
+        "another loss": row("loss", Own)
+    }
+    return table("needs", loops | parts | rates | rules | losses | own)
+
+
+TABLES = {"README.md": of_presets, "docs/engines.md": of_parts}
+MARKS = "<!-- who runs what: docs/who_runs_what.py --write -->\n", "\n<!-- end -->"
+
+
+def written(file: str) -> str:
+    """The text of a file with its table as it is now."""
+    text, (begin, end) = (ROOT / file).read_text(), MARKS
+    return re.sub(
+        f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: begin + TABLES[file]() + end, text, flags=re.DOTALL
+    )
+
+
+if __name__ == "__main__":
+    for file in TABLES:
+        if "--write" in sys.argv:
+            (ROOT / file).write_text(written(file))
+        else:
+            print(f"{file}\n\n{TABLES[file]()}\n")
