@@ -20,9 +20,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_maml.module import MetaModule
-from lightning_maml.parsing import parse_as_the_command_line
 from lightning_maml.results import Published
 from lightning_maml.rl import MetaRLModule
+from lightning_maml.training import parse_as_the_command_line
 
 __all__ = ["MetaCLI", "main"]
 

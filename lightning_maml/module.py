@@ -4,48 +4,32 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_maml.adaptation import adapt, evaluate
-from lightning_maml.checkpoints import (
-    SafeCheckpointIO,
-    check_fits,
-    random_state,
-    read_checkpoint,
-    restore_random_state,
-)
+from lightning_maml.data.stream import check_positive
 from lightning_maml.engine import Engine
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import task_loss
 from lightning_maml.meta_update import MetaUpdate, OnDivergence, check_on_divergence, meta_update
 from lightning_maml.meter import Meter
-from lightning_maml.metrics import Interval, TaskMean, resolve_metric
-from lightning_maml.parsing import parse_as_the_command_line
-from lightning_maml.results import results_table, test_results, write_json
+from lightning_maml.metrics import Interval, resolve_metric
 from lightning_maml.tasks import TaskBatch
-from lightning_maml.termination import SaveOnSigterm
+from lightning_maml.training import ClipAlgorithm, LRSchedulerCallable, MetaTraining, OptimizerCallable
 
 __all__ = ["MetaModule"]
 
-OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
-LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
 
-
-class MetaModule(LightningModule):
+class MetaModule(MetaTraining):
     """Meta-trains ``network`` by ``algorithm`` under any :class:`~lightning.pytorch.Trainer`.
 
     A batch is a :class:`TaskBatch`, or its four tensors in a tuple. ``fit``, ``validate``, ``test`` and ``predict`` run
@@ -72,7 +56,7 @@ class MetaModule(LightningModule):
             the command line ``lightning_maml.maml`` or another preset's name, then for instance
             ``--model.algorithm.steps 5``.
         loss: ``"mse"``, ``"cross_entropy"`` or a function ``(predictions [N, ...], targets [N, ...]) -> scalar``, the
-            mean over the rows of one task.
+            mean over the rows of one task. The parameters of one that is a module are meta-learned, too.
         optimizer: makes the outer optimiser from the parameters. Adam with rate 1e-3 by default, as in the paper.
         scheduler: makes a learning-rate scheduler from the optimiser; it advances once a meta-update.
         engine: ``"auto"``, ``"eager"``, ``"batched"`` or an engine object.
@@ -93,7 +77,7 @@ class MetaModule(LightningModule):
             diverges, any of them raises, with the cause.
 
     Raises:
-        ValueError: an argument is out of range; or ``loss`` has parameters, which nothing would train.
+        ValueError: an argument is out of range.
         TypeError: ``network`` or ``algorithm`` is something else.
 
     Example:
@@ -102,6 +86,8 @@ class MetaModule(LightningModule):
         >>> module.automatic_optimization
         False
     """
+
+    network: nn.Module
 
     def __init__(
         self,
@@ -115,107 +101,52 @@ class MetaModule(LightningModule):
         test_steps: int | None = None,
         updates_per_step: int = 1,
         gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+        gradient_clip_algorithm: ClipAlgorithm = "norm",
         accumulate_tasks: int | None = None,
         on_divergence: OnDivergence = "skip",
     ) -> None:
-        super().__init__()
+        given = {**locals()}
         if not isinstance(network, nn.Module):
             raise TypeError(f"Expected `network` to be an nn.Module but got {type(network).__name__}.")
         if not isinstance(algorithm, Algorithm):
             raise TypeError(f"Expected `algorithm` to be one such as maml(lr=0.01, steps=5) but got {algorithm!r}.")
-        if not callable(optimizer):
-            raise TypeError(
-                "Expected `optimizer` to be a function from parameters to an optimizer, such as "
-                f"`lambda parameters: torch.optim.Adam(parameters, lr=1e-3)`, but got {type(optimizer).__name__}."
-            )
-        for name, value, least in (
-            ("test_steps", test_steps, 0),
-            ("updates_per_step", updates_per_step, 1),
-            ("accumulate_tasks", accumulate_tasks, 1),
-        ):
-            if value is None and name != "updates_per_step":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"Expected `{name}` to be a whole number of at least {least} but got {value!r}.")
-        if gradient_clip_val is not None and not gradient_clip_val > 0:
-            raise ValueError(f"Expected `gradient_clip_val` to be positive or None but got {gradient_clip_val!r}.")
-        if gradient_clip_algorithm not in ("norm", "value"):
-            raise ValueError(
-                f"Expected `gradient_clip_algorithm` to be 'norm' or 'value' but got {gradient_clip_algorithm!r}."
-            )
+        check_positive(updates_per_step=updates_per_step)
+        if accumulate_tasks is not None:
+            check_positive(accumulate_tasks=accumulate_tasks)
         check_on_divergence(on_divergence)
         task_loss(loss)
-        if isinstance(loss, nn.Module) and any(parameter.requires_grad for parameter in loss.parameters()):
-            raise ValueError(
-                "Expected a `loss` without parameters to train, which would get no meta-gradient, but got "
-                f"{type(loss).__name__}: put them into the network."
-            )
-        self._metric = resolve_metric(metric, loss)
-        self._save_plain_hyperparameters(
-            loss=loss,
-            engine=engine,
-            metric=metric,
+        chosen = resolve_metric(metric, loss)
+        super().__init__(
+            "network",
+            network,
+            algorithm,
+            values=["loss", *([chosen[0]] if chosen else [])],
+            optimizer=optimizer,
+            scheduler=scheduler,
             test_steps=test_steps,
-            updates_per_step=updates_per_step,
             gradient_clip_val=gradient_clip_val,
             gradient_clip_algorithm=gradient_clip_algorithm,
-            accumulate_tasks=accumulate_tasks,
-            on_divergence=on_divergence,
         )
-
-        self.network = network
-        self.loss = loss
-        self.engine = engine
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.updates_per_step = updates_per_step
-        self.gradient_clip_val = gradient_clip_val
-        self.gradient_clip_algorithm = gradient_clip_algorithm
-        self.automatic_optimization = updates_per_step == 1
-        self.accumulate_tasks = accumulate_tasks
-        self.on_divergence = on_divergence
-
-        self.rates = algorithm.initial_rates(network)
-        self.algorithm = algorithm.with_rates(self.rates)
-        self.test_steps = algorithm.inner.steps if test_steps is None else test_steps
-        self._values = ["loss"] + ([self._metric[0]] if self._metric else [])
-        self.task_means = nn.ModuleDict(
-            {
-                stage: nn.ModuleDict({name: TaskMean(self.test_steps + 1) for name in self._values})
-                for stage in ("val", "test")
-            }
-        )
-        self._meter = Meter()
-        self._sigterm = SaveOnSigterm()
-        self._random_states: list[Any] | None = None
-
-    def _save_plain_hyperparameters(self, **plain: Any) -> None:
         # A checkpoint must load with weights_only=True, so it holds plain data alone: the whole configuration where the
         # command line gives it (load_from_checkpoint then needs no arguments), otherwise what is plain already.
         if _given_hyperparameters.get() is not None:
             self.save_hyperparameters()
         else:
-            self.save_hyperparameters(
-                {name: value for name, value in plain.items() if isinstance(value, str | int | float | None)}
-            )
+            del given["scheduler"]
+            plain = {name: value for name, value in given.items() if isinstance(value, str | int | float | None)}
+            self.save_hyperparameters(plain)
+        self.loss = loss
+        self.engine = engine
+        self.updates_per_step = updates_per_step
+        self.automatic_optimization = updates_per_step == 1
+        self.accumulate_tasks = accumulate_tasks
+        self.on_divergence = on_divergence
+        self._metric = chosen
+        self._meter = Meter()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The network before any adaptation: ``[N, ...] -> [N, ...]``."""
         return self.network(inputs)
-
-    def configure_optimizers(self) -> Any:
-        """The outer optimiser over network and learned rates; the scheduler advances once a meta-update."""
-        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
-        if self.scheduler is None:
-            return optimizer
-        scheduler = self.scheduler(optimizer)
-        if isinstance(scheduler, ReduceLROnPlateau):
-            raise ValueError(
-                "Expected a `scheduler` that advances by meta-update but got ReduceLROnPlateau, which waits for a "
-                "validation value; use CosineAnnealingLR, MultiStepLR or another one."
-            )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Any]:
         """What saves at SIGTERM; and here Lightning's checks have not been made yet, and ours say what to do."""
@@ -228,8 +159,7 @@ class MetaModule(LightningModule):
             )
         if not self.automatic_optimization and self.trainer.training:
             self._check_manual_optimization()
-        # attached already where a trainer goes on with this module: Lightning would say that one overrides the other
-        return [] if self._sigterm in self.trainer.callbacks else [self._sigterm]  # type: ignore[attr-defined]
+        return super().configure_callbacks()
 
     def _check_manual_optimization(self) -> None:
         updates = f"MetaModule(updates_per_step={self.updates_per_step})"
@@ -260,11 +190,6 @@ class MetaModule(LightningModule):
                     "of updates at the end of a training step is a multiple of every_n_train_steps."
                 )
 
-    def setup(self, stage: str) -> None:
-        """Checkpoints that are written in one piece and read as plain data, where no others were asked for."""
-        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            self.trainer.strategy.checkpoint_io = SafeCheckpointIO()
-
     # Training
 
     def on_fit_start(self) -> None:
@@ -276,12 +201,6 @@ class MetaModule(LightningModule):
         if not self.automatic_optimization:
             # of a checkpoint at the end of a training step it says that it was not taken in the middle of one
             warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if self._random_states is not None:  # now, as what Lightning does before a first batch may draw, too
-            if len(self._random_states) == self.trainer.world_size:
-                restore_random_state(self._random_states[self.trainer.global_rank])
-            self._random_states = None
 
     def on_validation_end(self) -> None:
         self._meter.restart_clock()
@@ -307,15 +226,11 @@ class MetaModule(LightningModule):
         update = self._meta_update(tasks)
         kept = len(update.task_losses)
         processes = self.trainer.world_size
-        all_kept, everything, terminated = kept, len(tasks), 0
-        if processes > 1:
-            counts = torch.tensor([kept, len(tasks), int(self._sigterm.received)], device=self.device)
-            all_kept, everything, terminated = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
-            self._sigterm.agreed = terminated > 0
+        all_kept, everything = self._counts(kept, len(tasks))
         if all_kept < everything:
             self._left_out(update, all_kept, everything)
         metric = None
-        if self._metric and update.tasks is not None and update.predictions is not None:
+        if self._metric and update.tasks is not None:
             metric = self._metric[1](update.predictions, update.tasks.query_targets)
         self._meter.add(len(tasks), update.task_losses, update.support_losses, metric)
         weight = kept * processes / (everything if self.on_divergence == "zero" else all_kept)
@@ -369,18 +284,16 @@ class MetaModule(LightningModule):
         return [as_task_batch(tasks) for tasks in batch[:left]]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        # Both kinds of optimisation come here, with gradients unscaled and not yet clipped by the trainer.
         if self._logs_now():
             gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
             self._meter.gradient_norms.append(nn.utils.get_total_norm(gradients))
-        if self.gradient_clip_val is not None:
-            self.clip_gradients(optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)
+        super().on_before_optimizer_step(optimizer)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         # self.log costs as much as a small meta-update: the progress bar gets its numbers twice a second, the loggers
         # theirs at the steps they ask for, all in one row.
         if self._logs_now():
-            values = self._meter.collect(self._values, self._sum_over_processes)
+            values = self._meter.collect(self._names, self._sum)
             values["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
             if self.rates is not None:
                 for name, rate in self.rates.named_parameters():
@@ -393,147 +306,39 @@ class MetaModule(LightningModule):
             self._show(values)
             self._meter.restart()
         elif self._meter.show_due():
-            self._show(self._meter.collect(self._values))  # this process's own: each has a clock of its own
+            self._show(self._meter.collect(self._names))  # this process's own: each has a clock of its own
             if self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
                 self._meter.restart()  # never logged, but it must not grow for ever
-
-    def _sum_over_processes(self, values: Tensor) -> Tensor:
-        if self.trainer.world_size == 1:
-            return values
-        return self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum").cpu()
 
     def _logs_now(self) -> bool:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and self._meter.training_steps % every == 0
 
     def _show(self, values: dict[str, Any]) -> None:
-        shown = {f"train/{name}": values[name] for name in self._values}
+        shown = {f"train/{name}": values[name] for name in self._names}
         self.log_dict(shown, prog_bar=True, logger=False, on_step=True, on_epoch=False, batch_size=1)
         self._meter.shown()
 
     # Validation and test
 
-    def on_validation_epoch_start(self) -> None:
-        self._reset("val")
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluate("val", batch)
-
-    def on_validation_epoch_end(self) -> None:
-        values = {}
-        for name, interval in self._intervals("val").items():
-            mean = interval.mean.reshape(-1)
-            values[f"val/{name}"] = mean[-1]
-            values[f"val/{name}_step_0"] = mean[0]
-        self._log_evaluation(values, shown=[f"val/{name}" for name in self._values])
-
-    def on_test_epoch_start(self) -> None:
-        self._reset("test")
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluate("test", batch)
-
-    def on_test_epoch_end(self) -> None:
-        values = {}
-        for name, interval in self._intervals("test").items():
-            for step, (mean, ci95) in enumerate(zip(interval.mean.reshape(-1), interval.ci95.reshape(-1), strict=True)):
-                values[f"test/{name}_step_{step}"] = mean
-                values[f"test/{name}_step_{step}_ci95"] = ci95
-        self._log_evaluation(values)
-
-    def on_test_end(self) -> None:
-        """Prints the table and writes ``metrics.json`` into the logger's folder, or the trainer's root folder."""
-        intervals = self._intervals("test")
-        folder = self.trainer.log_dir or self.trainer.default_root_dir  # on every process: Lightning broadcasts it
-        tasks = int(intervals["loss"].tasks)
-        if not self.trainer.is_global_zero or tasks == 0:
-            return
-        if self.trainer.test_loop.verbose:
-            names = {name: f"{'query ' if name == 'loss' else ''}{name}" for name in intervals}
-            title = f"\nTest of {self.algorithm.name} on {tasks} tasks, mean ± 95% interval:"
-            print(results_table({names[name]: value for name, value in intervals.items()}, title))
-            self.trainer.test_loop.verbose = False  # ours stands for Lightning's own list of the same numbers
-        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        path = Path(folder) / "metrics.json"
-        checkpoint, seed = self.trainer.ckpt_path, os.environ.get("PL_GLOBAL_SEED")
-        about = {
-            "algorithm": self.algorithm.name,
-            "seed": int(seed) if seed else None,
-            "data_seed": getattr(getattr(self.trainer, "datamodule", None), "seed", None),
-            "checkpoint": str(checkpoint) if checkpoint else None,
-        }
-        write_json(path, test_results(intervals, **about))
-        rank_zero_info(f"Written to {path}")
-
-    def _reset(self, stage: str) -> None:
-        for mean in self._means(stage).values():
-            mean.reset()
-
-    def _means(self, stage: str) -> dict[str, TaskMean]:
-        return dict(self.task_means[stage].items())  # type: ignore[operator]
-
-    def _intervals(self, stage: str) -> dict[str, Interval]:
-        return {name: mean.compute() for name, mean in self._means(stage).items()}
-
-    def _evaluate(self, stage: str, batch: Any) -> None:
+    def _evaluated(self, batch: Any) -> dict[str, Tensor]:
         tasks = as_task_batch(batch)
         evaluation = evaluate(
             self.network, self.algorithm, tasks, loss=self.loss, engine=self.engine, steps=self.test_steps
         )
-        means = self._means(stage)
-        means["loss"].update(evaluation.query_losses)
+        values = {"loss": evaluation.query_losses}
         if self._metric is not None:
             name, function = self._metric
             predictions = evaluation.predictions.unbind(1)
-            means[name].update(torch.stack([function(value, tasks.query_targets) for value in predictions], 1))
+            values[name] = torch.stack([function(value, tasks.query_targets) for value in predictions], 1)
+        return values
 
-    def _log_evaluation(self, values: dict[str, Tensor], shown: Sequence[str] = ()) -> None:
-        for name, value in values.items():
-            # Equal on all processes; sync_dist only keeps Lightning from warning that it might not be.
-            self.log(name, value.float(), prog_bar=name in shown, sync_dist=True, batch_size=1)
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            # By itself Lightning would count training steps here, and then names no epoch where it is given a step.
-            place = {"step": float(self.trainer.global_step), "epoch": float(self.trainer.current_epoch)}
-            self.log_dict(place, sync_dist=True, batch_size=1)
+    def _place(self) -> dict[str, float]:
+        # By itself Lightning would count training steps here, and then names no epoch where it is given a step.
+        return {"step": float(self.trainer.global_step), "epoch": float(self.trainer.current_epoch)}
 
-    # Checkpoints
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        states: list[Any] = [random_state()]
-        if self.trainer.world_size > 1:  # every process comes here, the first one writes
-            states = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(states, random_state())
-        checkpoint["random_states"] = states
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        path = self._trainer.ckpt_path if self._trainer else None
-        if self.strict_loading:
-            check_fits(checkpoint["state_dict"], self.state_dict(), path)
-        if self._trainer and self.trainer.training:
-            self._random_states = checkpoint.get("random_states")
-
-    @classmethod
-    def load_from_checkpoint(
-        cls,
-        checkpoint_path: Any,
-        map_location: Any = None,
-        hparams_file: Any = None,
-        strict: bool | None = None,
-        weights_only: bool | None = None,
-        **kwargs: Any,
-    ) -> MetaModule:
-        """The module of a checkpoint, as :meth:`LightningModule.load_from_checkpoint`, but read as plain data.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged or holds objects other than plain data; ``weights_only=False`` reads these.
-        """
-        plain = True if weights_only is None else weights_only
-        if isinstance(checkpoint_path, str | Path):
-            read_checkpoint(checkpoint_path, "meta", plain)  # for its errors; no tensor is read
-        parse_as_the_command_line()
-        return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, plain, **kwargs)
+    def _table(self, intervals: dict[str, Interval], tasks: int) -> str:
+        return super()._table({"query loss" if name == "loss" else name: intervals[name] for name in intervals}, tasks)
 
     # Prediction
 
@@ -543,15 +348,9 @@ class MetaModule(LightningModule):
         ``batch`` is a :class:`TaskBatch`, whose query targets are not used, or a tuple ``(support_inputs,
         support_targets, query_inputs)``. The module's own weights stay as they are.
         """
-        if isinstance(batch, list | tuple) and len(batch) == 3 and all(isinstance(part, Tensor) for part in batch):
-            support_inputs, support_targets, query_inputs = batch
-        else:
-            tasks = as_task_batch(batch)
-            support_inputs, support_targets, query_inputs = (
-                tasks.support_inputs,
-                tasks.support_targets,
-                tasks.query_inputs,
-            )
+        if not _tensors(batch, 3):
+            batch = [value for _, value in as_task_batch(batch).named()]
+        support_inputs, support_targets, query_inputs = batch[:3]
         algorithm = self.algorithm.with_steps(self.test_steps)
         adapted = adapt(self.network, algorithm, support_inputs, support_targets, loss=self.loss, engine=self.engine)
         return adapted.predict(query_inputs)
@@ -565,7 +364,7 @@ def as_task_batch(batch: Any) -> TaskBatch:
     """
     if isinstance(batch, TaskBatch):
         return batch
-    if isinstance(batch, list | tuple) and len(batch) == 4 and all(isinstance(part, Tensor) for part in batch):
+    if _tensors(batch, 4):
         return TaskBatch(*batch)
     got = type(batch).__name__
     if isinstance(batch, list | tuple | dict):
@@ -577,3 +376,7 @@ def as_task_batch(batch: Any) -> TaskBatch:
         "Expected a batch of tasks, TaskBatch(support_inputs, support_targets, query_inputs, query_targets) with "
         f"tensors [tasks, rows, ...], or those four tensors in a tuple, but got {got}."
     )
+
+
+def _tensors(batch: Any, number: int) -> bool:
+    return isinstance(batch, list | tuple) and len(batch) == number and all(isinstance(part, Tensor) for part in batch)

@@ -241,6 +241,38 @@ def test_learned_rates_are_trained_logged_and_saved(tmp_path):
     assert_same(parameters(subject), parameters(again))
 
 
+class LearnedLoss(torch.nn.Module):
+    """The squared error to a power that is meta-learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.power = torch.nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, predictions, targets):
+        return ((predictions - targets).square().mean() + 1e-3) ** self.power
+
+
+def test_parameters_of_the_loss_are_trained_and_saved(tmp_path):
+    batches = sinusoids(3)
+    subject, loss = module(loss=LearnedLoss()), LearnedLoss()
+    network = copy.deepcopy(subject.network)
+    run = trainer(tmp_path)
+    run.fit(subject, loader(batches))
+
+    optimizer = torch.optim.Adam([*network.parameters(), *loss.parameters()])
+    for tasks in batches:
+        optimizer.zero_grad()
+        meta_loss(network, maml(lr=0.01, steps=2), tasks, loss=loss).surrogate.backward()
+        optimizer.step()
+    assert subject.loss.power.item() != 1
+    assert_same(parameters(subject), [parameter.detach() for parameter in (*network.parameters(), loss.power)])
+
+    run.save_checkpoint(tmp_path / "loss.ckpt")
+    again = module(loss=LearnedLoss())
+    trainer(tmp_path).test(again, loader(sinusoids(1)), ckpt_path=tmp_path / "loss.ckpt", verbose=False)
+    assert_same(parameters(subject), parameters(again))
+
+
 # Logs
 
 

@@ -1,0 +1,283 @@
+"""What training on batches of tasks and on rollouts have in common: all of Lightning but the training step."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import jsonargparse
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from lightning_maml.checkpoints import (
+    SafeCheckpointIO,
+    check_fits,
+    random_state,
+    read_checkpoint,
+    restore_random_state,
+)
+from lightning_maml.engine import Engine
+from lightning_maml.learner import Algorithm
+from lightning_maml.metrics import Interval, TaskMean
+from lightning_maml.results import results_table, test_results, write_json
+from lightning_maml.termination import SaveOnSigterm
+
+__all__ = ["ClipAlgorithm", "LRSchedulerCallable", "MetaTraining", "OptimizerCallable", "parse_as_the_command_line"]
+
+OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
+LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
+ClipAlgorithm = Literal["norm", "value"]
+
+
+class MetaTraining(LightningModule):
+    """Optimisers, evaluation of tasks by inner steps, tables, checkpoints and SIGTERM of a meta-training.
+
+    Args:
+        name: of the attribute that ``learned`` becomes, and so of its tensors in checkpoints.
+        learned: what is meta-learned. The learned rates stand behind it: optimisers know parameters by their order.
+        algorithm, optimizer, scheduler, test_steps, gradient_clip_val, gradient_clip_algorithm: as in ``MetaModule``.
+        values: names of what tasks are judged by.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        learned: nn.Module,
+        algorithm: Algorithm,
+        *,
+        values: Sequence[str],
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None,
+        test_steps: int | None,
+        gradient_clip_val: float | None,
+        gradient_clip_algorithm: ClipAlgorithm,
+    ) -> None:
+        super().__init__()
+        if not callable(optimizer):
+            raise TypeError(
+                "Expected `optimizer` to be a function from parameters to an optimizer, such as "
+                f"`lambda parameters: torch.optim.Adam(parameters, lr=1e-3)`, but got {type(optimizer).__name__}."
+            )
+        test_steps = algorithm.inner.steps if test_steps is None else test_steps
+        if isinstance(test_steps, bool) or not isinstance(test_steps, int) or test_steps < 0:
+            raise ValueError(f"Expected `test_steps` to be a whole number of at least 0 but got {test_steps!r}.")
+        if gradient_clip_val is not None and not gradient_clip_val > 0:
+            raise ValueError(f"Expected `gradient_clip_val` to be positive or None but got {gradient_clip_val!r}.")
+        if gradient_clip_algorithm not in ("norm", "value"):
+            raise ValueError(
+                f"Expected `gradient_clip_algorithm` to be 'norm' or 'value' but got {gradient_clip_algorithm!r}."
+            )
+        self.add_module(name, learned)
+        self.rates = algorithm.initial_rates(learned)
+        self.algorithm = algorithm.with_rates(self.rates)
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.test_steps = test_steps
+        self.gradient_clip_val = gradient_clip_val
+        self.gradient_clip_algorithm = gradient_clip_algorithm
+        self._names = list(values)
+        self.task_means = nn.ModuleDict(
+            {stage: nn.ModuleDict({name: TaskMean(test_steps + 1) for name in values}) for stage in ("val", "test")}
+        )
+        self._sigterm = SaveOnSigterm()
+        self._random_states: list[Any] | None = None
+
+    @abstractmethod
+    def _evaluated(self, batch: Any) -> dict[str, Tensor]:
+        """Each of the values before and after each inner step: ``{name: [T, test_steps + 1]}``."""
+
+    @abstractmethod
+    def _place(self) -> dict[str, float]:
+        """Where training is, as loggers get it beside what was validated."""
+
+    def _about_test(self) -> dict[str, Any]:
+        """What ``metrics.json`` says besides, as plain data."""
+        return {}
+
+    # Optimisation
+
+    def _trained(self) -> list[Tensor]:
+        """What the outer optimiser trains."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def configure_optimizers(self) -> Any:
+        """The outer optimiser, over learned rates too, and the scheduler, which advances by meta-update."""
+        optimizer = self.optimizer(self._trained())
+        if self.scheduler is None:
+            return optimizer
+        scheduler = self.scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ValueError(
+                "Expected a `scheduler` that advances by meta-update but got ReduceLROnPlateau, which waits for a "
+                "validation value; use CosineAnnealingLR, MultiStepLR or another one."
+            )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        # Automatic and manual optimisation come here, with gradients unscaled and not yet clipped by the trainer.
+        if self.gradient_clip_val is not None:
+            self.clip_gradients(optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)
+
+    def configure_callbacks(self) -> list[Any]:
+        """What saves at SIGTERM."""
+        # attached already where a trainer goes on with this module: Lightning would say that one overrides the other
+        return [] if self._sigterm in self.trainer.callbacks else [self._sigterm]  # type: ignore[attr-defined]
+
+    def setup(self, stage: str) -> None:
+        """Checkpoints that are written in one piece and read as plain data, where no others were asked for."""
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = SafeCheckpointIO()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self._random_states is not None:  # now, as what Lightning does before a first batch may draw, too
+            if len(self._random_states) == self.trainer.world_size:
+                restore_random_state(self._random_states[self.trainer.global_rank])
+            self._random_states = None
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.trainer.world_size == 1:
+            return values
+        return self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum").to(values.device)
+
+    def _counts(self, *own: int) -> list[int]:
+        """Sums over all processes of each one's own counts; on the way all learn whether one was told to end."""
+        if self.trainer.world_size == 1:
+            return list(own)
+        *counts, terminated = self._sum(torch.tensor([*own, int(self._sigterm.received)])).tolist()
+        self._sigterm.agreed = terminated > 0
+        return counts
+
+    # Validation and test
+
+    def on_validation_epoch_start(self) -> None:
+        self._reset("val")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._update("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        values = {}
+        for name, interval in self._intervals("val").items():
+            values[f"val/{name}"] = interval.mean.reshape(-1)[-1]
+            values[f"val/{name}_step_0"] = interval.mean.reshape(-1)[0]
+        self._log_evaluation(values)
+
+    def on_test_epoch_start(self) -> None:
+        self._reset("test")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._update("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        values = {}
+        for name, interval in self._intervals("test").items():
+            for step, (mean, ci95) in enumerate(zip(interval.mean.reshape(-1), interval.ci95.reshape(-1), strict=True)):
+                values[f"test/{name}_step_{step}"] = mean
+                values[f"test/{name}_step_{step}_ci95"] = ci95
+        self._log_evaluation(values)
+
+    def on_test_end(self) -> None:
+        """Prints the table and writes ``metrics.json`` into the logger's folder, or the trainer's root folder."""
+        intervals = self._intervals("test")
+        folder = self.trainer.log_dir or self.trainer.default_root_dir  # on every process: Lightning broadcasts it
+        tasks = int(next(iter(intervals.values())).tasks)
+        if not self.trainer.is_global_zero or tasks == 0:
+            return
+        if self.trainer.test_loop.verbose:
+            print(self._table(intervals, tasks))
+            self.trainer.test_loop.verbose = False  # ours stands for Lightning's own list of the same numbers
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        path = Path(folder) / "metrics.json"
+        checkpoint, seed = self.trainer.ckpt_path, os.environ.get("PL_GLOBAL_SEED")
+        about = {
+            "algorithm": self.algorithm.name,
+            **self._about_test(),
+            "seed": int(seed) if seed else None,
+            "data_seed": getattr(getattr(self.trainer, "datamodule", None), "seed", None),
+            "checkpoint": str(checkpoint) if checkpoint else None,
+        }
+        write_json(path, test_results(intervals, **about))
+        rank_zero_info(f"Written to {path}")
+
+    def _table(self, intervals: dict[str, Interval], tasks: int) -> str:
+        return results_table(intervals, f"\nTest of {self.algorithm.name} on {tasks} tasks, mean ± 95% interval:")
+
+    def _means(self, stage: str) -> dict[str, TaskMean]:
+        return dict(self.task_means[stage].items())  # type: ignore[operator]
+
+    def _reset(self, stage: str) -> None:
+        for mean in self._means(stage).values():
+            mean.reset()
+
+    def _update(self, stage: str, batch: Any) -> None:
+        means = self._means(stage)
+        for name, values in self._evaluated(batch).items():
+            means[name].update(values)
+
+    def _intervals(self, stage: str) -> dict[str, Interval]:
+        return {name: mean.compute() for name, mean in self._means(stage).items()}
+
+    def _log_evaluation(self, values: dict[str, Tensor]) -> None:
+        shown = [f"val/{name}" for name in self._names]
+        for name, value in values.items():
+            # Equal on all processes; sync_dist only keeps Lightning from warning that it might not be.
+            self.log(name, value.float(), prog_bar=name in shown, sync_dist=True, batch_size=1)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.log_dict(self._place(), sync_dist=True, batch_size=1)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        states: list[Any] = [random_state()]
+        if self.trainer.world_size > 1:  # every process comes here, the first one writes
+            states = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(states, random_state())
+        checkpoint["random_states"] = states
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        path = self._trainer.ckpt_path if self._trainer else None
+        if self.strict_loading:
+            check_fits(checkpoint["state_dict"], self.state_dict(), path)
+        if self._trainer and self.trainer.training:
+            self._random_states = checkpoint.get("random_states")
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """The module of a checkpoint, as :meth:`LightningModule.load_from_checkpoint`, but read as plain data.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged or holds objects other than plain data; ``weights_only=False`` reads these.
+        """
+        plain = True if weights_only is None else weights_only
+        if isinstance(checkpoint_path, str | Path):
+            read_checkpoint(checkpoint_path, "meta", plain)  # for its errors; no tensor is read
+        parse_as_the_command_line()
+        return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, plain, **kwargs)
+
+
+def parse_as_the_command_line() -> None:
+    """Let functions and subclasses stand for an algorithm or an engine, as in configurations and their checkpoints.
+
+    Both are dataclasses or have some as subclasses, of which jsonargparse takes the base class alone by itself.
+    """
+    jsonargparse.set_parsing_settings(subclasses_enabled=[Algorithm, Engine])
