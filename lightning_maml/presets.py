@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from lightning_maml.checks import check_one_of
 from lightning_maml.inner import SGD, Adam, InnerLoop, LearnedRate, Part, Prototypes, Zeros
 from lightning_maml.learner import Algorithm, BatchNorm
 from lightning_maml.meta_gradient import FirstOrder, Implicit, Joint, MultiStep, Reptile, Unrolled
@@ -255,8 +256,7 @@ def reptile(
         >>> reptile(lr=1e-3, steps=5, batch_size=10).inner.rows(step=0, support=25).shape
         torch.Size([10])
     """
-    if optimizer not in ("adam", "sgd"):
-        raise ValueError(f"Expected `optimizer` to be 'adam' or 'sgd' but got {optimizer!r}.")
+    check_one_of(("adam", "sgd"), optimizer=optimizer)
     kind: type[InnerLoop] = Adam if optimizer == "adam" else SGD
     return Algorithm(kind(lr, steps, None, adapts, batch_size), Reptile(), batch_norm, "reptile")
 

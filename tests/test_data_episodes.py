@@ -273,8 +273,8 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {  # a call, and what its messag
     ),
     "tasks_per_batch": (lambda: SinusoidTasks(tasks_per_batch=-1), "`tasks_per_batch` to be .* but got -1"),
     "batches_per_epoch": (lambda: SinusoidTasks(batches_per_epoch=0), "`batches_per_epoch` to be .* but got 0"),
-    "val_tasks": (lambda: SinusoidTasks(val_tasks=-5), "`val_tasks` to be a whole number, 0 or more, but got -5"),
-    "seed": (lambda: SinusoidTasks(seed="7"), "`seed` to be a whole number, 0 or more, but got '7'"),
+    "val_tasks": (lambda: SinusoidTasks(val_tasks=-5), "`val_tasks` to be a whole number of at least 0 but got -5"),
+    "seed": (lambda: SinusoidTasks(seed="7"), "`seed` to be a whole number of at least 0 but got '7'"),
     "test_shots": (lambda: SinusoidTasks(test_shots=0), "`test_shots` to be .* but got 0"),
     "interval reversed": (
         lambda: SinusoidTasks(amplitude=(5.0, 0.1)),

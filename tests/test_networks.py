@@ -54,12 +54,12 @@ def test_mlp_without_hidden_layers_is_linear():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"in_features": 0}, "`in_features` to hold positive integers but got 0"),
-        ({"out_features": 1.5}, "`out_features` to hold positive integers but got 1.5"),
-        ({"hidden": [40, -1]}, "`hidden` to hold positive integers but got -1"),
-        ({"hidden": 40}, r"`hidden` to be a list of layer widths, as in \[40, 40\], but got 40"),
+        ({"in_features": 0}, "`in_features` to be a whole number of at least 1 but got 0"),
+        ({"out_features": 1.5}, "`out_features` to be a whole number of at least 1 but got 1.5"),
+        ({"hidden": [40, -1]}, r"`hidden\[1\]` to be a whole number of at least 1 but got -1"),
+        ({"hidden": 40}, r"`hidden` to be a list of whole numbers, as \[40, 40\], but got 40"),
         ({"activation": "swish"}, "`activation` to be one of .*'relu'.* but got 'swish'"),
-        ({"init": "zeros"}, "`init` to be 'paper' or 'default' but got 'zeros'"),
+        ({"init": "zeros"}, "`init` to be one of \\['paper', 'default'\\] but got 'zeros'"),
     ],
 )
 def test_mlp_rejects(arguments, message):
@@ -94,10 +94,10 @@ def test_conv4_max_pool():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"ways": 0}, "`ways` to be a positive integer but got 0"),
-        ({"ways": True}, "`ways` to be a positive integer but got True"),
-        ({"hidden": "64"}, "`hidden` to be a positive integer but got '64'"),
-        ({"form": "pool"}, "`form` to be 'stride' or 'max_pool' but got 'pool'"),
+        ({"ways": 0}, "`ways` to be a whole number of at least 1 but got 0"),
+        ({"ways": True}, "`ways` to be a whole number of at least 1 but got True"),
+        ({"hidden": "64"}, "`hidden` to be a whole number of at least 1 but got '64'"),
+        ({"form": "pool"}, "`form` to be one of \\['stride', 'max_pool'\\] but got 'pool'"),
         ({"form": "max_pool", "image_size": 15}, "`image_size` to be at least 16 .* but got 15"),
     ],
 )
@@ -174,10 +174,11 @@ def test_resnet12_has_the_same_meta_gradient_on_both_engines():
     ("make", "message"),
     [
         (lambda: Conv4(ways=5, norm="instance"), "`norm` to be one of .* but got 'instance'"),
-        (lambda: ResNet12(ways=0), "`ways` to be a positive integer but got 0"),
-        (lambda: ResNet12(ways=5, widths=(4, 0)), "`widths` to be a positive integer but got 0"),
-        (lambda: ResNet12(ways=5, widths=64), "`widths` to be a list of block widths but got 64"),
-        (lambda: StepBatchNorm2d(4, steps=0), "`steps` to be a positive integer but got 0"),
+        (lambda: ResNet12(ways=0), "`ways` to be a whole number of at least 1 but got 0"),
+        (lambda: ResNet12(ways=5, widths=(4, 0)), r"`widths\[1\]` to be a whole number of at least 1 but got 0"),
+        (lambda: ResNet12(ways=5, widths=()), "`widths` to be of at least one block but got none"),
+        (lambda: ResNet12(ways=5, widths=64), "`widths` to be a list of whole numbers, .* but got 64"),
+        (lambda: StepBatchNorm2d(4, steps=0), "`steps` to be a whole number of at least 1 but got 0"),
     ],
 )
 def test_networks_reject(make, message):

@@ -46,7 +46,7 @@ def test_figure_of_something_else_is_refused() -> None:
     module = _module()
     with pytest.raises(ValueError, match=r"Expected `goals` \[T, 2\] and observations \[T, N, H, 2\]"):
         trajectories_figure(torch.zeros(3, 2), module.rollouts(torch.zeros(1, 2)))
-    with pytest.raises(ValueError, match="Expected `tasks` to be a positive whole number but got 0"):
+    with pytest.raises(ValueError, match="Expected `tasks` to be a whole number of at least 1 but got 0"):
         PlotTrajectories(tasks=0)
 
 

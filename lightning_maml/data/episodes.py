@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_maml.data.stream import check_positive
+from lightning_maml.checks import check_one_of, check_whole
 from lightning_maml.tasks import TaskBatch
 
 __all__ = ["EpisodeSampler", "Rotations"]
@@ -52,8 +52,7 @@ class EpisodeSampler:
         self, images: Tensor, labels: Tensor, ways: int, shots: int, queries: int, rotations: Rotations = "none"
     ) -> None:
         _check_data(images, labels)
-        if rotations not in get_args(Rotations):
-            raise ValueError(f"Expected `rotations` to be one of {get_args(Rotations)} but got {rotations!r}.")
+        check_one_of(get_args(Rotations), rotations=rotations)
         if rotations != "none" and (images.ndim < 3 or images.shape[-1] != images.shape[-2]):
             raise ValueError(f"Expected square `images` [M, ..., H, H] for rotations but got {list(images.shape)}.")
         self.rotations = rotations
@@ -124,7 +123,7 @@ class EpisodeSampler:
             generator: on the CPU.
             device: where to; by default where the images were given.
         """
-        check_positive(tasks=tasks)
+        check_whole(1, tasks=tasks)
         rows, turns = self.draw(tasks, generator)
         return self.gather(rows, turns, next(iter(self._images)) if device is None else torch.device(device))
 
@@ -160,7 +159,7 @@ class EpisodeSampler:
         return TaskBatch(*(part[:, :, rows].flatten(1, 2) for rows in (support, query) for part in (images, labels)))
 
     def _set_sizes(self, ways: int, shots: int, queries: int) -> None:
-        check_positive(ways=ways, shots=shots, queries=queries)
+        check_whole(1, ways=ways, shots=shots, queries=queries)
         number = len(self.classes) * (4 if self.rotations == "classes" else 1)
         if ways > number:
             raise ValueError(f"Expected `ways` to be at most the number of classes, {number}, but got {ways}.")

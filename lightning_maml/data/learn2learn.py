@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_maml.data.stream import Stage, TaskStream, check_positive
+from lightning_maml.checks import check_whole
+from lightning_maml.data.stream import Stage, TaskStream
 from lightning_maml.tasks import TaskBatch
 
 __all__ = ["Learn2LearnTasks", "import_learn2learn"]
@@ -87,8 +88,8 @@ class Learn2LearnTasks(TaskStream):
         test_ways = ways if test_ways is None else test_ways
         test_shots = shots if test_shots is None else test_shots
         test_queries = queries if test_queries is None else test_queries
-        check_positive(ways=ways, shots=shots, queries=queries)
-        check_positive(test_ways=test_ways, test_shots=test_shots, test_queries=test_queries)
+        check_whole(1, ways=ways, shots=shots, queries=queries)
+        check_whole(1, test_ways=test_ways, test_shots=test_shots, test_queries=test_queries)
         self.tasksets = {"train": train, "val": val, "test": test}
         for name, taskset in self.tasksets.items():
             if not hasattr(taskset, "sample") and (name == "train" or taskset is not None):

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_maml.checks import check_whole, check_wholes
 from lightning_maml.data.episodes import EpisodeSampler, Rotations
-from lightning_maml.data.stream import Stage, TaskStream, check_positive
+from lightning_maml.data.stream import Stage, TaskStream
 from lightning_maml.tasks import TaskBatch
 
 __all__ = ["OmniglotTasks", "load_omniglot"]
@@ -78,10 +79,10 @@ class OmniglotTasks(TaskStream):
         )
         test_shots = shots if test_shots is None else test_shots
         test_queries = queries if test_queries is None else test_queries
-        check_positive(ways=ways, shots=shots, queries=queries, test_shots=test_shots, test_queries=test_queries)
+        check_whole(1, ways=ways, shots=shots, queries=queries, test_shots=test_shots, test_queries=test_queries)
         if len(split) != 3:
             raise ValueError(f"Expected `split` to be the characters of train, val and test but got {split!r}.")
-        check_positive(**{f"split[{part}]": number for part, number in enumerate(split)})
+        check_wholes(1, split=split)
         self.root = Path(root).expanduser()
         self.ways, self.shots, self.queries = ways, shots, queries
         self.test_shots, self.test_queries = test_shots, test_queries

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_maml.data.stream import Stage, TaskStream, check_positive
+from lightning_maml.checks import check_whole
+from lightning_maml.data.stream import Stage, TaskStream
 from lightning_maml.tasks import TaskBatch
 
 __all__ = ["SinusoidTasks"]
@@ -64,7 +65,7 @@ class SinusoidTasks(TaskStream):
             seed=seed,
         )
         test_shots = shots if test_shots is None else test_shots
-        check_positive(shots=shots, queries=queries, test_shots=test_shots, test_queries=test_queries)
+        check_whole(1, shots=shots, queries=queries, test_shots=test_shots, test_queries=test_queries)
         for name, interval in (("amplitude", amplitude), ("phase", phase), ("inputs", inputs)):
             pair = isinstance(interval, tuple | list) and len(interval) == 2
             if not pair or not -math.inf < interval[0] <= interval[1] < math.inf:

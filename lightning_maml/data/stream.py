@@ -11,9 +11,10 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from lightning_maml.checks import check_whole
 from lightning_maml.tasks import TaskBatch
 
-__all__ = ["Positions", "Stage", "TaskStream", "check_positive"]
+__all__ = ["Positions", "Stage", "TaskStream"]
 
 Stage = Literal["train", "val", "test"]
 
@@ -77,10 +78,8 @@ class TaskStream(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_positive(tasks_per_batch=tasks_per_batch, batches_per_epoch=batches_per_epoch)
-        for name, value in (("val_tasks", val_tasks), ("test_tasks", test_tasks), ("seed", seed)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"Expected `{name}` to be a whole number, 0 or more, but got {value!r}.")
+        check_whole(1, tasks_per_batch=tasks_per_batch, batches_per_epoch=batches_per_epoch)
+        check_whole(0, val_tasks=val_tasks, test_tasks=test_tasks, seed=seed)
         self.tasks_per_batch = tasks_per_batch
         self.batches_per_epoch = batches_per_epoch
         self.val_tasks = val_tasks
@@ -282,7 +281,5 @@ def _share(count: int, rank: int, world_size: int) -> tuple[int, int]:
 
 
 def check_positive(**sizes: int) -> None:
-    """Raise ValueError for the first of the named numbers that is not a whole number of at least 1."""
-    for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"Expected `{name}` to be a whole number of at least 1 but got {value!r}.")
+    """See :func:`lightning_maml.checks.check_whole`."""
+    check_whole(1, **sizes)

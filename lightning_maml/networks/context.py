@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lightning_maml.checks import check_whole
+
 __all__ = ["Context"]
 
 
@@ -27,8 +29,7 @@ class Context(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"Expected `size` to be a positive integer but got {size!r}.")
+        check_whole(1, size=size)
         self.context = nn.Parameter(torch.zeros(size))
 
     def forward(self, inputs: Tensor) -> Tensor:

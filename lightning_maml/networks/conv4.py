@@ -7,7 +7,8 @@ from typing import Literal
 
 from torch import nn
 
-from lightning_maml.networks.layers import Layers, Norm, SpatialMean, check_positive, make_norm
+from lightning_maml.checks import check_one_of, check_whole
+from lightning_maml.networks.layers import Layers, Norm, SpatialMean, make_norm
 
 __all__ = ["Conv4"]
 
@@ -56,9 +57,8 @@ class Conv4(Layers):
         form: Literal["stride", "max_pool"] = "stride",
         norm: Norm = "batch",
     ) -> None:
-        check_positive(ways=ways, channels=channels, hidden=hidden, image_size=image_size)
-        if form not in ("stride", "max_pool"):
-            raise ValueError(f"Expected `form` to be 'stride' or 'max_pool' but got {form!r}.")
+        check_whole(1, ways=ways, channels=channels, hidden=hidden, image_size=image_size)
+        check_one_of(("stride", "max_pool"), form=form)
         side = image_size // 2**BLOCKS  # what four poolings leave
         if form == "max_pool" and side == 0:
             raise ValueError(

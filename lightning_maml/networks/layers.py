@@ -7,7 +7,9 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-__all__ = ["Layers", "Norm", "SpatialMean", "check_positive", "make_norm"]
+from lightning_maml.checks import check_one_of
+
+__all__ = ["Layers", "Norm", "SpatialMean", "make_norm"]
 
 Norm = Literal["batch", "group", "layer", "none"]
 """What images are normalised by, see :func:`make_norm`."""
@@ -29,8 +31,7 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
         >>> make_norm("group", 12).num_groups
         6
     """
-    if norm not in get_args(Norm):
-        raise ValueError(f"Expected `norm` to be one of {get_args(Norm)} but got {norm!r}.")
+    check_one_of(get_args(Norm), norm=norm)
     if norm == "batch":
         return nn.BatchNorm2d(channels)
     if norm == "none":
@@ -38,13 +39,6 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
     # over all channels of a row at once, layer norm is group norm with one group
     groups = 1 if norm == "layer" else max(n for n in range(1, GROUPS + 1) if channels % n == 0)
     return nn.GroupNorm(groups, channels)
-
-
-def check_positive(**sizes: int) -> None:
-    """Raise ValueError where one of the named sizes is not a positive integer."""
-    for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"Expected `{name}` to be a positive integer but got {value!r}.")
 
 
 class Layers(nn.Sequential):

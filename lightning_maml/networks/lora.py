@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_maml.checks import check_whole
+
 __all__ = ["LowRank", "add_lora"]
 
 
@@ -74,8 +76,7 @@ def add_lora(
         >>> [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         ['0.lora_a', '0.lora_b']
     """
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"Expected `rank` to be a positive integer but got {rank!r}.")
+    check_whole(1, rank=rank)
     found = [
         (parent, child, layer)
         for name, parent in network.named_modules()

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import nn
 
+from lightning_maml.checks import check_one_of, check_whole, check_wholes
 from lightning_maml.networks.layers import Layers
 
 __all__ = ["MLP"]
@@ -59,16 +60,10 @@ class MLP(Layers):
         activation: str = "relu",
         init: Literal["paper", "default"] = "paper",
     ) -> None:
-        if isinstance(hidden, str) or not isinstance(hidden, Sequence):
-            raise ValueError(f"Expected `hidden` to be a list of layer widths, as in [40, 40], but got {hidden!r}.")
-        named = [("in_features", in_features), *(("hidden", width) for width in hidden), ("out_features", out_features)]
-        for name, value in named:
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"Expected `{name}` to hold positive integers but got {value!r}.")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"Expected `activation` to be one of {sorted(ACTIVATIONS)} but got {activation!r}.")
-        if init not in ("paper", "default"):
-            raise ValueError(f"Expected `init` to be 'paper' or 'default' but got {init!r}.")
+        check_whole(1, in_features=in_features, out_features=out_features)
+        check_wholes(1, hidden=hidden)
+        check_one_of(list(ACTIVATIONS), activation=activation)
+        check_one_of(("paper", "default"), init=init)
 
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         width = in_features

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lightning_maml.networks.layers import Layers, Norm, SpatialMean, check_positive, make_norm
+from lightning_maml.checks import check_whole, check_wholes
+from lightning_maml.networks.layers import Layers, Norm, SpatialMean, make_norm
 
 __all__ = ["ResNet12"]
 
@@ -65,11 +66,10 @@ class ResNet12(Layers):
     def __init__(
         self, ways: int, channels: int = 3, widths: Sequence[int] = (64, 160, 320, 640), norm: Norm = "batch"
     ) -> None:
-        check_positive(ways=ways, channels=channels)
-        if isinstance(widths, str) or not isinstance(widths, Sequence) or not widths:
-            raise ValueError(f"Expected `widths` to be a list of block widths but got {widths!r}.")
-        for width in widths:
-            check_positive(widths=width)
+        check_whole(1, ways=ways, channels=channels)
+        check_wholes(1, widths=widths)
+        if not widths:
+            raise ValueError("Expected `widths` to be of at least one block but got none.")
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for number, width in enumerate(widths, start=1):
             layers[f"block{number}"] = ResidualBlock(channels if number == 1 else widths[number - 2], width, norm)

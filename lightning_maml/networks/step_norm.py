@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_maml.checks import check_whole
+
 __all__ = ["StepBatchNorm2d", "step_batch_norm"]
 
 
@@ -30,8 +32,7 @@ class StepBatchNorm2d(nn.BatchNorm2d):
     per_step_parameters = ("weight", "bias")
 
     def __init__(self, channels: int, steps: int, eps: float = 1e-5) -> None:
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"Expected `steps` to be a positive integer but got {steps!r}.")
+        check_whole(1, steps=steps)
         super().__init__(channels, eps=eps, track_running_stats=False)
         self.weight = nn.Parameter(torch.ones(steps, channels))
         self.bias = nn.Parameter(torch.zeros(steps, channels))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_maml.checks import check_positive, check_whole
 from lightning_maml.rl.environments import Environment
 
 __all__ = ["Navigation2D"]
@@ -45,10 +46,8 @@ class Navigation2D(Environment):
     discrete = False
 
     def __init__(self, horizon: int = 100, spread: float = 0.5) -> None:
-        if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
-            raise ValueError(f"Expected `horizon` to be a positive number of steps but got {horizon!r}.")
-        if not 0 < spread < float("inf"):
-            raise ValueError(f"Expected `spread` to be positive and finite but got {spread!r}.")
+        check_whole(1, horizon=horizon)
+        check_positive(spread=spread)
         self.horizon, self.spread = horizon, spread
 
     def sample_tasks(self, tasks: int, generator: torch.Generator) -> Tensor:

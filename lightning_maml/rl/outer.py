@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lightning_maml.checks import check_not_negative, check_positive, check_whole
+
 __all__ = ["PPO", "TRPO", "Outer"]
 
 
@@ -44,10 +46,8 @@ class PPO:
     epochs: int = 5
 
     def __post_init__(self) -> None:
-        if not 0 < self.clip < float("inf"):
-            raise ValueError(f"Expected `clip` to be positive and finite but got {self.clip!r}.")
-        if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 1:
-            raise ValueError(f"Expected `epochs` to be a positive number of outer steps but got {self.epochs!r}.")
+        check_positive(clip=self.clip)
+        check_whole(1, epochs=self.epochs)
 
     def loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
         """See :class:`Outer`."""
@@ -86,14 +86,9 @@ class TRPO:
     shrink: float = 0.8
 
     def __post_init__(self) -> None:
-        for name in ("cg_steps", "backtracks"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"Expected `{name}` to be a positive whole number but got {value!r}.")
-        if not 0 < self.max_kl < float("inf"):
-            raise ValueError(f"Expected `max_kl` to be positive and finite but got {self.max_kl!r}.")
-        if not 0 <= self.damping < float("inf"):
-            raise ValueError(f"Expected `damping` to be finite and not negative but got {self.damping!r}.")
+        check_whole(1, cg_steps=self.cg_steps, backtracks=self.backtracks)
+        check_positive(max_kl=self.max_kl)
+        check_not_negative(damping=self.damping)
         if not 0 < self.shrink < 1:
             raise ValueError(f"Expected `shrink` to lie between 0 and 1 but got {self.shrink!r}.")
 

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
+from lightning_maml.checks import check_whole
 from lightning_maml.rl.module import MetaRLModule
 from lightning_maml.rl.rollouts import Rollouts
 
@@ -89,8 +90,7 @@ class PlotTrajectories(Callback):
     """
 
     def __init__(self, tasks: int = 4) -> None:
-        if isinstance(tasks, bool) or not isinstance(tasks, int) or tasks < 1:
-            raise ValueError(f"Expected `tasks` to be a positive whole number but got {tasks!r}.")
+        check_whole(1, tasks=tasks)
         self.tasks = tasks
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

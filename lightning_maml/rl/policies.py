@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_maml.checks import check_positive
 from lightning_maml.engine.forward import Networks
 from lightning_maml.engine.layers import LAYERS
 from lightning_maml.inner import Parameters
@@ -105,8 +106,7 @@ class GaussianPolicy(Policy):
         init_std: float = 1.0,
         learn_std: bool = True,
     ) -> None:
-        if not 0 < init_std < math.inf:
-            raise ValueError(f"Expected `init_std` to be positive and finite but got {init_std!r}.")
+        check_positive(init_std=init_std)
         mean = MLP(observation_size, hidden, action_size, activation, init="default")
         deviation = Deviation(action_size, init_std, learn_std)
         super().__init__(OrderedDict([*mean.named_children(), ("deviation", deviation)]))

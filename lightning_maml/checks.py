@@ -1,0 +1,51 @@
+"""Checks of arguments, by name: each raises ValueError, with the same words everywhere.
+
+Example:
+    >>> check_whole(1, ways=5, shots=0)
+    Traceback (most recent call last):
+    ValueError: Expected `shots` to be a whole number of at least 1 but got 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["check_not_negative", "check_one_of", "check_positive", "check_whole", "check_wholes"]
+
+
+def check_whole(least: int, /, **values: Any) -> None:
+    """Whole numbers (and no booleans) of at least ``least``."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"Expected `{name}` to be a whole number of at least {least} but got {value!r}.")
+
+
+def check_wholes(least: int, /, **lists: Any) -> None:
+    """Lists of such numbers, which may be empty."""
+    for name, values in lists.items():
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            raise ValueError(f"Expected `{name}` to be a list of whole numbers, as [40, 40], but got {values!r}.")
+        check_whole(least, **{f"{name}[{place}]": value for place, value in enumerate(values)})
+
+
+def check_positive(**values: float) -> None:
+    """Numbers above 0, and finite."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"Expected `{name}` to be positive and finite but got {value!r}.")
+
+
+def check_not_negative(**values: float) -> None:
+    """Numbers of at least 0, and finite."""
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"Expected `{name}` to be finite and not negative but got {value!r}.")
+
+
+def check_one_of(choices: Sequence[Any], /, **values: Any) -> None:
+    """Values that are among ``choices``."""
+    for name, value in values.items():
+        if value not in choices:
+            raise ValueError(f"Expected `{name}` to be one of {list(choices)} but got {value!r}.")
