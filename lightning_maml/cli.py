@@ -7,6 +7,7 @@ import logging
 import platform
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -190,10 +191,8 @@ class MetaCLI(LightningCLI):
         if given and given[0]:
             folder, pattern = Path(given[0]), "last*.ckpt"
         elif logger is not None:
-            folder, pattern = (
-                Path(logger.save_dir or trainer.default_root_dir) / str(logger.name),
-                "*/checkpoints/last*.ckpt",
-            )
+            folder = Path(logger.save_dir or trainer.default_root_dir) / str(logger.name)
+            pattern = "*/checkpoints/last*.ckpt"
         else:
             folder, pattern = Path(trainer.default_root_dir), "checkpoints/last*.ckpt"
         found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
@@ -273,10 +272,8 @@ def _has_something_to_say(record: logging.LogRecord) -> bool:
 
 def _raised_here(error: BaseException) -> bool:
     """Whether this package raised the error: then its message is meant for the user."""
-    frame: Any = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    return frame is not None and Path(__file__).parent in Path(frame.tb_frame.f_code.co_filename).parents
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(__file__).parent in Path(frames[-1].filename).parents
 
 
 if __name__ == "__main__":

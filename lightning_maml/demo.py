@@ -21,6 +21,7 @@ from lightning_maml.learner import Algorithm
 from lightning_maml.module import MetaModule
 from lightning_maml.networks import MLP
 from lightning_maml.presets import maml, pretrained
+from lightning_maml.results import aligned
 
 __all__ = ["main"]
 
@@ -126,11 +127,8 @@ class _Bar(Callback):
 
 
 def _table(results: dict[str, dict[str, float]]) -> str:
-    lines = ["  inner steps" + "".join(f"{name:>18}" for name in results)]
+    rows = [["inner steps", *(f"{name:>16}" for name in results)]]
     for step in SHOWN_STEPS:
-        cells = [
-            f"{result[f'test/loss_step_{step}']:.3f} ± {result[f'test/loss_step_{step}_ci95']:.3f}"
-            for result in results.values()
-        ]
-        lines.append(f"  {step:>11}" + "".join(f"{cell:>18}" for cell in cells))
-    return "\n".join(lines)
+        names = f"test/loss_step_{step}", f"test/loss_step_{step}_ci95"
+        rows.append([str(step), *(f"{result[names[0]]:.3f} ± {result[names[1]]:.3f}" for result in results.values())])
+    return "\n".join(aligned(rows))

@@ -14,7 +14,7 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from lightning_maml.results import Published, write_json
+from lightning_maml.results import Published, aligned, write_json
 
 __all__ = ["Comparison", "main", "protocols"]
 
@@ -49,13 +49,13 @@ class Comparison:
 
     def cells(self) -> list[str]:
         """Inner steps, measured and published, to be printed."""
-        if self.value == "accuracy":
-            known = "" if self.published_ci95 is None else f" ± {100 * self.published_ci95:.2f}"
-            measured = f"{100 * self.measured:.2f} ± {100 * self.measured_ci95:.2f} %"
-            return [str(self.inner_steps), measured, f"{100 * self.published:.2f}{known} %"]
-        known = "" if self.published_ci95 is None else f" ± {self.published_ci95:.3f}"
-        measured = f"{self.measured:.3f} ± {self.measured_ci95:.3f}"
-        return [str(self.inner_steps), measured, f"{self.published:.3f}{known}"]
+        factor, digits, unit = (100, 2, " %") if self.value == "accuracy" else (1, 3, "")
+
+        def shown(*numbers: float | None) -> str:
+            return " ± ".join(f"{factor * number:.{digits}f}" for number in numbers if number is not None) + unit
+
+        measured, published = shown(self.measured, self.measured_ci95), shown(self.published, self.published_ci95)
+        return [str(self.inner_steps), measured, published]
 
 
 def protocols() -> dict[str, Path]:
@@ -157,12 +157,10 @@ def _report(
     name: str, published: Published, comparisons: list[Comparison], shortened: str | None, overrides: Sequence[str]
 ) -> str:
     titles = ["inner steps", "measured", "published"]
-    rows = [row.cells() for row in comparisons]
-    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    table = aligned([titles, *(row.cells() for row in comparisons)])
+    verdicts = ["", *("(no verdict)" if shortened else row.verdict for row in comparisons)]
     lines = [f"\n{name}: {' and '.join(sorted({row.value for row in comparisons}))}, beside {published.source}", ""]
-    for cells, verdict in zip([titles, *rows], ["", *(row.verdict for row in comparisons)], strict=True):
-        shown = "(no verdict)" if shortened and cells is not titles else verdict
-        lines.append("  " + "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)) + f"  {shown}".rstrip())
+    lines += [f"{line}  {verdict}".rstrip() for line, verdict in zip(table, verdicts, strict=True)]
     if shortened:
         lines += ["", f"Trained on {shortened}: no verdict on the protocol."]
     if overrides:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from lightning_maml.checkpoints import whole_file
 from lightning_maml.metrics import Interval
 
-__all__ = ["Published", "results_table", "test_results", "write_json"]
+__all__ = ["Published", "aligned", "results_table", "test_results", "write_json"]
 
 
 @dataclass(frozen=True)
@@ -73,23 +73,21 @@ def results_table(values: Mapping[str, Interval], title: str) -> str:
                    0  3.2500 ± 0.2000
                    1  0.5000 ± 0.0100
     """
-    columns = {name: _cells(interval) for name, interval in values.items()}
-    widths = {name: max(len(name), *map(len, cells)) for name, cells in columns.items()}
-    lines = [title, "  inner step" + "".join(f"  {name:>{widths[name]}}" for name in columns)]
-    for step in range(len(next(iter(columns.values())))):
-        lines.append(f"  {step:>10}" + "".join(f"  {cells[step]:>{widths[name]}}" for name, cells in columns.items()))
-    return "\n".join(lines)
+    columns = [_cells(interval) for interval in values.values()]
+    rows = [[str(step), *cells] for step, cells in enumerate(zip(*columns, strict=True))]
+    return "\n".join([title, *aligned([["inner step", *values], *rows])])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line of text for each row, all columns aligned on the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["".join(f"  {cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes ``content`` so that a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def _finite(values: Tensor) -> list[float | None]:
