@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from lightning_maml.losses import Loss, task_loss
 from lightning_maml.tasks import TaskBatch
 
 __all__ = ["Adapted", "Evaluation", "adapt", "evaluate", "meta_loss"]
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +48,7 @@ class Adapted:
 
     def network(self, task: int) -> nn.Module:
         """A copy of the network with the parameters of one task: an ordinary module, to save or to deploy."""
-        network = copy.deepcopy(self.problem.network)
-        parameters = dict(network.named_parameters())
-        with torch.no_grad():
-            for name, value in self.parameters.items():
-                parameters[name].copy_(value[task])
-        return network
+        return with_parameters_of(self.problem.network, self.parameters, task)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +179,16 @@ def evaluate(
     with _running(problem):
         _, found = run_on(engine, problem, tasks.sets, run)
     return Evaluation(*(torch.stack(values, 1) for values in zip(*found, strict=True)))
+
+
+def with_parameters_of(network: Network, parameters: Parameters, task: int) -> Network:
+    """A copy of the network with the parameters of one task, of those of all tasks, ``{name: [T, *shape]}``."""
+    network = copy.deepcopy(network)
+    named = dict(network.named_parameters())
+    with torch.no_grad():
+        for name, value in parameters.items():
+            named[name].copy_(value[task])
+    return network
 
 
 @contextmanager

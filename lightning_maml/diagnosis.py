@@ -30,12 +30,12 @@ def explain_divergence(
             bad = (~value.isfinite()).flatten(1).any(1)
             if bad.any():
                 which = bad.nonzero().flatten().tolist()
-                return f"{start}`{name}` holds NaN or infinite values in {_some('task', which)} of {len(tasks)}."
+                return f"{start}`{name}` holds NaN or infinite values in {_some_tasks(which)} of {len(tasks)}."
     wrong = ~support_losses.isfinite()
     if wrong[:, 0].any() and not wrong[:, 0].all():
         which = wrong[:, 0].nonzero().flatten().tolist()
         return (
-            f"{start}the support loss of {_some('task', which)} is {float(support_losses[which[0], 0])} before any "
+            f"{start}the support loss of {_some_tasks(which)} is {float(support_losses[which[0], 0])} before any "
             "inner step, that of others is finite, so the inputs or targets there are too large for the network."
         )
     if wrong[:, 0].any():
@@ -50,7 +50,7 @@ def explain_divergence(
         step = int(wrong.any(0).nonzero()[0])
         which = wrong[:, step].nonzero().flatten().tolist()
         return (
-            f"{start}the inner loop diverged, the support loss of {_some('task', which)} is "
+            f"{start}the inner loop diverged, the support loss of {_some_tasks(which)} is "
             f"{float(support_losses[which[0], step])} after inner step {step} of {algorithm.inner.steps}: {advice}."
         )
     if task_losses is not None and bool(task_losses.isfinite().all()):
@@ -65,6 +65,6 @@ def explain_divergence(
     )
 
 
-def _some(noun: str, numbers: list[int]) -> str:
+def _some_tasks(numbers: list[int]) -> str:
     shown = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
-    return f"{noun}{'s' if len(numbers) > 1 else ''} {shown}"
+    return f"task{'s' if len(numbers) > 1 else ''} {shown}"

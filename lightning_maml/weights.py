@@ -77,16 +77,15 @@ def load_adapted(
             f"Expected a file that save_adapted wrote but {path} is another one, with {sorted(tensors)[:3]}."
         )
     problem = Problem(copy.deepcopy(network), algorithm, task_loss(loss))
-    like = next(problem.network.parameters())
-    parameters = _of_network(tensors, "adapted/", dict(problem.parameters), path, like, skip=1)
-    shared = _of_network(tensors, "shared/", _shared(problem, parameters), path, like)
-    absent = _shared(problem, parameters).keys() - shared.keys()
-    if absent:
+    parameters = _of_network(tensors, "adapted/", problem.parameters, path, skip=1)
+    shared = _shared(problem, parameters)
+    found = _of_network(tensors, "shared/", shared, path)
+    if absent := shared.keys() - found.keys():
         raise ValueError(f"Expected the weights of this network but {path} lacks {sorted(absent)[:3]}.")
     with torch.no_grad():
-        for name, value in _shared(problem, parameters).items():
-            value.copy_(shared[name])
-    losses = tensors["support_losses"].to(like.device)
+        for name, value in shared.items():
+            value.copy_(found[name])
+    losses = tensors["support_losses"].to(next(problem.network.parameters()).device)
     return Adapted(parameters, losses, problem, named_engine(engine) or "auto")
 
 
@@ -97,7 +96,7 @@ def _shared(problem: Problem, adapted: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _of_network(
-    tensors: dict[str, Tensor], prefix: str, own: dict[str, Tensor], path: str | Path, like: Tensor, skip: int = 0
+    tensors: dict[str, Tensor], prefix: str, own: dict[str, Tensor], path: str | Path, skip: int = 0
 ) -> dict[str, Tensor]:
     """The tensors of a prefix, as the network has them; ``skip`` leading dimensions are those of the tasks."""
     found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -108,7 +107,4 @@ def _of_network(
                 f"Expected the weights of this network but {path} holds {name} of shape {list(value.shape[skip:])} "
                 f"where the network has {wanted}."
             )
-    return {
-        name: value.to(like.device, like.dtype) if value.is_floating_point() else value.to(like.device)
-        for name, value in found.items()
-    }
+    return {name: value.to(own[name]) for name, value in found.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
 
+from lightning_maml.adaptation import with_parameters_of
 from lightning_maml.data.stream import check_positive
 from lightning_maml.engine import Engine
 from lightning_maml.inner import Parameters
@@ -43,12 +43,7 @@ class AdaptedPolicies:
 
     def policy(self, task: int) -> Policy:
         """A copy of the policy with the parameters of one task: an ordinary module, to save, export or run."""
-        policy = copy.deepcopy(self.template)
-        named = dict(policy.named_parameters())
-        with torch.no_grad():
-            for name, value in self.parameters.items():
-                named[name].copy_(value[task])
-        return policy
+        return with_parameters_of(self.template, self.parameters, task)
 
 
 class MetaRLModule(MetaTraining):
