@@ -1,4 +1,7 @@
-"""The published algorithms, each a composition of an inner loop and a meta-gradient rule."""
+"""The published algorithms, each a composition of an inner loop and a meta-gradient rule.
+
+Arguments that a preset does not describe are those of :func:`maml`. All raise ValueError where one is out of range.
+"""
 
 from __future__ import annotations
 
@@ -103,11 +106,6 @@ def anil(
         head: a regular expression for the names of the head's parameters; None for the last module that has any, in
             the order in which the network registers them.
 
-    The other arguments are those of :func:`maml`.
-
-    Raises:
-        ValueError: an argument is out of range.
-
     Reference:
         Raghu, Raghu, Bengio, Vinyals, "Rapid Learning or Feature Reuse?", ICLR 2020.
 
@@ -132,11 +130,6 @@ def boil(
 
     Args:
         head: what does not adapt, as in :func:`anil`.
-
-    The other arguments are those of :func:`maml`.
-
-    Raises:
-        ValueError: an argument is out of range.
 
     Reference:
         Oh, Yoo, Kim, Yun, "BOIL: Towards Representation Change for Few-shot Learning", ICLR 2021.
@@ -169,11 +162,6 @@ def meta_sgd(
     Args:
         lr: the initial value of all inner rates.
 
-    The other arguments are those of :func:`maml`.
-
-    Raises:
-        ValueError: an argument is out of range.
-
     Reference:
         Li, Zhou, Chen, Li, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", 2017, arXiv:1707.09835.
 
@@ -203,11 +191,6 @@ def meta_curvature(
         lr: the inner rate alpha, which stays fixed.
         first_order: inner gradients as constants, as in :func:`fomaml`; the matrices learn all the same.
 
-    The other arguments are those of :func:`maml`.
-
-    Raises:
-        ValueError: an argument is out of range.
-
     Reference:
         Park, Oliva, "Meta-Curvature", NeurIPS 2019.
 
@@ -216,8 +199,7 @@ def meta_curvature(
         >>> [name for name, _ in meta_curvature().initial_rates(nn.Conv2d(3, 8, 3)).named_parameters()]
         ['weight/outputs', 'weight/inputs', 'weight/places', 'bias/elements']
     """
-    rule = FirstOrder() if first_order else Unrolled()
-    return Algorithm(SGD(lr, steps, "curvature", adapts), rule, batch_norm, "meta_curvature")
+    return Algorithm(SGD(lr, steps, "curvature", adapts), _unrolled(first_order), batch_norm, "meta_curvature")
 
 
 def reptile(
@@ -239,15 +221,9 @@ def reptile(
     from task to task; here each task starts anew, so that tasks run side by side.)
 
     Args:
-        lr: the inner rate.
-        steps: the number of inner steps.
         optimizer: ``"adam"``, the paper's, without momentum (see :class:`Adam`), or ``"sgd"``.
         batch_size: how many support rows a step sees; None for all.
-        adapts: which parameters adapt, as in :func:`maml`. The others do not learn at all.
-        batch_norm: ``"batch"`` or ``"running"``, see :data:`BatchNorm`.
-
-    Raises:
-        ValueError: an argument is out of range.
+        adapts: which parameters adapt. The others do not learn at all.
 
     Reference:
         Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", 2018, arXiv:1803.02999.
@@ -291,10 +267,6 @@ def imaml(
         cg_steps: iterations of conjugate gradients.
         damping: delta, see :class:`Implicit`.
         tolerance: tasks whose proximal gradient has this norm or a smaller one take no further steps.
-        adapts, batch_norm: as in :func:`maml`.
-
-    Raises:
-        ValueError: an argument is out of range.
 
     Reference:
         Rajeswaran, Finn, Kakade, Levine, "Meta-Learning with Implicit Gradients", NeurIPS 2019.
@@ -340,12 +312,8 @@ def maml_pp(
     Args:
         lr: the initial value of the inner rates, or one for each step; the default is the paper's, for images and a
             network with batch-norm.
-        learn_lr, steps, adapts, batch_norm: as in :func:`maml`.
         multi_step_updates: meta-updates until only the loss after the last step counts, see :class:`MultiStep`.
         first_order_updates: meta-updates of first order before those of second.
-
-    Raises:
-        ValueError: an argument is out of range.
 
     Reference:
         Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019.
@@ -378,10 +346,8 @@ def proto_maml(
             parameters. It has to be an ``nn.Linear`` and the network's last operation.
         first_order: inner gradients as constants, as in :func:`fomaml`; prototypes are differentiated all the same.
 
-    The other arguments are those of :func:`maml`.
-
     Raises:
-        ValueError: an argument is out of range; later, where the head or the targets do not fit.
+        ValueError: also later, where the head or the targets do not fit.
 
     Reference:
         Triantafillou et al., "Meta-Dataset: A Dataset of Datasets for Learning to Learn from Few Examples", ICLR 2020.
@@ -395,8 +361,7 @@ def proto_maml(
         ... ].shape
         torch.Size([4, 5])
     """
-    inner = SGD(lr, steps, learn_lr, start=Prototypes(head))
-    return Algorithm(inner, FirstOrder() if first_order else Unrolled(), batch_norm, "proto_maml")
+    return Algorithm(SGD(lr, steps, learn_lr, start=Prototypes(head)), _unrolled(first_order), batch_norm, "proto_maml")
 
 
 def cavia(
@@ -414,11 +379,6 @@ def cavia(
         lr: the inner rate; contexts are few, and the paper's is 1.
         adapts: which parameters are the context; by default those named ``context``, as in
             :class:`~lightning_maml.networks.Context`.
-
-    The other arguments are those of :func:`maml`.
-
-    Raises:
-        ValueError: an argument is out of range.
 
     Reference:
         Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, "Fast Context Adaptation via Meta-Learning", ICML 2019.
@@ -450,12 +410,7 @@ def lora(
 
     Args:
         adapts: which parameters are the adapters; by default those of ``add_lora``, and of peft.
-        first_order: inner gradients as constants, as in :func:`fomaml`.
-
-    The other arguments are those of :func:`maml`.
-
-    Raises:
-        ValueError: an argument is out of range.
+        first_order: as in :func:`meta_curvature`.
 
     Reference:
         Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, for the adapters; Finn, Abbeel,
@@ -468,5 +423,8 @@ def lora(
         >>> lora().inner.adapted(dict(network.named_parameters()))
         ['0.lora_a', '0.lora_b', '2.lora_a', '2.lora_b']
     """
-    rule = FirstOrder() if first_order else Unrolled()
-    return Algorithm(SGD(lr, steps, learn_lr, adapts), rule, batch_norm, "lora")
+    return Algorithm(SGD(lr, steps, learn_lr, adapts), _unrolled(first_order), batch_norm, "lora")
+
+
+def _unrolled(first_order: bool) -> FirstOrder | Unrolled:
+    return FirstOrder() if first_order else Unrolled()

@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib
 import random
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_maml.checks import check_whole
@@ -103,7 +102,7 @@ class Learn2LearnTasks(TaskStream):
 
     def build(self, stage: Stage, drawn: tuple[Tensor, ...], device: torch.device) -> TaskBatch:
         """Inputs ``[T, ways * rows, ...]`` and labels ``[T, ways * rows]``, both sorted by label."""
-        with _random_states_kept():
+        with isolate_rng(include_cuda=False):
             tasks = [self._task(stage, int(seed)) for seed in drawn[0]]
         data, labels = (torch.stack(parts).to(device) for parts in zip(*tasks, strict=True))
         ways, shots, _ = self.sizes[stage]
@@ -175,17 +174,6 @@ def import_learn2learn() -> ModuleType:
         raise ImportError(f"{INSTALL}\nThe import says: {error}") from error
     finally:
         notices.update(kept)
-
-
-@contextmanager
-def _random_states_kept() -> Iterator[None]:
-    python, array, tensor = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(array)  # noqa: NPY002
-        torch.set_rng_state(tensor)
 
 
 def _seed(seed: int) -> None:

@@ -85,29 +85,17 @@ class Collector:
         environment, policy = self.environment, self.policy
         state, seen = environment.reset(self.tasks, self.trajectories)
         running = torch.ones(seen.shape[:2], dtype=seen.dtype, device=seen.device)
-        observations, actions, outputs, rewards, mask = [], [], [], [], []
+        steps = []
         for _ in range(environment.horizon):
             output = policy.outputs(parameters, self.constants, seen)
             action = policy.sample(output)
             state, following, reward, done = environment.step(self.tasks, state, action)
-            observations.append(seen)
-            actions.append(action)
-            outputs.append(output)
-            rewards.append(reward * running)
-            mask.append(running)
+            steps.append((seen, action, output, reward * running, running))
             running = running * ~done
             seen = following
-        acted, given = torch.stack(actions, 2), torch.stack(outputs, 2)
-        present = torch.stack(mask, 2)
-        return Rollouts(
-            observations=torch.stack(observations, 2),
-            actions=acted,
-            outputs=given,
-            log_probs=policy.log_probs(given, acted),
-            rewards=torch.stack(rewards, 2),
-            mask=present,
-            advantages=torch.zeros_like(present),
-        )
+        observations, actions, outputs, rewards, mask = (torch.stack(parts, 2) for parts in zip(*steps, strict=True))
+        log_probs = policy.log_probs(outputs, actions)
+        return Rollouts(observations, actions, outputs, log_probs, rewards, mask, torch.zeros_like(mask))
 
 
 def check_fit(environment: Environment, policy: Policy) -> None:

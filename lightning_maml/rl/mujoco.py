@@ -33,10 +33,19 @@ HORIZON = 200
 CONTROL = 0.05  # the weight of the squared actions
 
 
-class Velocity:
-    """The goal is a velocity forwards, uniform in [0, :attr:`fastest`]; the reward falls with the distance from it."""
+class Goal:
+    """What both kinds of goal have in common, before the environment among the bases."""
 
     goal_size = 1
+
+    def __init__(self, **options: Any) -> None:
+        self.goal = np.ones(1)
+        super().__init__(**{"ctrl_cost_weight": CONTROL, **options})
+
+
+class Velocity(Goal):
+    """The goal is a velocity forwards, uniform in [0, :attr:`fastest`]; the reward falls with the distance from it."""
+
     fastest: float
 
     @classmethod
@@ -50,10 +59,8 @@ class Velocity:
         return -abs(velocity - goal)
 
 
-class Direction:
+class Direction(Goal):
     """The goal is a direction, 1 for forwards and -1 for backwards; the reward is the velocity that way."""
-
-    goal_size = 1
 
     @staticmethod
     def sample_goals(uniform: Any) -> Any:
@@ -68,10 +75,7 @@ class Direction:
 
 class _HalfCheetah(HalfCheetahEnv):
     forward: Any
-
-    def __init__(self, **options: Any) -> None:
-        self.goal = np.ones(1)
-        super().__init__(**{"ctrl_cost_weight": CONTROL, **options})
+    goal: Any
 
     def _get_rew(self, x_velocity: float, action: Any) -> Any:
         forward, control = self.forward(x_velocity, float(self.goal[0])), self.control_cost(action)
@@ -80,10 +84,7 @@ class _HalfCheetah(HalfCheetahEnv):
 
 class _Ant(AntEnv):
     forward: Any
-
-    def __init__(self, **options: Any) -> None:
-        self.goal = np.ones(1)
-        super().__init__(**{"ctrl_cost_weight": CONTROL, **options})
+    goal: Any
 
     def _get_rew(self, x_velocity: float, action: Any) -> Any:
         forward = self.forward(x_velocity, float(self.goal[0]))
