@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_maml.adaptation import adapt, evaluate
-from lightning_maml.data.stream import check_positive
+from lightning_maml.checks import check_whole
 from lightning_maml.engine import Engine
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import task_loss
@@ -110,9 +110,9 @@ class MetaModule(MetaTraining):
             raise TypeError(f"Expected `network` to be an nn.Module but got {type(network).__name__}.")
         if not isinstance(algorithm, Algorithm):
             raise TypeError(f"Expected `algorithm` to be one such as maml(lr=0.01, steps=5) but got {algorithm!r}.")
-        check_positive(updates_per_step=updates_per_step)
+        check_whole(1, updates_per_step=updates_per_step)
         if accumulate_tasks is not None:
-            check_positive(accumulate_tasks=accumulate_tasks)
+            check_whole(1, accumulate_tasks=accumulate_tasks)
         check_on_divergence(on_divergence)
         task_loss(loss)
         chosen = resolve_metric(metric, loss)

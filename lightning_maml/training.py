@@ -25,6 +25,7 @@ from lightning_maml.checkpoints import (
     read_checkpoint,
     restore_random_state,
 )
+from lightning_maml.checks import check_whole
 from lightning_maml.engine import Engine
 from lightning_maml.learner import Algorithm
 from lightning_maml.metrics import Interval, TaskMean
@@ -68,8 +69,7 @@ class MetaTraining(LightningModule):
                 f"`lambda parameters: torch.optim.Adam(parameters, lr=1e-3)`, but got {type(optimizer).__name__}."
             )
         test_steps = algorithm.inner.steps if test_steps is None else test_steps
-        if isinstance(test_steps, bool) or not isinstance(test_steps, int) or test_steps < 0:
-            raise ValueError(f"Expected `test_steps` to be a whole number of at least 0 but got {test_steps!r}.")
+        check_whole(0, test_steps=test_steps)
         if gradient_clip_val is not None and not gradient_clip_val > 0:
             raise ValueError(f"Expected `gradient_clip_val` to be positive or None but got {gradient_clip_val!r}.")
         if gradient_clip_algorithm not in ("norm", "value"):

@@ -12,7 +12,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
 
 from lightning_maml.adaptation import with_parameters_of
-from lightning_maml.data.stream import check_positive
+from lightning_maml.checks import check_whole
 from lightning_maml.engine import Engine
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import Algorithm
@@ -127,7 +127,7 @@ class MetaRLModule(MetaTraining):
             raise TypeError(f"Expected `algorithm` to be one such as maml(lr=0.1, steps=1) but got {algorithm!r}.")
         check_fit(environment, policy)
         outer = PPO() if outer is None else outer
-        check_positive(trajectories=trajectories, test_trajectories=test_trajectories)
+        check_whole(1, trajectories=trajectories, test_trajectories=test_trajectories)
         super().__init__(
             "policy",
             policy,
