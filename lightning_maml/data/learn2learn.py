@@ -33,6 +33,8 @@ class Learn2LearnTasks(TaskStream):
     random states are as before afterwards. For a ``MetaDataset`` with learn2learn's usual transforms
     :meth:`lightning_maml.data.EpisodeSampler.from_meta_dataset` draws the same tasks, many times faster.
 
+    Arguments that are not described here are those of :class:`~lightning_maml.data.TaskStream`.
+
     Args:
         train: the ``Taskset`` of training tasks, or all three as ``learn2learn.vision.benchmarks.get_tasksets``
             returns them.
@@ -41,14 +43,9 @@ class Learn2LearnTasks(TaskStream):
         ways: ``N``, classes of a task.
         shots: support rows of each class.
         queries: query rows of each class: the Taskset's tasks have ``shots + queries`` rows of each class.
-        tasks_per_batch: ``T``, tasks of a meta-batch.
-        batches_per_epoch: meta-batches that Lightning calls an epoch.
-        val_tasks: the number of validation tasks, a fixed list.
-        test_tasks: the number of test tasks, a fixed list.
         test_ways: classes of a validation or test task; None for ``ways``.
         test_shots: support rows of each class in validation and test; None for ``shots``.
         test_queries: query rows of each class in validation and test; None for ``queries``.
-        seed: same seed, same tasks.
 
     Raises:
         TypeError: ``train``, ``val`` or ``test`` is no Taskset.

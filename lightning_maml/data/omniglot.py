@@ -26,6 +26,8 @@ CHUNK = 500  # images resized at once: a bound on memory
 class OmniglotTasks(TaskStream):
     """Few-shot classification of Omniglot's characters; inputs ``[T, N, 1, 28, 28]`` in [0, 1], ink 1 and paper 0.
 
+    Arguments that are not described here are those of :class:`~lightning_maml.data.TaskStream`.
+
     Args:
         root: the folder that holds the official archives as torchvision extracts them,
             ``omniglot-py/images_background/<alphabet>/<character>/*.png`` and the same of ``images_evaluation``; or
@@ -34,18 +36,13 @@ class OmniglotTasks(TaskStream):
         ways: ``N``, classes of a task.
         shots: support images of each class.
         queries: query images of each class.
-        tasks_per_batch: ``T``, tasks of a meta-batch.
         rotations: ``"classes"``: each character turned by 0, 90, 180 and 270 degrees is four classes; ``"random"``:
             each class of each task is turned at random; ``"none"``.
         split: the numbers of characters for training, validation and test.
         split_seed: makes the random choice of characters.
         download: fetch the official archives into ``root`` where it has neither layout; needs torchvision.
-        batches_per_epoch: meta-batches that Lightning calls an epoch.
-        val_tasks: the number of validation tasks, a fixed list.
-        test_tasks: the number of test tasks, a fixed list.
         test_shots: support images of each class in validation and test; None for ``shots``.
         test_queries: query images of each class in validation and test; None for ``queries``.
-        seed: same seed, same tasks.
 
     Raises:
         ValueError: a number is out of range, or a file is damaged; the latter when the images are first needed.

@@ -19,19 +19,16 @@ class SinusoidTasks(TaskStream):
 
     The paper trains with 10 shots and tests with 5: ``shots=10, test_shots=5``.
 
+    Arguments that are not described here are those of :class:`~lightning_maml.data.TaskStream`.
+
     Args:
         shots: support points of a training task.
         queries: query points of a training task.
-        tasks_per_batch: ``T``, tasks of a meta-batch.
         amplitude: the interval of ``A``.
         phase: the interval of ``phase``.
         inputs: the interval of ``x``.
-        batches_per_epoch: meta-batches that Lightning calls an epoch.
-        val_tasks: the number of validation tasks, a fixed list.
-        test_tasks: the number of test tasks, a fixed list.
         test_shots: support points in validation and test; None for ``shots``.
         test_queries: query points in validation and test: more of them judge an adapted network more precisely.
-        seed: same seed, same tasks.
 
     Raises:
         ValueError: a number is out of range or an interval is empty.

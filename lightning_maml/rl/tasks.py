@@ -16,16 +16,11 @@ __all__ = ["EnvironmentTasks"]
 class EnvironmentTasks(TaskStream):
     """Tasks of an environment for any :class:`~lightning.pytorch.Trainer`: batches ``[T, G]`` of goals or the like.
 
-    Seeds, processes, resuming and the fixed lists of validation and test are those of
-    :class:`~lightning_maml.data.stream.TaskStream`.
+    All but ``environment`` is as of :class:`~lightning_maml.data.TaskStream`: the other arguments, seeds, processes,
+    resuming, and the fixed lists of validation and test.
 
     Args:
         environment: whose tasks.
-        tasks_per_batch: ``T``, over all processes.
-        batches_per_epoch: meta-iterations that Lightning calls an epoch.
-        val_tasks: the number of validation tasks; 0 for no validation.
-        test_tasks: the number of held-out tasks.
-        seed: makes the stream.
 
     Raises:
         ValueError: a number is out of range.
