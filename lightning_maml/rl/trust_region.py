@@ -52,23 +52,23 @@ def trust_region_step(
     zeros = [torch.zeros_like(leaf) for leaf in leaves]
     if not curvature > 0:
         return zeros, before, mean(kl.detach())
-    full = _like(x * (2 * outer.max_kl / curvature).sqrt(), leaves)
-    origin = [leaf.detach().clone() for leaf in leaves]
+    full = x * (2 * outer.max_kl / curvature).sqrt()
+    origin = _flat(leaves).detach()
     try:
         for shortened in range(outer.backtracks):
-            step = [outer.shrink**shortened * part for part in full]
-            _put([start + part for start, part in zip(origin, step, strict=True)], leaves)
+            step = outer.shrink**shortened * full
+            _put(origin + step, leaves)
             loss, kl = (mean(value.detach()) for value in objective.loss_and_kl(rollouts))
             if loss < before and kl <= outer.max_kl:
-                return step, loss, kl
+                return _like(step, leaves), loss, kl
     finally:
         _put(origin, leaves)
     return zeros, before, torch.zeros_like(before)
 
 
-def _put(values: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
+def _put(flat: Tensor, leaves: Sequence[Tensor]) -> None:
     with torch.no_grad():
-        for leaf, value in zip(leaves, values, strict=True):
+        for leaf, value in zip(leaves, _like(flat, leaves), strict=True):
             leaf.copy_(value)
 
 
