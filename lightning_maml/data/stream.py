@@ -278,8 +278,3 @@ def _share(count: int, rank: int, world_size: int) -> tuple[int, int]:
     if not 0 <= rank < world_size:
         raise ValueError(f"Expected `rank` to be one of the {world_size} processes but got {rank}.")
     return count * rank // world_size, count * (rank + 1) // world_size
-
-
-def check_positive(**sizes: int) -> None:
-    """See :func:`lightning_maml.checks.check_whole`."""
-    check_whole(1, **sizes)

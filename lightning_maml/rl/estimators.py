@@ -74,9 +74,4 @@ def _loss(gains: Tensor, mask: Tensor) -> Tensor:
     return -(gains * mask).mean((1, 2))
 
 
-ESTIMATORS: dict[str, Estimator] = {
-    "lvc": lvc,
-    "loaded_dice": loaded_dice,
-    "maml": maml,
-    "first_order": first_order,
-}
+ESTIMATORS: dict[str, Estimator] = {rule.__name__: rule for rule in (lvc, loaded_dice, maml, first_order)}
