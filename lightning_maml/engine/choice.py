@@ -90,13 +90,15 @@ def _try(
 
     With ``insist`` that is an error.
     """
-    known = _KNOWN.setdefault(problem.network, {})
-    modes = tuple([module.training for module in problem.modules])
-    key = problem.algorithm.needs, type(problem.loss), problem.loss.kind, modes, torch.is_grad_enabled(), reason
-    if not insist and key in known:
-        return known[key], run(known[key])
-    device = next(iter(problem.names.values())).device
-    states = [(place, rng_state(place)) for place in {torch.device("cpu"), device}]
+    states: list[tuple[torch.device, torch.Tensor]] = []
+    if not insist:
+        known = _KNOWN.setdefault(problem.network, {})
+        modes = tuple([module.training for module in problem.modules])
+        key = problem.algorithm.needs, type(problem.loss), problem.loss.kind, modes, reason
+        if key in known:
+            return known[key], run(known[key])
+        places = {torch.device("cpu"), next(iter(problem.names.values())).device}
+        states = [(place, rng_state(place)) for place in places]
     failed: Exception | None = None
     if reason is None:
         try:

@@ -43,10 +43,12 @@ def meta_loss_in_chunks(
         losses.append(query.task_losses)
         predictions.append(query.predictions)
         support_losses.append(loop.support_history())
+        mean = None if query.loss.requires_grad else query.loss
         del loop, query
     assert gradients is not None  # a TaskBatch holds at least one task
     task_losses = _joined(losses)
-    loss = task_losses.mean()
+    # a loss without a graph is the mean already
+    loss = mean if mean is not None and len(losses) == 1 else task_losses.mean()
     surrogate = attach(loss, gradients, leaves)
     return MetaOutput(loss, surrogate, task_losses, _joined(predictions), _joined(support_losses))
 

@@ -6,14 +6,18 @@ from functools import lru_cache
 from typing import Any, cast
 
 from torch import nn
-from torch.nn.modules import module as _torch
+from torch.nn.modules.module import (
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
 
 __all__ = ["ELEMENTARY", "changed", "fingerprint", "has_backward_hooks", "is_sequence"]
 
 ELEMENTARY = {nn.Linear, nn.ReLU, nn.Tanh, nn.GELU, nn.Identity}
 """Layers that know no modes of their own."""
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # what a class derived from nn.Sequential may bring of its own and still run its layers in turn
 _HARMLESS = {"__annotations__", "__dict__", "__doc__", "__firstlineno__", "__getitem__", "__init__", "__module__"}
 _HARMLESS |= {"__repr__", "__static_attributes__", "__weakref__", "_get_name", "extra_repr"}
@@ -34,14 +38,15 @@ def changed(module: nn.Module) -> str | None:
     own, kind = vars(module), cast(Any, type(module))
     if not own.keys().isdisjoint(names := _names(kind)):
         return f"a {', '.join(sorted(own.keys() & names))} of its own"
-    if any(own[kind] for kind in _HOOKS) or any(getattr(_torch, f"_global{kind}") for kind in _HOOKS):
+    if module._forward_hooks or module._forward_pre_hooks or _global_forward_hooks or _global_forward_pre_hooks:
         return "hooks"
-    return None
+    return "hooks" if has_backward_hooks(module) else None
 
 
 def has_backward_hooks(module: nn.Module) -> bool:
     """Whether a module, or every module, has hooks that see gradients."""
-    return any(vars(module)[kind] or getattr(_torch, f"_global{kind}") for kind in _HOOKS if "backward" in kind)
+    own = module._backward_hooks or module._backward_pre_hooks
+    return bool(own or _global_backward_hooks or _global_backward_pre_hooks)
 
 
 def is_sequence(module: nn.Module) -> bool:

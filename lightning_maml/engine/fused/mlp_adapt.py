@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -47,7 +48,7 @@ class MlpAdapt(Operator):
     compile: bool = False
     name = "mlp_adapt"
 
-    @property
+    @cached_property
     def runs(self) -> Runs:
         from lightning_maml.kernels.mlp_adapt import MOST_ROWS
 
