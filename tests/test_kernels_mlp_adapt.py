@@ -12,7 +12,6 @@ from lightning_maml.kernels.mlp_adapt import (
     LOSSES,
     Adaptation,
     mlp_adapt,
-    mlp_adapt_undispatched,
     mlp_trajectory,
     native,
     parameters_of,
@@ -97,17 +96,6 @@ def test_all_give_the_same_record():
     given = [adapt(*arguments, *kind, True) for adapt in (recursion.adapt, native.adapt)]
     given += [naive(*arguments, *kind), launch(arguments, *kind), mlp_adapt(*arguments, *kind)]
     assert {type(result) for result in given} == {Adaptation}
-
-
-def test_undispatched_is_the_compiled_operator():
-    arguments = operands([2, 5, 1], "mse", tasks=7, dtype=torch.float32)
-    expected = mlp_adapt(*arguments, [2, 5, 1], "tanh", rates_grad=True, compiled=True)
-    output = mlp_adapt_undispatched(*arguments[:2], arguments[2:], [2, 5, 1], "tanh", "mse", 2, True)
-    assert all(torch.equal(a, b) for a, b in zip(output, expected, strict=True))
-    with pytest.raises(ValueError, match="require no gradient"):
-        mlp_adapt_undispatched(
-            arguments[0].requires_grad_(), arguments[1], arguments[2:], [2, 5, 1], "tanh", "mse", 2, True
-        )
 
 
 def test_compiled_tasks_keep_to_themselves():

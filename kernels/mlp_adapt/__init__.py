@@ -7,7 +7,6 @@ from lightning_maml.kernels.mlp_adapt.op import (
     PRECISIONS,
     WIDEST,
     mlp_adapt,
-    mlp_adapt_undispatched,
     mlp_trajectory,
 )
 
@@ -20,7 +19,6 @@ __all__ = [
     "WIDEST",
     "Adaptation",
     "mlp_adapt",
-    "mlp_adapt_undispatched",
     "mlp_trajectory",
     "parameters_of",
     "size",

@@ -16,7 +16,7 @@ from lightning_maml.kernels.checks import check_batch, check_choices, check_para
 from lightning_maml.kernels.mlp_adapt import recursion
 from lightning_maml.kernels.mlp_adapt.layout import ACTIVATIONS, LOSSES, MOST_HIDDEN, size
 
-__all__ = ["MOST_ROWS", "PRECISIONS", "WIDEST", "mlp_adapt", "mlp_adapt_undispatched", "mlp_trajectory"]
+__all__ = ["MOST_ROWS", "PRECISIONS", "WIDEST", "mlp_adapt", "mlp_trajectory"]
 
 PRECISIONS = ("tf32x3", "ieee", "tf32", "bf16")
 WIDEST = 128
@@ -198,33 +198,6 @@ def mlp_adapt(
     _check(theta, rates, batch, widths, activation, loss, precision, order)
     kind = (list(widths), activation, loss, order, rates_grad, precision, compiled)
     return Adaptation(*_mlp_adapt(theta, rates, *batch, *kind), theta.new_empty(0))
-
-
-def mlp_adapt_undispatched(
-    theta: Tensor,
-    rates: Tensor,
-    batch: Sequence[Tensor],
-    widths: Sequence[int],
-    activation: str,
-    loss: str,
-    order: int,
-    rates_grad: bool,
-) -> Adaptation:
-    """:func:`mlp_adapt` with ``compiled=True``, but past torch's dispatcher, which costs a tenth of a small meta-batch.
-
-    For tensors on the CPU that nobody traces. ``batch`` are support inputs and targets, then those of the query sets.
-    That outputs depend on operands would not be seen, so that operands which ask for a gradient are refused.
-
-    Raises:
-        ValueError: as :func:`mlp_adapt`; or an operand requires a gradient.
-        RuntimeError: no compiler.
-    """
-    from lightning_maml.kernels.mlp_adapt import native
-
-    if any(operand.requires_grad for operand in (theta, rates, *batch)):
-        raise ValueError("Expected operands that require no gradient: `mlp_adapt` is for others.")
-    _check(theta, rates, batch, widths, activation, loss, "ieee", order)
-    return native.adapt(theta, rates, *batch, widths, activation, loss, order, rates_grad)
 
 
 def mlp_trajectory(

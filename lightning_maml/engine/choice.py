@@ -117,8 +117,8 @@ def _try(
                 f"Engine {engine.name!r} cannot run this: {reason} Use engine='eager'."
             ) from failed
         warnings.warn(
-            f"Engine 'auto' goes on with 'eager', one task after another, for {type(problem.network).__name__}: {reason} "
-            "This is said once.",
+            f"Engine 'auto' goes on with 'eager', one task after another: {type(problem.network).__name__} runs on no "
+            f"other, as {reason} This is said once.",
             stacklevel=4,
         )
         engine = Eager()

@@ -18,6 +18,7 @@ from lightning_maml.engine.fused.operator import (
     UnrecognisedError,
     layers_of,
     needs_compiler,
+    other_labels,
     shapes_of,
 )
 from lightning_maml.tasks import Set
@@ -74,6 +75,9 @@ class ConvAdapt(Operator):
     def refuse(self, found: Convolutional, problem: Problem, *sets: Set) -> str | None:
         if found.kind["norm"] and problem.algorithm.batch_norm != "batch":
             return f"batch_norm is {problem.algorithm.batch_norm!r}"
+        for _, targets in sets:
+            if (reason := other_labels(problem, targets)) is not None:
+                return reason
         try:
             sizes = {found.network(inputs) for inputs, _ in sets}
         except ValueError as error:

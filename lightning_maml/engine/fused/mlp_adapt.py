@@ -19,6 +19,7 @@ from lightning_maml.engine.fused.operator import (
     UnrecognisedError,
     layers_of,
     needs_compiler,
+    other_labels,
     shapes_of,
 )
 from lightning_maml.tasks import Set
@@ -63,6 +64,8 @@ class MlpAdapt(Operator):
         for inputs, targets in sets:
             if inputs.ndim != 3 or inputs.shape[2] != found.widths[0]:
                 return f"the inputs {list(inputs.shape)} are not [tasks, rows, {found.widths[0]}]"
+            if (reason := other_labels(problem, targets)) is not None:
+                return reason
             if problem.loss.kind == "bce" and targets.shape != (*inputs.shape[:2], found.outputs):
                 return f"the targets {list(targets.shape)} are not [tasks, rows, {found.outputs}]"
         return None
@@ -79,12 +82,13 @@ class MlpAdapt(Operator):
         return needs_compiler(native.unavailable(like.dtype))
 
     def adapt(self, found: Perceptron, theta: Tensor, rates: Tensor, sets: Sequence[Set], loss: str, order: int) -> Any:
-        from lightning_maml.kernels.mlp_adapt import mlp_adapt, mlp_adapt_undispatched
+        from lightning_maml.kernels.mlp_adapt import mlp_adapt, native
 
         batch = [value for pair in sets for value in pair]
         kind = (found.widths, found.activation, loss, order, rates.requires_grad)
         if self.compile and theta.device.type == "cpu":
-            return mlp_adapt_undispatched(theta, rates.detach(), batch, *kind)
+            # past torch's dispatcher, which costs a tenth of a small meta-batch: what it checks is known by now
+            return native.adapt(theta, rates.detach(), *batch, *kind)
         return mlp_adapt(theta, rates.detach(), *batch, *kind, self.precision)
 
     def trajectory(

@@ -27,6 +27,7 @@ __all__ = [
     "check_sets",
     "layers_of",
     "needs_compiler",
+    "other_labels",
     "rates_of",
     "shapes_of",
 ]
@@ -206,6 +207,12 @@ def layers_of(module: nn.Module, known: set[type[nn.Module]], name: str = "") ->
 def needs_compiler(reason: str | None) -> str | None:
     """Why a kernel of C cannot be had, as a sentence."""
     return None if reason is None else f"compile=True needs a C compiler, but {reason}. Use compile=False."
+
+
+def other_labels(problem: Problem, targets: Tensor) -> str | None:
+    """Why labels are not for an operator, or None: the cross-entropy's are read as whole numbers of 64 bits."""
+    wrong = problem.loss.kind == "cross_entropy" and targets.dtype != torch.int64
+    return f"the labels are of {targets.dtype}, and not of torch.int64" if wrong else None
 
 
 def shapes_of(name: str, layer: nn.Module) -> dict[str, torch.Size]:
