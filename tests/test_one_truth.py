@@ -142,7 +142,7 @@ class EveryStep:
         return queries[-1]._replace(loss=torch.stack([query.loss for query in queries]).sum())
 
 
-class Tripled(MeanSquaredError):
+class TripledLoss(MeanSquaredError):
     """A loss that is derived from a known one."""
 
     def __call__(self, predictions, targets):
@@ -158,6 +158,11 @@ class Tempered(nn.Module):
 
     def forward(self, predictions, targets):
         return F.mse_loss(self.temperature * predictions, targets)
+
+
+def closure(weight: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """A loss that closes over a tensor that asks for a gradient."""
+    return lambda predictions, targets: (weight * (predictions - targets).square()).mean()
 
 
 # Networks with something the matter
@@ -324,9 +329,9 @@ LOSSES: dict[str, Callable[[], Any]] = {
     "cross_entropy": lambda: "cross_entropy",
     "function": lambda: F.smooth_l1_loss,
     "module": lambda: nn.HuberLoss(delta=0.5),
-    "derived loss": Tripled,
+    "derived loss": TripledLoss,
     "loss with a parameter": Tempered,
-    "closure": lambda: (lambda w: lambda p, t: (w * (p - t).square()).mean())(torch.tensor(0.7, dtype=torch.float64, requires_grad=True)),
+    "closure": lambda: closure(torch.tensor(0.7, dtype=torch.float64, requires_grad=True)),
     "loss with .item()": lambda: lambda p, t: (p - t).square().mean() * (1.0 if p.sum().item() > 0 else 0.9),
 }
 ENGINES = {
@@ -368,7 +373,8 @@ class Drawn:
 
 def draw(chance: random.Random, engine: str) -> Drawn:
     """Mostly plain, but for a thing or two: where everything is odd, everything is refused."""
-    odd = chance.choice([0.05, 0.15, 0.4] if engine in ("fused", "fused, compiled", "mlp_adapt", "compiled") else [0.1, 0.3, 0.6])
+    picky = engine in ("fused", "fused, compiled", "mlp_adapt", "compiled")
+    odd = chance.choice([0.05, 0.15, 0.4] if picky else [0.1, 0.3, 0.6])
 
     def pick(known, plain):
         return chance.choice(list(known)) if chance.random() < odd else plain
@@ -477,7 +483,7 @@ def compare(drawn: Drawn) -> str:
         ours, others = measure(drawn, ENGINES[drawn.engine])
     except NotImplementedError as error:
         assert drawn.engine != "auto", f"auto refuses what eager runs: {drawn}"
-        assert len(str(error)) > 40  # a reason
+        assert len(str(error)) > 40  # noqa: PT017  # a reason
         return "refused"
     scale = max([1e-3, *(g[g.isfinite()].abs().max().item() if g.isfinite().any() else 0.0 for g in gradients)])
     for actual, expected in zip(ours, gradients, strict=True):
