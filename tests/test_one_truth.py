@@ -142,7 +142,7 @@ class EveryStep:
         return queries[-1]._replace(loss=torch.stack([query.loss for query in queries]).sum())
 
 
-class TripledLoss(MeanSquaredError):
+class TripledLoss(MeanSquaredError):  # noqa: N818  # the base is no exception
     """A loss that is derived from a known one."""
 
     def __call__(self, predictions, targets):
