@@ -49,7 +49,17 @@ class _Anything:
         return True
 
 
+class _Ordinary:
+    """Classes of tensors that leave torch's functions as they are, whatever they do below: on a device of their own."""
+
+    def __contains__(self, kind: Any) -> bool:
+        own = kind.__torch_function__
+        plain = torch.Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
+        return getattr(own, "__func__", own) in (plain, torch._C._disabled_torch_function_impl)
+
+
 ANYTHING = _Anything()
+ORDINARY = _Ordinary()
 
 
 _WORDS = {
@@ -119,7 +129,7 @@ _ONE_OF = {frozenset({torch.float32}), frozenset({torch.float64})}
 _TENSORS = {torch.Tensor, torch.nn.Parameter}
 
 # All tasks in one call of the network: every part by what it is, but nothing that takes hold of autograd or of tensors.
-BATCHED: Runs = dict.fromkeys(_WORDS, ANYTHING) | {"tensor class": _TENSORS, "backward hooks": {False}}
+BATCHED: Runs = dict.fromkeys(_WORDS, ANYTHING) | {"tensor class": ORDINARY, "backward hooks": {False}}
 
 STEPS: Runs = {  # of plain gradient descent, with what a known few transformations make of the gradient
     "inner loop": {SGD},

@@ -13,6 +13,7 @@ from torch._decomp import decompositions
 from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 
+from lightning_maml.coverage import ORDINARY
 from lightning_maml.engine.layers import LAYERS, POINTWISE
 from lightning_maml.engine.structure import changed, is_sequence
 from lightning_maml.inner import Parameters
@@ -42,9 +43,6 @@ def batch_norm_mode(modules: Iterable[nn.Module], mode: BatchNorm) -> Iterator[N
     finally:
         for layer, (training, tracked) in zip(layers, before, strict=True):
             layer.training, layer.track_running_stats = training, tracked
-
-
-_ORDINARY = {Tensor, nn.Parameter}
 
 
 class Networks:
@@ -101,7 +99,7 @@ def _forward(
         return inputs
     own = {name.removeprefix(prefix): value for name, value in phi.items() if name.startswith(prefix)}
     shared = {name.removeprefix(prefix): value for name, value in constants.items() if name.startswith(prefix)}
-    if plain and {type(value) for value in (inputs, *own.values(), *shared.values())} <= _ORDINARY:
+    if plain and all(kind in ORDINARY for kind in {type(value) for value in (inputs, *own.values(), *shared.values())}):
         if type(module) in POINTWISE:
             return module(inputs)
         native = LAYERS.get(type(module))
