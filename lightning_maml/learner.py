@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 
+from lightning_maml.checks import check_one_of
 from lightning_maml.inner import Holder, InnerLoop, Rates, holders_in
 from lightning_maml.meta_gradient import Annealed, MetaGradient
 
@@ -48,8 +49,7 @@ class Algorithm:
     name: str = "custom"
 
     def __post_init__(self) -> None:
-        if self.batch_norm not in ("batch", "running"):
-            raise ValueError(f"Expected `batch_norm` to be 'batch' or 'running' but got {self.batch_norm!r}.")
+        check_one_of(get_args(BatchNorm), batch_norm=self.batch_norm)
         if not callable(self.meta_gradient) or isinstance(self.meta_gradient, type):
             raise TypeError(f"Expected `meta_gradient` to be a rule such as Unrolled() but got {self.meta_gradient!r}.")
 

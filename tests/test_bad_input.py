@@ -66,7 +66,7 @@ CASES = {
         "one initial rate for learned rates 'shared', .* but got \\[0.1, 0.05\\]",
     ),
     "learned rate without a home": (lambda: run(algorithm=maml(learn_lr="shared")), ValueError, "initial_rates"),
-    "unknown batch-norm": (lambda: maml(batch_norm="eval"), ValueError, "`batch_norm` to be 'batch' or 'running' but got 'eval'"),
+    "unknown batch-norm": (lambda: maml(batch_norm="eval"), ValueError, r"`batch_norm` to be one of \['batch', 'running'\] but got 'eval'"),
     "rule class, not rule": (lambda: Algorithm(SGD(), Unrolled), TypeError, "rule such as Unrolled"),
     "adapts nothing": (lambda: run(algorithm=maml(adapts="^classifier")), ValueError, "at least one parameter to adapt .*classifier"),
     "all frozen": (lambda: run(network=frozen()), ValueError, "at least one parameter to adapt"),
@@ -76,8 +76,8 @@ CASES = {
     "loss without reduction": (lambda: run(loss=nn.MSELoss(reduction="none")), ValueError, r"one scalar for each task but got shape \[5, 1\]"),
     "unknown engine": (lambda: run(engine="fast"), ValueError, r"`engine` to be one of \['auto', 'eager', 'batched'.* 'fast'"),
     "engine of a wrong type": (lambda: run(engine=7), TypeError, "`engine` to be one of .* 7"),
-    "chunk of zero": (lambda: Batched(chunk_size=0), ValueError, "`chunk_size` to be a positive number of tasks or None but got 0"),
-    "unknown checkpoint": (lambda: Batched(checkpoint="layer"), ValueError, "`checkpoint` to be 'step' or None but got 'layer'"),
+    "chunk of zero": (lambda: Batched(chunk_size=0), ValueError, "`chunk_size` to be a whole number of at least 1 but got 0"),
+    "unknown checkpoint": (lambda: Batched(checkpoint="layer"), ValueError, r"`checkpoint` to be one of \[None, 'step'\] but got 'layer'"),
     "targets would broadcast": (lambda: run(tasks=TaskBatch(X, Y[..., 0], X, Y[..., 0])), ValueError, r"targets \[3, 5\] and predictions \[3, 5, 1\]"),
     "float labels": (lambda: run(network=network(4), loss="cross_entropy"), ValueError, "integer class labels .* torch.float32"),
     "one-hot labels": (
@@ -97,7 +97,7 @@ CASES = {
     "gradients disabled": (no_grad, RuntimeError, "gradients to be enabled for `meta_loss`; .* use `evaluate`"),
     "inputs that ask for gradients, compiled": (
         lambda: run(tasks=TaskBatch(X.clone().requires_grad_(), Y, X, Y), engine=Batched(compile=True)), NotImplementedError,
-        r"without `requires_grad` for `compile=True` but \['support_inputs'\]",
+        "inputs or targets ask for a gradient",
     ),
     "running statistics that are not kept": (
         lambda: run(network=nn.Sequential(nn.BatchNorm1d(2, track_running_stats=False), nn.Linear(2, 1)), algorithm=maml(batch_norm="running")),

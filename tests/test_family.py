@@ -108,7 +108,7 @@ def test_head_and_body_are_all_there_is():
     [
         (lambda: Part("neck"), "`part` to be 'head' or 'body' but got 'neck'"),
         (lambda: run(anil(head="^classifier")), "head's parameters to match .*classifier.* but got none"),
-        (lambda: SGD(batch_size=0), "`batch_size` to be a positive number of support rows or None but got 0"),
+        (lambda: SGD(batch_size=0), "`batch_size` to be a whole number of at least 1 but got 0"),
         (lambda: SGD(proximal=-1.0), "`proximal` to be finite and not negative but got -1.0"),
         (lambda: SGD(tolerance=float("inf")), "`tolerance` to be finite"),
         (lambda: SGD(max_norm=0.0), "`max_norm` to be positive or None but got 0.0"),
@@ -118,7 +118,7 @@ def test_head_and_body_are_all_there_is():
         (lambda: Adam(beta2=1.0), r"`beta2` in \[0, 1\) .* but got 1.0"),
         (lambda: reptile(optimizer="rmsprop"), r"`optimizer` to be one of \['adam', 'sgd'\] but got 'rmsprop'"),
         (lambda: imaml(proximal=0.0), "`proximal` to be positive but got 0.0"),
-        (lambda: Implicit(cg_steps=0), "`cg_steps` to be a positive number of iterations but got 0"),
+        (lambda: Implicit(cg_steps=0), "`cg_steps` to be a whole number of at least 1 but got 0"),
         (lambda: Implicit(damping=-0.1), "`damping` to be finite and not negative but got -0.1"),
         (lambda: run(Algorithm(SGD(), Implicit())), "proximal inner loop .* but got proximal=0.0"),
         (lambda: MultiStep(first_order_updates=-1), "`first_order_updates` to be a number of meta-updates"),

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from lightning_maml.checks import check_one_of, check_whole
 from lightning_maml.coverage import BATCHED, COMPILED, refused
 from lightning_maml.engine.base import Engine, MetaOutput, Problem
 from lightning_maml.engine.checkpointed import CheckpointedLoop
@@ -41,12 +42,9 @@ class Batched(Engine):
     name = "batched"
 
     def __post_init__(self) -> None:
-        if self.chunk_size is not None and (not isinstance(self.chunk_size, int) or self.chunk_size < 1):
-            raise ValueError(
-                f"Expected `chunk_size` to be a positive number of tasks or None but got {self.chunk_size!r}."
-            )
-        if self.checkpoint not in (None, "step"):
-            raise ValueError(f"Expected `checkpoint` to be 'step' or None but got {self.checkpoint!r}.")
+        if self.chunk_size is not None:
+            check_whole(1, chunk_size=self.chunk_size)
+        check_one_of((None, "step"), checkpoint=self.checkpoint)
 
     def unsupported(self, problem: Problem, *sets: Set) -> str | None:
         if self.compile and (what := refused(problem.needs(*sets), COMPILED)):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar, get_args
 
 from torch import Tensor
 
+from lightning_maml.checks import check_not_negative, check_one_of, check_positive, check_whole
 from lightning_maml.inner.adapts import Adapts, choice
 from lightning_maml.inner.base import At, Parameters, Slope, State, Transformation, holders_in
 from lightning_maml.inner.clip import ClipByNorm
@@ -85,10 +86,7 @@ class InnerLoop:
     transformations: tuple[Transformation, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
-            raise ValueError(
-                f"Expected `steps` to be a whole number of inner steps, 0 or more, but got {self.steps!r}."
-            )
+        check_whole(0, steps=self.steps)
         if isinstance(self.lr, Tensor):
             if self.lr.numel() != 1:
                 raise ValueError(
@@ -99,22 +97,14 @@ class InnerLoop:
             if not self.lr or not all(0 < float(rate) < float("inf") for rate in self.lr):
                 raise ValueError(f"Expected `lr` to hold positive and finite rates of the steps but got {self.lr!r}.")
             object.__setattr__(self, "lr", tuple(self.lr))  # hashable, as the rest
-        elif not isinstance(self.lr, Rates) and not 0 < float(self.lr) < float("inf"):
-            raise ValueError(f"Expected `lr` to be positive and finite but got {self.lr!r}.")
-        if self.learn_lr is not None and self.learn_lr not in get_args(LearnedRate):
-            raise ValueError(
-                f"Expected `learn_lr` to be one of {get_args(LearnedRate)} or None but got {self.learn_lr!r}."
-            )
-        if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 1):
-            raise ValueError(
-                f"Expected `batch_size` to be a positive number of support rows or None but got {self.batch_size!r}."
-            )
+        elif not isinstance(self.lr, Rates):
+            check_positive(lr=float(self.lr))
+        check_one_of((*get_args(LearnedRate), None), learn_lr=self.learn_lr)
+        if self.batch_size is not None:
+            check_whole(1, batch_size=self.batch_size)
         if self.max_norm is not None and not self.max_norm > 0:
             raise ValueError(f"Expected `max_norm` to be positive or None but got {self.max_norm!r}.")
-        for name in ("proximal", "tolerance", "weight_decay"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"Expected `{name}` to be finite and not negative but got {value!r}.")
+        check_not_negative(proximal=self.proximal, tolerance=self.tolerance, weight_decay=self.weight_decay)
         object.__setattr__(self, "transformations", tuple(self.transformations))
         for part in self.transformations:
             if not callable(part) or isinstance(part, type):

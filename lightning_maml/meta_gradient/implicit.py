@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lightning_maml.checks import check_not_negative, check_whole
 from lightning_maml.inner import ClipByNorm, Momentum, Proximal, SecondMoment, Tolerance
 from lightning_maml.meta_gradient.base import Loop, Query
 
@@ -55,11 +56,8 @@ class Implicit:
     _warned: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.cg_steps, bool) or not isinstance(self.cg_steps, int) or self.cg_steps < 1:
-            raise ValueError(f"Expected `cg_steps` to be a positive number of iterations but got {self.cg_steps!r}.")
-        for name in ("damping", "tolerance"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"Expected `{name}` to be finite and not negative but got {getattr(self, name)!r}.")
+        check_whole(1, cg_steps=self.cg_steps)
+        check_not_negative(damping=self.damping, tolerance=self.tolerance)
 
     def __call__(self, loop: Loop) -> Query:
         parts = loop.inner.parts

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lightning_maml.checks import check_not_negative, check_one_of
 from lightning_maml.coverage import ROLLOUTS, refused
 from lightning_maml.engine import Batched, Eager, Engine, Fused
 from lightning_maml.engine.fused.operator import UnrecognisedError
@@ -84,13 +85,9 @@ class MetaObjective:
     engine: str | Engine = "auto"
 
     def __post_init__(self) -> None:
-        if isinstance(self.estimator, str) and self.estimator not in ESTIMATORS:
-            raise ValueError(
-                f"Expected `estimator` to be one of {sorted(ESTIMATORS)} or a function but got {self.estimator!r}."
-            )
-        for name in ("kl_penalty", "exploration"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"Expected `{name}` to be finite and not negative but got {getattr(self, name)!r}.")
+        if isinstance(self.estimator, str):
+            check_one_of(sorted(ESTIMATORS), estimator=self.estimator)
+        check_not_negative(kl_penalty=self.kl_penalty, exploration=self.exploration)
         if self.exploration and self.training_steps == 0:
             raise ValueError(
                 f"Expected inner steps in training for `exploration`, which credits their rollouts, but "

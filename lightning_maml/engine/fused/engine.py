@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from lightning_maml.checks import check_one_of
 from lightning_maml.coverage import refused
 from lightning_maml.engine.base import Engine, MetaOutput, Problem
 from lightning_maml.engine.batched import Batched
@@ -54,10 +55,8 @@ class Fused(Engine):
     name = "fused"
 
     def __post_init__(self) -> None:
-        if self.kernel not in ("auto", "mlp_adapt", "sgd_update"):
-            raise ValueError(f"Expected `kernel` to be 'auto', 'mlp_adapt' or 'sgd_update' but got {self.kernel!r}.")
-        if self.precision not in get_args(Precision):
-            raise ValueError(f"Expected `precision` to be one of {get_args(Precision)} but got {self.precision!r}.")
+        check_one_of(("auto", "mlp_adapt", "sgd_update"), kernel=self.kernel)
+        check_one_of(get_args(Precision), precision=self.precision)
         if self.compile and self.kernel == "sgd_update":
             raise ValueError(
                 "Expected `compile=False` for kernel='sgd_update': what is compiled are whole inner loops."
