@@ -93,8 +93,8 @@ def find(objective: MetaObjective) -> PolicyGradient:
         raise UnrecognisedError(f"the estimator is {estimator!r}, none of {sorted(_KINDS)}.")
     if type(objective.outer) is not PPO:
         raise UnrecognisedError(
-            f"{type(objective.outer).__name__} may take third derivatives of the inner loss, as TRPO does, and its "
-            "operator for policies has none."
+            f"the outer loss is {type(objective.outer).__name__}, none of PPO: TRPO takes third derivatives of the "
+            "inner loss, and its operator for policies has none."
         )
     fixed = {name for name, _ in policy.named_parameters()} - set(objective.split()[0])
     if not fixed <= {"deviation.log_std"}:
