@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ class TaskLoss:
     def kind(self) -> Any:
         """What an engine has to know: the name of a loss that has one, else the function or the class."""
         if type(self) is TaskLoss:
-            return "bce" if self.function is F.binary_cross_entropy_with_logits else self.function
+            own = self.function if isinstance(self.function, FunctionType) else type(self.function)
+            return "bce" if self.function is F.binary_cross_entropy_with_logits else own
         return {MeanSquaredError: "mse", CrossEntropy: "cross_entropy"}.get(type(self), type(self))
 
     def __call__(self, predictions: Tensor, targets: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ _TORCH = str(Path(torch.__file__).parent)
 
 Result = TypeVar("Result")
 
-# Of each network the problems on it that all tasks at once were refused for, or have run.
+# Of each network the problems on it, and what "auto" has run them on.
 _KNOWN: WeakKeyDictionary[nn.Module, dict[Any, Engine]] = WeakKeyDictionary()
 
 logger = logging.getLogger("lightning_maml")
@@ -95,7 +95,7 @@ def _try(
         known = _KNOWN.setdefault(problem.network, {})
         modes = tuple([module.training for module in problem.modules])
         key = problem.algorithm.needs, type(problem.loss), problem.loss.kind, modes, reason
-        if key in known:
+        if isinstance(known.get(key), Eager):
             return known[key], run(known[key])
         places = {torch.device("cpu"), next(iter(problem.names.values())).device}
         states = [(place, rng_state(place)) for place in places]
@@ -122,7 +122,7 @@ def _try(
             stacklevel=4,
         )
         engine = Eager()
-    if not insist:
+    if not insist and known.get(key) != engine:
         logger.info("engine 'auto' chose %r for %s", engine.name, type(problem.network).__name__)
         known[key] = engine
     return engine, result
