@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -195,10 +195,15 @@ def with_parameters_of(network: Network, parameters: Parameters, task: int) -> N
 def _running(problem: Problem) -> Iterator[None]:
     """What holds while an engine runs: gradients on, and every forward twice differentiable."""
     with torch.inference_mode(False), torch.enable_grad():
-        if problem.plain and not autocast_on(next(iter(problem.names.values())).device):
+        hooked = [value for value in problem.parameters.values() if value._backward_hooks]
+        if problem.plain and not hooked and not autocast_on(next(iter(problem.names.values())).device):
             yield  # nothing of the below concerns it
             return
         with ExitStack() as stack:
+            for parameter in hooked:  # its hooks see the meta-gradient once, when `.backward()` hands it out
+                hooks: Any = parameter._backward_hooks
+                stack.callback(hooks.update, dict(hooks))
+                hooks.clear()
             stack.enter_context(batch_norm_mode(problem.modules, problem.algorithm.batch_norm))
             # the fused attention kernels have no second derivative, nor has cuDNN's or oneDNN's recurrence
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))

@@ -343,3 +343,17 @@ def test_first_order_takes_pull_and_decay_as_constants():
         expected = [total + p.grad / len(tasks) for total, p in zip(expected, own.parameters(), strict=True)]
     for ours in gradients:
         assert relative_error(ours, expected) < 1e-9
+
+
+@pytest.mark.parametrize("engine", ["eager", *ENGINES])
+def test_hooks_of_parameters_see_the_meta_gradient_once(engine):
+    module, tasks = make_problem("mlp", "mse")
+    chosen = ENGINES.get(engine, engine)
+    plain = meta_gradient(module, meta_loss(module, maml(LR, 2), tasks, loss="mse", engine=chosen))
+    handles = [parameter.register_hook(lambda gradient: 2 * gradient) for parameter in module.parameters()]
+    doubled = meta_gradient(module, meta_loss(module, maml(LR, 2), tasks, loss="mse", engine=chosen))
+    assert relative_error(doubled, [2 * gradient for gradient in plain]) < 1e-12
+    for handle in handles:
+        handle.remove()
+    again = meta_gradient(module, meta_loss(module, maml(LR, 2), tasks, loss="mse", engine=chosen))
+    assert relative_error(again, plain) < 1e-12
