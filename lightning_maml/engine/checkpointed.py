@@ -94,7 +94,7 @@ class CheckpointedLoop(TaskLoop):
         Those after all steps but the last are appended to ``between``.
         """
         kept = []
-        state: State = ()
+        state = self.inner.no_state
         for step in range(self.inner.steps):
             rng = self._rng(phi)
             phi, state, losses, own = self.forth(phi, state, step, order)

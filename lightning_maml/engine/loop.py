@@ -128,7 +128,7 @@ class TaskLoop:
         return list(self._path(order))
 
     def _path(self, order: int) -> Iterator[Parameters]:
-        phi, state = self.start(), ()
+        phi, state = self.start(), self.inner.no_state
         yield phi
         for step in range(self.inner.steps):
             phi, state, losses = self.step(phi, state, step, order)
@@ -166,7 +166,7 @@ class TaskLoop:
 
     def trajectory(self) -> Iterator[tuple[Parameters, Tensor]]:
         """Detached parameters and support losses ``[T]`` before and after each inner step."""
-        state: State = ()
+        state = self.inner.no_state
         with torch.no_grad():
             phi = {name: value.detach() for name, value in self.start().items()}
         for step in range(self.inner.steps):

@@ -149,6 +149,11 @@ class InnerLoop:
         return not isinstance(self.lr, Rates) or self.lr.kind in ("shared", "per_step")
 
     @property
+    def no_state(self) -> State:
+        """The state before the first step: one for each transformation, and one for :meth:`direction`."""
+        return ({},) * (len(self.parts.chain) + 1)
+
+    @property
     def pulled(self) -> bool:
         """Whether steps depend on where the tasks started from."""
         return type(self.parts.pull) is not Nothing
@@ -221,7 +226,7 @@ class InnerLoop:
             phi: the parameters before it, ``{name: [T, *shape]}``.
             slope: the gradients of the support losses at any parameters, ``{name: [T, *shape]}`` both; differentiable
                 where ``order`` is 2.
-            state: what the step before returned; ``()`` before the first.
+            state: what the step before returned; :attr:`no_state` before the first.
             step: its number, from 0.
             origin: the meta-parameters, ``{name: [T, *shape]}``.
             order: 2, or 1 where the meta-gradient takes the gradients, and what is made of them, as constants.
@@ -239,7 +244,7 @@ class InnerLoop:
                 f"Expected a first-order meta-gradient for the inner loop {name}, which has no second order: use "
                 "FirstOrder() or Reptile(), or the inner loop SGD."
             )
-        *kept, memory = state or ({},) * (len(parts.chain) + 1)
+        *kept, memory = state
         gradients = slope(phi)
         if parts.chain or self.pulled:
             known = phi

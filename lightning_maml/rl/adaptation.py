@@ -318,7 +318,7 @@ class RolloutLoop:
                 return dict(zip(where, gradients, strict=True))
 
             rates = None if rate is None else dict.fromkeys(phi, rate)
-            following, _ = self.inner.step(phi, slope, (), step, {}, order, rates)
+            following, _ = self.inner.step(phi, slope, self.inner.no_state, step, {}, order, rates)
             if objective.kl_penalty:  # the mean over the inner steps, as in the authors' code
                 share = objective.kl_penalty / objective.training_steps
                 self.penalties.append(share * self._divergence(outputs, rollouts))
