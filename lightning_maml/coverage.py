@@ -53,6 +53,8 @@ class _Ordinary:
     """Classes of tensors that leave torch's functions as they are, whatever they do below: on a device of their own."""
 
     def __contains__(self, kind: Any) -> bool:
+        if kind is torch.Tensor or kind is torch.nn.Parameter:
+            return True
         own = kind.__torch_function__
         plain = torch.Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
         return getattr(own, "__func__", own) in (plain, torch._C._disabled_torch_function_impl)
