@@ -320,7 +320,7 @@ class RolloutLoop:
             rates = None if rate is None else dict.fromkeys(phi, rate)
             following, _ = self.inner.step(phi, slope, self.inner.no_state, step, {}, order, rates)
             if objective.kl_penalty:  # the mean over the inner steps, as in the authors' code
-                share = objective.kl_penalty / objective.training_steps
+                share = objective.kl_penalty / max(objective.training_steps, 1)  # a control adapts at test alone
                 self.penalties.append(share * self._divergence(outputs, rollouts))
             if self.credit is not None:
                 sums = (log_probs * rollouts.mask).sum((1, 2)) / rollouts.rewards.shape[2]
