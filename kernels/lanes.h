@@ -21,6 +21,9 @@ typedef INTEGER Bits __attribute__((vector_size(BYTES))); /* what comparing give
 typedef enum { ACTIVATIONS } Activation;
 enum { SET, SUBTRACT, DESCEND };
 
+/* A tile is 5 rows of as many columns as there are registers for: 32 of the widest, 16 of the others. */
+#define COLUMNS (BYTES == 64 ? 4 : 2)
+
 typedef struct {
     int64_t layers, activation, widths[LAYERS + 1];
 } Network;
@@ -43,14 +46,14 @@ static int is_curved(const Network *net) {
 
 INLINE void tile(const int A, const int B, const int mode, long K, V *c, long cs, const V *x, const V *x2, long xa,
                  long xk, const V *y, const V *y2, long yk, long yb, const V *base, const REAL *rate, long rate_step) {
-    V sum[5][2];
+    V sum[5][COLUMNS];
 #pragma GCC unroll 8
     for (int a = 0; a < A; a++)
 #pragma GCC unroll 8
         for (int b = 0; b < B; b++) sum[a][b] = (V){0};
     for (;;) {
         for (long k = 0; k < K; k++) {
-            V right[2];
+            V right[COLUMNS];
 #pragma GCC unroll 8
             for (int b = 0; b < B; b++) {
                 right[b] = y[k * yk + b * yb];
@@ -81,26 +84,24 @@ INLINE void tile(const int A, const int B, const int mode, long K, V *c, long cs
 INLINE void product(const int mode, long An, long Bn, long K, V *c, long cs, const V *x, const V *x2, long xa, long xk,
                     const V *y, const V *y2, long yk, long yb, const V *base, const REAL *rate, long rate_step) {
     long blocks = (An + 4) / 5, least = An / blocks, longer = An % blocks;
-    for (long b = 0; b < Bn; b += 2) {
+    for (long b = 0, wide; b < Bn; b += wide) {
         const V *right = y + b * yb, *right2 = x2 ? y2 + b * yb : 0;
+        wide = Bn - b < COLUMNS ? Bn - b : COLUMNS;
         for (long block = 0, a = 0; block < blocks; block++) {
             long count = least + (block < longer), at = a * cs + b;
             const V *left = x + a * xa, *left2 = x2 ? x2 + a * xa : 0;
 #define TILE(A, B)                                                                                                 \
-    tile(A, B, mode, K, c + at, cs, left, left2, xa, xk, right, right2, yk, yb, mode == DESCEND ? base + at : 0,   \
-         mode == DESCEND ? rate + at * rate_step : 0, rate_step)
-            switch (count * 2 + (b + 1 == Bn)) {
-                case 10: TILE(5, 2); break;
-                case 11: TILE(5, 1); break;
-                case 8: TILE(4, 2); break;
-                case 9: TILE(4, 1); break;
-                case 6: TILE(3, 2); break;
-                case 7: TILE(3, 1); break;
-                case 4: TILE(2, 2); break;
-                case 5: TILE(2, 1); break;
-                case 2: TILE(1, 2); break;
-                default: TILE(1, 1);
-            }
+    case 8 * A + B:                                                                                                \
+        tile(A, B, mode, K, c + at, cs, left, left2, xa, xk, right, right2, yk, yb, mode == DESCEND ? base + at : 0, \
+             mode == DESCEND ? rate + at * rate_step : 0, rate_step);                                              \
+        break;
+#if BYTES == 64
+#define TILES(A) TILE(A, 1) TILE(A, 2) TILE(A, 3) TILE(A, 4)
+#else
+#define TILES(A) TILE(A, 1) TILE(A, 2)
+#endif
+            switch (8 * count + wide) { TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) }
+#undef TILES
 #undef TILE
             a += count;
         }

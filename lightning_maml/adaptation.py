@@ -194,7 +194,7 @@ def with_parameters_of(network: Network, parameters: Parameters, task: int) -> N
 @contextmanager
 def _running(problem: Problem) -> Iterator[None]:
     """What holds while an engine runs: gradients on, and every forward twice differentiable."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False):  # which turns gradients on, too
         hooked = [value for value in problem.parameters.values() if value._backward_hooks]
         if problem.plain and not hooked and not autocast_on(next(iter(problem.names.values())).device):
             yield  # nothing of the below concerns it
@@ -235,10 +235,11 @@ def _check_data(problem: Problem, named: Iterable[tuple[str, Tensor]]) -> None:
             raise ValueError(
                 f"Expected network and tasks on one device but got {parameter.device} and, of `{name}`, {value.device}."
             )
-    # on an accelerator this would wait for the device; MetaModule looks there once a loss is not finite
-    floats = [(name, value) for name, value in named if value.is_floating_point() and value.device.type == "cpu"]
-    values = [value for _, value in floats]
-    if not values or all(math.isfinite(norm.item()) for norm in torch._foreach_norm(values, 1)):
+    if not parameter.is_cpu:  # it would wait for the device; MetaModule looks there once a loss is not finite
+        return
+    floats = [(name, value) for name, value in named if value.is_floating_point()]
+    norms = torch._foreach_norm([value for _, value in floats], 1) if floats else []
+    if all([math.isfinite(norm.item()) for norm in norms]):
         return
     for name, value in floats:  # a norm of finite numbers may overflow
         bad = (~torch.isfinite(value)).flatten(1).any(1).nonzero().flatten().tolist()

@@ -53,8 +53,6 @@ class _Ordinary:
     """Classes of tensors that leave torch's functions as they are, whatever they do below: on a device of their own."""
 
     def __contains__(self, kind: Any) -> bool:
-        if kind is torch.Tensor or kind is torch.nn.Parameter:
-            return True
         own = kind.__torch_function__
         plain = torch.Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
         return getattr(own, "__func__", own) in (plain, torch._C._disabled_torch_function_impl)
@@ -62,6 +60,8 @@ class _Ordinary:
 
 ANYTHING = _Anything()
 ORDINARY = _Ordinary()
+PLAIN = {torch.Tensor, torch.nn.Parameter}
+"""Classes of tensors with nothing of their own."""
 
 
 _WORDS = {
@@ -128,7 +128,6 @@ _PLAIN = {FromMeta, AllRows, Nothing, Everything, Matching, Where, Part, Scale}
 _RATES = {"number", "of each step", "tensor", "shared", "per_step", "per_parameter", "per_parameter_and_step"}
 _RATES |= {"per_element"}
 _ONE_OF = {frozenset({torch.float32}), frozenset({torch.float64})}
-_TENSORS = {torch.Tensor, torch.nn.Parameter}
 
 # All tasks in one call of the network: every part by what it is, but nothing that takes hold of autograd or of tensors.
 BATCHED: Runs = dict.fromkeys(_WORDS, ANYTHING) | {"tensor class": ORDINARY, "backward hooks": {False}}
@@ -140,7 +139,7 @@ STEPS: Runs = {  # of plain gradient descent, with what a known few transformati
     "rates": _RATES,
     "parameters of each step": {False},
     "backward hooks": {False},
-    "tensor class": _TENSORS,
+    "tensor class": PLAIN,
     "tensor in": set(),
 }
 

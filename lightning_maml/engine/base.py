@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -140,25 +140,25 @@ class Problem:
             sets: inputs and targets of all tasks, of each of the sets that are to be run.
         """
         loss, values = self.loss.kind, [value for pair in sets for value in pair]
-        parameters = list(self.parameters.values())
+        parameters = [*self.parameters.values()]
         # labels, of which the cross-entropy alone makes sense, need no dtype of their own
-        data = [v for v in values if loss != "cross_entropy" or v.is_floating_point()]
-        adapted = [self.parameters[name] for name in self.adapted]
-        needs = {
-            ("loss", loss),
-            ("batch-norm", self.algorithm.batch_norm),
-            ("dtypes of what adapts", frozenset([value.dtype for value in adapted])),
-            ("dtypes of everything", frozenset([value.dtype for value in parameters + data])),
-            ("autocast", autocast_on(parameters[0].device)),
-            ("gradient of data", any(value.requires_grad for value in values)),
-            ("gradient of the loss", any(value.requires_grad for value in tensors_of(self.loss.holders))),
-            ("parameters of each step", bool(self.per_step)),
-            ("backward hooks", any(map(has_backward_hooks, self.modules))),
-            *[("device", value.device.type) for value in (*values, parameters[0])],
-            *[("tensor class", kind) for kind in {type(value) for value in (*parameters, *values)}],
-            *[("rows of a set", inputs.shape[1]) for inputs, _ in sets],
-        }
-        return self.algorithm.needs | needs
+        data = [v for v in values if v.is_floating_point()] if loss == "cross_entropy" else values
+        return self.algorithm.needs.union(
+            [
+                ("loss", loss),
+                ("batch-norm", self.algorithm.batch_norm),
+                ("dtypes of what adapts", frozenset({self.parameters[name].dtype for name in self.adapted})),
+                ("dtypes of everything", frozenset({value.dtype for value in parameters + data})),
+                ("autocast", autocast_on(parameters[0].device)),
+                ("gradient of data", any([value.requires_grad for value in values])),
+                ("gradient of the loss", any([value.requires_grad for value in tensors_of(self.loss.holders)])),
+                ("parameters of each step", bool(self.per_step)),
+                ("backward hooks", any(map(has_backward_hooks, self.modules))),
+            ],
+            [("device", device.type) for device in {value.device for value in (*values, parameters[0])}],
+            [("tensor class", kind) for kind in {*map(type, parameters), *map(type, values)}],
+            [("rows of a set", inputs.shape[1]) for inputs, _ in sets],
+        )
 
     def split(self) -> tuple[Parameters, Parameters]:
         """The parameters that adapt, and everything shared by the tasks: other parameters, and buffers."""
@@ -182,7 +182,10 @@ class Problem:
 
 def autocast_on(device: torch.device) -> bool:
     """Whether autocast is on there; it knows some devices alone."""
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return _knows_autocast(device.type) and torch.is_autocast_enabled(device.type)
+
+
+_knows_autocast = cache(torch.amp.is_autocast_available)
 
 
 def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:

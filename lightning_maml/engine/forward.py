@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch._decomp import decompositions
 from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 
-from lightning_maml.coverage import ORDINARY
+from lightning_maml.coverage import ORDINARY, PLAIN
 from lightning_maml.engine.layers import LAYERS, POINTWISE
 from lightning_maml.engine.structure import changed, is_sequence
 from lightning_maml.inner import Parameters
@@ -60,6 +60,7 @@ class Networks:
         self, network: nn.Module, constants: Mapping[str, Tensor], tied: Mapping[str, str] | None, one: bool = False
     ) -> None:
         self.network, self.constants, self.tied, self.one = network, constants, tied, one
+        self.layers: list[_Layer] | None = None  # looked at once: on a small network that costs as much as it computes
 
     def __call__(self, phi: Parameters, inputs: Tensor, constants: Mapping[str, Tensor] | None = None) -> Tensor:
         """Inputs ``[T, N, ...]`` -> predictions ``[T, N, ...]``."""
@@ -68,7 +69,11 @@ class Networks:
             return torch.stack([self._one(task, phi, inputs, constants) for task in range(len(inputs))])
         if self.tied is not None:
             return _vmapped(self.network, phi, constants, inputs, self.tied)
-        return _forward(self.network, "", phi, constants, inputs)
+        if self.layers is None:
+            self.layers = list(_layers(self.network, "", phi, constants))
+        for layer in self.layers:
+            inputs = layer(phi, constants, inputs)
+        return inputs
 
     def _one(self, task: int, phi: Parameters, inputs: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
         own = {name: value[task] for name, value in phi.items()}
@@ -87,25 +92,43 @@ def _call(network: nn.Module, parameters: Parameters, inputs: Tensor, tied: Mapp
     return functional_call(network, every, (inputs,), tie_weights=False)
 
 
-def _forward(
-    module: nn.Module, prefix: str, phi: Parameters, constants: Mapping[str, Tensor], inputs: Tensor
-) -> Tensor:
-    """Layer by layer, those of :data:`LAYERS` in the batched form of their own, any other module under ``vmap``."""
+class _Layer(NamedTuple):
+    """A module of a network, and which of its parameters and buffers are whose."""
+
+    module: nn.Module
+    plain: bool
+    """Whether it computes what its class says."""
+    own: list[tuple[str, str]]
+    """What of it adapts: the names that the module has for it, and that the network has."""
+    shared: list[tuple[str, str]]
+
+    def __call__(self, phi: Parameters, constants: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """In the batched form of its own, if it has one (:data:`LAYERS`), else under ``vmap``."""
+        own, shared = {name: phi[full] for name, full in self.own}, {name: constants[full] for name, full in self.shared}
+        if self.plain and _are_ordinary(inputs, *own.values(), *shared.values()):
+            kind = type(self.module)
+            if kind in POINTWISE:
+                return self.module(inputs)
+            if kind in LAYERS and (outputs := LAYERS[kind](self.module, own, shared, inputs)) is not None:
+                return outputs
+        return _vmapped(self.module, own, shared, inputs)
+
+
+def _are_ordinary(*tensors: Tensor) -> bool:
+    kinds = {*map(type, tensors)}
+    return kinds <= PLAIN or all(kind in ORDINARY for kind in kinds)
+
+
+def _layers(module: nn.Module, prefix: str, phi: Iterable[str], constants: Iterable[str]) -> Iterator[_Layer]:
+    """The layers that a network runs in turn: those of nested sequences, or itself."""
     plain = changed(module) is None
     if plain and is_sequence(module):
         for name, layer in module._modules.items():  # named_children() leaves out repeated layers
             assert layer is not None
-            inputs = _forward(layer, f"{prefix}{name}.", phi, constants, inputs)
-        return inputs
-    own = {name.removeprefix(prefix): value for name, value in phi.items() if name.startswith(prefix)}
-    shared = {name.removeprefix(prefix): value for name, value in constants.items() if name.startswith(prefix)}
-    if plain and all(kind in ORDINARY for kind in {type(value) for value in (inputs, *own.values(), *shared.values())}):
-        if type(module) in POINTWISE:
-            return module(inputs)
-        native = LAYERS.get(type(module))
-        if native is not None and (outputs := native(module, own, shared, inputs)) is not None:
-            return outputs
-    return _vmapped(module, own, shared, inputs)
+            yield from _layers(layer, f"{prefix}{name}.", phi, constants)
+        return
+    own, shared = ([(n.removeprefix(prefix), n) for n in names if n.startswith(prefix)] for names in (phi, constants))
+    yield _Layer(module, plain, own, shared)
 
 
 def _vmapped(

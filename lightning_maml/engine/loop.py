@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -65,12 +66,18 @@ class TaskLoop:
         return len(self.support_set[0])
 
     def initial(self) -> Parameters:
-        return {name: value.expand(self.tasks, *value.shape) for name, value in self.theta.items()}
+        tasks = self.tasks
+        return {name: value.expand(tasks, *value.shape) for name, value in self.theta.items()}
+
+    @cached_property
+    def origin(self) -> Parameters:
+        """The meta-parameters, where tasks start, and to which a proximal loop is drawn back."""
+        return self.initial()
 
     def start(self) -> Parameters:
         """Where every task starts: the meta-parameters, or what the inner loop's ``start`` makes of them."""
         inputs, targets = self.support_set
-        theta = self.initial()
+        theta = self.origin
         phi = self.inner.parts.start(theta, lambda phi: self.predict(phi, inputs, 0), targets)
         if phi is theta:
             return theta
@@ -114,7 +121,7 @@ class TaskLoop:
 
     def advance(self, phi: Parameters, slope: Slope, state: State, step: int, order: int) -> tuple[Parameters, State]:
         """The parameters and the state after a step, from what :meth:`InnerLoop.step` asks for."""
-        return self.inner.step(phi, slope, state, step, self.initial(), order, self.rates)
+        return self.inner.step(phi, slope, state, step, self.origin, order, self.rates)
 
     def rows(self, step: int) -> Set:
         """The support rows that an inner step sees, inputs and targets ``[T, n, ...]``."""

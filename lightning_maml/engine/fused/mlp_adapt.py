@@ -88,7 +88,7 @@ class MlpAdapt(Operator):
         kind = (found.widths, found.activation, loss, order, rates.requires_grad)
         if self.compile and theta.device.type == "cpu":
             # past torch's dispatcher, which costs a tenth of a small meta-batch: what it checks is known by now
-            return native.adapt(theta, rates.detach(), *batch, *kind)
+            return native.adapt(theta, rates, *batch, *kind)
         return mlp_adapt(theta, rates.detach(), *batch, *kind, self.precision)
 
     def trajectory(
@@ -139,7 +139,8 @@ def recognise(network: nn.Module) -> Perceptron:
         raise UnrecognisedError(f"its activations differ: {between}")
     from lightning_maml.kernels.mlp_adapt import MOST_HIDDEN, WIDEST
 
-    widths = [linear[0].weight.shape[1], *(layer.weight.shape[0] for layer in linear)]
+    weights = [layer._parameters["weight"].shape for layer in linear]  # type: ignore[union-attr]
+    widths = [weights[0][1], *(shape[0] for shape in weights)]
     if len(between) > MOST_HIDDEN or max(widths) > WIDEST:
         raise UnrecognisedError(f"its widths {widths} exceed {MOST_HIDDEN} hidden layers or {WIDEST} units")
     return Perceptron(shapes, widths[-1], widths, between[0] if between else "identity")

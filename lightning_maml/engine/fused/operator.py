@@ -164,7 +164,7 @@ def rates_of(problem: Problem, found: Recognised, steps: int) -> Tensor:
     Differentiable with respect to learned ones.
     """
     inner, names, adapted = problem.inner, found.names, set(problem.adapted)
-    like = problem.parameters[names[0]].detach()
+    like = problem.parameters[names[0]]
     if adapted == set(names) and inner.shared_rates:
         if isinstance(inner.lr, int | float):
             return like.new_full((steps, 1), float(inner.lr))
