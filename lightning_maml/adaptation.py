@@ -21,8 +21,6 @@ from lightning_maml.learner import Algorithm
 from lightning_maml.losses import Loss, task_loss
 from lightning_maml.tasks import TaskBatch
 
-__all__ = ["Adapted", "Evaluation", "adapt", "evaluate", "meta_loss"]
-
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -239,7 +237,7 @@ def _check_data(problem: Problem, named: Iterable[tuple[str, Tensor]]) -> None:
         return
     floats = [(name, value) for name, value in named if value.is_floating_point()]
     norms = torch._foreach_norm([value for _, value in floats], 1) if floats else []
-    if all([math.isfinite(norm.item()) for norm in norms]):
+    if all(math.isfinite(norm.item()) for norm in norms):
         return
     for name, value in floats:  # a norm of finite numbers may overflow
         bad = (~torch.isfinite(value)).flatten(1).any(1).nonzero().flatten().tolist()

@@ -17,15 +17,6 @@ import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-__all__ = [
-    "SafeCheckpointIO",
-    "check_fits",
-    "random_state",
-    "read_checkpoint",
-    "restore_random_state",
-    "whole_file",
-]
-
 
 class SafeCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoint files, written to their place in one piece and read as plain data.

@@ -12,8 +12,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["check_not_negative", "check_one_of", "check_positive", "check_whole", "check_wholes"]
-
 
 def check_whole(least: int, /, **values: Any) -> None:
     """Whole numbers (and no booleans) of at least ``least``."""

@@ -25,8 +25,6 @@ from lightning_maml.results import Published
 from lightning_maml.rl import MetaRLModule
 from lightning_maml.training import parse_as_the_command_line
 
-__all__ = ["MetaCLI", "main"]
-
 SUBCOMMANDS = {
     "fit": "meta-train, validating on the way; keeps the best and the last checkpoint",
     "validate": "loss and metric on the validation tasks",

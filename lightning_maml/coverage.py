@@ -38,8 +38,6 @@ from lightning_maml.inner import (
 from lightning_maml.meta_gradient import FirstOrder, Joint, MultiStep, Reptile, Unrolled
 from lightning_maml.networks.layers import SpatialMean
 
-__all__ = ["Needs", "Runs", "refused"]
-
 Needs = frozenset[tuple[str, Any]]
 Runs = dict[str, Container[Any]]
 

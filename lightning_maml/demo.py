@@ -23,8 +23,6 @@ from lightning_maml.networks import MLP
 from lightning_maml.presets import maml, pretrained
 from lightning_maml.results import aligned
 
-__all__ = ["main"]
-
 SHOWN_STEPS = (0, 1, 5, 10)
 SHOTS = 5
 UPDATES_PER_STEP = 20

@@ -7,8 +7,6 @@ from torch import Tensor
 from lightning_maml.learner import Algorithm
 from lightning_maml.tasks import TaskBatch
 
-__all__ = ["explain_divergence"]
-
 
 def explain_divergence(
     tasks: TaskBatch, support_losses: Tensor, algorithm: Algorithm, task_losses: Tensor | None = None

@@ -13,8 +13,6 @@ from lightning_maml.checks import check_one_of
 from lightning_maml.inner import Holder, InnerLoop, Rates, holders_in
 from lightning_maml.meta_gradient import Annealed, MetaGradient
 
-__all__ = ["Algorithm", "BatchNorm", "per_step_names"]
-
 BatchNorm = Literal["batch", "running"]
 """``"batch"``: every forward normalises by the statistics of the rows it sees, support and query each by their own
 (transductive, as in the paper). ``"running"``: by the stored running statistics. Neither writes them."""

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from lightning_maml.inner import Holder, holders_in
 
-__all__ = ["Loss", "TaskLoss", "task_loss"]
-
 Loss = str | Callable[[Tensor, Tensor], Tensor]
 """``"mse"``, ``"cross_entropy"``, or a callable ``(predictions [N, ...], targets [N, ...]) -> scalar`` of one task."""
 

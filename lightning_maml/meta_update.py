@@ -17,8 +17,6 @@ from lightning_maml.learner import Algorithm
 from lightning_maml.losses import Loss, task_loss
 from lightning_maml.tasks import TaskBatch
 
-__all__ = ["MetaUpdate", "OnDivergence", "check_on_divergence", "meta_update"]
-
 OnDivergence = Literal["skip", "zero", "raise"]
 """What becomes of a task whose loss or meta-gradient is not finite. ``"skip"``: the mean is taken over the others.
 ``"zero"``: its gradient counts as zero, so that the others' weights do not change. ``"raise"``: an error."""

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Meter"]
-
 PROGRESS_SECONDS = 0.5  # how often the progress bar gets new numbers between two logged steps
 
 

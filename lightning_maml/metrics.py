@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-__all__ = ["METRICS", "Interval", "TaskMean", "accuracy", "mse", "resolve_metric"]
-
 TaskMetric = Callable[[Tensor, Tensor], Tensor]
 
 

@@ -26,8 +26,6 @@ from lightning_maml.metrics import Interval, resolve_metric
 from lightning_maml.tasks import TaskBatch
 from lightning_maml.training import ClipAlgorithm, LRSchedulerCallable, MetaTraining, OptimizerCallable
 
-__all__ = ["MetaModule"]
-
 
 class MetaModule(MetaTraining):
     """Meta-trains ``network`` by ``algorithm`` under any :class:`~lightning.pytorch.Trainer`.

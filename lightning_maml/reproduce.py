@@ -16,8 +16,6 @@ from lightning.pytorch.cli import LightningCLI
 
 from lightning_maml.results import Published, aligned, write_json
 
-__all__ = ["Comparison", "main", "protocols"]
-
 
 @dataclass(frozen=True)
 class Comparison:

@@ -14,8 +14,6 @@ from torch import Tensor
 from lightning_maml.checkpoints import whole_file
 from lightning_maml.metrics import Interval
 
-__all__ = ["Published", "aligned", "results_table", "test_results", "write_json"]
-
 
 @dataclass(frozen=True)
 class Published:

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Set", "TaskBatch"]
-
 Set = tuple[Tensor, Tensor]
 """Inputs ``[T, N, ...]`` and targets ``[T, N, ...]`` of all tasks."""
 

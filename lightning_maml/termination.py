@@ -13,8 +13,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-__all__ = ["SaveOnSigterm"]
-
 TERMINATED = 128 + signal.SIGTERM  # what shells report of a process that SIGTERM ended
 
 

@@ -32,8 +32,6 @@ from lightning_maml.metrics import Interval, TaskMean
 from lightning_maml.results import results_table, test_results, write_json
 from lightning_maml.termination import SaveOnSigterm
 
-__all__ = ["ClipAlgorithm", "LRSchedulerCallable", "MetaTraining", "OptimizerCallable", "parse_as_the_command_line"]
-
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
 ClipAlgorithm = Literal["norm", "value"]

@@ -14,8 +14,6 @@ from lightning_maml.engine import Engine, Problem, named_engine
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import Loss, task_loss
 
-__all__ = ["load_adapted", "save_adapted"]
-
 FORMAT = "lightning-maml adapted weights 1"
 
 

@@ -12,8 +12,6 @@ from torch import Tensor
 from lightning_maml.checks import check_one_of, check_whole
 from lightning_maml.tasks import TaskBatch
 
-__all__ = ["EpisodeSampler", "Rotations"]
-
 Rotations = Literal["none", "random", "classes"]
 """By multiples of 90 degrees. ``"random"``: one for each class of each task. ``"classes"``: each class becomes four."""
 

@@ -17,8 +17,6 @@ from lightning_maml.checks import check_whole
 from lightning_maml.data.stream import Stage, TaskStream
 from lightning_maml.tasks import TaskBatch
 
-__all__ = ["Learn2LearnTasks", "import_learn2learn"]
-
 INSTALL = """learn2learn is not installed, or does not import. Its last release installs on Python 3.11 and later by
     pip install "setuptools<81" wheel cython numpy
     pip install learn2learn==0.2.0 --use-pep517 --no-build-isolation --no-deps \\

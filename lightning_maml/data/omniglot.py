@@ -16,8 +16,6 @@ from lightning_maml.data.episodes import EpisodeSampler, Rotations
 from lightning_maml.data.stream import Stage, TaskStream
 from lightning_maml.tasks import TaskBatch
 
-__all__ = ["OmniglotTasks", "load_omniglot"]
-
 PARTS = ("images_background", "images_evaluation")
 SIZE = 28
 CHUNK = 500  # images resized at once: a bound on memory

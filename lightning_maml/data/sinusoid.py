@@ -11,8 +11,6 @@ from lightning_maml.checks import check_whole
 from lightning_maml.data.stream import Stage, TaskStream
 from lightning_maml.tasks import TaskBatch
 
-__all__ = ["SinusoidTasks"]
-
 
 class SinusoidTasks(TaskStream):
     """Tasks ``y = A sin(x - phase)``, with ``A``, ``phase`` and ``x`` uniform in the paper's intervals.

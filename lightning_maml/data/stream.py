@@ -14,8 +14,6 @@ from torch import Tensor
 from lightning_maml.checks import check_whole
 from lightning_maml.tasks import TaskBatch
 
-__all__ = ["Positions", "Stage", "TaskStream"]
-
 Stage = Literal["train", "val", "test"]
 
 

@@ -18,8 +18,6 @@ from lightning_maml.learner import Algorithm, per_step_names
 from lightning_maml.losses import TaskLoss
 from lightning_maml.tasks import Set, TaskBatch
 
-__all__ = ["Engine", "MetaOutput", "Problem", "attach", "autocast_on"]
-
 
 @dataclass(frozen=True, eq=False)
 class MetaOutput:
@@ -150,8 +148,8 @@ class Problem:
                 ("dtypes of what adapts", frozenset({self.parameters[name].dtype for name in self.adapted})),
                 ("dtypes of everything", frozenset({value.dtype for value in parameters + data})),
                 ("autocast", autocast_on(parameters[0].device)),
-                ("gradient of data", any([value.requires_grad for value in values])),
-                ("gradient of the loss", any([value.requires_grad for value in tensors_of(self.loss.holders)])),
+                ("gradient of data", any(value.requires_grad for value in values)),
+                ("gradient of the loss", any(value.requires_grad for value in tensors_of(self.loss.holders))),
                 ("parameters of each step", bool(self.per_step)),
                 ("backward hooks", any(map(has_backward_hooks, self.modules))),
             ],

@@ -17,8 +17,6 @@ from lightning_maml.engine.loop import TaskLoop, networks_of, prediction
 from lightning_maml.inner import Parameters
 from lightning_maml.tasks import Set, TaskBatch
 
-__all__ = ["Batched"]
-
 
 @dataclass(frozen=True)
 class Batched(Engine):

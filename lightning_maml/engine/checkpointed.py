@@ -15,8 +15,6 @@ from lightning_maml.engine.loop import TaskLoop
 from lightning_maml.inner import InnerLoop, Parameters, State
 from lightning_maml.tasks import Set
 
-__all__ = ["CheckpointedLoop", "restore_rng", "rng_state"]
-
 
 class _Unroll(torch.autograd.Function):
     r"""All inner steps as one node of the graph.

@@ -20,8 +20,6 @@ from lightning_maml.engine.eager import Eager
 from lightning_maml.engine.fused import Fused
 from lightning_maml.tasks import Set
 
-__all__ = ["named_engine", "run_on"]
-
 _NAMED: dict[str, type[Engine]] = {"eager": Eager, "batched": Batched, "fused": Fused}
 # The fused operators where they have been measured to be faster: on the CPU so far, and compiled above all.
 _ON_CPU = (Fused(compile=True), Fused(kernel="mlp_adapt"))

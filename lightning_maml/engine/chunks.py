@@ -14,8 +14,6 @@ from lightning_maml.inner import Parameters
 from lightning_maml.meta_gradient import Loop, Query
 from lightning_maml.tasks import Set, TaskBatch
 
-__all__ = ["meta_loss_in_chunks", "trajectory_in_chunks"]
-
 
 class ChunkLoop(Loop, Protocol):
     """A rule's loop that also knows its gradients and losses."""

@@ -28,8 +28,6 @@ from lightning_maml.inner import Parameters, State, of_step
 from lightning_maml.meta_gradient import Query
 from lightning_maml.tasks import Set
 
-__all__ = ["CompiledLoop"]
-
 _OPTIONS: dict[str, Any] = {}
 if isinstance(getattr(torch._inductor.config.cpp, "enable_floating_point_contract_flag", None), str):
     # a fused multiply-add rounds once instead of twice; a fifth faster on small products

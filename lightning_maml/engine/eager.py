@@ -13,8 +13,6 @@ from lightning_maml.engine.loop import TaskLoop, networks_of, prediction
 from lightning_maml.inner import Parameters
 from lightning_maml.tasks import Set, TaskBatch
 
-__all__ = ["Eager"]
-
 
 @dataclass(frozen=True)
 class Eager(Engine):

@@ -19,8 +19,6 @@ from lightning_maml.engine.structure import changed, is_sequence
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import BatchNorm
 
-__all__ = ["Networks", "batch_norm_mode"]
-
 
 @contextmanager
 def batch_norm_mode(modules: Iterable[nn.Module], mode: BatchNorm) -> Iterator[None]:
@@ -104,7 +102,10 @@ class _Layer(NamedTuple):
 
     def __call__(self, phi: Parameters, constants: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """In the batched form of its own, if it has one (:data:`LAYERS`), else under ``vmap``."""
-        own, shared = {name: phi[full] for name, full in self.own}, {name: constants[full] for name, full in self.shared}
+        own, shared = (
+            {name: phi[full] for name, full in self.own},
+            {name: constants[full] for name, full in self.shared},
+        )
         if self.plain and _are_ordinary(inputs, *own.values(), *shared.values()):
             kind = type(self.module)
             if kind in POINTWISE:

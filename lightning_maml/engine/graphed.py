@@ -18,8 +18,6 @@ from lightning_maml.engine.structure import fingerprint
 from lightning_maml.inner import Parameters
 from lightning_maml.tasks import Set, TaskBatch
 
-__all__ = ["Graphed"]
-
 MOST = 8
 """Recordings kept for one network; the one that was not used for longest goes."""
 WARM_UP = 3

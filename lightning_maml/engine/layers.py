@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from lightning_maml.inner import Parameters
 
-__all__ = ["LAYERS", "POINTWISE", "batch_norm", "conv2d", "linear"]
-
 Layer = Callable[[Any, Parameters, Mapping[str, Tensor], Tensor], Tensor | None]
 """``(module, its adapted parameters, its shared ones, inputs [T, N, ...]) -> outputs [T, N, ...]``; None: it cannot."""
 

@@ -15,8 +15,6 @@ from lightning_maml.inner import InnerLoop, Parameters, Slope, State
 from lightning_maml.meta_gradient import Query
 from lightning_maml.tasks import Set
 
-__all__ = ["TaskLoop", "networks_of", "prediction"]
-
 
 def networks_of(problem: Problem, one: bool = False) -> tuple[Parameters, Networks]:
     """The parameters that adapt ``{name: [*shape]}``, and the tasks' networks as a function of them."""

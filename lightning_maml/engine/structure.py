@@ -13,8 +13,6 @@ from torch.nn.modules.module import (
     _global_forward_pre_hooks,
 )
 
-__all__ = ["ELEMENTARY", "changed", "fingerprint", "has_backward_hooks", "is_sequence"]
-
 ELEMENTARY = {nn.Linear, nn.ReLU, nn.Tanh, nn.GELU, nn.Identity}
 """Layers that know no modes of their own."""
 

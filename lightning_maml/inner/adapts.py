@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["Adapts", "Everything", "Matching", "Part", "Where", "choice", "head_names"]
-
 
 def head_names(names: Iterable[str], head: str | None = None) -> list[str]:
     """The parameters of the head among ``names``, which stand in the network's order.

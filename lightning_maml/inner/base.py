@@ -12,19 +12,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "At",
-    "Holder",
-    "Parameters",
-    "Slope",
-    "State",
-    "Transformation",
-    "holders_in",
-    "norms",
-    "scaled",
-    "tensors_of",
-]
-
 Parameters = dict[str, Tensor]
 """Named parameters: of one network ``{name: [*shape]}``, or of one network a task ``{name: [T, *shape]}``."""
 

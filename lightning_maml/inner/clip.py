@@ -8,8 +8,6 @@ from torch import Tensor
 
 from lightning_maml.inner.base import At, Parameters, State, norms, scaled
 
-__all__ = ["ClipByNorm"]
-
 
 @dataclass(frozen=True)
 class ClipByNorm:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from lightning_maml.inner.base import At, Parameters, State
 from lightning_maml.inner.rates import Rates
 
-__all__ = ["Curvature"]
-
 
 @dataclass(frozen=True)
 class Curvature:

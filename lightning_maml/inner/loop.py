@@ -22,8 +22,6 @@ from lightning_maml.inner.rows import AllRows, MiniBatches
 from lightning_maml.inner.second_moment import SecondMoment
 from lightning_maml.inner.start import FromMeta, Start
 
-__all__ = ["SGD", "Adam", "InnerLoop", "Parts"]
-
 _Inner = TypeVar("_Inner", bound="InnerLoop")
 
 

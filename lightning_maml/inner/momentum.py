@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from lightning_maml.inner.base import At, Parameters, State
 
-__all__ = ["Momentum"]
-
 
 @dataclass(frozen=True)
 class Momentum:

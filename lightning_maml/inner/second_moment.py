@@ -7,8 +7,6 @@ from typing import ClassVar
 
 from lightning_maml.inner.base import At, Parameters, State
 
-__all__ = ["SecondMoment"]
-
 
 @dataclass(frozen=True)
 class SecondMoment:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from lightning_maml.inner.base import At, Parameters, State, norms, scaled
 
-__all__ = ["SharpnessAware"]
-
 
 @dataclass(frozen=True)
 class SharpnessAware:

@@ -12,8 +12,6 @@ from torch import Tensor
 from lightning_maml.inner.adapts import head_names
 from lightning_maml.inner.base import Parameters
 
-__all__ = ["FromMeta", "Prototypes", "Start", "Zeros"]
-
 Predict = Callable[[Parameters], Tensor]
 
 Start = Callable[[Parameters, Predict, Tensor], Parameters]

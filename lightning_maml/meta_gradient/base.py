@@ -8,8 +8,6 @@ from torch import Tensor
 
 from lightning_maml.inner import InnerLoop, Parameters
 
-__all__ = ["Annealed", "Loop", "MetaGradient", "Query", "training_steps"]
-
 
 class Query(NamedTuple):
     """The query sets under some parameters."""

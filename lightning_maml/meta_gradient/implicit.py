@@ -13,8 +13,6 @@ from lightning_maml.checks import check_not_negative, check_whole
 from lightning_maml.inner import ClipByNorm, Momentum, Proximal, SecondMoment, Tolerance
 from lightning_maml.meta_gradient.base import Loop, Query
 
-__all__ = ["Implicit"]
-
 _SAME_OPTIMUM = {ClipByNorm, Momentum, SecondMoment, Tolerance}
 
 

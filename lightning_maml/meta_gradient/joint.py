@@ -7,8 +7,6 @@ from typing import ClassVar
 
 from lightning_maml.meta_gradient.base import Loop, Query
 
-__all__ = ["Joint"]
-
 
 @dataclass(frozen=True)
 class Joint:

@@ -9,8 +9,6 @@ import torch
 
 from lightning_maml.meta_gradient.base import Loop, Query
 
-__all__ = ["MultiStep"]
-
 
 @dataclass(frozen=True)
 class MultiStep:

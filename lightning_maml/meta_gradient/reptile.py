@@ -8,8 +8,6 @@ import torch
 
 from lightning_maml.meta_gradient.base import Loop, Query
 
-__all__ = ["Reptile"]
-
 
 @dataclass(frozen=True)
 class Reptile:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from lightning_maml.meta_gradient.base import Loop, Query
 
-__all__ = ["Unrolled"]
-
 
 @dataclass(frozen=True)
 class Unrolled:

@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from lightning_maml.checks import check_whole
 
-__all__ = ["Context"]
-
 
 class Context(nn.Module):
     """A learned vector appended to every row, for the next layer: ``[N, features] -> [N, features + size]``.

@@ -10,8 +10,6 @@ from torch import nn
 from lightning_maml.checks import check_one_of, check_whole
 from lightning_maml.networks.layers import Layers, Norm, SpatialMean, make_norm
 
-__all__ = ["Conv4"]
-
 BLOCKS = 4
 
 

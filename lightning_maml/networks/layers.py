@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from lightning_maml.checks import check_one_of
 
-__all__ = ["Layers", "Norm", "SpatialMean", "make_norm"]
-
 Norm = Literal["batch", "group", "layer", "none"]
 """What images are normalised by, see :func:`make_norm`."""
 

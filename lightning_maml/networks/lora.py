@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from lightning_maml.checks import check_whole
 
-__all__ = ["LowRank", "add_lora"]
-
 
 class LowRank(nn.Module):
     r"""A linear layer and an adapter of low rank beside it: :math:`x W^T + b + \tfrac{s}{r} x A^T B^T`.

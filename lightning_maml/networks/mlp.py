@@ -11,8 +11,6 @@ from torch import nn
 from lightning_maml.checks import check_one_of, check_whole, check_wholes
 from lightning_maml.networks.layers import Layers
 
-__all__ = ["MLP"]
-
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
     "gelu": nn.GELU,

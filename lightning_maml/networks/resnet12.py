@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from lightning_maml.checks import check_whole, check_wholes
 from lightning_maml.networks.layers import Layers, Norm, SpatialMean, make_norm
 
-__all__ = ["ResNet12"]
-
 
 class ResidualBlock(nn.Module):
     """Three 3x3 convolutions with norms, a 1x1 convolution beside them, and 2x2 max-pooling.

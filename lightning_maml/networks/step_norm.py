@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from lightning_maml.checks import check_whole
 
-__all__ = ["StepBatchNorm2d", "step_batch_norm"]
-
 
 class StepBatchNorm2d(nn.BatchNorm2d):
     """Batch-norm with a scale and a bias for every inner step: ``weight`` and ``bias`` are ``[steps, channels]``.

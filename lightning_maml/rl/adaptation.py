@@ -24,8 +24,6 @@ from lightning_maml.rl.outer import PPO, TRPO, Outer
 from lightning_maml.rl.policies import Policy
 from lightning_maml.rl.rollouts import Rollouts
 
-__all__ = ["MetaObjective", "MetaValue"]
-
 CACHED_ROWS = 16384  # of the tasks run at once on a CPU: fewer calls against less cache; measured for 2x100 units
 
 

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from lightning_maml.rl.rollouts import Rollouts
 
-__all__ = ["Advantages", "discounted_returns", "gae", "linear_feature_baseline"]
-
 LARGEST = 10.0  # observations are clipped to this in the baseline's features, as in rllab
 RIDGE = 1e-5
 

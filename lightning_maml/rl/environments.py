@@ -12,8 +12,6 @@ from lightning_maml.inner import Parameters
 from lightning_maml.rl.policies import Policy
 from lightning_maml.rl.rollouts import Rollouts
 
-__all__ = ["Collect", "Collector", "Environment"]
-
 
 class Environment(ABC):
     """A family of tasks that differ by a few numbers, such as a goal; all tasks and trajectories step at once.

@@ -19,8 +19,6 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-__all__ = ["ESTIMATORS", "Estimator", "first_order", "loaded_dice", "lvc", "maml"]
-
 Estimator = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """``(log_probs, old_log_probs, advantages, mask)``, each ``[T, N, H]``, to losses ``[T]``."""
 

@@ -22,8 +22,6 @@ from lightning_maml.rl.rollouts import Rollouts
 if TYPE_CHECKING:
     from lightning_maml.rl.adaptation import MetaObjective
 
-__all__ = ["PolicyGradient", "find"]
-
 _KINDS = {"lvc": "ratio", "maml": "log_probability", "first_order": "log_probability"}  # of the estimators
 
 

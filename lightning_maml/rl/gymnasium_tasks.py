@@ -10,8 +10,6 @@ from torch import Tensor
 
 from lightning_maml.rl.environments import Environment
 
-__all__ = ["GymnasiumTasks"]
-
 
 class GymnasiumTasks(Environment):
     """Tasks of a registered gymnasium environment whose attribute ``goal`` tells them apart.

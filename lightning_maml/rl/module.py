@@ -28,8 +28,6 @@ from lightning_maml.rl.rollouts import Rollouts
 from lightning_maml.rl.trust_region import trust_region_step
 from lightning_maml.training import ClipAlgorithm, LRSchedulerCallable, MetaTraining, OptimizerCallable
 
-__all__ = ["AdaptedPolicies", "MetaRLModule"]
-
 
 @dataclass(frozen=True, eq=False)
 class AdaptedPolicies:

@@ -16,8 +16,6 @@ import numpy as np
 from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 
-__all__ = ["AntGoalDir", "AntGoalVel", "HalfCheetahGoalDir", "HalfCheetahGoalVel"]
-
 QUIET = "'settotalmass' is deprecated"  # said of gymnasium's own model of the cheetah, for every copy of it
 
 

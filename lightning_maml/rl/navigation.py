@@ -8,8 +8,6 @@ from torch import Tensor
 from lightning_maml.checks import check_positive, check_whole
 from lightning_maml.rl.environments import Environment
 
-__all__ = ["Navigation2D"]
-
 MOVE = 0.1  # the longest move in each coordinate
 NEAR = 0.01  # as near to the goal as this, in both coordinates, is there
 

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from lightning_maml.checks import check_not_negative, check_positive, check_whole
 
-__all__ = ["PPO", "TRPO", "Outer"]
-
 
 class Outer(Protocol):
     """An outer objective; log-probabilities are those of the adapted policies."""

@@ -15,8 +15,6 @@ from lightning_maml.checks import check_whole
 from lightning_maml.rl.module import MetaRLModule
 from lightning_maml.rl.rollouts import Rollouts
 
-__all__ = ["PlotTrajectories", "trajectories_figure"]
-
 COLORS = ("#9a9a9a", "#e69f00", "#0072b2")  # before, after the first step, after the last
 
 

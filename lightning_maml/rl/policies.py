@@ -19,8 +19,6 @@ from lightning_maml.inner import Parameters
 from lightning_maml.networks.layers import Layers
 from lightning_maml.networks.mlp import MLP
 
-__all__ = ["CategoricalPolicy", "GaussianPolicy", "Policy"]
-
 LOG_2PI = math.log(2 * math.pi)
 
 

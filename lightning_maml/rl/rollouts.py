@@ -6,8 +6,6 @@ from dataclasses import dataclass, fields, replace
 
 from torch import Tensor
 
-__all__ = ["Rollouts"]
-
 
 @dataclass(frozen=True, eq=False)
 class Rollouts:

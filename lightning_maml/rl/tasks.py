@@ -10,8 +10,6 @@ from torch import Tensor
 from lightning_maml.data.stream import Stage, TaskStream
 from lightning_maml.rl.environments import Environment
 
-__all__ = ["EnvironmentTasks"]
-
 
 class EnvironmentTasks(TaskStream):
     """Tasks of an environment for any :class:`~lightning.pytorch.Trainer`: batches ``[T, G]`` of goals or the like.

@@ -12,8 +12,6 @@ from lightning_maml.rl.adaptation import MetaObjective
 from lightning_maml.rl.outer import TRPO
 from lightning_maml.rl.rollouts import Rollouts
 
-__all__ = ["trust_region_step"]
-
 
 def trust_region_step(
     objective: MetaObjective, rollouts: Sequence[Rollouts], mean: Callable[[Tensor], Tensor] = lambda values: values

@@ -26,8 +26,6 @@ from lightning_maml.tasks import Set
 if TYPE_CHECKING:
     from lightning_maml.kernels.conv_adapt import Network
 
-__all__ = ["ConvAdapt", "Convolutional", "recognise"]
-
 _KNOWN = {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear, *MEANS}
 
 

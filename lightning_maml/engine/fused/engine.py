@@ -25,8 +25,6 @@ from lightning_maml.engine.fused.sgd_update import FlatLoop, flat_loop_refuses
 from lightning_maml.inner import Parameters
 from lightning_maml.tasks import Set, TaskBatch
 
-__all__ = ["Fused"]
-
 
 @dataclass(frozen=True)
 class Fused(Engine):

@@ -24,8 +24,6 @@ from lightning_maml.engine.fused.operator import (
 )
 from lightning_maml.tasks import Set
 
-__all__ = ["MlpAdapt", "Perceptron", "Precision", "recognise"]
-
 Precision = Literal["tf32x3", "ieee", "tf32", "bf16"]
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.GELU: "gelu"}

@@ -18,20 +18,6 @@ from lightning_maml.inner import InnerLoop, Parameters
 from lightning_maml.meta_gradient import Query
 from lightning_maml.tasks import Set
 
-__all__ = [
-    "Named",
-    "Operator",
-    "OperatorLoop",
-    "Recognised",
-    "UnrecognisedError",
-    "check_sets",
-    "layers_of",
-    "needs_compiler",
-    "other_labels",
-    "rates_of",
-    "shapes_of",
-]
-
 Named = list[tuple[str, Any]]  # modules
 
 

@@ -15,8 +15,6 @@ from lightning_maml.engine.loop import TaskLoop
 from lightning_maml.inner import Parameters, Slope, State, norms
 from lightning_maml.tasks import Set
 
-__all__ = ["FlatLoop", "flat_loop_refuses"]
-
 ROW = "row"
 
 
