@@ -1,8 +1,8 @@
 """C for the CPU at hand: builds a source with the machine's C compiler, keeps the library, loads it.
 
-A library is built for this very processor in some seconds, once for each dtype, and kept between runs in
-``$LIGHTNING_MAML_CACHE`` (``~/.cache/lightning_maml``), by a name that source, compiler and processor decide. Limits,
-and the order of names that are numbers in C, stand in Python alone: a source is compiled with them.
+A library is built for this very processor in some seconds, once for each dtype, and kept between runs (``cache.py``) by
+a name that source, compiler and processor decide. Limits, and the order of names that are numbers in C, stand in
+Python alone: a source is compiled with them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -22,12 +21,16 @@ from typing import ClassVar
 
 import torch
 
+from lightning_maml.kernels.cache import kept
+
 __all__ = ["Problem", "failure", "load"]
 
 FLAGS = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
 FLAGS += ["-Werror=switch"]  # what Python has a name for and C no case
 # what not every compiler knows, the best first; without OpenMP all tasks run in one thread
 CHOICES = (["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"], ["-mcpu=native"], [])
+PATIENCE = 120
+"""Seconds that a call of the compiler may take: a large one takes ten."""
 RETURNS = ("done", "out_of_range", "no_memory", "unknown")
 """What ``adapt`` says, in the order of its numbers."""
 _REALS = {torch.float32: ("float", "int32_t"), torch.float64: ("double", "int64_t")}
@@ -40,13 +43,34 @@ class Problem(ctypes.Structure):
     """What the source is compiled with: limits, and names whose order makes their numbers."""
 
 
-def _compiler() -> list[str] | str:
-    """The command of the C compiler: ``$CC``, or the first of ``cc``, ``gcc`` and ``clang``; or why there is none."""
-    named = shlex.split(os.environ.get("CC", ""))
+def _compiler() -> list[str]:
+    """The command of the C compiler: ``$CC``, or the first of ``cc``, ``gcc`` and ``clang``.
+
+    Raises:
+        RuntimeError: there is none, with the reason.
+    """
+    try:
+        named = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise RuntimeError(f"$CC is no command: {error}") from None
     for command in [named] if named else [["cc"], ["gcc"], ["clang"]]:
         if shutil.which(command[0]):
             return command
-    return f"{named[0]!r} of $CC is not found" if named else "there is no C compiler: neither cc nor gcc nor clang"
+    if named:
+        raise RuntimeError(f"{named[0]!r} of $CC is not found")
+    raise RuntimeError("there is no C compiler: neither cc nor gcc nor clang")
+
+
+def _run(call: list[str]) -> subprocess.CompletedProcess[str]:
+    """What a call of the compiler says.
+
+    Raises:
+        RuntimeError: it takes too long.
+    """
+    try:
+        return subprocess.run(call, capture_output=True, text=True, errors="replace", timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{shlex.join(call)} did not end within {PATIENCE} s") from None
 
 
 @lru_cache
@@ -55,31 +79,25 @@ def load(source: Path, dtype: torch.dtype, problem: type[Problem]) -> ctypes.CDL
 
     Its function ``adapt`` takes a pointer to a ``problem``, and returns a number of :data:`RETURNS`.
     """
-    command = _compiler()
-    if isinstance(command, str):
-        return command
     real, integer = _REALS[dtype]
     constants = {"REAL": real, "INTEGER": integer, "RETURNS": RETURNS, **problem.constants}
     definitions = [
         f"-D{name}={value if isinstance(value, int | str) else ','.join(value).upper()}"
         for name, value in constants.items()
     ]
-    version = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
     shared = Path(__file__).parent  # where the headers are
-    text = [
-        source.read_text(),
-        *(header.read_text() for header in sorted(shared.glob("*.h"))),
-        str((FLAGS, CHOICES, command, definitions)),
-        version,
-        _processor(),
-    ]
-    name = f"{source.parent.name}_{real}_{hashlib.sha256(''.join(text).encode()).hexdigest()[:24]}.so"
     try:
-        folder = Path(os.environ.get("LIGHTNING_MAML_CACHE") or Path.home() / ".cache" / "lightning_maml")
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / name).exists():
-            _build([*command, *FLAGS, *definitions, f"-I{shared}", str(source)], folder / name)
-        library = ctypes.CDLL(str(folder / name))
+        command = _compiler()
+        text = [
+            source.read_text(),
+            *(header.read_text() for header in sorted(shared.glob("*.h"))),
+            str((FLAGS, CHOICES, command, definitions)),
+            _run([*command, "--version"]).stdout,
+            _processor(),
+        ]
+        key = f"{source.parent.name}_{real}_{hashlib.sha256(''.join(text).encode()).hexdigest()[:24]}"
+        call = [*command, *FLAGS, *definitions, f"-I{shared}", str(source)]
+        library = ctypes.CDLL(str(kept(key, lambda built: _build(call, built))))
     except (OSError, RuntimeError) as error:
         return str(error)
     library.size_of_problem.restype = ctypes.c_int64
@@ -109,13 +127,9 @@ def _processor() -> str:
 
 
 def _build(command: list[str], library: Path) -> None:
-    # under another name, then renamed: processes that start at once do not see each other's half
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        built = Path(folder) / library.name
-        for choice in CHOICES:
-            call = [*command, *choice, "-o", str(built), "-lm"]
-            done = subprocess.run(call, capture_output=True, text=True)
-            if done.returncode == 0:
-                built.replace(library)
-                return
+    for choice in CHOICES:
+        call = [*command, *choice, "-o", str(library), "-lm"]
+        done = _run(call)
+        if done.returncode == 0:
+            return
     raise RuntimeError(f"{shlex.join(call)} failed:\n{done.stderr}")

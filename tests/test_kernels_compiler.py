@@ -154,3 +154,26 @@ def test_what_a_kernel_has_no_case_for_is_refused(change):
     kernel_of = {"activation": "relu", "loss": "mse", **change}
     with pytest.raises(Exception, match=f"Expected a known {next(iter(change)).upper()}"):
         perceptrons.launch(perceptrons.operands([2, 3], "mse", tasks=1, steps=1), [2, 3], **kernel_of)
+
+
+@pytest.mark.parametrize(
+    "script,reason",
+    [
+        ("sleep 60", "cc --version did not end within 0.3 s"),
+        ('[ "$1" = --version ] || sleep 60', r"-lm did not end within 0.3 s"),
+        (r"printf '\377\376 is no UTF-8' >&2; exit 1", "(?s)failed:.*\ufffd\ufffd is no UTF-8"),
+    ],
+)
+def test_a_compiler_that_hangs_or_babbles_is_a_reason(script, reason, monkeypatch, tmp_path):
+    path = tmp_path / "cc"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("LIGHTNING_MAML_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CC", str(path))
+    monkeypatch.setattr(compiler, "PATIENCE", 0.3)
+    compiler.load.cache_clear()
+    try:
+        assert re.search(reason, str(mlp_adapt.unavailable()))
+        assert not list((tmp_path / "cache").glob("*"))
+    finally:
+        compiler.load.cache_clear()

@@ -174,7 +174,11 @@ def test_compiled_reads_nothing_that_it_did_not_write(own_cache, monkeypatch):
 
 @pytest.mark.parametrize(
     "compiler,reason",
-    [("no-such-compiler", "'no-such-compiler' of \\$CC is not found"), ("false", "false .* failed")],
+    [
+        ("no-such-compiler", "'no-such-compiler' of \\$CC is not found"),
+        ("false", "false .* failed"),
+        ("gcc '", r"\$CC is no command: No closing quotation"),
+    ],
 )
 def test_without_a_compiler(compiler, reason, own_cache, monkeypatch):
     monkeypatch.setenv("CC", compiler)
