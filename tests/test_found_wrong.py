@@ -328,12 +328,19 @@ def test_compiled_graphs_run_it_too(algorithm):
     assert relative_error(*gradients) < 1e-9
 
 
-def test_first_order_takes_pull_and_decay_as_constants():
+@pytest.mark.parametrize(
+    "inner,engines",
+    [
+        (SGD(LR, STEPS, proximal=0.5, weight_decay=0.1), ["eager", *list(ENGINES.values())[:3]]),
+        (SGD(LR, STEPS, weight_decay=0.1), ["eager", *list(ENGINES.values())[:4]]),
+        (SGD(LR, STEPS, weight_decay=0.1, momentum=0.5, max_norm=0.3), ["eager", *list(ENGINES.values())[:4]]),
+    ],
+)
+def test_first_order_takes_pull_and_decay_as_constants(inner, engines):
     module, tasks = make_problem("mlp", "mse")
-    algorithm = Algorithm(SGD(LR, STEPS, proximal=0.5, weight_decay=0.1), FirstOrder())
+    algorithm = Algorithm(inner, FirstOrder())
     gradients = [
-        meta_gradient(module, meta_loss(module, algorithm, tasks, loss="mse", engine=engine))
-        for engine in ("eager", "batched", ENGINES["checkpoint"])
+        meta_gradient(module, meta_loss(module, algorithm, tasks, loss="mse", engine=engine)) for engine in engines
     ]
     adapted = adapt(module, algorithm, tasks.support_inputs, tasks.support_targets, loss="mse", engine="eager")
     expected = [torch.zeros_like(parameter) for parameter in module.parameters()]

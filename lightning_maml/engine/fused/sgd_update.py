@@ -54,15 +54,19 @@ class FlatLoop(TaskLoop):
             settings |= {name: getattr(part, name) for name in ("factors", "factor", "mu") if hasattr(part, name)}
         factors = settings["factors"](norms(gradient)) if "factors" in settings else None
         rows, buffer = phi[ROW], state if isinstance(state, Tensor) else None
+        decay = settings.get("factor", 0.0)
+        known = rows.detach() if order == 1 and decay else rows  # what decays is a constant then, as the gradient is
         following, after = sgd_update(
-            rows,
+            known,
             gradient[ROW],
             self._rate(step, rows),
             factors,
-            settings.get("factor", 0.0),
+            decay,
             buffer,
             settings.get("mu", 0.0),
         )
+        if known is not rows:
+            following = following + (rows - known)
         return {ROW: following}, () if after is None else after
 
     def _rate(self, step: int, like: Tensor) -> Tensor:
