@@ -54,7 +54,7 @@ def _trainer(folder: Path, **options: Any) -> Trainer:
         (maml(0.1, 2), {"outer": TRPO()}),
         (maml(0.1, 1), {"kl_penalty": 0.1, "exploration": 0.1, "outer": PPO(epochs=2), "gradient_clip_val": 0.5}),
         (meta_sgd(0.1, 1), {"estimator": "loaded_dice"}),
-        (pretrained(0.1, 1), {"engine": "eager"}),
+        (pretrained(0.1, 1), {"engine": "eager", "kl_penalty": 0.1}),
     ],
     ids=["ppo", "trpo", "promp", "meta_sgd", "pretrained"],
 )
