@@ -383,11 +383,14 @@ def draw(chance: random.Random, engine: str) -> Drawn:
     network = chance.choice([*NETWORKS, *images]) if chance.random() < 2 * odd else chance.choice(["mlp", *images[:1]])
     start = pick(STARTS, "meta")
     options = [name for name in OPTIONS if chance.random() < odd / 5]
-    if "norm" in network or network in ("conv4", "own mean"):  # a bias before a norm has a gradient of 0 and a bit
+    loop = pick(LOOPS, "SGD")
+    if "norm" in network or network in ("conv4", "own mean"):
+        # a bias before a norm has a gradient of 0 and a bit, of which these make a step
         options = [name for name in options if name != "sign"]
+        loop = "SGD" if loop == "Adam" else loop
     return Drawn(
         network=network,
-        loop=pick(LOOPS, "SGD"),
+        loop=loop,
         rates=pick(RATES, "number"),
         options=tuple(options),
         start=start,
