@@ -7,6 +7,7 @@ import random
 import warnings
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -72,13 +73,8 @@ class Learn2LearnTasks(TaskStream):
             if val is not None or test is not None:
                 raise ValueError("Expected no `val` and no `test` beside get_tasksets(...), which has its own.")
             train, val, test = train.train, train.validation, train.test
-        super().__init__(
-            tasks_per_batch,
-            batches_per_epoch=batches_per_epoch,
-            val_tasks=0 if val is None else val_tasks,
-            test_tasks=0 if test is None else test_tasks,
-            seed=seed,
-        )
+        val_tasks, test_tasks = (0 if val is None else val_tasks), (0 if test is None else test_tasks)
+        super().__init__(tasks_per_batch, batches_per_epoch, val_tasks, test_tasks, seed)
         test_ways = ways if test_ways is None else test_ways
         test_shots = shots if test_shots is None else test_shots
         test_queries = queries if test_queries is None else test_queries
@@ -156,19 +152,11 @@ def import_learn2learn() -> ModuleType:
     Raises:
         ImportError: it is not installed; the message says how it installs.
     """
-    notices: dict[str, str] = {}
-    kept: dict[str, str] = {}
     try:
-        notices = importlib.import_module("gym_notices.notices").notices
-        kept = dict(notices)
-        notices.clear()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with patch.dict("gym_notices.notices.notices", clear=True), warnings.catch_warnings(action="ignore"):
             return importlib.import_module("learn2learn")
     except ImportError as error:
         raise ImportError(f"{INSTALL}\nThe import says: {error}") from error
-    finally:
-        notices.update(kept)
 
 
 def _seed(seed: int) -> None:

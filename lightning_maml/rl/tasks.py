@@ -56,6 +56,3 @@ class EnvironmentTasks(TaskStream):
     def build(self, stage: Stage, drawn: tuple[Tensor, ...], device: torch.device) -> Any:
         """The same on the device."""
         return drawn[0].to(device)
-
-    def _in_precision(self, tasks: Any) -> Any:
-        return self.trainer.precision_plugin.convert_input(tasks) if self.trainer else tasks
