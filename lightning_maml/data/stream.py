@@ -103,8 +103,7 @@ class TaskStream(LightningDataModule):
             position: 0, 1, 2, ...: in training without end, otherwise up to the last batch of the fixed list, which
                 may be smaller than ``tasks_per_batch``.
             device: where the tasks are made.
-            rank: this process.
-            world_size: the number of processes.
+            rank, world_size: this process, and the number of processes.
 
         Raises:
             ValueError: ``stage`` or ``position`` is out of range, or the share is empty.
