@@ -74,8 +74,7 @@ class OmniglotTasks(TaskStream):
         self.ways, self.shots, self.queries = ways, shots, queries
         self.test_shots, self.test_queries = test_shots, test_queries
         self.rotations: Rotations = rotations
-        self.split, self.split_seed = tuple(split), split_seed
-        self.download = download
+        self.split, self.split_seed, self.download = tuple(split), split_seed, download
 
     def prepare_data(self) -> None:
         """Downloads the official archives where asked to; Lightning calls it in one process only."""
