@@ -9,9 +9,6 @@ from torch import Tensor
 
 from lightning_maml.rl.rollouts import Rollouts
 
-LARGEST = 10.0  # observations are clipped to this in the baseline's features, as in rllab
-RIDGE = 1e-5
-
 
 @dataclass(frozen=True)
 class Advantages:
@@ -77,20 +74,19 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, gae_lamb
 def linear_feature_baseline(rollouts: Rollouts, returns: Tensor) -> Tensor:
     """The values ``[T, N, H]`` of a least-squares fit to ``returns [T, N, H]``, one fit for each task.
 
-    Features are the observation, its square, the time ``t = step / 100``, its square and cube, and 1, with a ridge of
-    1e-5, solved in float64.
+    Features are the observation, clipped to 10 as in rllab, its square, the time ``t = step / 100``, its square and
+    cube, and 1, with a ridge of 1e-5, solved in float64.
 
     Reference:
         Duan, Chen, Houthooft, Schulman, Abbeel, "Benchmarking Deep Reinforcement Learning for Continuous Control",
         ICML 2016.
     """
     tasks, trajectories, horizon = returns.shape
-    seen = rollouts.observations.double().clamp(-LARGEST, LARGEST)
-    time = torch.arange(horizon, dtype=seen.dtype, device=seen.device).view(1, 1, -1, 1) / 100
-    time = time.expand(tasks, trajectories, -1, -1)
+    seen = rollouts.observations.double().clamp(-10, 10)
+    time = (torch.arange(horizon).to(seen) / 100).unsqueeze(1).expand(tasks, trajectories, -1, -1)
     features = torch.cat([seen, seen.square(), time, time.square(), time**3, torch.ones_like(time)], -1)
     features = (features * rollouts.mask.unsqueeze(-1)).flatten(1, 2)  # [T, N H, F]
-    ridge = RIDGE * torch.eye(features.shape[-1], dtype=seen.dtype, device=seen.device)
+    ridge = 1e-5 * torch.eye(features.shape[-1]).to(seen)
     targets = (returns.double() * rollouts.mask).flatten(1).unsqueeze(-1)
     weights = torch.linalg.solve(features.mT @ features + ridge, features.mT @ targets)
     return (features @ weights).view(returns.shape).to(returns)

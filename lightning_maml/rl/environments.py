@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -51,6 +52,7 @@ class Collect(Protocol):
         """New rollouts of the tasks under ``parameters {name: [T, *shape]}``, reached after ``step`` inner steps."""
 
 
+@dataclass(frozen=True, eq=False)
 class Collector:
     """A :class:`Collect` that runs a policy in an environment.
 
@@ -65,17 +67,14 @@ class Collector:
         ValueError: policy and environment do not fit each other.
     """
 
-    def __init__(
-        self,
-        environment: Environment,
-        policy: Policy,
-        tasks: Tensor,
-        trajectories: int,
-        constants: Parameters | None = None,
-    ) -> None:
-        check_fit(environment, policy)
-        self.environment, self.policy, self.tasks, self.trajectories = environment, policy, tasks, trajectories
-        self.constants = constants or {}
+    environment: Environment
+    policy: Policy
+    tasks: Tensor
+    trajectories: int
+    constants: Parameters | None = None
+
+    def __post_init__(self) -> None:
+        check_fit(self.environment, self.policy)
 
     @torch.no_grad()
     def __call__(self, parameters: Parameters, step: int) -> Rollouts:
@@ -85,12 +84,12 @@ class Collector:
         running = torch.ones(seen.shape[:2], dtype=seen.dtype, device=seen.device)
         steps = []
         for _ in range(environment.horizon):
-            output = policy.outputs(parameters, self.constants, seen)
+            output = policy.outputs(parameters, self.constants or {}, seen)
             action = policy.sample(output)
-            state, following, reward, done = environment.step(self.tasks, state, action)
-            steps.append((seen, action, output, reward * running, running))
+            before = seen
+            state, seen, reward, done = environment.step(self.tasks, state, action)
+            steps.append((before, action, output, reward * running, running))
             running = running * ~done
-            seen = following
         observations, actions, outputs, rewards, mask = (torch.stack(parts, 2) for parts in zip(*steps, strict=True))
         log_probs = policy.log_probs(outputs, actions)
         return Rollouts(observations, actions, outputs, log_probs, rewards, mask, torch.zeros_like(mask))

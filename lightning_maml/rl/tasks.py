@@ -41,11 +41,7 @@ class EnvironmentTasks(TaskStream):
         seed: int = 0,
     ) -> None:
         super().__init__(
-            tasks_per_batch,
-            batches_per_epoch=batches_per_epoch,
-            val_tasks=val_tasks,
-            test_tasks=test_tasks,
-            seed=seed,
+            tasks_per_batch, batches_per_epoch=batches_per_epoch, val_tasks=val_tasks, test_tasks=test_tasks, seed=seed
         )
         self.environment = environment
 
