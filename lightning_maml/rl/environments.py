@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,16 +46,14 @@ class Environment(ABC):
         """
 
 
-class Collect(Protocol):
-    """Where an inner loop's data come from: rollouts of the parameters it has reached, in place of fixed tensors."""
-
-    def __call__(self, parameters: Parameters, step: int) -> Rollouts:
-        """New rollouts of the tasks under ``parameters {name: [T, *shape]}``, reached after ``step`` inner steps."""
+Collect = Callable[[Parameters, int], Rollouts]
+"""Where an inner loop's data come from: new rollouts of the tasks under the parameters ``{name: [T, *shape]}`` that it
+has reached, and after how many inner steps, in place of fixed tensors."""
 
 
 @dataclass(frozen=True, eq=False)
 class Collector:
-    """A :class:`Collect` that runs a policy in an environment.
+    """A :data:`Collect` that runs a policy in an environment.
 
     Args:
         environment: where.
@@ -78,7 +77,7 @@ class Collector:
 
     @torch.no_grad()
     def __call__(self, parameters: Parameters, step: int) -> Rollouts:
-        """See :class:`Collect`; advantages are zeros."""
+        """See :data:`Collect`; advantages are zeros."""
         environment, policy = self.environment, self.policy
         state, seen = environment.reset(self.tasks, self.trajectories)
         running = torch.ones(seen.shape[:2], dtype=seen.dtype, device=seen.device)

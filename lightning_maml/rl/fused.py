@@ -6,7 +6,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +14,10 @@ from lightning_maml.engine.fused.mlp_adapt import Perceptron, recognise
 from lightning_maml.engine.fused.operator import UnrecognisedError
 from lightning_maml.engine.structure import changed
 from lightning_maml.inner import Parameters
-from lightning_maml.rl.outer import PPO
-from lightning_maml.rl.policies import CategoricalPolicy, Deviation, GaussianPolicy
+from lightning_maml.rl.estimators import Estimator
+from lightning_maml.rl.outer import PPO, Outer
+from lightning_maml.rl.policies import CategoricalPolicy, Deviation, GaussianPolicy, Policy
 from lightning_maml.rl.rollouts import Rollouts
-
-if TYPE_CHECKING:
-    from lightning_maml.rl.adaptation import MetaObjective
 
 _KINDS = {"lvc": "ratio", "maml": "log_probability", "first_order": "log_probability"}  # of the estimators
 
@@ -74,13 +71,12 @@ class PolicyGradient:
         return None
 
 
-def find(objective: MetaObjective) -> PolicyGradient:
-    """What computes the inner gradients of an objective.
+def find(policy: Policy, estimator: str | Estimator, outer: Outer, adapted: Parameters) -> PolicyGradient:
+    """What computes the inner gradients of an objective whose tasks have parameters ``adapted`` of their own.
 
     Raises:
         UnrecognisedError: nothing here does.
     """
-    policy, estimator = objective.policy, objective.estimator
     if type(policy) not in (GaussianPolicy, CategoricalPolicy):
         raise UnrecognisedError(
             f"the policy is a {type(policy).__name__}, neither a GaussianPolicy nor a CategoricalPolicy."
@@ -89,20 +85,18 @@ def find(objective: MetaObjective) -> PolicyGradient:
         raise UnrecognisedError(f"the policy has {what}.")
     if not isinstance(estimator, str) or estimator not in _KINDS:
         raise UnrecognisedError(f"the estimator is {estimator!r}, none of {sorted(_KINDS)}.")
-    if type(objective.outer) is not PPO:
+    if type(outer) is not PPO:
         raise UnrecognisedError(
-            f"the outer loss is {type(objective.outer).__name__}, none of PPO: TRPO takes third derivatives of the "
+            f"the outer loss is {type(outer).__name__}, none of PPO: TRPO takes third derivatives of the "
             "inner loss, and its operator for policies has none."
         )
-    fixed = {name for name, _ in policy.named_parameters()} - set(objective.split()[0])
-    if not fixed <= {"deviation.log_std"}:
+    if not {name for name, _ in policy.named_parameters()} - adapted.keys() <= {"deviation.log_std"}:
         raise UnrecognisedError("a part of the policy other than its deviation does not adapt.")
-    deviations = [layer for layer in policy.children() if type(layer) is Deviation]
-    layers = [(name, layer) for name, layer in policy.named_children() if layer not in deviations]
-    if any(map(changed, deviations)) or len(deviations) != isinstance(policy, GaussianPolicy):
-        raise UnrecognisedError("the policy's deviation was changed.")
-    found = recognise(nn.Sequential(OrderedDict(layers)))
-    if isinstance(policy, CategoricalPolicy):
-        return PolicyGradient(found, "categorical", _KINDS[estimator])
-    others = {name: value.shape for name, value in policy.named_parameters() if name not in found.shapes}  # log_std
-    return PolicyGradient(replace(found, shapes=found.shapes | others), "gaussian", _KINDS[estimator])
+    layers, distribution = OrderedDict(policy.named_children()), "categorical"
+    if isinstance(policy, GaussianPolicy):
+        deviation, distribution = layers.pop("deviation", None), "gaussian"
+        if type(deviation) is not Deviation or changed(deviation):
+            raise UnrecognisedError("the policy's deviation was changed.")
+    found = recognise(nn.Sequential(layers))
+    shapes = found.shapes | {name: value.shape for name, value in policy.named_parameters()}  # with log_std at the end
+    return PolicyGradient(replace(found, shapes=shapes), distribution, _KINDS[estimator])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -124,14 +125,13 @@ class MetaRLModule(MetaTraining):
         if not isinstance(algorithm, Algorithm):
             raise TypeError(f"Expected `algorithm` to be one such as maml(lr=0.1, steps=1) but got {algorithm!r}.")
         check_fit(environment, policy)
-        outer = PPO() if outer is None else outer
         check_whole(1, trajectories=trajectories, test_trajectories=test_trajectories)
         super().__init__(
             "policy",
             policy,
             algorithm,
             values=["return"],
-            optimizer=optimizer or torch.optim.Adam,
+            optimizer=optimizer or (partial(torch.optim.SGD, lr=1.0) if isinstance(outer, TRPO) else torch.optim.Adam),
             scheduler=scheduler,
             test_steps=test_steps,
             gradient_clip_val=gradient_clip_val,
@@ -150,29 +150,13 @@ class MetaRLModule(MetaTraining):
             self.save_hyperparameters(ignore=["environment"])  # an object; the command line links it to the data
         self.automatic_optimization = False  # several outer steps with the same rollouts
         self.environment = environment
-        self.objective = MetaObjective(
-            policy,
-            self.algorithm,
-            estimator,
-            outer,
-            advantages or Advantages(),
-            kl_penalty,
-            exploration,
-            engine,
-        )
-        self.trajectories = trajectories
-        self.test_trajectories = test_trajectories
-        self.test_rates = test_rates
+        losses = estimator, outer or PPO(), advantages or Advantages(), kl_penalty, exploration
+        self.objective = MetaObjective(policy, self.algorithm, *losses, engine)
+        self.trajectories, self.test_trajectories, self.test_rates = trajectories, test_trajectories, test_rates
 
     def forward(self, observations: Tensor) -> Tensor:
         """The policy's outputs before any adaptation: ``[N, O] -> [N, P]``."""
         return self.policy(observations)
-
-    def configure_optimizers(self) -> Any:
-        """The outer optimiser over policy and learned rates; for TRPO one that adds its step as it is."""
-        if isinstance(self.objective.outer, TRPO):
-            return torch.optim.SGD(self._trained(), lr=1.0)
-        return super().configure_optimizers()
 
     def _trained(self) -> list[Tensor]:
         return self.objective.leaves
@@ -188,8 +172,7 @@ class MetaRLModule(MetaTraining):
         return [rollouts for _, rollouts in self._path(tasks, steps)]
 
     def _path(self, tasks: Tensor, steps: int | None) -> list[tuple[Parameters, Rollouts]]:
-        rates = self.test_rates
-        steps = self.test_steps if steps is None else steps
+        rates, steps = self.test_rates, self.test_steps if steps is None else steps
         if rates is not None and steps > len(rates):
             raise ValueError(f"Expected at most {len(rates)} steps, of which there are `test_rates`, but got {steps}.")
         with torch.inference_mode(False):  # which Lightning evaluates in, and no inner step can be taken in
@@ -197,18 +180,17 @@ class MetaRLModule(MetaTraining):
             return list(self.objective.adapt(collect, len(tasks), steps, rates))
 
     def _collector(self, tasks: Tensor, trajectories: int) -> Collector:
-        _, constants = self.objective.split()
-        return Collector(self.environment, self.policy, tasks, trajectories, constants)
+        return Collector(self.environment, self.policy, tasks, trajectories, self.objective.split()[1])
 
     # Training
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         """One meta-iteration: rollouts, then the outer steps."""
-        start = time.monotonic()
-        objective = self.objective
+        start, objective = time.monotonic(), self.objective
         optimizer: Any = self.optimizers()
-        path = objective.adapt(self._collector(batch, self.trajectories), len(batch), objective.training_steps)
-        rollouts = [part for _, part in path]
+        scheduler: Any = self.lr_schedulers()
+        collect = self._collector(batch, self.trajectories)
+        rollouts = [part for _, part in objective.adapt(collect, len(batch), objective.training_steps)]
         share = len(batch) / self._counts(len(batch))[0]  # this process's, of the tasks of all processes
         for _ in range(objective.outer.epochs):
             objective = self.objective.at(self.global_step)  # which counts outer steps, and goes on after resuming
@@ -228,14 +210,12 @@ class MetaRLModule(MetaTraining):
             for leaf, gradient in zip(objective.leaves, gradients, strict=True):
                 leaf.grad = gradient
             optimizer.step()
-        if self.scheduler is not None and (scheduler := self.lr_schedulers()) is not None:
-            scheduler.step()  # type: ignore[union-attr]
+        if scheduler is not None:
+            scheduler.step()
         before, after = (self._sum(part.returns.mean() * share) for part in (rollouts[0], rollouts[-1]))
         self.log_dict({"train/return_before": before, "train/return_after": after}, prog_bar=True, batch_size=1)
-        seconds = time.monotonic() - start
-        more = {"loss": loss, "kl": kl, "meta_gradient_norm": norm, "seconds": torch.tensor(seconds)}
-        self.log_dict({f"train/{name}": value for name, value in more.items()}, batch_size=1)
-        self.log_dict(self._place(), batch_size=1)
+        more: dict[str, Any] = {"loss": loss, "kl": kl, "meta_gradient_norm": norm, "seconds": time.monotonic() - start}
+        self.log_dict({f"train/{name}": value for name, value in more.items()} | self._place(), batch_size=1)
 
     @property
     def _iteration(self) -> int:
