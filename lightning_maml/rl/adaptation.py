@@ -14,17 +14,15 @@ from torch import Tensor
 from lightning_maml.checks import check_not_negative, check_one_of
 from lightning_maml.coverage import ROLLOUTS, refused
 from lightning_maml.engine import Batched, Engine, Fused
-from lightning_maml.engine.fused.operator import UnrecognisedError
 from lightning_maml.inner import Parameters, tensors_of
 from lightning_maml.learner import Algorithm
 from lightning_maml.meta_gradient import Query, training_steps
 from lightning_maml.rl.advantages import Advantages
-from lightning_maml.rl.environments import Collect
+from lightning_maml.rl.environments import Collect, Rollouts
 from lightning_maml.rl.estimators import ESTIMATORS, Estimator
 from lightning_maml.rl.fused import PolicyGradient, find
 from lightning_maml.rl.outer import PPO, TRPO, Outer
 from lightning_maml.rl.policies import Policy
-from lightning_maml.rl.rollouts import Rollouts
 
 CACHED_ROWS = 16384  # of the tasks run at once on a CPU: fewer calls against less cache; measured for 2x100 units
 
@@ -51,20 +49,8 @@ class MetaObjective:
               \phi_{k+1} = \phi_k - \alpha \nabla L_{inner}(\phi_k; \tau_k), \; \tau_k \sim \pi_{\phi_k}
 
     Args:
-        policy: what is meta-learned.
-        algorithm: an inner loop of plain gradient steps, and a rule: as of ``maml``, ``fomaml``, ``anil``,
-            ``meta_sgd`` or ``pretrained``, which trains on the rollouts of the policy as it is.
-        estimator: the inner loss, one of :data:`ESTIMATORS`, or a function like them.
-        outer: the outer loss.
-        kl_penalty: eta, ProMP's penalty ``eta KL(old || new)`` of the policies before each inner step, their mean.
-        exploration: the weight of E-MAML's term, which credits the inner rollouts with what came of them: minus
-            ``weight / H sum_i sum_t log pi(a_it|s_it) R`` of each task, ``R`` its mean return after adaptation,
-            normalised over the tasks.
-        engine: ``"batched"`` runs all tasks at once, a few at a time on a CPU; ``Batched(chunk_size=...)`` says how
-            many. ``"fused"`` does the same with the inner gradients, and the way back through them, by the operator
-            ``policy_gradient``, compiled from C on a CPU: for perceptrons, outside of TRPO, and any estimator but
-            ``loaded_dice``. ``"eager"`` runs one task after another. ``"auto"`` is ``"fused"`` where it runs and there
-            are tasks for its vectors, else ``"batched"``.
+        policy, algorithm, estimator, outer, advantages, kl_penalty, exploration, engine: as of
+            :class:`~lightning_maml.rl.MetaRLModule`.
 
     Raises:
         ValueError: an argument is out of range.
@@ -209,31 +195,23 @@ class MetaObjective:
 
     @cached_property
     def _fused(self) -> PolicyGradient | str:
-        """What computes the inner gradients, or why nothing here does."""
-        try:
-            return find(self.policy, self.estimator, self.outer, self.split()[0])
-        except UnrecognisedError as error:
-            return str(error)
+        return find(self.policy, self.estimator, self.outer, self.split()[0])
 
-    def fused(self, rollouts: Rollouts) -> PolicyGradient | None:
+    def fused(self, rollouts: Rollouts, few: bool = False) -> PolicyGradient | None:
         """What computes the inner gradients of these tasks on the engine ``"fused"``, or None on another one.
+
+        ``few`` says so however few tasks there are, which ``"auto"`` runs on ``"batched"``.
 
         Raises:
             NotImplementedError: the engine was asked for and cannot run this; the message says why.
         """
-        operator = self._operator(rollouts)
-        return operator if operator and (self.engine_name == "fused" or operator.fills(rollouts)) else None
-
-    def _operator(self, rollouts: Rollouts) -> PolicyGradient | None:
-        """The same, however few tasks there are."""
-        if isinstance(self._fused, str) or self.engine_name not in ("auto", "fused"):
+        operator, asked = self._fused, self.engine_name == "fused"
+        if isinstance(operator, str) or not (asked or self.engine_name == "auto"):
             return None
-        reason = self._fused.unsupported(self.split()[0], rollouts.rewards)
-        if reason is None:
-            return self._fused
-        if self.engine_name == "fused":
+        reason = operator.unsupported(self.split()[0], rollouts.rewards)
+        if reason is not None and asked:
             raise NotImplementedError(f"Engine 'fused' cannot run this: {reason}")
-        return None
+        return operator if reason is None and (asked or few or operator.fills(rollouts)) else None
 
     def _chunks(self, rollouts: Rollouts) -> list[slice]:
         tasks = len(rollouts)
@@ -241,7 +219,7 @@ class MetaObjective:
         if size is None:
             size = CACHED_ROWS // rollouts.rewards[0].numel() if rollouts.rewards.is_cpu else tasks
         # the operator's tasks come in groups; those left over are a chunk of their own
-        operator = self._operator(rollouts)
+        operator = self.fused(rollouts, few=True)
         group = operator.lanes(rollouts) if operator else 1
         size, whole = max(size // group, 1) * group, tasks // group * group
         return [slice(*ends) for ends in pairwise(sorted({*range(0, whole, size), whole, tasks}))]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_maml.rl.rollouts import Rollouts
+from lightning_maml.rl.environments import Rollouts
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Advantages:
         discount: gamma, of rewards one step later.
         gae_lambda: 1 for returns minus the baseline, without bias; less for less variance, with the baseline's bias.
         baseline: subtract :func:`linear_feature_baseline`; without it the values are 0.
-        normalize: to mean 0 and deviation 1 over the time steps of each task.
+        normalize: to mean 0 and deviation 1 over the time steps of each task that happened.
 
     Raises:
         ValueError: an argument is out of range.
@@ -36,11 +36,15 @@ class Advantages:
 
     def __call__(self, rollouts: Rollouts) -> Rollouts:
         """The rollouts with their advantages ``[T, N, H]``."""
-        values = torch.zeros_like(rollouts.rewards)
+        values, mask = torch.zeros_like(rollouts.rewards), rollouts.mask
         if self.baseline:
             values = linear_feature_baseline(rollouts, discounted_returns(rollouts.rewards, self.discount))
-        advantages = gae(rollouts.rewards, values, rollouts.mask, self.discount, self.gae_lambda)
-        return rollouts.with_advantages(normalized(advantages, rollouts.mask) if self.normalize else advantages)
+        advantages = gae(rollouts.rewards, values, mask, self.discount, self.gae_lambda)
+        if self.normalize:
+            count = mask.sum((1, 2), keepdim=True)
+            centred = (advantages - (advantages * mask).sum((1, 2), keepdim=True) / count) * mask
+            advantages = centred / ((centred.square().sum((1, 2), keepdim=True) / count).sqrt() + 1e-8)
+        return rollouts.with_advantages(advantages)
 
 
 def discounted_returns(rewards: Tensor, discount: float) -> Tensor:
@@ -90,10 +94,3 @@ def linear_feature_baseline(rollouts: Rollouts, returns: Tensor) -> Tensor:
     targets = (returns.double() * rollouts.mask).flatten(1).unsqueeze(-1)
     weights = torch.linalg.solve(features.mT @ features + ridge, features.mT @ targets)
     return (features @ weights).view(returns.shape).to(returns)
-
-
-def normalized(advantages: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0 and deviation 1 over the time steps of each task that happened, ``[T, N, H]``."""
-    count = mask.sum((1, 2), keepdim=True)
-    centred = (advantages - (advantages * mask).sum((1, 2), keepdim=True) / count) * mask
-    return centred / ((centred.square().sum((1, 2), keepdim=True) / count).sqrt() + 1e-8)

@@ -21,11 +21,10 @@ from lightning_maml.metrics import Interval
 from lightning_maml.results import results_table
 from lightning_maml.rl.adaptation import MetaObjective
 from lightning_maml.rl.advantages import Advantages
-from lightning_maml.rl.environments import Collector, Environment, check_fit
+from lightning_maml.rl.environments import Collector, Environment, Rollouts, check_fit
 from lightning_maml.rl.estimators import Estimator
 from lightning_maml.rl.outer import PPO, TRPO, Outer
 from lightning_maml.rl.policies import Policy
-from lightning_maml.rl.rollouts import Rollouts
 from lightning_maml.rl.trust_region import trust_region_step
 from lightning_maml.training import ClipAlgorithm, LRSchedulerCallable, MetaTraining, OptimizerCallable
 
@@ -65,8 +64,8 @@ class MetaRLModule(MetaTraining):
 
     Args:
         policy: what is meta-learned.
-        algorithm: how tasks adapt and how the meta-gradient is formed, ``maml(lr=0.1, steps=1)`` or another preset of
-            gradient steps; ``pretrained`` is the control, trained on all tasks without adaptation.
+        algorithm: an inner loop of plain gradient steps, and a rule: as of ``maml(lr=0.1, steps=1)``, ``fomaml``,
+            ``anil``, ``meta_sgd`` or ``pretrained``, the control, trained on all tasks without adaptation.
         environment: where; on the command line that of the data.
         estimator: the inner loss: ``"lvc"``, ``"loaded_dice"``, ``"maml"``, ``"first_order"``, see
             :mod:`lightning_maml.rl.estimators`, or a function like these.
@@ -75,9 +74,15 @@ class MetaRLModule(MetaTraining):
         scheduler: makes a learning-rate scheduler from the optimiser; it advances once a meta-iteration.
         trajectories: of each task and inner step in training.
         advantages: discount, baseline and the like.
-        kl_penalty: ProMP's, see :class:`~lightning_maml.rl.MetaObjective`.
-        exploration: the weight of E-MAML's term, see there.
-        engine: ``"auto"``, ``"batched"``, ``"fused"``, ``"eager"`` or an engine object, see there.
+        kl_penalty: eta, ProMP's penalty ``eta KL(old || new)`` of the policies before each inner step, their mean.
+        exploration: the weight of E-MAML's term, which credits the inner rollouts with what came of them: minus
+            ``weight / H sum_i sum_t log pi(a_it|s_it) R`` of each task, ``R`` its mean return after adaptation,
+            normalised over the tasks.
+        engine: ``"batched"`` runs all tasks at once, a few at a time on a CPU; ``Batched(chunk_size=...)`` says how
+            many. ``"fused"`` does the same with the inner gradients, and the way back through them, by the operator
+            ``policy_gradient``, compiled from C on a CPU: for perceptrons, outside of TRPO, and any estimator but
+            ``loaded_dice``. ``"eager"`` runs one task after another. ``"auto"`` is ``"fused"`` where it runs and there
+            are tasks for its vectors, else ``"batched"``.
         test_steps: inner steps in validation and test; by default the algorithm's.
         test_rates: the rate of each of these, where it is not the algorithm's: ``[0.1, 0.05, 0.05]`` halves it.
         test_trajectories: of each task and inner step in validation and test.
@@ -204,8 +209,9 @@ class MetaRLModule(MetaTraining):
             norm = torch.nn.utils.get_total_norm(gradients)
             if not norm.isfinite():
                 raise ValueError(
-                    f"Expected a finite meta-gradient but it is {float(norm)} in meta-iteration {self._iteration}: use "
-                    "a smaller inner rate, or `gradient_clip_val`, and look at the environment's rewards."
+                    f"Expected a finite meta-gradient but it is {float(norm)} in meta-iteration "
+                    f"{self._place()['step']:.0f}: use a smaller inner rate, or `gradient_clip_val`, and look at the "
+                    "environment's rewards."
                 )
             for leaf, gradient in zip(objective.leaves, gradients, strict=True):
                 leaf.grad = gradient
@@ -217,13 +223,9 @@ class MetaRLModule(MetaTraining):
         more: dict[str, Any] = {"loss": loss, "kl": kl, "meta_gradient_norm": norm, "seconds": time.monotonic() - start}
         self.log_dict({f"train/{name}": value for name, value in more.items()} | self._place(), batch_size=1)
 
-    @property
-    def _iteration(self) -> int:
-        """The meta-iteration that runs or has just run, counted from 1."""
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-
     def _place(self) -> dict[str, float]:
-        return {"step": float(self._iteration)}
+        """The meta-iteration that runs or has just run, counted from 1."""
+        return {"step": float(self.trainer.fit_loop.epoch_loop.batch_progress.total.ready)}
 
     # Validation, test, prediction
 

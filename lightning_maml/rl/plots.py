@@ -12,8 +12,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_maml.checks import check_whole
+from lightning_maml.rl.environments import Rollouts
 from lightning_maml.rl.module import MetaRLModule
-from lightning_maml.rl.rollouts import Rollouts
 
 COLORS = ("#9a9a9a", "#e69f00", "#0072b2")  # before, after the first step, after the last
 
@@ -58,9 +58,8 @@ def trajectories_figure(goals: Tensor, rollouts: Sequence[Rollouts], trajectorie
         legend = {"name": "goal", "legendgroup": "goal", "showlegend": task == 1}
         figure.add_scatter(x=[goal[0]], y=[goal[1]], mode="markers", marker=star, row=1, col=task, **legend)
         figure.update_yaxes(scaleanchor=f"x{task if task > 1 else ''}", row=1, col=task)
-    lines = {"zeroline": True, "zerolinecolor": "#dddddd", "gridcolor": "#eeeeee"}
-    figure.update_xaxes(range=[-0.8, 0.8], constrain="domain", **lines)
-    figure.update_yaxes(range=[-0.8, 0.8], constrain="domain", **lines)
+    axis = {"range": [-0.8, 0.8], "zeroline": True, "zerolinecolor": "#dddddd", "gridcolor": "#eeeeee"}
+    figure.update_xaxes(constrain="domain", **axis).update_yaxes(constrain="domain", **axis)
     figure.update_layout(
         template="plotly_white", height=420, width=320 * len(goals) + 40, legend={"orientation": "h", "y": -0.12}
     )

@@ -10,8 +10,8 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from lightning_maml.meta_gradient.implicit import conjugate_gradients
 from lightning_maml.rl.adaptation import MetaObjective
+from lightning_maml.rl.environments import Rollouts
 from lightning_maml.rl.outer import TRPO
-from lightning_maml.rl.rollouts import Rollouts
 
 
 @torch.enable_grad()
@@ -54,17 +54,13 @@ def trust_region_step(
     origin = [leaf.detach().clone() for leaf in leaves]
     try:
         for shortened in range(outer.backtracks):
-            step = [outer.shrink**shortened * part for part in full]
-            _put([start + part for start, part in zip(origin, step, strict=True)], leaves)
+            step = torch._foreach_mul(full, outer.shrink**shortened)
+            with torch.no_grad():
+                torch._foreach_copy_(leaves, torch._foreach_add(origin, step))
             loss, kl = (mean(value.detach()) for value in objective.loss_and_kl(rollouts))
             if loss < before and kl <= outer.max_kl:
-                return step, loss, kl
+                return [*step], loss, kl
     finally:
-        _put(origin, leaves)
+        with torch.no_grad():
+            torch._foreach_copy_(leaves, origin)
     return zeros, before, torch.zeros_like(before)
-
-
-def _put(values: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
-    with torch.no_grad():
-        for leaf, value in zip(leaves, values, strict=True):
-            leaf.copy_(value)
