@@ -30,8 +30,8 @@ class _Goal:
     """What stands before gymnasium's environment among the bases."""
 
     fastest: float | None = None
-    """The goal is a velocity forwards, uniform in [0, fastest], and the reward falls with the distance from it. None: it
-    is a direction, 1 for forwards and -1 for backwards, and the reward is the velocity that way."""
+    """The goal is a velocity forwards, uniform in [0, fastest], and the reward falls with the distance from it. None:
+    it is a direction, 1 for forwards and -1 for backwards, and the reward is the velocity that way."""
     goal_size = 1
 
     def __init__(self, **options: Any) -> None:
