@@ -155,8 +155,10 @@ class MetaRLModule(MetaTraining):
             self.save_hyperparameters(ignore=["environment"])  # an object; the command line links it to the data
         self.automatic_optimization = False  # several outer steps with the same rollouts
         self.environment = environment
-        losses = estimator, outer or PPO(), advantages or Advantages(), kl_penalty, exploration
-        self.objective = MetaObjective(policy, self.algorithm, *losses, engine)
+        outer, advantages = outer or PPO(), advantages or Advantages()
+        self.objective = MetaObjective(
+            policy, self.algorithm, estimator, outer, advantages, kl_penalty, exploration, engine
+        )
         self.trajectories, self.test_trajectories, self.test_rates = trajectories, test_trajectories, test_rates
 
     def forward(self, observations: Tensor) -> Tensor:
