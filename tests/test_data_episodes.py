@@ -124,6 +124,8 @@ def test_restricted_sampler_shares_images_and_keeps_to_its_classes() -> None:
     assert tasks.query_inputs.shape[:2] == (50, 8)
     assert part._images is sampler._images
     assert sampler.sample(1, generator()).query_inputs.shape[:2] == (1, 3)
+    again = part.restricted([13], ways=1).sample(5, generator())  # of classes in an order of their own
+    assert set(labels[again.query_inputs[:, :, 0, 1, 1].long()].flatten().tolist()) == {13}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

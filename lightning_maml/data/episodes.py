@@ -28,8 +28,7 @@ class EpisodeSampler:
         images: ``[M, ...]``, floating, or uint8, which becomes floating in [0, 1] after the gather. Kept on its device.
         labels: ``[M]``, whole numbers; classes may have different numbers of images.
         ways: ``N``, classes of a task.
-        shots: support images of each class.
-        queries: query images of each class.
+        shots, queries: support and query images of each class.
         rotations: of the images' last two dimensions, see :data:`Rotations`.
 
     Raises:
@@ -54,6 +53,7 @@ class EpisodeSampler:
         if rotations != "none" and (images.ndim < 3 or images.shape[-1] != images.shape[-2]):
             raise ValueError(f"Expected square `images` [M, ..., H, H] for rotations but got {list(images.shape)}.")
         self.rotations = rotations
+        self._fold = 4 if rotations == "classes" else 1  # how many classes one of the images' becomes
         self._images = {images.device: images}
         # Rows of one class lie side by side in `_order`: class c has the `_counts[c]` entries from `_starts[c]` on.
         self.classes, inverse, self._counts = torch.unique(labels.cpu(), return_inverse=True, return_counts=True)
@@ -99,13 +99,14 @@ class EpisodeSampler:
         Raises:
             ValueError: a class has no images or comes twice, or the data are too few for such tasks.
         """
-        wanted = torch.tensor(list(classes), dtype=torch.int64)
-        known = torch.isin(wanted, self.classes)
-        if not known.all() or len(set(wanted.tolist())) < len(wanted):
-            raise ValueError(f"Expected `classes` to be labels of images, each once, but got {wanted.tolist()}.")
-        chosen = torch.searchsorted(self.classes, wanted)
+        wanted = torch.tensor(list(classes), dtype=torch.int64).tolist()
+        places = {label: place for place, label in enumerate(self.classes.tolist())}
+        if not places.keys() >= set(wanted) or len(set(wanted)) < len(wanted):
+            raise ValueError(f"Expected `classes` to be labels of images, each once, but got {wanted}.")
+        chosen = [places[label] for label in wanted]
         sampler = copy.copy(self)  # shares the images, on all devices
-        sampler.classes, sampler._counts, sampler._starts = wanted, self._counts[chosen], self._starts[chosen]
+        sampler.classes, sampler._counts = self.classes[chosen], self._counts[chosen]
+        sampler._starts = self._starts[chosen]
         sampler._set_sizes(
             self.ways if ways is None else ways,
             self.shots if shots is None else shots,
@@ -122,43 +123,35 @@ class EpisodeSampler:
             device: where to; by default where the images were given.
         """
         check_whole(1, tasks=tasks)
-        rows, turns = self.draw(tasks, generator)
-        return self.gather(rows, turns, next(iter(self._images)) if device is None else torch.device(device))
+        return self.gather(*self.draw(tasks, generator), next(iter(self._images)) if device is None else device)
 
     def draw(self, tasks: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Rows of the images ``[T, ways, shots + queries]`` and quarter turns ``[T, ways]``, on the CPU."""
-        fourfold = self.rotations == "classes"
-        number = torch.tensor(len(self.classes) * (4 if fourfold else 1))
-        classes = _distinct(number.expand(tasks), self.ways, generator)
-        if fourfold:
-            classes, turns = classes // 4, classes % 4
-        elif self.rotations == "random":
+        number = torch.tensor(len(self.classes) * self._fold)
+        drawn = _distinct(number.expand(tasks), self.ways, generator)
+        classes, turns = drawn // self._fold, drawn % self._fold
+        if self.rotations == "random":
             turns = torch.randint(4, classes.shape, generator=generator)
-        else:
-            turns = torch.zeros_like(classes)
         picks = _distinct(self._counts[classes], self.shots + self.queries, generator)
         return self._order[self._starts[classes].unsqueeze(-1) + picks], turns
 
-    def gather(self, rows: Tensor, turns: Tensor, device: torch.device) -> TaskBatch:
+    def gather(self, rows: Tensor, turns: Tensor, device: torch.device | str) -> TaskBatch:
         """The tasks that :meth:`draw` stands for, on ``device``."""
         device = torch.empty(0, device=device).device  # "cuda" and "cuda:0" are one
         if device not in self._images:
             self._images[device] = next(iter(self._images.values())).to(device)
         images = self._images[device][rows.to(device, non_blocking=True)]
-        tasks, ways = turns.shape
         if self.rotations != "none":
             turned = torch.stack([images.rot90(quarter, (-2, -1)) for quarter in range(4)])
-            task, way = torch.arange(tasks, device=device).unsqueeze(1), torch.arange(ways, device=device)
-            images = turned[turns.to(device, non_blocking=True), task, way]
+            task, way = (torch.arange(number, device=device) for number in turns.shape)
+            images = turned[turns.to(device, non_blocking=True), task.unsqueeze(1), way]
         if not images.is_floating_point():
             images = images.float() / 255
-        labels = torch.arange(ways, device=device).unsqueeze(1).expand(tasks, ways, images.shape[2])
-        support, query = slice(0, self.shots), slice(self.shots, None)
-        return TaskBatch(*(part[:, :, rows].flatten(1, 2) for rows in (support, query) for part in (images, labels)))
+        return split_by_class(images, self.shots)
 
     def _set_sizes(self, ways: int, shots: int, queries: int) -> None:
         check_whole(1, ways=ways, shots=shots, queries=queries)
-        number = len(self.classes) * (4 if self.rotations == "classes" else 1)
+        number = len(self.classes) * self._fold
         if ways > number:
             raise ValueError(f"Expected `ways` to be at most the number of classes, {number}, but got {ways}.")
         fewest = int(self._counts.argmin())
@@ -168,6 +161,13 @@ class EpisodeSampler:
                 f"{self._counts[fewest]} of class {self.classes[fewest]}."
             )
         self.ways, self.shots, self.queries = ways, shots, queries
+
+
+def split_by_class(data: Tensor, shots: int) -> TaskBatch:
+    """Tasks of ``data [T, ways, rows, ...]``: the first ``shots`` rows of a class support, the others are queries."""
+    labels = torch.arange(data.shape[1], device=data.device).unsqueeze(1).expand(data.shape[:3])
+    support, query = slice(0, shots), slice(shots, None)
+    return TaskBatch(*(part[:, :, rows].flatten(1, 2) for rows in (support, query) for part in (data, labels)))
 
 
 def _distinct(sizes: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -204,8 +204,6 @@ def _check_data(images: Tensor, labels: Tensor) -> None:
         )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"Expected `labels` to be whole numbers (int64) but got {labels.dtype}.")
-    if images.is_floating_point():
-        finite = images.isfinite().flatten(1).all(1)
-        if not finite.all():
-            bad = int((~finite).nonzero()[0])
-            raise ValueError(f"Expected `images` to be finite but got NaN or infinity, first in image {bad}.")
+    if images.is_floating_point() and not (finite := images.isfinite().flatten(1).all(1)).all():
+        bad = finite.tolist().index(False)
+        raise ValueError(f"Expected `images` to be finite but got NaN or infinity, first in image {bad}.")

@@ -7,6 +7,7 @@ import random
 import warnings
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_maml.checks import check_whole
+from lightning_maml.data.episodes import split_by_class
 from lightning_maml.data.stream import Stage, TaskStream
 from lightning_maml.tasks import TaskBatch
 
@@ -72,13 +74,8 @@ class Learn2LearnTasks(TaskStream):
             if val is not None or test is not None:
                 raise ValueError("Expected no `val` and no `test` beside get_tasksets(...), which has its own.")
             train, val, test = train.train, train.validation, train.test
-        super().__init__(
-            tasks_per_batch,
-            batches_per_epoch=batches_per_epoch,
-            val_tasks=0 if val is None else val_tasks,
-            test_tasks=0 if test is None else test_tasks,
-            seed=seed,
-        )
+        val_tasks, test_tasks = (0 if val is None else val_tasks), (0 if test is None else test_tasks)
+        super().__init__(tasks_per_batch, batches_per_epoch, val_tasks, test_tasks, seed)
         test_ways = ways if test_ways is None else test_ways
         test_shots = shots if test_shots is None else test_shots
         test_queries = queries if test_queries is None else test_queries
@@ -98,15 +95,10 @@ class Learn2LearnTasks(TaskStream):
     def build(self, stage: Stage, drawn: tuple[Tensor, ...], device: torch.device) -> TaskBatch:
         """Inputs ``[T, ways * rows, ...]`` and labels ``[T, ways * rows]``, both sorted by label."""
         with isolate_rng(include_cuda=False):
-            tasks = [self._task(stage, int(seed)) for seed in drawn[0]]
-        data, labels = (torch.stack(parts).to(device) for parts in zip(*tasks, strict=True))
-        ways, shots, _ = self.sizes[stage]
-        data, labels = torch.unflatten(data, 1, (ways, -1)), torch.unflatten(labels, 1, (ways, -1))
-        support, query = slice(0, shots), slice(shots, None)
-        return TaskBatch(*(part[:, :, rows].flatten(1, 2) for rows in (support, query) for part in (data, labels)))
+            tasks = [self._by_class(stage, self._task(stage, int(seed))) for seed in drawn[0]]
+        return split_by_class(torch.stack(tasks).to(device), self.sizes[stage][1])
 
-    def _task(self, stage: Stage, seed: int) -> tuple[Tensor, Tensor]:
-        """One task's rows, sorted by label: data ``[ways * rows, ...]`` and labels ``[ways * rows]``."""
+    def _task(self, stage: Stage, seed: int) -> Any:
         taskset = self.tasksets[stage]
         _seed(seed)
         if getattr(taskset, "num_tasks", -1) > 0:
@@ -117,17 +109,17 @@ class Learn2LearnTasks(TaskStream):
                 _seed(self._generator(stage, index).initial_seed())
                 taskset.sampled_descriptions[index] = taskset.sample_task_description()
             _seed(seed + 1)
-            task = taskset[index]
-        else:
-            task = taskset.sample()
-        if not isinstance(task, tuple | list) or len(task) != 2 or not all(isinstance(part, Tensor) for part in task):
-            raise ValueError(f"Expected a task of `{stage}` to be (data, labels), two tensors, but got {_brief(task)}.")
-        data, labels = task
-        self._check(stage, data, labels)
-        order = labels.argsort(stable=True)
-        return data[order], labels[order].long()
+            return taskset[index]
+        return taskset.sample()
 
-    def _check(self, stage: Stage, data: Tensor, labels: Tensor) -> None:
+    def _by_class(self, stage: Stage, task: Any) -> Tensor:
+        """The data of a task, ``[ways, shots + queries, ...]``, whose rows may come in any order."""
+        if not isinstance(task, tuple | list) or len(task) != 2 or not all(isinstance(part, Tensor) for part in task):
+            parts = f" of {[type(part).__name__ for part in task]}" if isinstance(task, tuple | list) else ""
+            raise ValueError(
+                f"Expected a task of `{stage}` to be (data, labels), two tensors, but got {type(task).__name__}{parts}."
+            )
+        data, labels = task
         ways, shots, queries = self.sizes[stage]
         rows = ways * (shots + queries)
         if len(data) != rows or labels.shape != (rows,):
@@ -148,6 +140,7 @@ class Learn2LearnTasks(TaskStream):
                 f"Expected shots + queries = {shots} + {queries} rows of each class in a task of `{stage}` but got "
                 f"{counts.tolist()}."
             )
+        return data[labels.argsort(stable=True)].unflatten(0, (ways, -1))
 
 
 def import_learn2learn() -> ModuleType:
@@ -156,28 +149,14 @@ def import_learn2learn() -> ModuleType:
     Raises:
         ImportError: it is not installed; the message says how it installs.
     """
-    notices: dict[str, str] = {}
-    kept: dict[str, str] = {}
     try:
-        notices = importlib.import_module("gym_notices.notices").notices
-        kept = dict(notices)
-        notices.clear()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with patch.dict("gym_notices.notices.notices", clear=True), warnings.catch_warnings(action="ignore"):
             return importlib.import_module("learn2learn")
     except ImportError as error:
         raise ImportError(f"{INSTALL}\nThe import says: {error}") from error
-    finally:
-        notices.update(kept)
 
 
 def _seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - data sets' transforms use the global one
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU's as well
-
-
-def _brief(task: Any) -> str:
-    if isinstance(task, tuple | list):
-        return f"{type(task).__name__} of {[type(part).__name__ for part in task]}"
-    return type(task).__name__

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,6 @@ from lightning_maml.data.stream import Stage, TaskStream
 from lightning_maml.tasks import TaskBatch
 
 PARTS = ("images_background", "images_evaluation")
-SIZE = 28
-CHUNK = 500  # images resized at once: a bound on memory
 
 
 class OmniglotTasks(TaskStream):
@@ -65,13 +63,7 @@ class OmniglotTasks(TaskStream):
         test_queries: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            tasks_per_batch,
-            batches_per_epoch=batches_per_epoch,
-            val_tasks=val_tasks,
-            test_tasks=test_tasks,
-            seed=seed,
-        )
+        super().__init__(tasks_per_batch, batches_per_epoch, val_tasks, test_tasks, seed)
         test_shots = shots if test_shots is None else test_shots
         test_queries = queries if test_queries is None else test_queries
         check_whole(1, ways=ways, shots=shots, queries=queries, test_shots=test_shots, test_queries=test_queries)
@@ -82,8 +74,7 @@ class OmniglotTasks(TaskStream):
         self.ways, self.shots, self.queries = ways, shots, queries
         self.test_shots, self.test_queries = test_shots, test_queries
         self.rotations: Rotations = rotations
-        self.split, self.split_seed = tuple(split), split_seed
-        self.download = download
+        self.split, self.split_seed, self.download = tuple(split), split_seed, download
 
     def prepare_data(self) -> None:
         """Downloads the official archives where asked to; Lightning calls it in one process only."""
@@ -111,18 +102,14 @@ class OmniglotTasks(TaskStream):
             )
         labels = torch.arange(characters).repeat_interleave(drawings)
         everything = EpisodeSampler(images.flatten(0, 1), labels, 1, 1, 1, self.rotations)
-        order = torch.randperm(characters, generator=torch.Generator().manual_seed(self.split_seed)).tolist()
-        train, val, _ = self.split
+        order = torch.randperm(characters, generator=torch.Generator().manual_seed(self.split_seed))
+        train, val, test = (part.tolist() for part in order[: sum(self.split)].split(self.split))
+        sizes = {"ways": self.ways, "shots": self.test_shots, "queries": self.test_queries}
         return {
-            "train": self._sampler(everything, order[:train], self.shots, self.queries),
-            "val": self._sampler(everything, order[train : train + val], self.test_shots, self.test_queries),
-            "test": self._sampler(everything, order[train + val : sum(self.split)], self.test_shots, self.test_queries),
+            "train": everything.restricted(train, ways=self.ways, shots=self.shots, queries=self.queries),
+            "val": everything.restricted(val, **sizes),
+            "test": everything.restricted(test, **sizes),
         }
-
-    def _sampler(
-        self, everything: EpisodeSampler, characters: Sequence[int], shots: int, queries: int
-    ) -> EpisodeSampler:
-        return everything.restricted(characters, ways=self.ways, shots=shots, queries=queries)
 
     def draw(self, stage: Stage, tasks: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Rows of the images ``[T, ways, shots + queries]`` and quarter turns ``[T, ways]``."""
@@ -207,14 +194,15 @@ def _read_folder(folder: Path) -> Tensor:
         raise ImportError(f"Reading the images in {folder} needs pillow: pip install pillow") from error
 
     drawings = [sorted(character.glob("*.png")) for character in folder.glob("*/*") if character.is_dir()]
-    drawings.sort(key=lambda files: files[0].name if files else "")  # 0001_01.png: characters have numbers
-    if not drawings or len({len(files) for files in drawings}) > 1 or not drawings[0]:
+    drawings.sort(key=lambda files: [file.name for file in files])  # 0001_01.png: characters have numbers
+    counts = sorted({len(files) for files in drawings})
+    if len(counts) != 1 or counts == [0]:
         raise ValueError(
             f"Expected {folder} to hold <alphabet>/<character>/*.png, as many images of each character, but got "
-            f"{sorted({len(files) for files in drawings})} of {len(drawings)} characters."
+            f"{counts} of {len(drawings)} characters."
         )
     images = []
-    for file in (file for files in drawings for file in files):
+    for file in chain(*drawings):
         try:
             with Image.open(file) as image:
                 images.append(np.asarray(image.convert("L")) > 127)
@@ -222,13 +210,13 @@ def _read_folder(folder: Path) -> Tensor:
             raise ValueError(f"Expected {file} to be an image but reading it failed: {error}") from error
         if images[-1].shape != images[0].shape:
             raise ValueError(f"Expected {file} to be of the size {images[0].shape} but got {images[-1].shape}.")
-    return torch.unflatten(torch.from_numpy(np.stack(images)), 0, (len(drawings), len(drawings[0])))
+    return torch.from_numpy(np.stack(images)).unflatten(0, (len(drawings), -1))
 
 
 def _shrink(paper: Tensor) -> Tensor:
     """Ink 255 and paper 0, by antialiased interpolation: uint8 ``[characters, drawings, 1, 28, 28]``."""
     chunks = [
-        F.interpolate(1 - chunk.float(), (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
-        for chunk in torch.split(paper.flatten(0, 1).unsqueeze(1), CHUNK)
+        F.interpolate(1 - chunk.float(), (28, 28), mode="bilinear", antialias=True, align_corners=False)
+        for chunk in paper.flatten(0, 1).unsqueeze(1).split(500)  # a bound on memory
     ]
-    return torch.unflatten((torch.cat(chunks) * 255).round().to(torch.uint8), 0, paper.shape[:2])
+    return (torch.cat(chunks) * 255).round().to(torch.uint8).unflatten(0, paper.shape[:2])

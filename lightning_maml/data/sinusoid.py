@@ -52,13 +52,7 @@ class SinusoidTasks(TaskStream):
         test_queries: int = 100,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            tasks_per_batch,
-            batches_per_epoch=batches_per_epoch,
-            val_tasks=val_tasks,
-            test_tasks=test_tasks,
-            seed=seed,
-        )
+        super().__init__(tasks_per_batch, batches_per_epoch, val_tasks, test_tasks, seed)
         test_shots = shots if test_shots is None else test_shots
         check_whole(1, shots=shots, queries=queries, test_shots=test_shots, test_queries=test_queries)
         for name, interval in (("amplitude", amplitude), ("phase", phase), ("inputs", inputs)):
@@ -66,19 +60,14 @@ class SinusoidTasks(TaskStream):
             if not pair or not -math.inf < interval[0] <= interval[1] < math.inf:
                 raise ValueError(f"Expected `{name}` to be an interval (low, high) but got {interval!r}.")
         self.amplitude, self.phase, self.inputs = amplitude, phase, inputs
-        self.sizes = {
-            "train": (shots, queries),
-            "val": (test_shots, test_queries),
-            "test": (test_shots, test_queries),
-        }
+        sizes = (test_shots, test_queries)
+        self.sizes = {"train": (shots, queries), "val": sizes, "test": sizes}
 
     def draw(self, stage: Stage, tasks: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Amplitudes ``[T, 1, 1]``, phases ``[T, 1, 1]`` and inputs ``[T, Ns + Nq, 1]``."""
-        rows = sum(self.sizes[stage])
-        return (
-            _uniform((tasks, 1, 1), self.amplitude, generator),
-            _uniform((tasks, 1, 1), self.phase, generator),
-            _uniform((tasks, rows, 1), self.inputs, generator),
+        intervals = ((1, self.amplitude), (1, self.phase), (sum(self.sizes[stage]), self.inputs))
+        return tuple(
+            low + (high - low) * torch.rand(tasks, rows, 1, generator=generator) for rows, (low, high) in intervals
         )
 
     def build(self, stage: Stage, drawn: tuple[Tensor, ...], device: torch.device) -> TaskBatch:
@@ -87,8 +76,3 @@ class SinusoidTasks(TaskStream):
         targets = amplitude * torch.sin(inputs - phase)
         shots = self.sizes[stage][0]
         return TaskBatch(inputs[:, :shots], targets[:, :shots], inputs[:, shots:], targets[:, shots:])
-
-
-def _uniform(shape: tuple[int, ...], interval: tuple[float, float], generator: torch.Generator) -> Tensor:
-    low, high = interval
-    return low + (high - low) * torch.rand(shape, generator=generator)

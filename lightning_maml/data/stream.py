@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import UserList
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -69,7 +71,6 @@ class TaskStream(LightningDataModule):
     def __init__(
         self,
         tasks_per_batch: int,
-        *,
         batches_per_epoch: int = 500,
         val_tasks: int = 200,
         test_tasks: int = 600,
@@ -78,11 +79,8 @@ class TaskStream(LightningDataModule):
         super().__init__()
         check_whole(1, tasks_per_batch=tasks_per_batch, batches_per_epoch=batches_per_epoch)
         check_whole(0, val_tasks=val_tasks, test_tasks=test_tasks, seed=seed)
-        self.tasks_per_batch = tasks_per_batch
-        self.batches_per_epoch = batches_per_epoch
-        self.val_tasks = val_tasks
-        self.test_tasks = test_tasks
-        self.seed = seed
+        self.tasks_per_batch, self.batches_per_epoch = tasks_per_batch, batches_per_epoch
+        self.val_tasks, self.test_tasks, self.seed = val_tasks, test_tasks, seed
         if val_tasks == 0:
             # As if there were no such method: Lightning then says that it skips validation, and does.
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
@@ -96,13 +94,7 @@ class TaskStream(LightningDataModule):
         raise NotImplementedError
 
     def sample(
-        self,
-        stage: Stage,
-        position: int,
-        device: torch.device | str = "cpu",
-        *,
-        rank: int = 0,
-        world_size: int = 1,
+        self, stage: Stage, position: int, device: torch.device | str = "cpu", *, rank: int = 0, world_size: int = 1
     ) -> TaskBatch:
         """The meta-batch at ``position``, or the share of it that process ``rank`` of ``world_size`` has.
 
@@ -111,15 +103,14 @@ class TaskStream(LightningDataModule):
             position: 0, 1, 2, ...: in training without end, otherwise up to the last batch of the fixed list, which
                 may be smaller than ``tasks_per_batch``.
             device: where the tasks are made.
-            rank: this process.
-            world_size: the number of processes.
+            rank, world_size: this process, and the number of processes.
 
         Raises:
             ValueError: ``stage`` or ``position`` is out of range, or the share is empty.
         """
         first, count = position * self.tasks_per_batch, self.tasks_per_batch
         if stage in ("val", "test"):
-            tasks = self._evaluation_tasks(stage)
+            tasks = self.val_tasks if stage == "val" else self.test_tasks
             if not 0 <= first < tasks:
                 batches = math.ceil(tasks / count)
                 raise ValueError(f"Expected `position` to be one of the {batches} {stage} batches but got {position}.")
@@ -145,9 +136,6 @@ class TaskStream(LightningDataModule):
         digest = hashlib.blake2b(f"{self.seed}/{stage}".encode(), digest_size=8).digest()
         return torch.Generator().manual_seed((int.from_bytes(digest) + position * 0x9E3779B1) % 2**32)
 
-    def _evaluation_tasks(self, stage: Stage) -> int:
-        return self.val_tasks if stage == "val" else self.test_tasks
-
     # What Lightning asks for
 
     def train_dataloader(self) -> Any:
@@ -162,36 +150,31 @@ class TaskStream(LightningDataModule):
 
     def val_dataloader(self) -> Any:
         """Positions of the fixed list of validation tasks."""
-        return self._evaluation_steps("val")
+        return self._evaluation_steps("val", self.val_tasks)
 
     def test_dataloader(self) -> Any:
         """Positions of the fixed list of test tasks."""
-        return self._evaluation_steps("test")
+        return self._evaluation_steps("test", self.test_tasks)
 
-    def predict_dataloader(self) -> Any:
-        """Positions of the fixed list of test tasks."""
-        return self._evaluation_steps("test")
+    predict_dataloader = test_dataloader
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Draws the tasks at the positions that the data loader yielded, in the trainer's precision."""
         if not isinstance(batch, Positions | Evaluated):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        # Lightning converts what the data loader yields, before there are any tensors here.
+        convert = self.trainer.precision_plugin.convert_input if self.trainer else lambda tasks: tasks
         if isinstance(batch, Evaluated):
-            return self._in_precision(self._evaluation_batch(batch.stage, range(batch.first, batch.last), device))
+            return convert(self._evaluation_batch(batch.stage, range(batch.first, batch.last), device))
         rank, world_size = self._processes
         tasks = tuple(
-            self._in_precision(self.sample("train", position, device, rank=rank, world_size=world_size))
+            convert(self.sample("train", position, device, rank=rank, world_size=world_size))
             for position in batch.positions
         )
         return tasks if self._updates_per_step > 1 else tasks[0]
 
-    def _in_precision(self, tasks: TaskBatch) -> TaskBatch:
-        # Lightning converts what the data loader yields, before there are any tensors here.
-        convert = self.trainer.precision_plugin.convert_input if self.trainer else lambda value: value
-        return TaskBatch(*(convert(value) for _, value in tasks.named()))
-
-    def _evaluation_steps(self, stage: Stage) -> Any:
-        tasks, size = self._evaluation_tasks(stage), self.tasks_per_batch
+    def _evaluation_steps(self, stage: Stage, tasks: int) -> Any:
+        size = self.tasks_per_batch
         if tasks == 0:
             raise ValueError(f"Expected some {stage} tasks to go through but this stream has none.")
         rank, world_size = self._processes
@@ -204,10 +187,11 @@ class TaskStream(LightningDataModule):
         at_once = size // world_size
         steps = min(math.ceil(math.ceil(tasks / world_size) / at_once), tasks // world_size)
         start, stop = _share(tasks, rank, world_size)
-        parts = [(first, min(first + at_once, stop - start)) for first in range(0, stop - start, at_once)]
-        if len(parts) != steps:
-            parts = [_share(stop - start, step, steps) for step in range(steps)]
-        return _EvaluationSteps([Evaluated(stage, start + first, start + last) for first, last in parts])
+        bounds = [*range(start, stop, at_once), stop]
+        if len(bounds) != steps + 1:
+            bounds = [start + (stop - start) * step // steps for step in range(steps + 1)]
+        # Lightning would take a bare list for a list of data loaders.
+        return UserList(Evaluated(stage, first, last) for first, last in pairwise(bounds))
 
     @property
     def _processes(self) -> tuple[int, int]:
@@ -218,24 +202,11 @@ class TaskStream(LightningDataModule):
         return getattr(self.trainer.lightning_module, "updates_per_step", 1) if self.trainer else 1
 
 
-# Neither is a torch DataLoader: there is nothing to load, and Lightning's advice about its workers would be wrong.
-
-
-class _EvaluationSteps:
-    """What this process evaluates; Lightning would take a bare list for a list of data loaders."""
-
-    def __init__(self, steps: list[Evaluated]) -> None:
-        self.steps = steps
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __iter__(self) -> Iterator[Evaluated]:
-        return iter(self.steps)
-
-
 class _TrainingSteps:
-    """One epoch of training steps, from where the trainer stands."""
+    """One epoch of training steps, from where the trainer stands.
+
+    No torch DataLoader: there is nothing to load, and Lightning's advice about its workers would be wrong.
+    """
 
     def __init__(self, stream: TaskStream) -> None:
         self.stream = stream
@@ -255,11 +226,10 @@ class _TrainingSteps:
             position = progress.total.completed if updates == 1 else trainer.global_step
             if trainer.overfit_batches:  # type: ignore[attr-defined]
                 position = step * updates
-        while step < len(self):
-            count = min(updates, self.stream.batches_per_epoch - step * updates)
+        for done in range(step * updates, self.stream.batches_per_epoch, updates):
+            count = min(updates, self.stream.batches_per_epoch - done)
             yield Positions(tuple(range(position, position + count)))
             position += count
-            step += 1
 
     # Lightning takes a loader with these two for one that can continue mid-epoch, and warns of others. The trainer's
     # own counters already say where.

@@ -31,5 +31,4 @@ class Context(nn.Module):
         self.context = nn.Parameter(torch.zeros(size))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """``[N, features] -> [N, features + size]``."""
         return torch.cat([inputs, self.context.to(inputs.dtype).expand(*inputs.shape[:-1], -1)], -1)

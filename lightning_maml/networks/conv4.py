@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Literal
 
 from torch import nn
 
 from lightning_maml.checks import check_one_of, check_whole
 from lightning_maml.networks.layers import Layers, Norm, SpatialMean, make_norm
-
-BLOCKS = 4
 
 
 class Conv4(Layers):
@@ -57,21 +54,19 @@ class Conv4(Layers):
     ) -> None:
         check_whole(1, ways=ways, channels=channels, hidden=hidden, image_size=image_size)
         check_one_of(("stride", "max_pool"), form=form)
-        side = image_size // 2**BLOCKS  # what four poolings leave
-        if form == "max_pool" and side == 0:
+        pooled = form == "max_pool"
+        side = image_size // 2**4  # what four poolings leave
+        if pooled and side == 0:
             raise ValueError(
-                f"Expected `image_size` to be at least {2**BLOCKS} for form 'max_pool', which halves the image "
-                f"{BLOCKS} times, but got {image_size}."
+                "Expected `image_size` to be at least 16 for form 'max_pool', which halves the image 4 times, "
+                f"but got {image_size}."
             )
-
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        for block in range(1, BLOCKS + 1):
-            stride = 2 if form == "stride" else 1
-            layers[f"conv{block}"] = nn.Conv2d(channels if block == 1 else hidden, hidden, 3, stride, padding=1)
-            layers[f"norm{block}"] = make_norm(norm, hidden)
-            layers[f"relu{block}"] = nn.ReLU()
-            if form == "max_pool":
-                layers[f"pool{block}"] = nn.MaxPool2d(2)
-        layers["mean" if form == "stride" else "flatten"] = SpatialMean() if form == "stride" else nn.Flatten()
-        layers["head"] = nn.Linear(hidden if form == "stride" else hidden * side**2, ways)
-        super().__init__(layers)
+        super().__init__()
+        for block, width in enumerate((channels, hidden, hidden, hidden), start=1):
+            self.add_module(f"conv{block}", nn.Conv2d(width, hidden, 3, stride=1 if pooled else 2, padding=1))
+            self.add_module(f"norm{block}", make_norm(norm, hidden))
+            self.add_module(f"relu{block}", nn.ReLU())
+            if pooled:
+                self.add_module(f"pool{block}", nn.MaxPool2d(2))
+        self.add_module("flatten" if pooled else "mean", nn.Flatten() if pooled else SpatialMean())
+        self.head = nn.Linear(hidden * side**2 if pooled else hidden, ways)

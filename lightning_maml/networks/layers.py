@@ -12,8 +12,6 @@ from lightning_maml.checks import check_one_of
 Norm = Literal["batch", "group", "layer", "none"]
 """What images are normalised by, see :func:`make_norm`."""
 
-GROUPS = 8
-
 
 def make_norm(norm: Norm, channels: int) -> nn.Module:
     """The normalisation of images ``[N, channels, H, W]``, with a scale and a bias for each channel.
@@ -35,7 +33,7 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
     if norm == "none":
         return nn.Identity()
     # over all channels of a row at once, layer norm is group norm with one group
-    groups = 1 if norm == "layer" else max(n for n in range(1, GROUPS + 1) if channels % n == 0)
+    groups = 1 if norm == "layer" else max(n for n in range(1, 9) if channels % n == 0)
     return nn.GroupNorm(groups, channels)
 
 
@@ -55,9 +53,5 @@ class SpatialMean(nn.Module):
     channels last.
     """
 
-    spatial_mean = True
-    """Declares to engines, which know no networks, what it computes."""
-
     def forward(self, images: Tensor) -> Tensor:
-        """``[N, C, H, W] -> [N, C]``."""
         return images.mean((-2, -1))

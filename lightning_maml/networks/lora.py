@@ -61,8 +61,7 @@ def add_lora(
     Args:
         network: any module; exact ``nn.Linear`` layers are replaced by :class:`LowRank`. Those inside of
             ``nn.MultiheadAttention`` are of another class and stay: it reads their weights past them.
-        rank: of each adapter.
-        scale: of each adapter.
+        rank, scale: of each adapter.
         layers: a regular expression for the names of the layers; None for all of them.
         freeze: whether everything but the adapters stops learning (``requires_grad=False``).
 
@@ -80,8 +79,7 @@ def add_lora(
         for name, parent in network.named_modules()
         if not isinstance(parent, LowRank)
         for child, layer in parent.named_children()
-        if type(layer) is nn.Linear
-        and (layers is None or re.search(layers, f"{name}.{child}" if name else child) is not None)
+        if type(layer) is nn.Linear and re.search(layers or "", f"{name}.{child}" if name else child)
     ]
     if not found:
         raise ValueError(

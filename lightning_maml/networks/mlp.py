@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 from torch import nn
@@ -11,15 +11,7 @@ from torch import nn
 from lightning_maml.checks import check_one_of, check_whole, check_wholes
 from lightning_maml.networks.layers import Layers
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "relu": nn.ReLU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-}
-
-PAPER_DEVIATION = 0.01
+ACTIVATIONS = {"elu": nn.ELU, "gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
 class MLP(Layers):
@@ -62,18 +54,14 @@ class MLP(Layers):
         check_wholes(1, hidden=hidden)
         check_one_of(list(ACTIVATIONS), activation=activation)
         check_one_of(("paper", "default"), init=init)
-
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        width = in_features
-        for number, following in enumerate(hidden, start=1):
-            layers[f"linear{number}"] = nn.Linear(width, following)
-            layers[f"{activation}{number}"] = ACTIVATIONS[activation]()
-            width = following
-        layers["head"] = nn.Linear(width, out_features)
-        super().__init__(layers)
+        super().__init__()
+        widths = [in_features, *hidden]
+        for number, (width, following) in enumerate(pairwise(widths), start=1):
+            self.add_module(f"linear{number}", nn.Linear(width, following))
+            self.add_module(f"{activation}{number}", ACTIVATIONS[activation]())
+        self.head = nn.Linear(widths[-1], out_features)
         if init == "paper":
             for layer in self.children():
                 if isinstance(layer, nn.Linear):
-                    bound = 2 * PAPER_DEVIATION
-                    nn.init.trunc_normal_(layer.weight, std=PAPER_DEVIATION, a=-bound, b=bound)
+                    nn.init.trunc_normal_(layer.weight, std=0.01, a=-0.02, b=0.02)
                     nn.init.zeros_(layer.bias)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -19,22 +19,17 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, norm: Norm) -> None:
         super().__init__()
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        for number in (1, 2, 3):
-            layers[f"conv{number}"] = nn.Conv2d(
-                in_channels if number == 1 else channels, channels, 3, padding=1, bias=False
-            )
-            layers[f"norm{number}"] = make_norm(norm, channels)
+        self.residual, self.shortcut = nn.Sequential(), nn.Sequential()
+        for number, width in enumerate((in_channels, channels, channels), start=1):
+            self.residual.add_module(f"conv{number}", nn.Conv2d(width, channels, 3, padding=1, bias=False))
+            self.residual.add_module(f"norm{number}", make_norm(norm, channels))
             if number < 3:
-                layers[f"relu{number}"] = nn.LeakyReLU(0.1)
-        self.residual = nn.Sequential(layers)
-        self.shortcut = nn.Sequential(
-            OrderedDict(conv=nn.Conv2d(in_channels, channels, 1, bias=False), norm=make_norm(norm, channels))
-        )
+                self.residual.add_module(f"relu{number}", nn.LeakyReLU(0.1))
+        self.shortcut.add_module("conv", nn.Conv2d(in_channels, channels, 1, bias=False))
+        self.shortcut.add_module("norm", make_norm(norm, channels))
         self.relu, self.pool = nn.LeakyReLU(0.1), nn.MaxPool2d(2)
 
     def forward(self, images: Tensor) -> Tensor:
-        """``[N, in_channels, H, W] -> [N, channels, H // 2, W // 2]``."""
         return self.pool(self.relu(self.residual(images) + self.shortcut(images)))
 
 
@@ -68,12 +63,10 @@ class ResNet12(Layers):
         check_wholes(1, widths=widths)
         if not widths:
             raise ValueError("Expected `widths` to be of at least one block but got none.")
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        for number, width in enumerate(widths, start=1):
-            layers[f"block{number}"] = ResidualBlock(channels if number == 1 else widths[number - 2], width, norm)
-        layers["mean"] = SpatialMean()
-        layers["head"] = nn.Linear(widths[-1], ways)
-        super().__init__(layers)
+        super().__init__()
+        for number, (before, width) in enumerate(pairwise([channels, *widths]), start=1):
+            self.add_module(f"block{number}", ResidualBlock(before, width, norm))
+        self.mean, self.head = SpatialMean(), nn.Linear(widths[-1], ways)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, a=0.1, mode="fan_out", nonlinearity="leaky_relu")

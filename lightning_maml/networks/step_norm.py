@@ -70,8 +70,6 @@ def step_batch_norm(network: nn.Module, steps: int) -> nn.Module:
         )
     for parent, child, layer in found:
         own = StepBatchNorm2d(layer.num_features, steps, layer.eps).to(layer.weight.device, layer.weight.dtype)
-        with torch.no_grad():
-            own.weight.copy_(layer.weight.expand(steps, -1))
-            own.bias.copy_(layer.bias.expand(steps, -1))
+        own.load_state_dict({name: value.expand(steps, -1) for name, value in layer.named_parameters()})
         setattr(parent, child, own)
     return network

@@ -2,14 +2,13 @@
 
 from lightning_maml.rl.adaptation import MetaObjective, MetaValue
 from lightning_maml.rl.advantages import Advantages
-from lightning_maml.rl.environments import Collect, Collector, Environment
+from lightning_maml.rl.environments import Collect, Collector, Environment, Rollouts
 from lightning_maml.rl.gymnasium_tasks import GymnasiumTasks
 from lightning_maml.rl.module import AdaptedPolicies, MetaRLModule
 from lightning_maml.rl.navigation import Navigation2D
 from lightning_maml.rl.outer import PPO, TRPO
 from lightning_maml.rl.plots import PlotTrajectories, trajectories_figure
 from lightning_maml.rl.policies import CategoricalPolicy, GaussianPolicy, Policy
-from lightning_maml.rl.rollouts import Rollouts
 from lightning_maml.rl.tasks import EnvironmentTasks
 
 __all__ = [

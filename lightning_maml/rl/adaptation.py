@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_maml.checks import check_not_negative, check_one_of
 from lightning_maml.coverage import ROLLOUTS, refused
-from lightning_maml.engine import Batched, Eager, Engine, Fused
-from lightning_maml.engine.fused.operator import UnrecognisedError
-from lightning_maml.inner import InnerLoop, Parameters, tensors_of
+from lightning_maml.engine import Batched, Engine, Fused
+from lightning_maml.inner import Parameters, tensors_of
 from lightning_maml.learner import Algorithm
 from lightning_maml.meta_gradient import Query, training_steps
 from lightning_maml.rl.advantages import Advantages
-from lightning_maml.rl.environments import Collect
+from lightning_maml.rl.environments import Collect, Rollouts
 from lightning_maml.rl.estimators import ESTIMATORS, Estimator
 from lightning_maml.rl.fused import PolicyGradient, find
 from lightning_maml.rl.outer import PPO, TRPO, Outer
 from lightning_maml.rl.policies import Policy
-from lightning_maml.rl.rollouts import Rollouts
 
 CACHED_ROWS = 16384  # of the tasks run at once on a CPU: fewer calls against less cache; measured for 2x100 units
 
@@ -49,20 +49,8 @@ class MetaObjective:
               \phi_{k+1} = \phi_k - \alpha \nabla L_{inner}(\phi_k; \tau_k), \; \tau_k \sim \pi_{\phi_k}
 
     Args:
-        policy: what is meta-learned.
-        algorithm: an inner loop of plain gradient steps, and a rule: as of ``maml``, ``fomaml``, ``anil``,
-            ``meta_sgd`` or ``pretrained``, which trains on the rollouts of the policy as it is.
-        estimator: the inner loss, one of :data:`ESTIMATORS`, or a function like them.
-        outer: the outer loss.
-        kl_penalty: eta, ProMP's penalty ``eta KL(old || new)`` of the policies before each inner step, their mean.
-        exploration: the weight of E-MAML's term, which credits the inner rollouts with what came of them: minus
-            ``weight / H sum_i sum_t log pi(a_it|s_it) R`` of each task, ``R`` its mean return after adaptation,
-            normalised over the tasks.
-        engine: ``"batched"`` runs all tasks at once, a few at a time on a CPU; ``Batched(chunk_size=...)`` says how
-            many. ``"fused"`` does the same with the inner gradients, and the way back through them, by the operator
-            ``policy_gradient``, compiled from C on a CPU: for perceptrons, outside of TRPO, and any estimator but
-            ``loaded_dice``. ``"eager"`` runs one task after another. ``"auto"`` is ``"fused"`` where it runs and there
-            are tasks for its vectors, else ``"batched"``.
+        policy, algorithm, estimator, outer, advantages, kl_penalty, exploration, engine: as of
+            :class:`~lightning_maml.rl.MetaRLModule`.
 
     Raises:
         ValueError: an argument is out of range.
@@ -96,7 +84,7 @@ class MetaObjective:
                 f"Expected an inner loop of plain gradient steps, and a rule for it, for rollouts but {reason}."
             )
         engine = self.engine
-        if engine not in ("auto", "batched", "eager", "fused") and not isinstance(engine, Eager | Batched | Fused):
+        if self.engine_name not in ("auto", "batched", "eager", "fused"):
             raise NotImplementedError(
                 "Expected the engine 'auto', 'batched', 'fused', 'eager', or an object of one of them, for rollouts, "
                 f"but got {engine!r}."
@@ -107,8 +95,13 @@ class MetaObjective:
             raise NotImplementedError(
                 f"Expected Fused(compile=True) for rollouts, for which there is one operator, in C, but got {engine!r}."
             )
-        if self._asked_to_fuse and self._fused[0] is None:
-            raise NotImplementedError(f"Engine 'fused' cannot run this: {self._fused[1]}")
+        if self.engine_name == "fused" and isinstance(self._fused, str):
+            raise NotImplementedError(f"Engine 'fused' cannot run this: {self._fused}")
+
+    @property
+    def engine_name(self) -> Any:
+        """That of the engine, which may be given by its name."""
+        return getattr(self.engine, "name", self.engine)
 
     def at(self, update: int) -> MetaObjective:
         """The same objective at meta-update number ``update``, see :meth:`~lightning_maml.Algorithm.at`."""
@@ -128,11 +121,9 @@ class MetaObjective:
 
     def split(self) -> tuple[Parameters, Parameters]:
         """The parameters that adapt, and the other parameters and buffers."""
-        named: Parameters = dict(self.policy.named_parameters())
-        names = set(self.algorithm.inner.adapted(named))
-        theta = {name: value for name, value in named.items() if name in names}
-        constants = {name: value for name, value in named.items() if name not in names}
-        return theta, constants | dict(self.policy.named_buffers())
+        others: Parameters = dict(self.policy.named_parameters())
+        theta = {name: others.pop(name) for name in self.algorithm.inner.adapted(others)}
+        return theta, others | dict(self.policy.named_buffers())
 
     def initial(self, tasks: int) -> Parameters:
         """The meta-parameters as every task's own, ``{name: [T, *shape]}``."""
@@ -155,9 +146,8 @@ class MetaObjective:
             for chunk in self._chunks(rollouts):
                 own = {name: value[chunk].detach().requires_grad_() for name, value in phi.items()}
                 loop = RolloutLoop(self, [rollouts[chunk]])
-                following = loop.step(own, rollouts[chunk], step, order=1, rate=rates[step] if rates else None)
-                parts.append({name: value.detach() for name, value in following.items()})
-            phi = {name: torch.cat([part[name] for part in parts]) for name in phi}
+                parts.append(loop.step(own, rollouts[chunk], step, order=1, rate=rates[step] if rates else None))
+            phi = {name: torch.cat([part[name].detach() for part in parts]) for name in phi}
 
     def __call__(self, rollouts: Sequence[Rollouts]) -> MetaValue:
         """The outer loss of a meta-batch, and its gradient.
@@ -173,86 +163,66 @@ class MetaObjective:
                 f"Expected rollouts before and after each of {self.training_steps} inner steps, "
                 f"{self.training_steps + 1} of them, but got {len(rollouts)}."
             )
-        tasks, leaves = len(rollouts[0]), self.leaves
-        credit = _credit(rollouts[-1]) if self.exploration else None
+        leaves, credit = self.leaves, self._credit(rollouts[-1])
         gradients = [torch.zeros_like(leaf) for leaf in leaves]
-        loss, kl = rollouts[0].rewards.new_zeros(()), rollouts[0].rewards.new_zeros(())
+        loss, kl = rollouts[0].rewards.new_zeros(2)
         for chunk in self._chunks(rollouts[0]):
-            loop = RolloutLoop(self, [part[chunk] for part in rollouts], None if credit is None else credit[chunk])
-            total, divergence = loop.loss()
-            weight = len(loop.rollouts[0]) / tasks
-            parts = torch.autograd.grad(total, leaves, torch.full_like(total, weight), materialize_grads=True)
-            for gradient, part in zip(gradients, parts, strict=True):
-                gradient.add_(part)
+            some = [part[chunk] for part in rollouts]
+            total, divergence = RolloutLoop(self, some, None if credit is None else credit[chunk]).loss()
+            weight = len(some[0]) / len(rollouts[0])
+            torch._foreach_add_(gradients, torch.autograd.grad(total * weight, leaves, materialize_grads=True))
             loss += total.detach() * weight
             kl += divergence.detach() * weight
         return MetaValue(loss, kl, tuple(gradients))
 
     def loss_and_kl(self, rollouts: Sequence[Rollouts]) -> tuple[Tensor, Tensor]:
         """Outer loss and mean divergence of the adapted policies, differentiable: all tasks in one graph."""
-        return RolloutLoop(self, rollouts, _credit(rollouts[-1]) if self.exploration else None).loss()
+        return RolloutLoop(self, rollouts, self._credit(rollouts[-1])).loss()
+
+    def _credit(self, rollouts: Rollouts) -> Tensor | None:
+        """What E-MAML's term credits the inner rollouts of each task with, ``[T]``; None for no such term."""
+        if not self.exploration:
+            return None
+        returns = rollouts.returns.mean(1)
+        if len(returns) < 2:
+            raise ValueError(f"Expected at least 2 tasks to compare for `exploration` but got {len(returns)}.")
+        return (returns - returns.mean()) / (returns.std() + 1e-8)
 
     def inner_loss(self, log_probs: Tensor, rollouts: Rollouts) -> Tensor:
         """The losses ``[T]`` of the estimator."""
         estimator = ESTIMATORS[self.estimator] if isinstance(self.estimator, str) else self.estimator
         return estimator(log_probs, rollouts.log_probs, rollouts.advantages, rollouts.mask)
 
-    @property
-    def _asked_to_fuse(self) -> bool:
-        return self.engine == "fused" or isinstance(self.engine, Fused)
-
     @cached_property
-    def _fused(self) -> tuple[PolicyGradient | None, str]:
-        """What computes the inner gradients, or why nothing here does."""
-        try:
-            return find(self), ""
-        except UnrecognisedError as error:
-            return None, str(error)
+    def _fused(self) -> PolicyGradient | str:
+        return find(self.policy, self.estimator, self.outer, self.split()[0])
 
-    def fused(self, rollouts: Rollouts) -> PolicyGradient | None:
+    def fused(self, rollouts: Rollouts, few: bool = False) -> PolicyGradient | None:
         """What computes the inner gradients of these tasks on the engine ``"fused"``, or None on another one.
+
+        ``few`` says so however few tasks there are, which ``"auto"`` runs on ``"batched"``.
 
         Raises:
             NotImplementedError: the engine was asked for and cannot run this; the message says why.
         """
-        operator = self._operator(rollouts)
-        return operator if operator is not None and (self._asked_to_fuse or operator.fills(rollouts)) else None
-
-    def _operator(self, rollouts: Rollouts) -> PolicyGradient | None:
-        """The same, however few tasks there are."""
-        operator, _ = self._fused
-        if operator is None or (self.engine != "auto" and not self._asked_to_fuse):
+        operator, asked = self._fused, self.engine_name == "fused"
+        if isinstance(operator, str) or not (asked or self.engine_name == "auto"):
             return None
         reason = operator.unsupported(self.split()[0], rollouts.rewards)
-        if reason is not None and self._asked_to_fuse:
+        if reason is not None and asked:
             raise NotImplementedError(f"Engine 'fused' cannot run this: {reason}")
-        return operator if reason is None else None
-
-    @property
-    def eager(self) -> bool:
-        """Whether the tasks run one after another, as the policy is written."""
-        return self.engine == "eager" or isinstance(self.engine, Eager)
+        return operator if reason is None and (asked or few or operator.fills(rollouts)) else None
 
     def _chunks(self, rollouts: Rollouts) -> list[slice]:
         tasks = len(rollouts)
         size = self.engine.chunk_size if isinstance(self.engine, Batched) else None
         if size is None:
-            rows = rollouts.rewards[0].numel()
-            size = max(CACHED_ROWS // rows, 1) if rollouts.rewards.device.type == "cpu" else tasks
+            size = CACHED_ROWS // rollouts.rewards[0].numel() if rollouts.rewards.is_cpu else tasks
         # the operator's tasks come in groups; those left over are a chunk of their own
-        operator = self._operator(rollouts)
-        group = 1 if operator is None else operator.lanes(rollouts)
+        operator = self.fused(rollouts, few=True)
+        group = operator.lanes(rollouts) if operator else 1
         size, whole = max(size // group, 1) * group, tasks // group * group
-        chunks = [slice(start, min(start + size, whole)) for start in range(0, whole, size)]
-        return chunks if whole == tasks else [*chunks, slice(whole, tasks)]
-
-
-def _credit(rollouts: Rollouts) -> Tensor:
-    """What E-MAML's term credits the inner rollouts of each task with, ``[T]``."""
-    returns = rollouts.returns.mean(1)
-    if len(returns) < 2:
-        raise ValueError(f"Expected at least 2 tasks to compare for `exploration` but got {len(returns)}.")
-    return (returns - returns.mean()) / (returns.std() + 1e-8)
+        return [slice(*ends) for ends in pairwise(sorted({*range(0, whole, size), whole, tasks}))]
 
 
 class RolloutLoop:
@@ -266,19 +236,15 @@ class RolloutLoop:
 
     def __init__(self, objective: MetaObjective, rollouts: Sequence[Rollouts], credit: Tensor | None = None) -> None:
         self.objective, self.rollouts, self.credit = objective, rollouts, credit
-        _, self.constants = objective.split()
+        self.inner, (_, self.constants) = objective.algorithm.inner, objective.split()
         self.penalties: list[Tensor] = []  # of the policies that inner steps were taken at, scalars
-        self.kl = rollouts[0].rewards.new_zeros(())
+        self.kl: Tensor
 
-    @property
-    def inner(self) -> InnerLoop:
-        return self.objective.algorithm.inner
-
+    @torch.enable_grad()  # the way to the adapted policies is one of gradients, whatever is made of the loss
     def loss(self) -> tuple[Tensor, Tensor]:
         """Outer loss with penalties, and mean divergence of the adapted policies: scalars, differentiable."""
-        with torch.enable_grad():  # the way to the adapted policies is one of gradients, whatever is made of the loss
-            query = self.objective.algorithm.meta_gradient(self)
-            return query.loss + sum(self.penalties), self.kl
+        query = self.objective.algorithm.meta_gradient(self)
+        return query.loss + sum(self.penalties), self.kl
 
     def initial(self) -> Parameters:
         return self.objective.initial(len(self.rollouts[0]))
@@ -292,37 +258,37 @@ class RolloutLoop:
     def unroll(self, order: int) -> Parameters:
         return self.path(order)[-1]
 
+    @torch.enable_grad()
     def step(self, phi: Parameters, rollouts: Rollouts, step: int, order: int, rate: float | None = None) -> Parameters:
         """Inner step ``step`` from ``phi``, at which ``rollouts`` were sampled."""
         objective = self.objective
         order = 1 if objective.estimator == "first_order" else order
         penalised = bool(objective.kl_penalty) or self.credit is not None
         operator = objective.fused(rollouts)
-        with torch.enable_grad():
-            if operator is None or penalised:
-                outputs, log_probs = self._evaluate(phi, rollouts)
+        if operator is None or penalised:
+            outputs, log_probs = self._evaluate(phi, rollouts)
 
-            def slope(where: Parameters) -> Parameters:
-                if operator is not None:
-                    with torch.set_grad_enabled(order == 2):
-                        return operator(where, self.constants, rollouts)
-                gradients = torch.autograd.grad(
-                    objective.inner_loss(log_probs, rollouts).sum(),
-                    list(where.values()),
-                    create_graph=order == 2,
-                    retain_graph=order == 2 or penalised,
-                    materialize_grads=True,
-                )
-                return dict(zip(where, gradients, strict=True))
+        def slope(where: Parameters) -> Parameters:
+            if operator is not None:
+                with torch.set_grad_enabled(order == 2):
+                    return operator(where, self.constants, rollouts)
+            gradients = torch.autograd.grad(
+                objective.inner_loss(log_probs, rollouts).sum(),
+                list(where.values()),
+                create_graph=order == 2,
+                retain_graph=order == 2 or penalised,
+                materialize_grads=True,
+            )
+            return dict(zip(where, gradients, strict=True))
 
-            rates = None if rate is None else dict.fromkeys(phi, rate)
-            following, _ = self.inner.step(phi, slope, self.inner.no_state, step, {}, order, rates)
-            if objective.kl_penalty:  # the mean over the inner steps, as in the authors' code
-                share = objective.kl_penalty / max(objective.training_steps, 1)  # a control adapts at test alone
-                self.penalties.append(share * self._divergence(outputs, rollouts))
-            if self.credit is not None:
-                sums = (log_probs * rollouts.mask).sum((1, 2)) / rollouts.rewards.shape[2]
-                self.penalties.append(-objective.exploration * (sums * self.credit).mean())
+        rates = None if rate is None else dict.fromkeys(phi, rate)
+        following, _ = self.inner.step(phi, slope, self.inner.no_state, step, {}, order, rates)
+        if objective.kl_penalty:  # the mean over the inner steps, as in the authors' code
+            share = objective.kl_penalty / max(objective.training_steps, 1)  # a control adapts at test alone
+            self.penalties.append(share * self._divergence(outputs, rollouts))
+        if self.credit is not None:
+            sums = (log_probs * rollouts.mask).sum((1, 2)) / rollouts.rewards.shape[2]
+            self.penalties.append(-objective.exploration * (sums * self.credit).mean())
         return following
 
     def support(self, phi: Parameters) -> Tensor:
@@ -335,16 +301,14 @@ class RolloutLoop:
         rollouts = self.rollouts[steps]
         outputs, log_probs = self._evaluate(phi, rollouts)
         losses = self.objective.outer.loss(log_probs, rollouts.log_probs, rollouts.advantages, rollouts.mask)
-        if isinstance(self.objective.outer, TRPO):
-            self.kl = self._divergence(outputs, rollouts)
-        else:
-            self.kl = self._divergence(outputs.detach(), rollouts)
+        self.kl = self._divergence(outputs if isinstance(self.objective.outer, TRPO) else outputs.detach(), rollouts)
         return Query(losses.mean(), losses.detach(), outputs.detach())
 
     def _evaluate(self, phi: Parameters, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
         """The outputs ``[T, N, H, P]`` of the policies, and the log-probabilities of what was done ``[T, N, H]``."""
         policy = self.objective.policy
-        outputs = policy.outputs(phi, self.constants, rollouts.observations, self.objective.eager)
+        eager = self.objective.engine_name == "eager"
+        outputs = policy.outputs(phi, self.constants, rollouts.observations, eager)
         return outputs, policy.log_probs(outputs, rollouts.actions)
 
     def _divergence(self, outputs: Tensor, rollouts: Rollouts) -> Tensor:

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_maml.rl.rollouts import Rollouts
-
-LARGEST = 10.0  # observations are clipped to this in the baseline's features, as in rllab
-RIDGE = 1e-5
+from lightning_maml.rl.environments import Rollouts
 
 
 @dataclass(frozen=True)
@@ -21,7 +18,7 @@ class Advantages:
         discount: gamma, of rewards one step later.
         gae_lambda: 1 for returns minus the baseline, without bias; less for less variance, with the baseline's bias.
         baseline: subtract :func:`linear_feature_baseline`; without it the values are 0.
-        normalize: to mean 0 and deviation 1 over the time steps of each task.
+        normalize: to mean 0 and deviation 1 over the time steps of each task that happened.
 
     Raises:
         ValueError: an argument is out of range.
@@ -39,11 +36,15 @@ class Advantages:
 
     def __call__(self, rollouts: Rollouts) -> Rollouts:
         """The rollouts with their advantages ``[T, N, H]``."""
-        values = torch.zeros_like(rollouts.rewards)
+        values, mask = torch.zeros_like(rollouts.rewards), rollouts.mask
         if self.baseline:
             values = linear_feature_baseline(rollouts, discounted_returns(rollouts.rewards, self.discount))
-        advantages = gae(rollouts.rewards, values, rollouts.mask, self.discount, self.gae_lambda)
-        return rollouts.with_advantages(normalized(advantages, rollouts.mask) if self.normalize else advantages)
+        advantages = gae(rollouts.rewards, values, mask, self.discount, self.gae_lambda)
+        if self.normalize:
+            count = mask.sum((1, 2), keepdim=True)
+            centred = (advantages - (advantages * mask).sum((1, 2), keepdim=True) / count) * mask
+            advantages = centred / ((centred.square().sum((1, 2), keepdim=True) / count).sqrt() + 1e-8)
+        return rollouts.with_advantages(advantages)
 
 
 def discounted_returns(rewards: Tensor, discount: float) -> Tensor:
@@ -77,27 +78,19 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, gae_lamb
 def linear_feature_baseline(rollouts: Rollouts, returns: Tensor) -> Tensor:
     """The values ``[T, N, H]`` of a least-squares fit to ``returns [T, N, H]``, one fit for each task.
 
-    Features are the observation, its square, the time ``t = step / 100``, its square and cube, and 1, with a ridge of
-    1e-5, solved in float64.
+    Features are the observation, clipped to 10 as in rllab, its square, the time ``t = step / 100``, its square and
+    cube, and 1, with a ridge of 1e-5, solved in float64.
 
     Reference:
         Duan, Chen, Houthooft, Schulman, Abbeel, "Benchmarking Deep Reinforcement Learning for Continuous Control",
         ICML 2016.
     """
     tasks, trajectories, horizon = returns.shape
-    seen = rollouts.observations.double().clamp(-LARGEST, LARGEST)
-    time = torch.arange(horizon, dtype=seen.dtype, device=seen.device).view(1, 1, -1, 1) / 100
-    time = time.expand(tasks, trajectories, -1, -1)
+    seen = rollouts.observations.double().clamp(-10, 10)
+    time = (torch.arange(horizon).to(seen) / 100).unsqueeze(1).expand(tasks, trajectories, -1, -1)
     features = torch.cat([seen, seen.square(), time, time.square(), time**3, torch.ones_like(time)], -1)
     features = (features * rollouts.mask.unsqueeze(-1)).flatten(1, 2)  # [T, N H, F]
-    ridge = RIDGE * torch.eye(features.shape[-1], dtype=seen.dtype, device=seen.device)
+    ridge = 1e-5 * torch.eye(features.shape[-1]).to(seen)
     targets = (returns.double() * rollouts.mask).flatten(1).unsqueeze(-1)
     weights = torch.linalg.solve(features.mT @ features + ridge, features.mT @ targets)
     return (features @ weights).view(returns.shape).to(returns)
-
-
-def normalized(advantages: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0 and deviation 1 over the time steps of each task that happened, ``[T, N, H]``."""
-    count = mask.sum((1, 2), keepdim=True)
-    centred = (advantages - (advantages * mask).sum((1, 2), keepdim=True) / count) * mask
-    return centred / ((centred.square().sum((1, 2), keepdim=True) / count).sqrt() + 1e-8)

@@ -1,16 +1,17 @@
-"""Environments of many tasks at once: what they promise, and how a policy is run in one."""
+"""Environments of many tasks at once: what they promise, and what a policy does when it is run in one."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_maml.inner import Parameters
 from lightning_maml.rl.policies import Policy
-from lightning_maml.rl.rollouts import Rollouts
 
 
 class Environment(ABC):
@@ -44,15 +45,67 @@ class Environment(ABC):
         """
 
 
-class Collect(Protocol):
-    """Where an inner loop's data come from: rollouts of the parameters it has reached, in place of fixed tensors."""
+@dataclass(frozen=True, eq=False)
+class Rollouts:
+    """``N`` trajectories of up to ``H`` time steps in each of ``T`` tasks, and what the policy held of them then.
 
-    def __call__(self, parameters: Parameters, step: int) -> Rollouts:
-        """New rollouts of the tasks under ``parameters {name: [T, *shape]}``, reached after ``step`` inner steps."""
+    A trajectory that ends early is padded: ``mask`` is 0 there, and so are rewards and advantages.
+
+    Raises:
+        ValueError: the tensors do not fit each other.
+    """
+
+    observations: Tensor
+    """``[T, N, H, O]``, what the policy saw before each action."""
+    actions: Tensor
+    """``[T, N, H, A]``, or ``[T, N, H]`` where actions are numbers from 0."""
+    outputs: Tensor
+    """``[T, N, H, P]``, the policy's outputs at sampling: what its distribution over actions is made of."""
+    log_probs: Tensor
+    """``[T, N, H]``, of the actions, at sampling."""
+    rewards: Tensor
+    """``[T, N, H]``."""
+    mask: Tensor
+    """``[T, N, H]``, 1 for time steps that happened and 0 for padding."""
+    advantages: Tensor
+    """``[T, N, H]``, see :class:`~lightning_maml.rl.Advantages`."""
+
+    def __post_init__(self) -> None:
+        shape = self.rewards.shape
+        for field in fields(self):
+            got: Tensor = getattr(self, field.name)
+            if got.shape[:3] != shape or self.rewards.ndim != 3:
+                raise ValueError(
+                    f"Expected `{field.name}` to begin with [tasks, trajectories, steps], as of rewards {list(shape)}, "
+                    f"but got {list(got.shape)}."
+                )
+
+    def __len__(self) -> int:
+        """The number of tasks."""
+        return len(self.rewards)
+
+    def __getitem__(self, tasks: slice) -> Rollouts:
+        """The rollouts of some of the tasks."""
+        return Rollouts(*(getattr(self, field.name)[tasks] for field in fields(self)))
+
+    @property
+    def returns(self) -> Tensor:
+        """The undiscounted return of each trajectory, ``[T, N]``."""
+        return self.rewards.sum(2)
+
+    def with_advantages(self, advantages: Tensor) -> Rollouts:
+        """The same rollouts with these advantages ``[T, N, H]``."""
+        return replace(self, advantages=advantages)
 
 
+Collect = Callable[[Parameters, int], Rollouts]
+"""Where an inner loop's data come from: new rollouts of the tasks under the parameters ``{name: [T, *shape]}`` that it
+has reached, and after how many inner steps, in place of fixed tensors."""
+
+
+@dataclass(frozen=True, eq=False)
 class Collector:
-    """A :class:`Collect` that runs a policy in an environment.
+    """A :data:`Collect` that runs a policy in an environment.
 
     Args:
         environment: where.
@@ -65,32 +118,29 @@ class Collector:
         ValueError: policy and environment do not fit each other.
     """
 
-    def __init__(
-        self,
-        environment: Environment,
-        policy: Policy,
-        tasks: Tensor,
-        trajectories: int,
-        constants: Parameters | None = None,
-    ) -> None:
-        check_fit(environment, policy)
-        self.environment, self.policy, self.tasks, self.trajectories = environment, policy, tasks, trajectories
-        self.constants = constants or {}
+    environment: Environment
+    policy: Policy
+    tasks: Tensor
+    trajectories: int
+    constants: Parameters | None = None
+
+    def __post_init__(self) -> None:
+        check_fit(self.environment, self.policy)
 
     @torch.no_grad()
     def __call__(self, parameters: Parameters, step: int) -> Rollouts:
-        """See :class:`Collect`; advantages are zeros."""
+        """See :data:`Collect`; advantages are zeros."""
         environment, policy = self.environment, self.policy
         state, seen = environment.reset(self.tasks, self.trajectories)
         running = torch.ones(seen.shape[:2], dtype=seen.dtype, device=seen.device)
         steps = []
         for _ in range(environment.horizon):
-            output = policy.outputs(parameters, self.constants, seen)
+            output = policy.outputs(parameters, self.constants or {}, seen)
             action = policy.sample(output)
-            state, following, reward, done = environment.step(self.tasks, state, action)
-            steps.append((seen, action, output, reward * running, running))
+            before = seen
+            state, seen, reward, done = environment.step(self.tasks, state, action)
+            steps.append((before, action, output, reward * running, running))
             running = running * ~done
-            seen = following
         observations, actions, outputs, rewards, mask = (torch.stack(parts, 2) for parts in zip(*steps, strict=True))
         log_probs = policy.log_probs(outputs, actions)
         return Rollouts(observations, actions, outputs, log_probs, rewards, mask, torch.zeros_like(mask))

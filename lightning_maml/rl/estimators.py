@@ -3,14 +3,9 @@ r"""Inner losses of a policy: surrogates whose gradient, and whose Hessian, esti
 The meta-gradient of an unrolled inner step holds the Hessian of its loss, so that an estimator has to be judged by
 both. Each takes ``log_probs``, the ``old_log_probs`` stored at sampling, ``advantages`` and ``mask``, all
 ``[T, N, H]``, and returns one loss a task, ``[T]``: minus the mean over trajectories and time steps, ``-J / H`` up to
-what the baseline subtracts. With undiscounted advantages, at the parameters that were sampled:
-
-| name          | gradient   | Hessian                                                                      |
-|---------------|------------|------------------------------------------------------------------------------|
-| `lvc`         | exact      | without products of different time steps; exact at horizon 1; low variance   |
-| `loaded_dice` | exact      | exact; its variance grows with the horizon                                   |
-| `maml`        | exact      | wrong: without any product of gradients, what the original code does         |
-| `first_order` | exact      | none: the inner gradient is taken as a constant                              |
+what the baseline subtracts. With undiscounted advantages, at the parameters that were sampled, every gradient is exact;
+what is said of the Hessians holds there, too. ``"first_order"`` is the loss of :func:`maml`, whose gradient the inner
+loop takes as a constant, without a Hessian.
 """
 
 from __future__ import annotations
@@ -26,7 +21,7 @@ Estimator = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 def lvc(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
     r"""Low variance curvature: :math:`-\tfrac1H \sum_t \frac{\pi_\phi(a_t|s_t)}{\pi_{old}(a_t|s_t)} A_t`.
 
-    Its expected Hessian lacks what the choices of different time steps have to do with each other.
+    Its expected Hessian lacks the products of different time steps, and is exact at horizon 1; its variance is low.
 
     Reference:
         Rothfuss, Lee, Clavera, Asfour, Abbeel, "ProMP: Proximal Meta-Policy Search", ICLR 2019, equation 11.
@@ -38,7 +33,8 @@ def loaded_dice(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, ma
     r"""Loaded DiCE, exact to every order: :math:`-\tfrac1H \sum_t (\rho_{\le t} - \rho_{<t}) A_t`, with
     :math:`\rho_{\le t} = \prod_{u \le t} \pi_\phi(a_u|s_u) / \pi_{old}(a_u|s_u)`.
 
-    The products run over whole trajectories: after several outer steps on the same rollouts they spread widely.
+    The products run over whole trajectories: after several outer steps on the same rollouts they spread widely,
+    and their variance grows with the horizon.
 
     Reference:
         Farquhar, Whiteson, Foerster, "Loaded DiCE: Trading off Bias and Variance in Any-Order Score Function Estimators
@@ -62,14 +58,9 @@ def maml(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Ten
     return _loss(log_probs * advantages, mask)
 
 
-def first_order(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-    """The loss of :func:`maml`, whose gradient the inner loop takes as a constant: see the table above."""
-    return maml(log_probs, old_log_probs, advantages, mask)
-
-
 def _loss(gains: Tensor, mask: Tensor) -> Tensor:
     # by all time steps there could have been: their actual number depends on the actions, and would bias the mean
     return -(gains * mask).mean((1, 2))
 
 
-ESTIMATORS: dict[str, Estimator] = {rule.__name__: rule for rule in (lvc, loaded_dice, maml, first_order)}
+ESTIMATORS: dict[str, Estimator] = {"lvc": lvc, "loaded_dice": loaded_dice, "maml": maml, "first_order": maml}

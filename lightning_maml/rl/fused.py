@@ -6,7 +6,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +14,10 @@ from lightning_maml.engine.fused.mlp_adapt import Perceptron, recognise
 from lightning_maml.engine.fused.operator import UnrecognisedError
 from lightning_maml.engine.structure import changed
 from lightning_maml.inner import Parameters
-from lightning_maml.rl.outer import PPO
-from lightning_maml.rl.policies import CategoricalPolicy, Deviation, GaussianPolicy
-from lightning_maml.rl.rollouts import Rollouts
-
-if TYPE_CHECKING:
-    from lightning_maml.rl.adaptation import MetaObjective
+from lightning_maml.rl.environments import Rollouts
+from lightning_maml.rl.estimators import Estimator
+from lightning_maml.rl.outer import PPO, Outer
+from lightning_maml.rl.policies import CategoricalPolicy, Deviation, GaussianPolicy, Policy
 
 _KINDS = {"lvc": "ratio", "maml": "log_probability", "first_order": "log_probability"}  # of the estimators
 
@@ -37,15 +34,14 @@ class PolicyGradient:
         """``{name: [T, *shape]}`` of what adapts to the same of the gradients; differentiable once."""
         from lightning_maml.kernels.policy_gradient import policy_gradient
 
-        names, tasks = self.perceptron.names, len(rollouts)
-        each = [phi[name] if name in phi else constants[name].expand(tasks, -1) for name in names]
+        names = self.perceptron.names
+        each = [phi[name] if name in phi else constants[name].expand(len(rollouts), -1) for name in names]
         flat = torch.cat([value.flatten(1) for value in each], 1)
         weights = rollouts.advantages * rollouts.mask / rollouts.mask[0].numel()
         rows = (rollouts.observations, rollouts.actions, weights, rollouts.log_probs)
         kind = (self.perceptron.widths, self.perceptron.activation, self.distribution, self.kind)
-        gradient = policy_gradient(flat, *(part.flatten(1, 2) for part in rows), *kind)
-        named = self.perceptron.unpack_tasks(gradient)
-        return {name: named[name] for name in phi}
+        gradients = self.perceptron.unpack_tasks(policy_gradient(flat, *(part.flatten(1, 2) for part in rows), *kind))
+        return {name: gradients[name] for name in phi}
 
     def lanes(self, rollouts: Rollouts) -> int:
         """How many tasks run at once."""
@@ -74,35 +70,32 @@ class PolicyGradient:
         return None
 
 
-def find(objective: MetaObjective) -> PolicyGradient:
-    """What computes the inner gradients of an objective.
+def find(policy: Policy, estimator: str | Estimator, outer: Outer, adapted: Parameters) -> PolicyGradient | str:
+    """What computes the inner gradients of an objective whose tasks have parameters ``adapted`` of their own.
 
-    Raises:
-        UnrecognisedError: nothing here does.
+    Or why nothing here does.
     """
-    policy, estimator = objective.policy, objective.estimator
     if type(policy) not in (GaussianPolicy, CategoricalPolicy):
-        raise UnrecognisedError(
-            f"the policy is a {type(policy).__name__}, neither a GaussianPolicy nor a CategoricalPolicy."
-        )
+        return f"the policy is a {type(policy).__name__}, neither a GaussianPolicy nor a CategoricalPolicy."
     if (what := changed(policy)) is not None:
-        raise UnrecognisedError(f"the policy has {what}.")
+        return f"the policy has {what}."
     if not isinstance(estimator, str) or estimator not in _KINDS:
-        raise UnrecognisedError(f"the estimator is {estimator!r}, none of {sorted(_KINDS)}.")
-    if type(objective.outer) is not PPO:
-        raise UnrecognisedError(
-            f"the outer loss is {type(objective.outer).__name__}, none of PPO: TRPO takes third derivatives of the "
+        return f"the estimator is {estimator!r}, none of {sorted(_KINDS)}."
+    if type(outer) is not PPO:
+        return (
+            f"the outer loss is {type(outer).__name__}, none of PPO: TRPO takes third derivatives of the "
             "inner loss, and its operator for policies has none."
         )
-    fixed = {name for name, _ in policy.named_parameters()} - set(objective.split()[0])
-    if not fixed <= {"deviation.log_std"}:
-        raise UnrecognisedError("a part of the policy other than its deviation does not adapt.")
-    deviations = [layer for layer in policy.children() if type(layer) is Deviation]
-    layers = [(name, layer) for name, layer in policy.named_children() if layer not in deviations]
-    if any(map(changed, deviations)) or len(deviations) != isinstance(policy, GaussianPolicy):
-        raise UnrecognisedError("the policy's deviation was changed.")
-    found = recognise(nn.Sequential(OrderedDict(layers)))
-    if isinstance(policy, CategoricalPolicy):
-        return PolicyGradient(found, "categorical", _KINDS[estimator])
-    others = {name: value.shape for name, value in policy.named_parameters() if name not in found.shapes}  # log_std
-    return PolicyGradient(replace(found, shapes=found.shapes | others), "gaussian", _KINDS[estimator])
+    if not {name for name, _ in policy.named_parameters()} - adapted.keys() <= {"deviation.log_std"}:
+        return "a part of the policy other than its deviation does not adapt."
+    layers, distribution = OrderedDict(policy.named_children()), "categorical"
+    if isinstance(policy, GaussianPolicy):
+        deviation, distribution = layers.pop("deviation", None), "gaussian"
+        if type(deviation) is not Deviation or changed(deviation):
+            return "the policy's deviation was changed."
+    try:
+        found = recognise(nn.Sequential(layers))
+    except UnrecognisedError as error:
+        return str(error)
+    shapes = found.shapes | {name: value.shape for name, value in policy.named_parameters()}  # with log_std at the end
+    return PolicyGradient(replace(found, shapes=shapes), distribution, _KINDS[estimator])

@@ -49,22 +49,20 @@ class GymnasiumTasks(Environment):
                 f"Expected {name} to have `goal`, `goal_size` and `sample_goals`, which make tasks of it, but got "
                 f"{type(self._one).__name__} without."
             )
-        steps = one.spec.max_episode_steps if one.spec else None
-        if steps is None:
+        self.horizon = one.spec.max_episode_steps
+        if self.horizon is None:
             raise ValueError(f"Expected a time limit for {name} but it has none: give a `horizon`.")
-        seen: Any = one.observation_space
-        actions: Any = one.action_space
+        seen, actions = one.observation_space, one.action_space
         self.discrete = isinstance(actions, gymnasium.spaces.Discrete)
-        flat = isinstance(seen, gymnasium.spaces.Box) and len(seen.shape) == 1
-        if not flat or not (self.discrete or (isinstance(actions, gymnasium.spaces.Box) and len(actions.shape) == 1)):
+        vectors = [isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1 for space in (seen, actions)]
+        if not vectors[0] or not (self.discrete or vectors[1]):
             raise ValueError(
                 f"Expected {name} to have observations that are vectors, and actions that are vectors or numbers, but "
                 f"got {seen} and {actions}."
             )
         self.observation_size = seen.shape[0]
         self.action_size = int(actions.n) if self.discrete else actions.shape[0]
-        self._bounds = None if self.discrete else (actions.low, actions.high)
-        self.horizon = steps
+        self._actions = actions
 
     def sample_tasks(self, tasks: int, generator: torch.Generator) -> Tensor:
         """Goals, ``[tasks, G]``."""
@@ -80,23 +78,21 @@ class GymnasiumTasks(Environment):
             if self._vector is not None:
                 self._vector.close()
             self._vector = SyncVectorEnv([self._make] * count, autoreset_mode=AutoresetMode.DISABLED)
-        goals = tasks.cpu().double().numpy().repeat(trajectories, 0)
-        self._vector.set_attr("goal", list(goals))
+        self._vector.set_attr("goal", list(tasks.cpu().double().numpy().repeat(trajectories, 0)))
         seen, _ = self._vector.reset(seed=int(torch.randint(2**31 - count, ())))
         return None, self._tensor(seen, tasks, trajectories)
 
     def step(self, tasks: Tensor, state: None, actions: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
         """See :class:`~lightning_maml.rl.Environment`."""
         flat = actions.flatten(0, 1).cpu().numpy()
-        if self._bounds is not None:
-            flat = np.clip(flat, *self._bounds).astype(self._bounds[0].dtype)
+        if not self.discrete:
+            flat = np.clip(flat, self._actions.low, self._actions.high).astype(self._actions.dtype)
         seen, rewards, terminated, truncated, _ = self._vector.step(flat)
         done = terminated | truncated
         if done.any():  # nobody looks at these from here on, but they refuse to be stepped without a reset
             seen, _ = self._vector.reset(options={"reset_mask": done})
-        trajectories = actions.shape[1]
-        ended = torch.as_tensor(done, device=tasks.device).view(len(tasks), trajectories)
-        return None, self._tensor(seen, tasks, trajectories), self._tensor(rewards, tasks, trajectories), ended
+        seen, rewards, done = (self._tensor(part, tasks, actions.shape[1]) for part in (seen, rewards, done))
+        return None, seen, rewards, done.bool()
 
     @staticmethod
     def _tensor(values: Any, like: Tensor, trajectories: int) -> Tensor:

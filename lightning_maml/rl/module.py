@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,11 +21,10 @@ from lightning_maml.metrics import Interval
 from lightning_maml.results import results_table
 from lightning_maml.rl.adaptation import MetaObjective
 from lightning_maml.rl.advantages import Advantages
-from lightning_maml.rl.environments import Collector, Environment, check_fit
+from lightning_maml.rl.environments import Collector, Environment, Rollouts, check_fit
 from lightning_maml.rl.estimators import Estimator
 from lightning_maml.rl.outer import PPO, TRPO, Outer
 from lightning_maml.rl.policies import Policy
-from lightning_maml.rl.rollouts import Rollouts
 from lightning_maml.rl.trust_region import trust_region_step
 from lightning_maml.training import ClipAlgorithm, LRSchedulerCallable, MetaTraining, OptimizerCallable
 
@@ -64,8 +64,8 @@ class MetaRLModule(MetaTraining):
 
     Args:
         policy: what is meta-learned.
-        algorithm: how tasks adapt and how the meta-gradient is formed, ``maml(lr=0.1, steps=1)`` or another preset of
-            gradient steps; ``pretrained`` is the control, trained on all tasks without adaptation.
+        algorithm: an inner loop of plain gradient steps, and a rule: as of ``maml(lr=0.1, steps=1)``, ``fomaml``,
+            ``anil``, ``meta_sgd`` or ``pretrained``, the control, trained on all tasks without adaptation.
         environment: where; on the command line that of the data.
         estimator: the inner loss: ``"lvc"``, ``"loaded_dice"``, ``"maml"``, ``"first_order"``, see
             :mod:`lightning_maml.rl.estimators`, or a function like these.
@@ -74,9 +74,15 @@ class MetaRLModule(MetaTraining):
         scheduler: makes a learning-rate scheduler from the optimiser; it advances once a meta-iteration.
         trajectories: of each task and inner step in training.
         advantages: discount, baseline and the like.
-        kl_penalty: ProMP's, see :class:`~lightning_maml.rl.MetaObjective`.
-        exploration: the weight of E-MAML's term, see there.
-        engine: ``"auto"``, ``"batched"``, ``"fused"``, ``"eager"`` or an engine object, see there.
+        kl_penalty: eta, ProMP's penalty ``eta KL(old || new)`` of the policies before each inner step, their mean.
+        exploration: the weight of E-MAML's term, which credits the inner rollouts with what came of them: minus
+            ``weight / H sum_i sum_t log pi(a_it|s_it) R`` of each task, ``R`` its mean return after adaptation,
+            normalised over the tasks.
+        engine: ``"batched"`` runs all tasks at once, a few at a time on a CPU; ``Batched(chunk_size=...)`` says how
+            many. ``"fused"`` does the same with the inner gradients, and the way back through them, by the operator
+            ``policy_gradient``, compiled from C on a CPU: for perceptrons, outside of TRPO, and any estimator but
+            ``loaded_dice``. ``"eager"`` runs one task after another. ``"auto"`` is ``"fused"`` where it runs and there
+            are tasks for its vectors, else ``"batched"``.
         test_steps: inner steps in validation and test; by default the algorithm's.
         test_rates: the rate of each of these, where it is not the algorithm's: ``[0.1, 0.05, 0.05]`` halves it.
         test_trajectories: of each task and inner step in validation and test.
@@ -124,14 +130,13 @@ class MetaRLModule(MetaTraining):
         if not isinstance(algorithm, Algorithm):
             raise TypeError(f"Expected `algorithm` to be one such as maml(lr=0.1, steps=1) but got {algorithm!r}.")
         check_fit(environment, policy)
-        outer = PPO() if outer is None else outer
         check_whole(1, trajectories=trajectories, test_trajectories=test_trajectories)
         super().__init__(
             "policy",
             policy,
             algorithm,
             values=["return"],
-            optimizer=optimizer or torch.optim.Adam,
+            optimizer=optimizer or (partial(torch.optim.SGD, lr=1.0) if isinstance(outer, TRPO) else torch.optim.Adam),
             scheduler=scheduler,
             test_steps=test_steps,
             gradient_clip_val=gradient_clip_val,
@@ -150,29 +155,15 @@ class MetaRLModule(MetaTraining):
             self.save_hyperparameters(ignore=["environment"])  # an object; the command line links it to the data
         self.automatic_optimization = False  # several outer steps with the same rollouts
         self.environment = environment
+        outer, advantages = outer or PPO(), advantages or Advantages()
         self.objective = MetaObjective(
-            policy,
-            self.algorithm,
-            estimator,
-            outer,
-            advantages or Advantages(),
-            kl_penalty,
-            exploration,
-            engine,
+            policy, self.algorithm, estimator, outer, advantages, kl_penalty, exploration, engine
         )
-        self.trajectories = trajectories
-        self.test_trajectories = test_trajectories
-        self.test_rates = test_rates
+        self.trajectories, self.test_trajectories, self.test_rates = trajectories, test_trajectories, test_rates
 
     def forward(self, observations: Tensor) -> Tensor:
         """The policy's outputs before any adaptation: ``[N, O] -> [N, P]``."""
         return self.policy(observations)
-
-    def configure_optimizers(self) -> Any:
-        """The outer optimiser over policy and learned rates; for TRPO one that adds its step as it is."""
-        if isinstance(self.objective.outer, TRPO):
-            return torch.optim.SGD(self._trained(), lr=1.0)
-        return super().configure_optimizers()
 
     def _trained(self) -> list[Tensor]:
         return self.objective.leaves
@@ -188,8 +179,7 @@ class MetaRLModule(MetaTraining):
         return [rollouts for _, rollouts in self._path(tasks, steps)]
 
     def _path(self, tasks: Tensor, steps: int | None) -> list[tuple[Parameters, Rollouts]]:
-        rates = self.test_rates
-        steps = self.test_steps if steps is None else steps
+        rates, steps = self.test_rates, self.test_steps if steps is None else steps
         if rates is not None and steps > len(rates):
             raise ValueError(f"Expected at most {len(rates)} steps, of which there are `test_rates`, but got {steps}.")
         with torch.inference_mode(False):  # which Lightning evaluates in, and no inner step can be taken in
@@ -197,18 +187,17 @@ class MetaRLModule(MetaTraining):
             return list(self.objective.adapt(collect, len(tasks), steps, rates))
 
     def _collector(self, tasks: Tensor, trajectories: int) -> Collector:
-        _, constants = self.objective.split()
-        return Collector(self.environment, self.policy, tasks, trajectories, constants)
+        return Collector(self.environment, self.policy, tasks, trajectories, self.objective.split()[1])
 
     # Training
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         """One meta-iteration: rollouts, then the outer steps."""
-        start = time.monotonic()
-        objective = self.objective
+        start, objective = time.monotonic(), self.objective
         optimizer: Any = self.optimizers()
-        path = objective.adapt(self._collector(batch, self.trajectories), len(batch), objective.training_steps)
-        rollouts = [part for _, part in path]
+        scheduler: Any = self.lr_schedulers()
+        collect = self._collector(batch, self.trajectories)
+        rollouts = [part for _, part in objective.adapt(collect, len(batch), objective.training_steps)]
         share = len(batch) / self._counts(len(batch))[0]  # this process's, of the tasks of all processes
         for _ in range(objective.outer.epochs):
             objective = self.objective.at(self.global_step)  # which counts outer steps, and goes on after resuming
@@ -222,28 +211,23 @@ class MetaRLModule(MetaTraining):
             norm = torch.nn.utils.get_total_norm(gradients)
             if not norm.isfinite():
                 raise ValueError(
-                    f"Expected a finite meta-gradient but it is {float(norm)} in meta-iteration {self._iteration}: use "
-                    "a smaller inner rate, or `gradient_clip_val`, and look at the environment's rewards."
+                    f"Expected a finite meta-gradient but it is {float(norm)} in meta-iteration "
+                    f"{self._place()['step']:.0f}: use a smaller inner rate, or `gradient_clip_val`, and look at the "
+                    "environment's rewards."
                 )
             for leaf, gradient in zip(objective.leaves, gradients, strict=True):
                 leaf.grad = gradient
             optimizer.step()
-        if self.scheduler is not None and (scheduler := self.lr_schedulers()) is not None:
-            scheduler.step()  # type: ignore[union-attr]
+        if scheduler is not None:
+            scheduler.step()
         before, after = (self._sum(part.returns.mean() * share) for part in (rollouts[0], rollouts[-1]))
         self.log_dict({"train/return_before": before, "train/return_after": after}, prog_bar=True, batch_size=1)
-        seconds = time.monotonic() - start
-        more = {"loss": loss, "kl": kl, "meta_gradient_norm": norm, "seconds": torch.tensor(seconds)}
-        self.log_dict({f"train/{name}": value for name, value in more.items()}, batch_size=1)
-        self.log_dict(self._place(), batch_size=1)
-
-    @property
-    def _iteration(self) -> int:
-        """The meta-iteration that runs or has just run, counted from 1."""
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        more: dict[str, Any] = {"loss": loss, "kl": kl, "meta_gradient_norm": norm, "seconds": time.monotonic() - start}
+        self.log_dict({f"train/{name}": value for name, value in more.items()} | self._place(), batch_size=1)
 
     def _place(self) -> dict[str, float]:
-        return {"step": float(self._iteration)}
+        """The meta-iteration that runs or has just run, counted from 1."""
+        return {"step": float(self.trainer.fit_loop.epoch_loop.batch_progress.total.ready)}
 
     # Validation, test, prediction
 

@@ -8,9 +8,6 @@ from torch import Tensor
 from lightning_maml.checks import check_positive, check_whole
 from lightning_maml.rl.environments import Environment
 
-MOVE = 0.1  # the longest move in each coordinate
-NEAR = 0.01  # as near to the goal as this, in both coordinates, is there
-
 
 class Navigation2D(Environment):
     """2D navigation: a point starts at (0, 0) and moves to a goal of its task, by rewards alone.
@@ -59,6 +56,6 @@ class Navigation2D(Environment):
 
     def step(self, tasks: Tensor, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See :class:`~lightning_maml.rl.Environment`."""
-        place = state + MOVE * actions.clamp(-1, 1)
+        place = state + 0.1 * actions.clamp(-1, 1)
         offset = place - tasks.unsqueeze(1)
-        return place, place, -offset.norm(dim=-1), (offset.abs() < NEAR).all(-1)
+        return place, place, -offset.norm(dim=-1), (offset.abs() < 0.01).all(-1)

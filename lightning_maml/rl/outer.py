@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -77,6 +77,10 @@ class TRPO:
         Schulman, Levine, Moritz, Jordan, Abbeel, "Trust Region Policy Optimization", ICML 2015.
     """
 
+    epochs: ClassVar[int] = (
+        1  # at the trust region's border, where the line search ends, old rollouts have had their say
+    )
+
     max_kl: float = 0.01
     cg_steps: int = 10
     damping: float = 1e-5
@@ -89,11 +93,6 @@ class TRPO:
         check_not_negative(damping=self.damping)
         if not 0 < self.shrink < 1:
             raise ValueError(f"Expected `shrink` to lie between 0 and 1 but got {self.shrink!r}.")
-
-    @property
-    def epochs(self) -> int:
-        """One step: the line search ends at the trust region's border, where old rollouts have nothing more to say."""
-        return 1
 
     def loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
         """The unclipped surrogate, see :class:`Outer`."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_maml.checks import check_whole
+from lightning_maml.rl.environments import Rollouts
 from lightning_maml.rl.module import MetaRLModule
-from lightning_maml.rl.rollouts import Rollouts
 
 COLORS = ("#9a9a9a", "#e69f00", "#0072b2")  # before, after the first step, after the last
 
@@ -34,11 +34,11 @@ def trajectories_figure(goals: Tensor, rollouts: Sequence[Rollouts], trajectorie
         from plotly.subplots import make_subplots
     except ImportError as error:
         raise ImportError("Expected plotly to be installed for plots: pip install 'lightning-maml[report]'.") from error
-    seen = rollouts[0].observations.shape
-    if goals.ndim != 2 or goals.shape[1] != 2 or seen[-1] != 2 or seen[0] != len(goals):
+    shape = rollouts[0].observations.shape
+    if goals.ndim != 2 or goals.shape[1] != 2 or shape[-1] != 2 or shape[0] != len(goals):
         raise ValueError(
             "Expected `goals` [T, 2] and observations [T, N, H, 2], places in the plane, but got "
-            f"{list(goals.shape)} and {list(seen)}."
+            f"{list(goals.shape)} and {list(shape)}."
         )
     steps = sorted({0, min(1, len(rollouts) - 1), len(rollouts) - 1})
     means = [rollouts[step].returns.mean(1).tolist() for step in steps]
@@ -46,32 +46,24 @@ def trajectories_figure(goals: Tensor, rollouts: Sequence[Rollouts], trajectorie
     figure = make_subplots(1, len(goals), subplot_titles=titles, shared_yaxes=True)
     for task, goal in enumerate(goals.tolist(), start=1):
         for step, color in zip(steps, COLORS, strict=False):
-            x, y = _ways(rollouts[step][task - 1 : task], trajectories)
+            ways = rollouts[step].observations[task - 1], rollouts[step].mask[task - 1].bool()
+            places: list[Any] = []
+            for seen, mask in islice(zip(*ways, strict=True), trajectories):
+                places += [*seen[mask].tolist(), (None, None)]  # a gap behind each
+            x, y = ([place[axis] for place in places] for axis in range(2))
             name = "before adaptation" if step == 0 else f"after {step} step{'s' if step > 1 else ''}"
             style = {"mode": "lines", "line": {"color": color, "width": 1.5}, "name": name, "legendgroup": name}
             figure.add_scatter(x=x, y=y, showlegend=task == 1, row=1, col=task, **style)
         star = {"symbol": "star", "size": 14, "color": "#d55e00", "line": {"color": "white", "width": 1}}
         legend = {"name": "goal", "legendgroup": "goal", "showlegend": task == 1}
         figure.add_scatter(x=[goal[0]], y=[goal[1]], mode="markers", marker=star, row=1, col=task, **legend)
+        figure.update_yaxes(scaleanchor=f"x{task if task > 1 else ''}", row=1, col=task)
     axis = {"range": [-0.8, 0.8], "zeroline": True, "zerolinecolor": "#dddddd", "gridcolor": "#eeeeee"}
-    figure.update_xaxes(constrain="domain", **axis)
-    for task in range(len(goals)):
-        figure.update_yaxes(scaleanchor=f"x{task + 1 if task else ''}", constrain="domain", row=1, col=task + 1, **axis)
+    figure.update_xaxes(constrain="domain", **axis).update_yaxes(constrain="domain", **axis)
     figure.update_layout(
         template="plotly_white", height=420, width=320 * len(goals) + 40, legend={"orientation": "h", "y": -0.12}
     )
     return figure
-
-
-def _ways(rollouts: Rollouts, trajectories: int) -> tuple[list[float | None], list[float | None]]:
-    """The places of some trajectories of one task one after another, with a gap between them."""
-    x: list[float | None] = []
-    y: list[float | None] = []
-    for places, mask in zip(rollouts.observations[0, :trajectories], rollouts.mask[0], strict=False):
-        visited = places[mask.bool()].tolist()
-        x += [*(place[0] for place in visited), None]
-        y += [*(place[1] for place in visited), None]
-    return x, y
 
 
 class PlotTrajectories(Callback):
@@ -99,8 +91,7 @@ class PlotTrajectories(Callback):
             return
         stream: Any = trainer.datamodule  # type: ignore[attr-defined]
         goals = stream.sample("test", 0, pl_module.device)[: self.tasks]
-        with torch.inference_mode(False):
-            figure = trajectories_figure(goals, pl_module.rollouts(goals))
+        figure = trajectories_figure(goals, pl_module.rollouts(goals))
         path = Path(folder) / "trajectories.html"
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.write_html(path)

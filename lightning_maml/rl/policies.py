@@ -19,8 +19,6 @@ from lightning_maml.inner import Parameters
 from lightning_maml.networks.layers import Layers
 from lightning_maml.networks.mlp import MLP
 
-LOG_2PI = math.log(2 * math.pi)
-
 
 class Policy(Layers):
     """A network ``[N, O] -> [N, P]`` whose outputs stand for a distribution over actions.
@@ -48,11 +46,11 @@ class Policy(Layers):
     def kl(self, outputs: Tensor, others: Tensor) -> Tensor:
         """The divergence ``KL(outputs || others)``, exact, ``[...]``."""
 
+    @torch.no_grad()
     def act(self, observations: Tensor, deterministic: bool = False) -> Tensor:
         """Actions for observations ``[..., O]``: drawn, or the most probable ones."""
-        with torch.no_grad():
-            outputs = self(observations)
-            return self.mode(outputs) if deterministic else self.sample(outputs)
+        outputs = self(observations)
+        return self.mode(outputs) if deterministic else self.sample(outputs)
 
     def outputs(
         self, phi: Parameters, constants: Mapping[str, Tensor], observations: Tensor, eager: bool = False
@@ -61,8 +59,7 @@ class Policy(Layers):
 
         ``eager`` runs one task after another as the module is written, what the batched form is tested against.
         """
-        rows = observations.flatten(1, -2)
-        outputs = Networks(self, constants, None, one=eager)(phi, rows)
+        outputs = Networks(self, constants, None, one=eager)(phi, observations.flatten(1, -2))
         return outputs.view(*observations.shape[:-1], outputs.shape[-1])
 
 
@@ -119,7 +116,7 @@ class GaussianPolicy(Policy):
 
     def log_probs(self, outputs: Tensor, actions: Tensor) -> Tensor:
         mean, log_std = outputs.chunk(2, -1)
-        return -(((actions - mean) * torch.exp(-log_std)).square() / 2 + log_std + LOG_2PI / 2).sum(-1)
+        return -(((actions - mean) * torch.exp(-log_std)).square() / 2 + log_std + math.log(2 * math.pi) / 2).sum(-1)
 
     def kl(self, outputs: Tensor, others: Tensor) -> Tensor:
         (mean, log_std), (other, log_other) = outputs.chunk(2, -1), others.chunk(2, -1)

@@ -41,11 +41,7 @@ class EnvironmentTasks(TaskStream):
         seed: int = 0,
     ) -> None:
         super().__init__(
-            tasks_per_batch,
-            batches_per_epoch=batches_per_epoch,
-            val_tasks=val_tasks,
-            test_tasks=test_tasks,
-            seed=seed,
+            tasks_per_batch, batches_per_epoch=batches_per_epoch, val_tasks=val_tasks, test_tasks=test_tasks, seed=seed
         )
         self.environment = environment
 
@@ -56,6 +52,3 @@ class EnvironmentTasks(TaskStream):
     def build(self, stage: Stage, drawn: tuple[Tensor, ...], device: torch.device) -> Any:
         """The same on the device."""
         return drawn[0].to(device)
-
-    def _in_precision(self, tasks: Any) -> Any:
-        return self.trainer.precision_plugin.convert_input(tasks) if self.trainer else tasks

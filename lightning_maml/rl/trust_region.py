@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from lightning_maml.meta_gradient.implicit import conjugate_gradients
 from lightning_maml.rl.adaptation import MetaObjective
+from lightning_maml.rl.environments import Rollouts
 from lightning_maml.rl.outer import TRPO
-from lightning_maml.rl.rollouts import Rollouts
 
 
+@torch.enable_grad()
 def trust_region_step(
     objective: MetaObjective, rollouts: Sequence[Rollouts], mean: Callable[[Tensor], Tensor] = lambda values: values
 ) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -34,46 +36,31 @@ def trust_region_step(
         raise ValueError(f"Expected an objective with TRPO outside but got {type(outer).__name__}.")
     leaves = objective.leaves
     loss, kl = objective.loss_and_kl(rollouts)
-    gradient = mean(_flat(torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True)))
-    slopes = torch.autograd.grad(kl, leaves, create_graph=True, materialize_grads=True)
-    with torch.enable_grad():
-        slope = _flat(slopes)
+    gradient = torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True)
+    slope = _flatten_dense_tensors(torch.autograd.grad(kl, leaves, create_graph=True, materialize_grads=True))
 
     def fisher(v: Tensor) -> Tensor:
-        products = torch.autograd.grad(slope, leaves, v.reshape(-1), retain_graph=True, materialize_grads=True)
-        return mean(_flat(products)) + outer.damping * v.reshape(-1)
+        products = torch.autograd.grad(slope, leaves, v[0], retain_graph=True, materialize_grads=True)
+        return mean(_flatten_dense_tensors(products)).unsqueeze(0) + outer.damping * v  # [1, P]
 
-    b = -gradient.unsqueeze(0)
-    x = conjugate_gradients(lambda v: fisher(v).unsqueeze(0), b, outer.cg_steps, torch.zeros_like(b))[0][0]
-    curvature = x @ fisher(x)
+    b = -mean(_flatten_dense_tensors(gradient)).unsqueeze(0)
+    x, *_ = conjugate_gradients(fisher, b, outer.cg_steps, torch.zeros_like(b))
+    curvature = x[0] @ fisher(x)[0]
     before = mean(loss.detach())
     zeros = [torch.zeros_like(leaf) for leaf in leaves]
     if not curvature > 0:
         return zeros, before, mean(kl.detach())
-    full = x * (2 * outer.max_kl / curvature).sqrt()
-    origin = _flat(leaves).detach()
+    full = _unflatten_dense_tensors(x[0] * (2 * outer.max_kl / curvature).sqrt(), leaves)
+    origin = [leaf.detach().clone() for leaf in leaves]
     try:
         for shortened in range(outer.backtracks):
-            step = outer.shrink**shortened * full
-            _put(origin + step, leaves)
+            step = torch._foreach_mul(full, outer.shrink**shortened)
+            with torch.no_grad():
+                torch._foreach_copy_(leaves, torch._foreach_add(origin, step))
             loss, kl = (mean(value.detach()) for value in objective.loss_and_kl(rollouts))
             if loss < before and kl <= outer.max_kl:
-                return _like(step, leaves), loss, kl
+                return [*step], loss, kl
     finally:
-        _put(origin, leaves)
+        with torch.no_grad():
+            torch._foreach_copy_(leaves, origin)
     return zeros, before, torch.zeros_like(before)
-
-
-def _put(flat: Tensor, leaves: Sequence[Tensor]) -> None:
-    with torch.no_grad():
-        for leaf, value in zip(leaves, _like(flat, leaves), strict=True):
-            leaf.copy_(value)
-
-
-def _flat(values: Sequence[Tensor]) -> Tensor:
-    return torch.cat([value.reshape(-1) for value in values])
-
-
-def _like(flat: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
-    parts = flat.split([leaf.numel() for leaf in leaves])
-    return [part.view_as(leaf) for part, leaf in zip(parts, leaves, strict=True)]
