@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_maml.engine.fused.mlp_adapt import Perceptron, recognise
-from lightning_maml.engine.fused.operator import UnrecognisedError
+from lightning_maml.engine.fused.operator import UnrecognisedError, unpack_tasks
 from lightning_maml.engine.structure import changed
 from lightning_maml.inner import Parameters
 from lightning_maml.rl.outer import PPO
@@ -44,7 +44,7 @@ class PolicyGradient:
         rows = (rollouts.observations, rollouts.actions, weights, rollouts.log_probs)
         kind = (self.perceptron.widths, self.perceptron.activation, self.distribution, self.kind)
         gradient = policy_gradient(flat, *(part.flatten(1, 2) for part in rows), *kind)
-        named = self.perceptron.unpack_tasks(gradient)
+        named = unpack_tasks(gradient, self.perceptron.shapes)
         return {name: named[name] for name in phi}
 
     def lanes(self, rollouts: Rollouts) -> int:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from lightning_maml.coverage import ADAPTATION, Runs
 from lightning_maml.engine.base import Problem
 from lightning_maml.engine.fused.operator import (
+    Named,
     Operator,
     Recognised,
     UnrecognisedError,
     layers_of,
     needs_compiler,
-    other_labels,
+    require,
     shapes_of,
 )
 from lightning_maml.tasks import Set
@@ -53,20 +54,16 @@ class MlpAdapt(Operator):
 
         return ADAPTATION | {"rows of a set": range(1, MOST_ROWS + 1)}
 
-    def recognise(self, network: nn.Module) -> Perceptron:
-        return recognise(network)
-
-    def refuse(self, found: Perceptron, problem: Problem, *sets: Set) -> str | None:
+    def recognise(self, problem: Problem, *sets: Set) -> Perceptron:
+        found = recognise(problem.network)
         if sets[0][0].device.type == "cuda" and problem.parameters[found.names[0]].dtype != torch.float32:
-            return "on a GPU it computes in float32 alone"
+            raise UnrecognisedError("on a GPU it computes in float32 alone")
         for inputs, targets in sets:
             if inputs.ndim != 3 or inputs.shape[2] != found.widths[0]:
-                return f"the inputs {list(inputs.shape)} are not [tasks, rows, {found.widths[0]}]"
-            if (reason := other_labels(problem, targets)) is not None:
-                return reason
+                raise UnrecognisedError(f"the inputs {list(inputs.shape)} are not [tasks, rows, {found.widths[0]}]")
             if problem.loss.kind == "bce" and targets.shape != (*inputs.shape[:2], found.outputs):
-                return f"the targets {list(targets.shape)} are not [tasks, rows, {found.outputs}]"
-        return None
+                raise UnrecognisedError(f"the targets {list(targets.shape)} are not [tasks, rows, {found.outputs}]")
+        return found
 
     def unavailable(self, like: Tensor) -> str | None:
         if like.device.type == "cuda":
@@ -112,8 +109,7 @@ def recognise(network: nn.Module) -> Perceptron:
         ...
         lightning_maml...UnrecognisedError: layer '1' is a Dropout, none of ['GELU', 'Linear', 'ReLU', 'Tanh']
     """
-    shapes: dict[str, torch.Size] = {}
-    linear: list[nn.Linear] = []
+    linear: Named = []
     between: list[str] = []
     for name, module in layers_of(network, _KNOWN):
         if type(module) is nn.Linear:
@@ -121,23 +117,20 @@ def recognise(network: nn.Module) -> Perceptron:
                 raise UnrecognisedError(f"layer {name!r} has no bias")
             if len(linear) > len(between):
                 between.append("identity")
-            shapes |= shapes_of(name, module)
-            linear.append(module)
+            linear.append((name, module))
         elif len(linear) == len(between) + 1:
             if type(module) is nn.GELU and module.approximate != "none":
                 raise UnrecognisedError(f"layer {name!r} is an approximate GELU")
             between.append(_ACTIVATIONS[type(module)])
         else:
             raise UnrecognisedError(f"layer {name!r} does not stand between two linear layers")
-    if not linear or len(between) != len(linear) - 1:
-        raise UnrecognisedError("its last layer is not linear")
-    if len({id(parameter) for layer in linear for parameter in layer._parameters.values()}) < 2 * len(linear):
-        raise UnrecognisedError("some of its parameters are tied")
+    require(len(linear) == len(between) + 1, "its last layer is not linear")
+    shapes = shapes_of(linear)
     if len(set(between)) > 1:
         raise UnrecognisedError(f"its activations differ: {between}")
     from lightning_maml.kernels.mlp_adapt import MOST_HIDDEN, WIDEST
 
-    weights = [layer._parameters["weight"].shape for layer in linear]  # type: ignore[union-attr]
+    weights = [layer._parameters["weight"].shape for _, layer in linear]
     widths = [weights[0][1], *(shape[0] for shape in weights)]
     if len(between) > MOST_HIDDEN or max(widths) > WIDEST:
         raise UnrecognisedError(f"its widths {widths} exceed {MOST_HIDDEN} hidden layers or {WIDEST} units")

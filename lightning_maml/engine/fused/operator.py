@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,13 @@ Named = list[tuple[str, Any]]  # modules
 
 
 class UnrecognisedError(Exception):
-    """Why a network is none that an operator runs."""
+    """Why a network, or the data it is to run on, is none that an operator runs."""
+
+
+def require(met: bool, reason: str) -> None:
+    """Raise UnrecognisedError for a reason, unless a condition is met."""
+    if not met:
+        raise UnrecognisedError(reason)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +49,12 @@ class Recognised:
         """``{name: [*shape]}`` -> ``[P]``."""
         return _flatten_dense_tensors([values[name] for name in self.shapes])  # one call for all
 
-    def unpack(self, flat: Tensor, like: Mapping[str, Tensor]) -> list[Tensor]:
-        """``[P]`` -> the parameters in turn, in the shapes of those of ``like {name: [*shape]}``, as views."""
-        return _unflatten_dense_tensors(flat, [like[name] for name in self.shapes])
 
-    def unpack_tasks(self, flat: Tensor) -> Parameters:
-        """``[..., P]`` -> ``{name: [..., *shape]}``, as views."""
-        parts = flat.split([shape.numel() for shape in self.shapes.values()], dim=-1)
-        tasks = flat.shape[:-1]
-        return {name: part.view(*tasks, *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+def unpack_tasks(flat: Tensor, shapes: Mapping[str, torch.Size]) -> Parameters:
+    """``[..., P]`` -> ``{name: [..., *shape]}``, as views."""
+    parts = flat.split([shape.numel() for shape in shapes.values()], dim=-1)
+    tasks = flat.shape[:-1]
+    return {name: part.view(*tasks, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 class Operator(ABC):
@@ -61,19 +65,15 @@ class Operator(ABC):
     @property
     @abstractmethod
     def runs(self) -> Runs:
-        """What it runs, see :mod:`lightning_maml.coverage`."""
+        """See :mod:`lightning_maml.coverage`."""
 
     @abstractmethod
-    def recognise(self, network: nn.Module) -> Any:
+    def recognise(self, problem: Problem, *sets: Set) -> Any:
         """The :class:`Recognised` network, by its structure and never by its name.
 
         Raises:
-            UnrecognisedError: it is none that the operator runs.
+            UnrecognisedError: network or data are not for it, beyond what :attr:`runs` says.
         """
-
-    @abstractmethod
-    def refuse(self, found: Any, problem: Problem, *sets: Set) -> str | None:
-        """Why problem or data are not for it, beyond what :attr:`runs` says, or None."""
 
     @abstractmethod
     def unavailable(self, like: Tensor) -> str | None:
@@ -88,50 +88,43 @@ class Operator(ABC):
         """The parameters ``[T, m, P]`` after each inner step, and the support losses ``[T, m + 1]``."""
 
 
-class _Asked(NamedTuple):
-    """What a rule asked for in the place of parameters: the operator finds them itself."""
-
-    steps: int
-    order: int
-
-
 class OperatorLoop:
-    """A :class:`~lightning_maml.meta_gradient.Loop` for rules that ask once for query sets, after all or no steps."""
+    """A :class:`~lightning_maml.meta_gradient.Loop` for rules that ask once for query sets, after all or no steps.
+
+    In the place of parameters a rule gets the number of steps and the order: the operator finds them itself.
+    """
 
     def __init__(self, problem: Problem, operator: Operator, found: Recognised, support: Set, query: Set) -> None:
         self.problem, self.operator, self.found, self.sets = problem, operator, found, (support, query)
+        self.inner = problem.inner
         check_sets(problem, found, *self.sets)
 
-    @property
-    def inner(self) -> InnerLoop:
-        return self.problem.inner
-
     def initial(self) -> Any:
-        return _Asked(0, 1)
+        return 0, 1
 
     def unroll(self, order: int) -> Any:
-        return _Asked(self.inner.steps, order)
+        return self.inner.steps, order
 
     def query(self, asked: Any) -> Query:
-        self.rates = rates_of(self.problem, self.found, asked.steps)
+        steps, order = asked
+        self.rates = rates_of(self.problem, self.found, steps)
         with torch.no_grad():
             theta = self.found.pack(self.problem.parameters)
-        output = self.operator.adapt(self.found, theta, self.rates, self.sets, self.problem.loss.kind, asked.order)
+        output = self.operator.adapt(self.found, theta, self.rates, self.sets, self.problem.loss.kind, order)
         self.output = output
         return Query(output.task_losses.mean(), output.task_losses, output.predictions)
 
     def gradients(self, query: Query, weight: float, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
         """The gradients of the query loss; all tasks run at once, so that ``weight`` is 1."""
         assert weight == 1
-        found, output, parameters = self.found, self.output, self.problem.parameters
-        parts = found.unpack(output.of_theta, parameters)
-        gradients = {id(parameters[name]): part for name, part in zip(found.names, parts, strict=True)}
-        if learned := [leaf for leaf in leaves if id(leaf) not in gradients]:
-            pulled: Any = [torch.zeros_like(leaf) for leaf in learned]
-            if self.rates.requires_grad:
-                pulled = torch.autograd.grad(self.rates, learned, output.of_rates, materialize_grads=True)
-            gradients.update({id(leaf): part for leaf, part in zip(learned, pulled, strict=True)})
-        return [gradients[id(leaf)] for leaf in leaves]
+        parameters = [self.problem.parameters[name] for name in self.found.shapes]
+        parts = _unflatten_dense_tensors(self.output.of_theta, parameters)
+        gradients = dict(zip(map(id, parameters), parts, strict=True))
+        if self.rates.requires_grad:
+            learned = [leaf for leaf in leaves if id(leaf) not in gradients]
+            pulled = torch.autograd.grad(self.rates, learned, self.output.of_rates, materialize_grads=True)
+            gradients |= zip(map(id, learned), pulled, strict=True)
+        return [gradients[id(leaf)] if id(leaf) in gradients else torch.zeros_like(leaf) for leaf in leaves]
 
     def support_history(self) -> Tensor:
         return self.output.support_losses
@@ -145,27 +138,30 @@ def check_sets(problem: Problem, found: Recognised, *sets: Set) -> None:
 
 
 def rates_of(problem: Problem, found: Recognised, steps: int) -> Tensor:
-    """The rates ``[steps, 1]`` where all parameters share one, or ``[steps, P]``, 0 for parameters that do not adapt.
+    """The rates of all steps, ``[steps, 1]`` or ``[steps, P]``, see :func:`rate_of`."""
+    inner, adapted = problem.inner, set(problem.adapted)
+    parameters = {name: problem.parameters[name] for name in found.shapes}
+    like = next(iter(parameters.values()))
+    if isinstance(inner.lr, int | float) and parameters.keys() <= adapted:
+        return like.new_full((steps, 1), float(inner.lr))
+    rows = [rate_of(inner, step, parameters, adapted) for step in range(steps)]
+    return torch.stack(rows) if rows else like.new_empty(0, 1)
+
+
+def rate_of(inner: InnerLoop, step: int, parameters: Parameters, adapted: AbstractSet[str]) -> Tensor:
+    """The rate of a step, ``[1]`` where all parameters share it, or ``[P]``, 0 for parameters that do not adapt.
 
     Differentiable with respect to learned ones.
     """
-    inner, names, adapted = problem.inner, found.names, set(problem.adapted)
-    like = problem.parameters[names[0]]
-    if adapted == set(names) and inner.shared_rates:
-        if isinstance(inner.lr, int | float):
-            return like.new_full((steps, 1), float(inner.lr))
-        alphas = [inner.rate(names[0], step) for step in range(steps)]
-        rows = [torch.as_tensor(alpha, dtype=like.dtype, device=like.device).reshape(1) for alpha in alphas]
-    else:
+    first, like = next(iter(parameters.items()))
 
-        def full(name: str, step: int) -> Tensor:
-            parameter = problem.parameters[name].detach()
-            if name not in adapted:
-                return torch.zeros_like(parameter)
-            return torch.as_tensor(inner.rate(name, step), dtype=like.dtype, device=like.device).expand(parameter.shape)
+    def rate(name: str) -> Tensor:
+        value = inner.rate(name, step) if name in adapted else 0.0
+        return torch.as_tensor(value, dtype=like.dtype, device=like.device)
 
-        rows = [found.pack({name: full(name, step) for name in names}) for step in range(steps)]
-    return torch.stack(rows).to(like) if rows else like.new_empty(0, 1)
+    if inner.shared_rates and parameters.keys() <= adapted:
+        return rate(first).reshape(1)
+    return torch.cat([rate(name).expand(value.shape).flatten() for name, value in parameters.items()])
 
 
 def layers_of(module: nn.Module, known: set[type[nn.Module]], name: str = "") -> Named:
@@ -190,17 +186,29 @@ def layers_of(module: nn.Module, known: set[type[nn.Module]], name: str = "") ->
     return found
 
 
+def shapes_of(layers: Named) -> dict[str, torch.Size]:
+    """The shapes of the layers' parameters, by name.
+
+    Raises:
+        UnrecognisedError: some are tied.
+    """
+    own = {
+        f"{name}.{key}" if name else key: value
+        for name, layer in layers
+        for key, value in layer._parameters.items()
+        if value is not None
+    }
+    require(len({id(value) for value in own.values()}) == len(own), "some of its parameters are tied")
+    return {name: value.shape for name, value in own.items()}
+
+
+def check_labels(problem: Problem, *sets: Set) -> None:
+    """Raise UnrecognisedError where the cross-entropy's labels are not the whole numbers of 64 bits that are read."""
+    for _, targets in sets:
+        if problem.loss.kind == "cross_entropy" and targets.dtype != torch.int64:
+            raise UnrecognisedError(f"the labels are of {targets.dtype}, and not of torch.int64")
+
+
 def needs_compiler(reason: str | None) -> str | None:
     """Why a kernel of C cannot be had, as a sentence."""
     return None if reason is None else f"compile=True needs a C compiler, but {reason}. Use compile=False."
-
-
-def other_labels(problem: Problem, targets: Tensor) -> str | None:
-    """Why labels are not for an operator, or None: the cross-entropy's are read as whole numbers of 64 bits."""
-    wrong = problem.loss.kind == "cross_entropy" and targets.dtype != torch.int64
-    return f"the labels are of {targets.dtype}, and not of torch.int64" if wrong else None
-
-
-def shapes_of(name: str, layer: nn.Module) -> dict[str, torch.Size]:
-    """The shapes of a layer's own parameters, by name."""
-    return {f"{name}.{key}" if name else key: v.shape for key, v in layer._parameters.items() if v is not None}
