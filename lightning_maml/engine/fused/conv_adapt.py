@@ -4,29 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_maml.coverage import CONV_ADAPT, MEANS
 from lightning_maml.engine.base import Problem
-from lightning_maml.engine.fused.operator import (
-    Named,
-    Operator,
-    Recognised,
-    UnrecognisedError,
-    layers_of,
-    needs_compiler,
-    require,
-    shapes_of,
-)
+from lightning_maml.engine.fused.operator import Named, Operator, Recognised, UnrecognisedError, layers_of, require
 from lightning_maml.tasks import Set
 
-if TYPE_CHECKING:
-    from lightning_maml.kernels.conv_adapt import Network
-
 _KNOWN = {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear, *MEANS}
-_WITH_PARAMETERS = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +21,12 @@ class Convolutional(Recognised):
     """Equal blocks of convolution, batch-norm or none, ReLU, pooling or none, and a linear layer behind them."""
 
     kind: dict[str, Any]
-    """The :class:`Network`, but for the size of the images."""
+    """The kernels' ``Network``, but for the size of the images."""
     features: int
     """That the linear layer expects."""
 
-    def network(self, images: Tensor) -> Network:
-        """For images ``[T, N, C, H, W]``.
+    def network(self, images: Tensor) -> Any:
+        """The ``Network`` for images ``[T, N, C, H, W]``.
 
         Raises:
             ValueError: they do not fit the network.
@@ -76,7 +63,7 @@ class ConvAdapt(Operator):
     def unavailable(self, like: Tensor) -> str | None:
         from lightning_maml.kernels.conv_adapt import native
 
-        return needs_compiler(native.unavailable(like.dtype))
+        return self.needs_compiler(native.unavailable(like.dtype))
 
     def adapt(
         self, found: Convolutional, theta: Tensor, rates: Tensor, sets: Sequence[Set], loss: str, order: int
@@ -110,8 +97,7 @@ def recognise(network: nn.Module) -> Convolutional:
         ...
         lightning_maml...UnrecognisedError: layer '0' is no convolution of 3 x 3 with a padding of 1 and ...
     """
-    found = layers_of(network, _KNOWN)
-    shapes = shapes_of([(name, layer) for name, layer in found if isinstance(layer, _WITH_PARAMETERS)])
+    found, shapes = layers_of(network, _KNOWN)
     kinds: list[dict[str, Any]] = []
     channels = 0
     while found and isinstance(found[0][1], nn.Conv2d):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from lightning_maml.checks import check_one_of
@@ -20,16 +19,9 @@ from lightning_maml.engine.batched import Batched
 from lightning_maml.engine.chunks import meta_loss_in_chunks
 from lightning_maml.engine.fused.conv_adapt import ConvAdapt
 from lightning_maml.engine.fused.mlp_adapt import MlpAdapt, Precision
-from lightning_maml.engine.fused.operator import (
-    Operator,
-    OperatorLoop,
-    UnrecognisedError,
-    check_labels,
-    check_sets,
-    rates_of,
-    unpack_tasks,
-)
+from lightning_maml.engine.fused.operator import Operator, OperatorLoop, UnrecognisedError, check_labels
 from lightning_maml.engine.fused.sgd_update import FlatLoop, flat_loop_refuses
+from lightning_maml.engine.loop import TaskLoop
 from lightning_maml.inner import Parameters
 from lightning_maml.tasks import Set, TaskBatch
 
@@ -121,18 +113,8 @@ class Fused(Engine):
 
     def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
         operator, found, _ = self._found(problem, support)
-        if operator is None:
-            yield from Batched().trajectory(problem, support)
-            return
-        check_sets(problem, found, support)
-        rates = rates_of(problem, found, problem.inner.steps).detach()
-        with torch.no_grad():
-            theta = found.pack(problem.parameters)
-        inputs, targets = (value.detach() for value in support)
-        path, losses = operator.trajectory(found, theta, rates, (inputs, targets), problem.loss.kind)
-        for step in range(problem.inner.steps + 1):
-            named = unpack_tasks(theta.expand(len(inputs), -1) if step == 0 else path[:, step - 1], found.shapes)
-            yield {name: named[name] for name in problem.adapted}, losses[:, step]
+        loop = OperatorLoop(problem, operator, found, support) if operator else TaskLoop(problem, support)
+        return loop.trajectory()
 
     def predict(self, problem: Problem, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
         return Batched().predict(problem, phi, inputs, step)

@@ -13,16 +13,7 @@ from torch import Tensor, nn
 
 from lightning_maml.coverage import ADAPTATION, Runs
 from lightning_maml.engine.base import Problem
-from lightning_maml.engine.fused.operator import (
-    Named,
-    Operator,
-    Recognised,
-    UnrecognisedError,
-    layers_of,
-    needs_compiler,
-    require,
-    shapes_of,
-)
+from lightning_maml.engine.fused.operator import Named, Operator, Recognised, UnrecognisedError, layers_of
 from lightning_maml.tasks import Set
 
 Precision = Literal["tf32x3", "ieee", "tf32", "bf16"]
@@ -74,7 +65,7 @@ class MlpAdapt(Operator):
             return None
         from lightning_maml.kernels.mlp_adapt import native
 
-        return needs_compiler(native.unavailable(like.dtype))
+        return self.needs_compiler(native.unavailable(like.dtype))
 
     def adapt(self, found: Perceptron, theta: Tensor, rates: Tensor, sets: Sequence[Set], loss: str, order: int) -> Any:
         from lightning_maml.kernels.mlp_adapt import mlp_adapt, native
@@ -111,7 +102,8 @@ def recognise(network: nn.Module) -> Perceptron:
     """
     linear: Named = []
     between: list[str] = []
-    for name, module in layers_of(network, _KNOWN):
+    layers, shapes = layers_of(network, _KNOWN)
+    for name, module in layers:
         if type(module) is nn.Linear:
             if module._parameters.get("bias") is None:
                 raise UnrecognisedError(f"layer {name!r} has no bias")
@@ -124,8 +116,8 @@ def recognise(network: nn.Module) -> Perceptron:
             between.append(_ACTIVATIONS[type(module)])
         else:
             raise UnrecognisedError(f"layer {name!r} does not stand between two linear layers")
-    require(len(linear) == len(between) + 1, "its last layer is not linear")
-    shapes = shapes_of(linear)
+    if len(linear) != len(between) + 1:
+        raise UnrecognisedError("its last layer is not linear")
     if len(set(between)) > 1:
         raise UnrecognisedError(f"its activations differ: {between}")
     from lightning_maml.kernels.mlp_adapt import MOST_HIDDEN, WIDEST

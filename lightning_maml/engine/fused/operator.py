@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
@@ -45,10 +45,6 @@ class Recognised:
     def names(self) -> list[str]:
         return list(self.shapes)
 
-    def pack(self, values: Mapping[str, Tensor]) -> Tensor:
-        """``{name: [*shape]}`` -> ``[P]``."""
-        return _flatten_dense_tensors([values[name] for name in self.shapes])  # one call for all
-
 
 def unpack_tasks(flat: Tensor, shapes: Mapping[str, torch.Size]) -> Parameters:
     """``[..., P]`` -> ``{name: [..., *shape]}``, as views."""
@@ -79,6 +75,11 @@ class Operator(ABC):
     def unavailable(self, like: Tensor) -> str | None:
         """Why it cannot run on the device of a tensor in its dtype, or None; compiles it where that has to be done."""
 
+    @staticmethod
+    def needs_compiler(reason: str | None) -> str | None:
+        """Why a kernel of C cannot be had, as a sentence."""
+        return None if reason is None else f"compile=True needs a C compiler, but {reason}. Use compile=False."
+
     @abstractmethod
     def adapt(self, found: Any, theta: Tensor, rates: Tensor, sets: Sequence[Set], loss: str, order: int) -> Any:
         """The kernels' ``Adaptation`` of ``theta [P]`` by ``rates [m, 1]`` or ``[m, P]``."""
@@ -92,12 +93,26 @@ class OperatorLoop:
     """A :class:`~lightning_maml.meta_gradient.Loop` for rules that ask once for query sets, after all or no steps.
 
     In the place of parameters a rule gets the number of steps and the order: the operator finds them itself.
+
+    Args:
+        problem: what is to be run.
+        operator: runs it.
+        found: the network as the operator takes it.
+        sets: inputs and targets of the support sets and, where a rule asks for them, of the query sets.
+
+    Raises:
+        ValueError: shapes or labels of the sets are not for the network's predictions.
     """
 
-    def __init__(self, problem: Problem, operator: Operator, found: Recognised, support: Set, query: Set) -> None:
-        self.problem, self.operator, self.found, self.sets = problem, operator, found, (support, query)
-        self.inner = problem.inner
-        check_sets(problem, found, *self.sets)
+    def __init__(self, problem: Problem, operator: Operator, found: Recognised, *sets: Set) -> None:
+        self.problem, self.operator, self.found, self.sets = problem, operator, found, sets
+        self.inner, self.loss = problem.inner, problem.loss
+        self.parameters = {name: problem.parameters[name] for name in found.shapes}
+        with torch.no_grad():
+            self.theta = _flatten_dense_tensors([*self.parameters.values()])  # one call for all
+        for inputs, targets in sets:
+            self.loss.check_shapes((*inputs.shape[:2], found.outputs), targets)
+            self.loss.check_values(found.outputs, targets)
 
     def initial(self) -> Any:
         return 0, 1
@@ -107,17 +122,14 @@ class OperatorLoop:
 
     def query(self, asked: Any) -> Query:
         steps, order = asked
-        self.rates = rates_of(self.problem, self.found, steps)
-        with torch.no_grad():
-            theta = self.found.pack(self.problem.parameters)
-        output = self.operator.adapt(self.found, theta, self.rates, self.sets, self.problem.loss.kind, order)
-        self.output = output
-        return Query(output.task_losses.mean(), output.task_losses, output.predictions)
+        self.rates = self._rates(steps)
+        self.output = self.operator.adapt(self.found, self.theta, self.rates, self.sets, self.loss.kind, order)
+        return Query(self.output.task_losses.mean(), self.output.task_losses, self.output.predictions)
 
     def gradients(self, query: Query, weight: float, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
         """The gradients of the query loss; all tasks run at once, so that ``weight`` is 1."""
         assert weight == 1
-        parameters = [self.problem.parameters[name] for name in self.found.shapes]
+        parameters = [*self.parameters.values()]
         parts = _unflatten_dense_tensors(self.output.of_theta, parameters)
         gradients = dict(zip(map(id, parameters), parts, strict=True))
         if self.rates.requires_grad:
@@ -129,23 +141,22 @@ class OperatorLoop:
     def support_history(self) -> Tensor:
         return self.output.support_losses
 
+    def trajectory(self) -> Iterator[tuple[Parameters, Tensor]]:
+        """Detached parameters and support losses ``[T]`` before and after each inner step."""
+        rates = self._rates(self.inner.steps).detach()
+        path, losses = self.operator.trajectory(self.found, self.theta, rates, self.sets[0], self.loss.kind)
+        rows = (self.theta.expand(len(losses), -1), *path.unbind(1))
+        for row, step_losses in zip(rows, losses.unbind(1), strict=True):
+            named = unpack_tasks(row, self.found.shapes)
+            yield {name: named[name] for name in self.problem.adapted}, step_losses
 
-def check_sets(problem: Problem, found: Recognised, *sets: Set) -> None:
-    """Raise ValueError where shapes or labels of the sets are not for the network's predictions."""
-    for inputs, targets in sets:
-        problem.loss.check_shapes((*inputs.shape[:2], found.outputs), targets)
-        problem.loss.check_values(found.outputs, targets)
-
-
-def rates_of(problem: Problem, found: Recognised, steps: int) -> Tensor:
-    """The rates of all steps, ``[steps, 1]`` or ``[steps, P]``, see :func:`rate_of`."""
-    inner, adapted = problem.inner, set(problem.adapted)
-    parameters = {name: problem.parameters[name] for name in found.shapes}
-    like = next(iter(parameters.values()))
-    if isinstance(inner.lr, int | float) and parameters.keys() <= adapted:
-        return like.new_full((steps, 1), float(inner.lr))
-    rows = [rate_of(inner, step, parameters, adapted) for step in range(steps)]
-    return torch.stack(rows) if rows else like.new_empty(0, 1)
+    def _rates(self, steps: int) -> Tensor:
+        """The rates of all steps, ``[steps, 1]`` or ``[steps, P]``, see :func:`rate_of`."""
+        adapted = set(self.problem.adapted)
+        if isinstance(self.inner.lr, int | float) and self.parameters.keys() <= adapted:
+            return self.theta.new_full((steps, 1), float(self.inner.lr))
+        rows = [rate_of(self.inner, step, self.parameters, adapted) for step in range(steps)]
+        return torch.stack(rows) if rows else self.theta.new_empty(0, 1)
 
 
 def rate_of(inner: InnerLoop, step: int, parameters: Parameters, adapted: AbstractSet[str]) -> Tensor:
@@ -164,42 +175,37 @@ def rate_of(inner: InnerLoop, step: int, parameters: Parameters, adapted: Abstra
     return torch.cat([rate(name).expand(value.shape).flatten() for name, value in parameters.items()])
 
 
-def layers_of(module: nn.Module, known: set[type[nn.Module]], name: str = "") -> Named:
-    """The layers of nested ``nn.Sequential`` with their names, but for identities.
+def layers_of(network: nn.Module, known: set[type[nn.Module]]) -> tuple[Named, dict[str, torch.Size]]:
+    """The layers of nested ``nn.Sequential`` with their names, but for identities; and their parameters' shapes.
 
     Raises:
-        UnrecognisedError: it is made of others than those of the exact classes ``known``, or something was changed.
+        UnrecognisedError: it is made of others than those of the exact classes ``known``, something was changed, or
+            parameters are tied.
     """
-    if (what := changed(module)) is not None:
-        raise UnrecognisedError(f"layer {name!r} has {what}")
-    if type(module) in known:
-        return [(name, module)]
-    if type(module) is nn.Identity:
-        return []
-    if not is_sequence(module):
-        names = sorted(kind.__name__ for kind in known)
-        raise UnrecognisedError(f"layer {name!r} is a {type(module).__name__}, none of {names}")
-    found: Named = []
-    for child, layer in module._modules.items():
-        assert layer is not None
-        found += layers_of(layer, known, f"{name}.{child}" if name else child)
-    return found
-
-
-def shapes_of(layers: Named) -> dict[str, torch.Size]:
-    """The shapes of the layers' parameters, by name.
-
-    Raises:
-        UnrecognisedError: some are tied.
-    """
+    layers = [*_layers(network, known, "")]
     own = {
         f"{name}.{key}" if name else key: value
         for name, layer in layers
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.BatchNorm2d)
         for key, value in layer._parameters.items()
         if value is not None
     }
     require(len({id(value) for value in own.values()}) == len(own), "some of its parameters are tied")
-    return {name: value.shape for name, value in own.items()}
+    return layers, {name: value.shape for name, value in own.items()}
+
+
+def _layers(module: nn.Module, known: set[type[nn.Module]], name: str) -> Iterator[tuple[str, Any]]:
+    if (what := changed(module)) is not None:
+        raise UnrecognisedError(f"layer {name!r} has {what}")
+    if type(module) in known:
+        yield name, module
+    elif is_sequence(module):
+        for child, layer in module._modules.items():
+            assert layer is not None
+            yield from _layers(layer, known, f"{name}.{child}" if name else child)
+    elif type(module) is not nn.Identity:
+        names = sorted(kind.__name__ for kind in known)
+        raise UnrecognisedError(f"layer {name!r} is a {type(module).__name__}, none of {names}")
 
 
 def check_labels(problem: Problem, *sets: Set) -> None:
@@ -207,8 +213,3 @@ def check_labels(problem: Problem, *sets: Set) -> None:
     for _, targets in sets:
         if problem.loss.kind == "cross_entropy" and targets.dtype != torch.int64:
             raise UnrecognisedError(f"the labels are of {targets.dtype}, and not of torch.int64")
-
-
-def needs_compiler(reason: str | None) -> str | None:
-    """Why a kernel of C cannot be had, as a sentence."""
-    return None if reason is None else f"compile=True needs a C compiler, but {reason}. Use compile=False."
