@@ -233,9 +233,8 @@ def _check_data(problem: Problem, named: Sequence[tuple[str, Tensor]]) -> None:
             raise ValueError(
                 f"Expected network and tasks on one device but got {parameter.device} and, of `{name}`, {value.device}."
             )
-    if not parameter.is_cpu:  # it would wait for the device; MetaModule looks there once a loss is not finite
-        return
-    floats = [(name, value) for name, value in named if value.is_floating_point()]
+    # an accelerator would be waited for: MetaModule looks there once a loss is not finite
+    floats = [(name, value) for name, value in named if value.is_cpu and value.is_floating_point()]
     norms = torch._foreach_norm([value for _, value in floats], 1) if floats else []
     if all(math.isfinite(norm.item()) for norm in norms):
         return

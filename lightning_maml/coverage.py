@@ -40,7 +40,6 @@ ORDINARY = _Ordinary()
 PLAIN = {torch.Tensor, torch.nn.Parameter}
 """Classes of tensors with nothing of their own."""
 
-
 _WORDS = {
     "inner loop": "the inner loop is {}",
     "part": "the inner loop has the part {}",
@@ -119,9 +118,8 @@ STEPS: Runs = {  # of plain gradient descent, with what a known few transformati
     "tensor class": PLAIN,
     "tensor in": set(),
 }
-STEPS |= dict.fromkeys(("rule", "loss", "batch-norm", "autocast", "device", "rows of a set"), ANYTHING)
-STEPS |= dict.fromkeys(("gradient of data", "gradient of the loss"), ANYTHING)
-STEPS |= dict.fromkeys(("dtypes of what adapts", "dtypes of everything"), ANYTHING)
+STEPS |= dict.fromkeys(("rule", "loss", "gradient of the loss", "gradient of data", "rows of a set"), ANYTHING)
+STEPS |= dict.fromkeys(("dtypes of what adapts", "dtypes of everything", "device", "batch-norm", "autocast"), ANYTHING)
 
 SGD_UPDATE: Runs = STEPS | {"device": {"cpu", "cuda"}, "dtypes of what adapts": _ONE_OF}
 

@@ -69,7 +69,7 @@ def meta_update(
     size = accumulate_tasks or len(tasks)
     parts = [tasks] if size >= len(tasks) else [tasks[start : start + size] for start in range(0, len(tasks), size)]
     run = _Run(algorithm, partial(meta_loss, network, algorithm, loss=loss, engine=engine))
-    outputs, kept = [], []
+    outputs: list[tuple[Tensor, ...]] = []
     total: tuple[Tensor, ...] | None = None
     for part in parts:
         for chosen, output in run.finite_parts(part):
@@ -77,17 +77,16 @@ def meta_update(
                 return MetaUpdate(**vars(output), tasks=tasks, finite=run.finite, explanation="")
             share = torch._foreach_mul(output.gradients, float(len(chosen)))
             total = share if total is None else torch._foreach_add(total, share)
-            outputs.append((output.task_losses, output.predictions, output.support_losses))
-            kept.append(_values(chosen))
+            outputs.append((output.task_losses, output.predictions, output.support_losses, *_values(chosen)))
     leaves = Problem(network, algorithm, task_loss(loss)).leaves()
-    rest = None
+    rest: TaskBatch | None = None
     if total is None:
         losses = predictions = leaves[0].new_zeros(0)
         support_losses, mean = losses.unsqueeze(1), losses.sum()
         total = tuple(torch.zeros_like(leaf) for leaf in leaves)
     else:
-        losses, predictions, support_losses = (torch.cat(values) for values in zip(*outputs, strict=True))
-        rest, mean = TaskBatch(*(torch.cat(values) for values in zip(*kept, strict=True))), losses.mean()
+        losses, predictions, support_losses, *values = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        rest, mean = TaskBatch(*values), losses.mean()
         total = torch._foreach_div(total, float(len(losses)))
     surrogate = attach(mean, total, leaves)
     return MetaUpdate(mean, surrogate, losses, predictions, support_losses, rest, run.finite, run.explanation)
@@ -108,7 +107,10 @@ class _Run:
             self.finite += [True] * len(tasks)
             yield tasks, output
             return
-        self._explain(tasks, output)
+        explanation = explain_divergence(tasks, output.support_losses, self.algorithm, output.task_losses)
+        if any(map(bad_tasks, _values(tasks))):
+            raise ValueError(explanation)  # on an accelerator nobody has looked before
+        self.explanation = self.explanation or explanation
         good = output.task_losses.isfinite()
         if len(tasks) == 1 or not bool(good.any()):
             self.finite += [False] * len(tasks)
@@ -126,12 +128,6 @@ class _Run:
                 yield from self.finite_parts(tasks[task : task + 1])
             else:
                 self.finite.append(False)
-
-    def _explain(self, tasks: TaskBatch, output: MetaOutput) -> None:
-        explanation = explain_divergence(tasks, output.support_losses, self.algorithm, output.task_losses)
-        if any(map(bad_tasks, _values(tasks))):
-            raise ValueError(explanation)  # on an accelerator nobody has looked before
-        self.explanation = self.explanation or explanation
 
 
 def _is_finite(output: MetaOutput) -> bool:

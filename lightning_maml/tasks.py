@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ class TaskBatch:
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """The four tensors with their names."""
         support, query = self.sets
-        return zip(_NAMES, (*support, *query), strict=True)
+        return zip(TaskBatch.__match_args__, (*support, *query), strict=True)
 
     @property
     def sets(self) -> tuple[Set, Set]:
@@ -90,6 +90,3 @@ class TaskBatch:
     def pin_memory(self) -> TaskBatch:
         """All four tensors in page-locked memory, for a data loader with ``pin_memory=True``."""
         return TaskBatch(*(value.pin_memory() for _, value in self.named()))
-
-
-_NAMES = tuple(field.name for field in fields(TaskBatch))

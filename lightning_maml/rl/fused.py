@@ -37,14 +37,14 @@ class PolicyGradient:
         """``{name: [T, *shape]}`` of what adapts to the same of the gradients; differentiable once."""
         from lightning_maml.kernels.policy_gradient import policy_gradient
 
-        names, tasks = self.perceptron.names, len(rollouts)
-        each = [phi[name] if name in phi else constants[name].expand(tasks, -1) for name in names]
+        shapes, tasks = self.perceptron.shapes, len(rollouts)
+        each = [phi[name] if name in phi else constants[name].expand(tasks, -1) for name in shapes]
         flat = torch.cat([value.flatten(1) for value in each], 1)
         weights = rollouts.advantages * rollouts.mask / rollouts.mask[0].numel()
         rows = (rollouts.observations, rollouts.actions, weights, rollouts.log_probs)
         kind = (self.perceptron.widths, self.perceptron.activation, self.distribution, self.kind)
         gradient = policy_gradient(flat, *(part.flatten(1, 2) for part in rows), *kind)
-        named = unpack_tasks(gradient, self.perceptron.shapes)
+        named = unpack_tasks(gradient, shapes)
         return {name: named[name] for name in phi}
 
     def lanes(self, rollouts: Rollouts) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_maml.coverage import CONV_ADAPT, MEANS
 from lightning_maml.engine.base import Problem
-from lightning_maml.engine.fused.operator import Named, Operator, Recognised, UnrecognisedError, layers_of, require
+from lightning_maml.engine.fused.operator import Named, Operator, OperatorLoop, Recognised, layers_of, require
 from lightning_maml.tasks import Set
 
 _KNOWN = {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear, *MEANS}
@@ -33,14 +32,14 @@ class Convolutional(Recognised):
         """
         from lightning_maml.kernels.conv_adapt import Network
 
-        if images.ndim != 5 or images.shape[2] != self.kind["channels"]:
-            raise ValueError(f"the inputs {list(images.shape)} are no images of {self.kind['channels']} channels")
+        channels, shape = self.kind["channels"], list(images.shape)
+        require(len(shape) == 5 and shape[2] == channels, f"the inputs {shape} are no images of {channels} channels")
         network = Network(height=images.shape[3], width=images.shape[4], **self.kind)
         height, width = network.places()
-        if network.flat and self.kind["filters"] * height * width != self.features:
-            raise ValueError(f"its linear layer does not fit images {list(images.shape[3:])}")
-        if network.norm and images.shape[1] * network.fewest_places() < 2:
-            raise ValueError("batch-norm sees a single value of a channel")
+        fits = not network.flat or network.filters * height * width == self.features
+        require(fits, f"its linear layer does not fit images {shape[3:]}")
+        several = not network.norm or shape[1] * network.fewest_places() > 1
+        require(several, "batch-norm sees a single value of a channel")
         return network
 
 
@@ -53,10 +52,7 @@ class ConvAdapt(Operator):
     def recognise(self, problem: Problem, *sets: Set) -> Convolutional:
         found, mode = recognise(problem.network), problem.algorithm.batch_norm
         require(mode == "batch" or not found.kind["norm"], f"batch_norm is {mode!r}")
-        try:
-            sizes = {found.network(inputs) for inputs, _ in sets}
-        except ValueError as error:
-            raise UnrecognisedError(str(error)) from error
+        sizes = {found.network(inputs) for inputs, _ in sets}
         require(len(sizes) == 1, "images of the support and of the query set differ in size")
         return found
 
@@ -65,20 +61,16 @@ class ConvAdapt(Operator):
 
         return self.needs_compiler(native.unavailable(like.dtype))
 
-    def adapt(
-        self, found: Convolutional, theta: Tensor, rates: Tensor, sets: Sequence[Set], loss: str, order: int
-    ) -> Any:
+    def adapt(self, loop: OperatorLoop, rates: Tensor, order: int) -> Any:
         from lightning_maml.kernels.conv_adapt import conv_adapt
 
-        batch, network = [value for pair in sets for value in pair], found.network(sets[0][0])
-        return conv_adapt(theta, rates.detach(), *batch, network, loss, order, rates.requires_grad)
+        network = loop.found.network(loop.batch[0])
+        return conv_adapt(loop.theta, rates.detach(), *loop.batch, network, loop.loss.kind, order, rates.requires_grad)
 
-    def trajectory(
-        self, found: Convolutional, theta: Tensor, rates: Tensor, support: Set, loss: str
-    ) -> tuple[Tensor, Tensor]:
+    def trajectory(self, loop: OperatorLoop, rates: Tensor) -> tuple[Tensor, Tensor]:
         from lightning_maml.kernels.conv_adapt import conv_trajectory
 
-        return conv_trajectory(theta, rates, *support, found.network(support[0]), loss)
+        return conv_trajectory(loop.theta, rates, *loop.batch, loop.found.network(loop.batch[0]), loop.loss.kind)
 
 
 def recognise(network: nn.Module) -> Convolutional:
@@ -99,13 +91,13 @@ def recognise(network: nn.Module) -> Convolutional:
     """
     found, shapes = layers_of(network, _KNOWN)
     kinds: list[dict[str, Any]] = []
-    channels = 0
+    channels: list[int] = []
     while found and isinstance(found[0][1], nn.Conv2d):
         name, layer = found[0]
         kinds.append(_block(found))
-        channels = channels or layer.weight.shape[1]
-        expected = kinds[-2]["filters"] if len(kinds) > 1 else channels
-        require(layer.weight.shape[1] == expected, f"layer {name!r} has other channels than the block before it")
+        channels.append(layer.weight.shape[1])
+        fits = len(kinds) == 1 or channels[-1] == kinds[-2]["filters"]
+        require(fits, f"layer {name!r} has other channels than the block before it")
     require(bool(kinds), "it does not begin with a convolution")
     require(all(kind == kinds[0] for kind in kinds), f"its blocks differ: {kinds}")
     flat = _is_flat(found)
@@ -114,7 +106,7 @@ def recognise(network: nn.Module) -> Convolutional:
     from lightning_maml.kernels.conv_adapt import MOST_BLOCKS
 
     require(len(kinds) <= MOST_BLOCKS, f"it has more than {MOST_BLOCKS} blocks")
-    kind = {**kinds[0], "channels": channels, "blocks": len(kinds), "flat": flat, "ways": ways}
+    kind = {**kinds[0], "channels": channels[0], "blocks": len(kinds), "flat": flat, "ways": ways}
     return Convolutional(shapes, ways, kind, features)
 
 

@@ -8,19 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from lightning_maml.checks import check_one_of
-from lightning_maml.coverage import refused
+from lightning_maml.coverage import SGD_UPDATE, refused
 from lightning_maml.engine.base import Engine, MetaOutput, Problem
 from lightning_maml.engine.batched import Batched
 from lightning_maml.engine.chunks import meta_loss_in_chunks
 from lightning_maml.engine.fused.conv_adapt import ConvAdapt
 from lightning_maml.engine.fused.mlp_adapt import MlpAdapt, Precision
-from lightning_maml.engine.fused.operator import Operator, OperatorLoop, UnrecognisedError, check_labels
-from lightning_maml.engine.fused.sgd_update import FlatLoop, flat_loop_refuses
+from lightning_maml.engine.fused.operator import Operator, OperatorLoop, UnrecognisedError
+from lightning_maml.engine.fused.sgd_update import FlatLoop
 from lightning_maml.engine.loop import TaskLoop
 from lightning_maml.inner import Parameters
 from lightning_maml.tasks import Set, TaskBatch
@@ -76,7 +78,10 @@ class Fused(Engine):
             advice = " Batched(compile=True) compiles any network." if self.compile else ""
             names = " or ".join(f"`{operator.name}`" for operator in self.operators)
             return f"expected a problem that {names} covers but {reason}.{advice}"
-        return flat_loop_refuses(problem, *sets)
+        if (what := refused(problem.needs(*sets), SGD_UPDATE)) is not None:
+            return f"{what}. Use engine='batched'."
+        on_gpu = sets[0][0].device.type == "cuda"
+        return "on a GPU it needs Triton, which is not installed." if on_gpu and find_spec("triton") is None else None
 
     def supports(self, problem: Problem, *sets: Set) -> str | None:
         """Why no operator covers the whole problem, or None where one does."""
@@ -99,11 +104,13 @@ class Fused(Engine):
                 if (reason := refused(needs, operator.runs)) is not None:
                     raise UnrecognisedError(reason)
                 found = operator.recognise(problem, *sets)
-                check_labels(problem, *sets)
-            except UnrecognisedError as error:
+                for _, targets in sets:  # labels are read as whole numbers of 64 bits
+                    if problem.loss.kind == "cross_entropy" and targets.dtype != torch.int64:
+                        raise UnrecognisedError(f"the labels are of {targets.dtype}, and not of torch.int64")
+            except ValueError as error:
                 reasons.append(str(error))
             else:
-                return operator, found, operator.unavailable(problem.parameters[found.names[0]])
+                return operator, found, operator.unavailable(next(iter(problem.parameters.values())))
         return None, None, "; ".join(dict.fromkeys(reasons)) or f"kernel={self.kernel!r} leaves them out"
 
     def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_maml.coverage import ADAPTATION, Runs
 from lightning_maml.engine.base import Problem
-from lightning_maml.engine.fused.operator import Named, Operator, Recognised, UnrecognisedError, layers_of
+from lightning_maml.engine.fused.operator import Operator, OperatorLoop, Recognised, UnrecognisedError, layers_of
 from lightning_maml.tasks import Set
 
 Precision = Literal["tf32x3", "ieee", "tf32", "bf16"]
@@ -47,7 +46,7 @@ class MlpAdapt(Operator):
 
     def recognise(self, problem: Problem, *sets: Set) -> Perceptron:
         found = recognise(problem.network)
-        if sets[0][0].device.type == "cuda" and problem.parameters[found.names[0]].dtype != torch.float32:
+        if sets[0][0].device.type == "cuda" and next(iter(problem.parameters.values())).dtype != torch.float32:
             raise UnrecognisedError("on a GPU it computes in float32 alone")
         for inputs, targets in sets:
             if inputs.ndim != 3 or inputs.shape[2] != found.widths[0]:
@@ -67,23 +66,20 @@ class MlpAdapt(Operator):
 
         return self.needs_compiler(native.unavailable(like.dtype))
 
-    def adapt(self, found: Perceptron, theta: Tensor, rates: Tensor, sets: Sequence[Set], loss: str, order: int) -> Any:
+    def adapt(self, loop: OperatorLoop, rates: Tensor, order: int) -> Any:
         from lightning_maml.kernels.mlp_adapt import mlp_adapt, native
 
-        batch = [value for pair in sets for value in pair]
-        kind = (found.widths, found.activation, loss, order, rates.requires_grad)
-        if self.compile and theta.device.type == "cpu":
+        kind = (loop.found.widths, loop.found.activation, loop.loss.kind, order, rates.requires_grad)
+        if self.compile and loop.theta.device.type == "cpu":
             # past torch's dispatcher, which costs a tenth of a small meta-batch: what it checks is known by now
-            return native.adapt(theta, rates, *batch, *kind)
-        return mlp_adapt(theta, rates.detach(), *batch, *kind, self.precision)
+            return native.adapt(loop.theta, rates, *loop.batch, *kind)
+        return mlp_adapt(loop.theta, rates.detach(), *loop.batch, *kind, self.precision)
 
-    def trajectory(
-        self, found: Perceptron, theta: Tensor, rates: Tensor, support: Set, loss: str
-    ) -> tuple[Tensor, Tensor]:
+    def trajectory(self, loop: OperatorLoop, rates: Tensor) -> tuple[Tensor, Tensor]:
         from lightning_maml.kernels.mlp_adapt import mlp_trajectory
 
-        kind = (found.widths, found.activation, loss)
-        return mlp_trajectory(theta, rates, *support, *kind, precision=self.precision, compiled=self.compile)
+        kind = (loop.found.widths, loop.found.activation, loop.loss.kind)
+        return mlp_trajectory(loop.theta, rates, *loop.batch, *kind, precision=self.precision, compiled=self.compile)
 
 
 def recognise(network: nn.Module) -> Perceptron:
@@ -100,7 +96,7 @@ def recognise(network: nn.Module) -> Perceptron:
         ...
         lightning_maml...UnrecognisedError: layer '1' is a Dropout, none of ['GELU', 'Linear', 'ReLU', 'Tanh']
     """
-    linear: Named = []
+    linear: list[nn.Linear] = []
     between: list[str] = []
     layers, shapes = layers_of(network, _KNOWN)
     for name, module in layers:
@@ -109,7 +105,7 @@ def recognise(network: nn.Module) -> Perceptron:
                 raise UnrecognisedError(f"layer {name!r} has no bias")
             if len(linear) > len(between):
                 between.append("identity")
-            linear.append((name, module))
+            linear.append(module)
         elif len(linear) == len(between) + 1:
             if type(module) is nn.GELU and module.approximate != "none":
                 raise UnrecognisedError(f"layer {name!r} is an approximate GELU")
@@ -122,7 +118,7 @@ def recognise(network: nn.Module) -> Perceptron:
         raise UnrecognisedError(f"its activations differ: {between}")
     from lightning_maml.kernels.mlp_adapt import MOST_HIDDEN, WIDEST
 
-    weights = [layer._parameters["weight"].shape for _, layer in linear]
+    weights = [layer._parameters["weight"].shape for layer in linear]  # type: ignore[union-attr]
     widths = [weights[0][1], *(shape[0] for shape in weights)]
     if len(between) > MOST_HIDDEN or max(widths) > WIDEST:
         raise UnrecognisedError(f"its widths {widths} exceed {MOST_HIDDEN} hidden layers or {WIDEST} units")

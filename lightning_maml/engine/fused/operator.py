@@ -22,7 +22,7 @@ from lightning_maml.tasks import Set
 Named = list[tuple[str, Any]]  # modules
 
 
-class UnrecognisedError(Exception):
+class UnrecognisedError(ValueError):
     """Why a network, or the data it is to run on, is none that an operator runs."""
 
 
@@ -40,10 +40,6 @@ class Recognised:
     """Of the parameters, by name, in the order in which they lie in the row."""
     outputs: int
     """The size of a prediction."""
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.shapes)
 
 
 def unpack_tasks(flat: Tensor, shapes: Mapping[str, torch.Size]) -> Parameters:
@@ -68,7 +64,7 @@ class Operator(ABC):
         """The :class:`Recognised` network, by its structure and never by its name.
 
         Raises:
-            UnrecognisedError: network or data are not for it, beyond what :attr:`runs` says.
+            ValueError: network or data are not for it, beyond what :attr:`runs` says.
         """
 
     @abstractmethod
@@ -81,11 +77,11 @@ class Operator(ABC):
         return None if reason is None else f"compile=True needs a C compiler, but {reason}. Use compile=False."
 
     @abstractmethod
-    def adapt(self, found: Any, theta: Tensor, rates: Tensor, sets: Sequence[Set], loss: str, order: int) -> Any:
-        """The kernels' ``Adaptation`` of ``theta [P]`` by ``rates [m, 1]`` or ``[m, P]``."""
+    def adapt(self, loop: OperatorLoop, rates: Tensor, order: int) -> Any:
+        """The kernels' ``Adaptation`` of ``loop.theta [P]`` by ``rates [m, 1]`` or ``[m, P]``."""
 
     @abstractmethod
-    def trajectory(self, found: Any, theta: Tensor, rates: Tensor, support: Set, loss: str) -> tuple[Tensor, Tensor]:
+    def trajectory(self, loop: OperatorLoop, rates: Tensor) -> tuple[Tensor, Tensor]:
         """The parameters ``[T, m, P]`` after each inner step, and the support losses ``[T, m + 1]``."""
 
 
@@ -94,18 +90,13 @@ class OperatorLoop:
 
     In the place of parameters a rule gets the number of steps and the order: the operator finds them itself.
 
-    Args:
-        problem: what is to be run.
-        operator: runs it.
-        found: the network as the operator takes it.
-        sets: inputs and targets of the support sets and, where a rule asks for them, of the query sets.
-
     Raises:
         ValueError: shapes or labels of the sets are not for the network's predictions.
     """
 
-    def __init__(self, problem: Problem, operator: Operator, found: Recognised, *sets: Set) -> None:
-        self.problem, self.operator, self.found, self.sets = problem, operator, found, sets
+    def __init__(self, problem: Problem, operator: Operator, found: Any, *sets: Set) -> None:
+        self.problem, self.operator, self.found = problem, operator, found
+        self.batch = [value for pair in sets for value in pair]
         self.inner, self.loss = problem.inner, problem.loss
         self.parameters = {name: problem.parameters[name] for name in found.shapes}
         with torch.no_grad():
@@ -123,7 +114,7 @@ class OperatorLoop:
     def query(self, asked: Any) -> Query:
         steps, order = asked
         self.rates = self._rates(steps)
-        self.output = self.operator.adapt(self.found, self.theta, self.rates, self.sets, self.loss.kind, order)
+        self.output = self.operator.adapt(self, self.rates, order)
         return Query(self.output.task_losses.mean(), self.output.task_losses, self.output.predictions)
 
     def gradients(self, query: Query, weight: float, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -132,8 +123,8 @@ class OperatorLoop:
         parameters = [*self.parameters.values()]
         parts = _unflatten_dense_tensors(self.output.of_theta, parameters)
         gradients = dict(zip(map(id, parameters), parts, strict=True))
-        if self.rates.requires_grad:
-            learned = [leaf for leaf in leaves if id(leaf) not in gradients]
+        learned = [leaf for leaf in leaves if id(leaf) not in gradients]
+        if learned and self.rates.requires_grad:
             pulled = torch.autograd.grad(self.rates, learned, self.output.of_rates, materialize_grads=True)
             gradients |= zip(map(id, learned), pulled, strict=True)
         return [gradients[id(leaf)] if id(leaf) in gradients else torch.zeros_like(leaf) for leaf in leaves]
@@ -144,7 +135,7 @@ class OperatorLoop:
     def trajectory(self) -> Iterator[tuple[Parameters, Tensor]]:
         """Detached parameters and support losses ``[T]`` before and after each inner step."""
         rates = self._rates(self.inner.steps).detach()
-        path, losses = self.operator.trajectory(self.found, self.theta, rates, self.sets[0], self.loss.kind)
+        path, losses = self.operator.trajectory(self, rates)
         rows = (self.theta.expand(len(losses), -1), *path.unbind(1))
         for row, step_losses in zip(rows, losses.unbind(1), strict=True):
             named = unpack_tasks(row, self.found.shapes)
@@ -186,7 +177,7 @@ def layers_of(network: nn.Module, known: set[type[nn.Module]]) -> tuple[Named, d
     own = {
         f"{name}.{key}" if name else key: value
         for name, layer in layers
-        if isinstance(layer, nn.Linear | nn.Conv2d | nn.BatchNorm2d)
+        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.BatchNorm2d))
         for key, value in layer._parameters.items()
         if value is not None
     }
@@ -206,10 +197,3 @@ def _layers(module: nn.Module, known: set[type[nn.Module]], name: str) -> Iterat
     elif type(module) is not nn.Identity:
         names = sorted(kind.__name__ for kind in known)
         raise UnrecognisedError(f"layer {name!r} is a {type(module).__name__}, none of {names}")
-
-
-def check_labels(problem: Problem, *sets: Set) -> None:
-    """Raise UnrecognisedError where the cross-entropy's labels are not the whole numbers of 64 bits that are read."""
-    for _, targets in sets:
-        if problem.loss.kind == "cross_entropy" and targets.dtype != torch.int64:
-            raise UnrecognisedError(f"the labels are of {targets.dtype}, and not of torch.int64")

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from lightning_maml.coverage import SGD_UPDATE, refused
-from lightning_maml.engine.base import Problem
 from lightning_maml.engine.fused.operator import rate_of, unpack_tasks
 from lightning_maml.engine.loop import TaskLoop
 from lightning_maml.inner import Parameters, Slope, State, norms
-from lightning_maml.tasks import Set
 
 ROW = "row"
-
-
-def flat_loop_refuses(problem: Problem, *sets: Set) -> str | None:
-    """Why :class:`FlatLoop` does not run a problem, or None."""
-    if (what := refused(problem.needs(*sets), SGD_UPDATE)) is not None:
-        return f"{what}. Use engine='batched'."
-    on_gpu = sets[0][0].device.type == "cuda"
-    return "on a GPU it needs Triton, which is not installed." if on_gpu and find_spec("triton") is None else None
 
 
 class FlatLoop(TaskLoop):
