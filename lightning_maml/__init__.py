@@ -1,5 +1,6 @@
 """MAML and its family for PyTorch Lightning: a batch of tasks in, adapted networks and one meta-gradient out."""
 
+from lightning_maml import presets
 from lightning_maml.adaptation import Adapted, Evaluation, adapt, evaluate, meta_loss
 from lightning_maml.data import Learn2LearnTasks, OmniglotTasks, SinusoidTasks
 from lightning_maml.engine import Batched, Eager, Engine, Fused, Graphed, MetaOutput
@@ -8,21 +9,7 @@ from lightning_maml.learner import Algorithm
 from lightning_maml.meta_gradient import FirstOrder, Implicit, Joint, MultiStep, Reptile, Unrolled
 from lightning_maml.module import MetaModule
 from lightning_maml.networks import MLP, Conv4, ResNet12
-from lightning_maml.presets import (
-    anil,
-    boil,
-    cavia,
-    fomaml,
-    imaml,
-    lora,
-    maml,
-    maml_pp,
-    meta_curvature,
-    meta_sgd,
-    pretrained,
-    proto_maml,
-    reptile,
-)
+from lightning_maml.presets import *  # noqa: F403
 from lightning_maml.tasks import TaskBatch
 from lightning_maml.weights import load_adapted, save_adapted
 
@@ -59,21 +46,9 @@ __all__ = [
     "Unrolled",
     "Zeros",
     "adapt",
-    "anil",
-    "boil",
-    "cavia",
     "evaluate",
-    "fomaml",
-    "imaml",
     "load_adapted",
-    "lora",
-    "maml",
-    "maml_pp",
-    "meta_curvature",
     "meta_loss",
-    "meta_sgd",
-    "pretrained",
-    "proto_maml",
-    "reptile",
     "save_adapted",
 ]
+__all__ += presets.__all__

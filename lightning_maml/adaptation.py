@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lightning_maml.diagnosis import bad_tasks
 from lightning_maml.engine import Engine, MetaOutput, Problem, run_on
 from lightning_maml.engine.base import autocast_on
 from lightning_maml.engine.forward import batch_norm_mode
@@ -93,7 +94,7 @@ def meta_loss(
             "Expected gradients to be enabled for `meta_loss`; under no_grad or inference_mode use `evaluate`."
         )
     problem = Problem(network, algorithm, task_loss(loss))
-    _check_data(problem, tasks.named())
+    _check_data(problem, [*tasks.named()])
     with _running(problem):
         return run_on(engine, problem, tasks.sets, lambda chosen: chosen.meta_loss(problem, tasks))[1]
 
@@ -123,8 +124,8 @@ def adapt(
     """
     problem = Problem(network, algorithm, task_loss(loss))
     support = _normal(support_inputs), _normal(support_targets)
-    TaskBatch(*support, *support)  # for its errors
-    _check_data(problem, zip(("support_inputs", "support_targets"), support, strict=True))
+    tasks = TaskBatch(*support, *support)  # for its errors
+    _check_data(problem, [*tasks.named()][:2])
 
     def run(chosen: Engine) -> tuple[Parameters, list[Tensor]]:
         losses = []
@@ -161,7 +162,7 @@ def evaluate(
     """
     problem = Problem(network, algorithm if steps is None else algorithm.with_steps(steps), task_loss(loss))
     tasks = TaskBatch(*(_normal(value) for _, value in tasks.named()))
-    _check_data(problem, tasks.named())
+    _check_data(problem, [*tasks.named()])
 
     def run(chosen: Engine) -> list[tuple[Tensor, Tensor, Tensor]]:
         found: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -222,24 +223,21 @@ def _normal(tensor: Tensor) -> Tensor:
         return tensor.clone()
 
 
-def _check_data(problem: Problem, named: Iterable[tuple[str, Tensor]]) -> None:
+def _check_data(problem: Problem, named: Sequence[tuple[str, Tensor]]) -> None:
     """Raise ValueError where network and data lie on different devices, or data is not finite."""
     parameter = next(iter(problem.names.values()), None)
     if parameter is None:
         raise ValueError(f"Expected a network with parameters to adapt but {type(problem.network).__name__} has none.")
-    named = list(named)
     for name, value in named:
         if value.device != parameter.device:
             raise ValueError(
                 f"Expected network and tasks on one device but got {parameter.device} and, of `{name}`, {value.device}."
             )
-    if not parameter.is_cpu:  # it would wait for the device; MetaModule looks there once a loss is not finite
-        return
-    floats = [(name, value) for name, value in named if value.is_floating_point()]
+    # an accelerator would be waited for: MetaModule looks there once a loss is not finite
+    floats = [(name, value) for name, value in named if value.is_cpu and value.is_floating_point()]
     norms = torch._foreach_norm([value for _, value in floats], 1) if floats else []
     if all(math.isfinite(norm.item()) for norm in norms):
         return
     for name, value in floats:  # a norm of finite numbers may overflow
-        bad = (~torch.isfinite(value)).flatten(1).any(1).nonzero().flatten().tolist()
-        if bad:
+        if bad := bad_tasks(value):
             raise ValueError(f"Expected finite numbers but `{name}` holds NaN or infinities in tasks {bad[:10]}.")

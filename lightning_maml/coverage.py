@@ -8,33 +8,12 @@ is the difference, so that a class that nobody has thought of is refused. ``eage
 from __future__ import annotations
 
 from collections.abc import Collection, Container
-from itertools import chain, combinations
+from itertools import combinations
 from typing import Any
 
 import torch
 
-from lightning_maml.inner import (
-    SGD,
-    Adam,
-    AddDecayed,
-    AllRows,
-    ClipByNorm,
-    Curvature,
-    Everything,
-    FromMeta,
-    Matching,
-    Momentum,
-    Nothing,
-    Part,
-    Prototypes,
-    Proximal,
-    Scale,
-    SecondMoment,
-    SharpnessAware,
-    Sign,
-    Where,
-    Zeros,
-)
+from lightning_maml import inner
 from lightning_maml.meta_gradient import FirstOrder, Joint, MultiStep, Reptile, Unrolled
 from lightning_maml.networks.layers import SpatialMean
 
@@ -61,7 +40,6 @@ ORDINARY = _Ordinary()
 PLAIN = {torch.Tensor, torch.nn.Parameter}
 """Classes of tensors with nothing of their own."""
 
-
 _WORDS = {
     "inner loop": "the inner loop is {}",
     "part": "the inner loop has the part {}",
@@ -83,7 +61,6 @@ _WORDS = {
     "tensor in": "there are tensors in {}",
 }
 """How a need is said, in the order in which reasons are given."""
-_ORDER = [*_WORDS]
 
 
 def refused(needs: Needs, runs: Runs) -> str | None:
@@ -97,7 +74,7 @@ def refused(needs: Needs, runs: Runs) -> str | None:
     if not missing:
         return None
     # the same one on every process, whatever order a set has there
-    kind, what = min(missing, key=lambda need: (_ORDER.index(need[0]), _word(need[1])))
+    kind, what = min(missing, key=lambda need: ([*_WORDS].index(need[0]), _word(need[1])))
     known = runs.get(kind, ())
     said = _WORDS[kind].format(_word(what))
     if isinstance(known, range):
@@ -117,12 +94,13 @@ def _word(what: Any) -> str:
 
 def _in_order(*parts: type) -> set[tuple[type, ...]]:
     """Each chain of some of ``parts``, in their order, with the rates at its end."""
-    some = chain.from_iterable(combinations(parts, number) for number in range(len(parts) + 1))
-    return {(*chosen, Scale) for chosen in some}
+    return {(*chosen, inner.Scale) for number in range(len(parts) + 1) for chosen in combinations(parts, number)}
 
 
 # What adapts reaches an operator as names, and where it starts and what it sees are the meta-parameters and all rows.
-_PLAIN = {FromMeta, AllRows, Nothing, Everything, Matching, Where, Part, Scale}
+_PLAIN = {inner.FromMeta, inner.AllRows, inner.Nothing, inner.Everything, inner.Matching, inner.Where, inner.Part}
+_PLAIN |= {inner.Scale}
+_KNOWN_STEPS = (inner.ClipByNorm, inner.AddDecayed, inner.Momentum)
 _RATES = {"number", "of each step", "tensor", "shared", "per_step", "per_parameter", "per_parameter_and_step"}
 _RATES |= {"per_element"}
 _ONE_OF = {frozenset({torch.float32}), frozenset({torch.float64})}
@@ -131,28 +109,19 @@ _ONE_OF = {frozenset({torch.float32}), frozenset({torch.float64})}
 BATCHED: Runs = dict.fromkeys(_WORDS, ANYTHING) | {"tensor class": ORDINARY, "backward hooks": {False}}
 
 STEPS: Runs = {  # of plain gradient descent, with what a known few transformations make of the gradient
-    "inner loop": {SGD},
-    "part": _PLAIN | {ClipByNorm, AddDecayed, Momentum},
-    "chain": _in_order(ClipByNorm, AddDecayed, Momentum),
+    "inner loop": {inner.SGD},
+    "part": _PLAIN.union(_KNOWN_STEPS),
+    "chain": _in_order(*_KNOWN_STEPS),
     "rates": _RATES,
     "parameters of each step": {False},
     "backward hooks": {False},
     "tensor class": PLAIN,
     "tensor in": set(),
 }
+STEPS |= dict.fromkeys(("rule", "loss", "gradient of the loss", "gradient of data", "rows of a set"), ANYTHING)
+STEPS |= dict.fromkeys(("dtypes of what adapts", "dtypes of everything", "device", "batch-norm", "autocast"), ANYTHING)
 
-SGD_UPDATE: Runs = STEPS | {
-    "device": {"cpu", "cuda"},
-    "rule": ANYTHING,
-    "dtypes of what adapts": _ONE_OF,
-    "dtypes of everything": ANYTHING,
-    "loss": ANYTHING,
-    "batch-norm": ANYTHING,
-    "autocast": ANYTHING,
-    "gradient of data": ANYTHING,
-    "gradient of the loss": ANYTHING,
-    "rows of a set": ANYTHING,
-}
+SGD_UPDATE: Runs = STEPS | {"device": {"cpu", "cuda"}, "dtypes of what adapts": _ONE_OF}
 
 ADAPTATION: Runs = SGD_UPDATE | {  # a whole adaptation, and its meta-gradient, as one operator
     "part": _PLAIN,
@@ -166,27 +135,19 @@ ADAPTATION: Runs = SGD_UPDATE | {  # a whole adaptation, and its meta-gradient, 
 }
 CONV_ADAPT: Runs = ADAPTATION | {"device": {"cpu"}, "loss": {"mse", "cross_entropy"}}
 
-COMPILED_PARTS = _PLAIN | {ClipByNorm, AddDecayed, Momentum, SecondMoment, Sign, SharpnessAware}
+COMPILED_PARTS = _PLAIN.union(_KNOWN_STEPS, {inner.SecondMoment, inner.Sign, inner.SharpnessAware})
 COMPILED: Runs = STEPS | {
-    "inner loop": {SGD, Adam},
+    "inner loop": {inner.SGD, inner.Adam},
     "part": COMPILED_PARTS,
     "chain": ANYTHING,
-    "rule": ANYTHING,
-    "device": ANYTHING,
-    "dtypes of what adapts": ANYTHING,
-    "dtypes of everything": ANYTHING,
-    "loss": ANYTHING,
-    "batch-norm": ANYTHING,
-    "autocast": ANYTHING,
     "gradient of data": {False},
     "gradient of the loss": {False},
-    "rows of a set": ANYTHING,
 }
 
 ROLLOUTS: Runs = {  # of reinforcement learning, where every step has rows of its own
-    "inner loop": {SGD},
-    "part": _PLAIN | {Curvature},
-    "chain": _in_order(Curvature),
+    "inner loop": {inner.SGD},
+    "part": _PLAIN | {inner.Curvature},
+    "chain": _in_order(inner.Curvature),
     "rates": _RATES | {"curvature"},
     "rule": {Unrolled, FirstOrder, Joint, MultiStep},
 }
@@ -194,7 +155,7 @@ ROLLOUTS: Runs = {  # of reinforcement learning, where every step has rows of it
 # A recording repeats what was launched once: no weights that change with the update, no rows drawn anew, and nothing
 # that decides by a number how long it goes on.
 GRAPHED: Runs = COMPILED | {
-    "part": COMPILED_PARTS | {Curvature, Prototypes, Zeros, Proximal},
+    "part": COMPILED_PARTS | {inner.Curvature, inner.Prototypes, inner.Zeros, inner.Proximal},
     "rates": _RATES | {"curvature"},
     "rule": {Unrolled, FirstOrder, Joint, Reptile},
     "parameters of each step": ANYTHING,

@@ -24,32 +24,26 @@ def explain_divergence(
     """
     start = "Expected a finite training loss but it is not: "
     for name, value in tasks.named():
-        if value.is_floating_point():
-            bad = (~value.isfinite()).flatten(1).any(1)
-            if bad.any():
-                which = bad.nonzero().flatten().tolist()
-                return f"{start}`{name}` holds NaN or infinite values in {_some_tasks(which)} of {len(tasks)}."
-    wrong = ~support_losses.isfinite()
-    if wrong[:, 0].any() and not wrong[:, 0].all():
-        which = wrong[:, 0].nonzero().flatten().tolist()
-        return (
-            f"{start}the support loss of {_some_tasks(which)} is {float(support_losses[which[0], 0])} before any "
-            "inner step, that of others is finite, so the inputs or targets there are too large for the network."
-        )
-    if wrong[:, 0].any():
-        return (
-            f"{start}the support loss is {float(support_losses[wrong[:, 0], 0][0])} before any inner step, on finite "
-            "data, so the meta-parameters are to blame: lower the outer learning rate, or clip the meta-gradient."
-        )
+        if which := bad_tasks(value):
+            return f"{start}`{name}` holds NaN or infinite values in {_some_tasks(which)} of {len(tasks)}."
     lr = algorithm.inner.lr
     fixed = isinstance(lr, float | int | tuple)
     advice = f"lower the inner rate (now {lr})" if fixed else "lower the initial inner rate"
-    if wrong.any():
-        step = int(wrong.any(0).nonzero()[0])
-        which = wrong[:, step].nonzero().flatten().tolist()
+    for step, losses in enumerate(support_losses.T):
+        if not (which := bad_tasks(losses)):
+            continue
+        of_some, loss = f"the support loss of {_some_tasks(which)}", losses[which[0]].item()
+        if step > 0:
+            after = f"after inner step {step} of {algorithm.inner.steps}"
+            return f"{start}the inner loop diverged, {of_some} is {loss} {after}: {advice}."
+        if len(which) < len(tasks):
+            return (
+                f"{start}{of_some} is {loss} before any inner step, that of others is finite, so the inputs or targets "
+                "there are too large for the network."
+            )
         return (
-            f"{start}the inner loop diverged, the support loss of {_some_tasks(which)} is "
-            f"{float(support_losses[which[0], step])} after inner step {step} of {algorithm.inner.steps}: {advice}."
+            f"{start}the support loss is {loss} before any inner step, on finite data, so the meta-parameters are to "
+            "blame: lower the outer learning rate, or clip the meta-gradient."
         )
     if task_losses is not None and bool(task_losses.isfinite().all()):
         return (
@@ -61,6 +55,11 @@ def explain_divergence(
         f"inner loop, {float(support_losses[:, -1].mean()):.3g} after it), so the adapted networks overflow on the "
         f"query rows: {advice}, or look at the loss function."
     )
+
+
+def bad_tasks(values: Tensor) -> list[int]:
+    """The tasks whose ``values [T, ...]`` hold NaN or infinities."""
+    return (~values.isfinite()).unsqueeze(-1).flatten(1).any(1).nonzero().flatten().tolist()
 
 
 def _some_tasks(numbers: list[int]) -> str:

@@ -65,7 +65,7 @@ class Algorithm:
 
     def with_steps(self, steps: int) -> Algorithm:
         """The same algorithm with another number of inner steps, as at test."""
-        return replace(self, inner=replace(self.inner, steps=steps))
+        return self.with_inner(steps=steps)
 
     def with_inner(self, **changes: Any) -> Algorithm:
         """The same algorithm with other settings of its inner loop, see :class:`~lightning_maml.inner.SGD`.
@@ -84,11 +84,9 @@ class Algorithm:
         a loop of your own has to.
         """
         inner, rule = self.inner.at(update), self.meta_gradient
-        if isinstance(rule, Annealed):
-            rule = rule.at(update)
-        if inner is self.inner and rule is self.meta_gradient:
-            return self
-        return replace(self, inner=inner, meta_gradient=rule)
+        rule = rule.at(update) if isinstance(rule, Annealed) else rule
+        same = inner is self.inner and rule is self.meta_gradient
+        return self if same else replace(self, inner=inner, meta_gradient=rule)
 
     def initial_rates(self, network: nn.Module) -> Rates | None:
         """The learned inner rates at their initial values, or None where the rate is fixed."""
@@ -96,13 +94,12 @@ class Algorithm:
             return None
         if isinstance(self.inner.lr, Rates):
             return self.inner.lr
-        parameters = dict(network.named_parameters())
         per_step = per_step_names(network)
-        candidates = {name: value for name, value in parameters.items() if name not in per_step}
-        adapted = {name: parameters[name] for name in self.inner.adapted(candidates)}
+        candidates = {name: value for name, value in network.named_parameters() if name not in per_step}
+        adapted = {name: candidates[name] for name in self.inner.adapted(candidates)}
         lr = self.inner.lr if isinstance(self.inner.lr, Sequence) else float(self.inner.lr)
         return Rates(self.inner.learn_lr, lr, max(self.inner.steps, 1), adapted)
 
     def with_rates(self, rates: Rates | None) -> Algorithm:
         """The same algorithm with these inner rates; None changes nothing."""
-        return self if rates is None else replace(self, inner=replace(self.inner, lr=rates))
+        return self if rates is None else self.with_inner(lr=rates)

@@ -104,9 +104,6 @@ class CrossEntropy(TaskLoss):
             )
 
 
-_NAMED: dict[str, Callable[[], TaskLoss]] = {"mse": MeanSquaredError, "cross_entropy": CrossEntropy}
-
-
 def task_loss(loss: Loss) -> TaskLoss:
     """The loss of a name, or of a callable, for all tasks at once.
 
@@ -123,12 +120,13 @@ def task_loss(loss: Loss) -> TaskLoss:
     """
     if isinstance(loss, TaskLoss):
         return loss
+    expected = "Expected `loss` to be one of ['cross_entropy', 'mse'] or a callable"
     if isinstance(loss, str):
-        if loss not in _NAMED:
-            raise ValueError(f"Expected `loss` to be one of {sorted(_NAMED)} or a callable but got {loss!r}.")
-        return _NAMED[loss]()
+        if loss not in ("mse", "cross_entropy"):
+            raise ValueError(f"{expected} but got {loss!r}.")
+        return MeanSquaredError() if loss == "mse" else CrossEntropy()
     if not callable(loss):
-        raise TypeError(f"Expected `loss` to be one of {sorted(_NAMED)} or a callable but got {type(loss).__name__}.")
+        raise TypeError(f"{expected} but got {type(loss).__name__}.")
     if loss is F.mse_loss:
         return MeanSquaredError()
     if loss is F.cross_entropy:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lightning_maml.adaptation import meta_loss
-from lightning_maml.diagnosis import explain_divergence
+from lightning_maml.diagnosis import bad_tasks, explain_divergence
 from lightning_maml.engine import Engine, MetaOutput, Problem
 from lightning_maml.engine.base import attach
 from lightning_maml.learner import Algorithm
@@ -67,78 +68,66 @@ def meta_update(
     """
     size = accumulate_tasks or len(tasks)
     parts = [tasks] if size >= len(tasks) else [tasks[start : start + size] for start in range(0, len(tasks), size)]
-    run = _Run(network, algorithm, loss, engine)
-    outputs, kept = [], []
-    finite: list[bool] = []
+    run = _Run(algorithm, partial(meta_loss, network, algorithm, loss=loss, engine=engine))
+    outputs: list[tuple[Tensor, ...]] = []
     total: tuple[Tensor, ...] | None = None
     for part in parts:
-        for chosen, output in run.finite_parts(part, finite):
+        for chosen, output in run.finite_parts(part):
             if len(chosen) == len(tasks):  # the ordinary case: all at once, and all finite
-                return MetaUpdate(**vars(output), tasks=tasks, finite=finite, explanation="")
+                return MetaUpdate(**vars(output), tasks=tasks, finite=run.finite, explanation="")
             share = torch._foreach_mul(output.gradients, float(len(chosen)))
             total = share if total is None else torch._foreach_add(total, share)
-            outputs.append((output.task_losses, output.predictions, output.support_losses))
-            kept.append(chosen)
+            outputs.append((output.task_losses, output.predictions, output.support_losses, *_values(chosen)))
     leaves = Problem(network, algorithm, task_loss(loss)).leaves()
+    rest: TaskBatch | None = None
     if total is None:
-        zero = leaves[0].new_zeros(())
-        gradients = [torch.zeros_like(leaf) for leaf in leaves]
-        nothing = zero.new_zeros(0)
-        none = MetaOutput(zero, attach(zero, gradients, leaves), nothing, nothing, nothing.unsqueeze(1))
-        return MetaUpdate(**vars(none), tasks=None, finite=finite, explanation=run.explanation)
-    losses, predictions, support_losses = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-    mean = losses.mean()
-    surrogate = attach(mean, torch._foreach_div(total, float(len(losses))), leaves)
-    return MetaUpdate(
-        *(mean, surrogate, losses, predictions, support_losses),
-        tasks=TaskBatch(*(torch.cat(values) for values in zip(*(_values(part) for part in kept), strict=True))),
-        finite=finite,
-        explanation=run.explanation,
-    )
+        losses = predictions = leaves[0].new_zeros(0)
+        support_losses, mean = losses.unsqueeze(1), losses.sum()
+        total = tuple(torch.zeros_like(leaf) for leaf in leaves)
+    else:
+        losses, predictions, support_losses, *values = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        rest, mean = TaskBatch(*values), losses.mean()
+        total = torch._foreach_div(total, float(len(losses)))
+    surrogate = attach(mean, total, leaves)
+    return MetaUpdate(mean, surrogate, losses, predictions, support_losses, rest, run.finite, run.explanation)
 
 
 @dataclass
 class _Run:
-    network: nn.Module
     algorithm: Algorithm
-    loss: Loss
-    engine: Engine | str
+    meta_loss: Callable[[TaskBatch], MetaOutput]
+    finite: list[bool] = field(default_factory=list)
+    """Of each task so far."""
     explanation: str = ""
 
-    def finite_parts(self, tasks: TaskBatch, finite: list[bool]) -> Iterator[tuple[TaskBatch, MetaOutput]]:
-        """The finite ones of ``tasks``, in one part or in several; says of each in ``finite`` whether it is."""
-        output = self._meta_loss(tasks)
+    def finite_parts(self, tasks: TaskBatch) -> Iterator[tuple[TaskBatch, MetaOutput]]:
+        """The finite ones of ``tasks``, in one part or in several; says of each in :attr:`finite` whether it is."""
+        output = self.meta_loss(tasks)
         if _is_finite(output):
-            finite += [True] * len(tasks)
+            self.finite += [True] * len(tasks)
             yield tasks, output
             return
-        self._explain(tasks, output)
+        explanation = explain_divergence(tasks, output.support_losses, self.algorithm, output.task_losses)
+        if any(map(bad_tasks, _values(tasks))):
+            raise ValueError(explanation)  # on an accelerator nobody has looked before
+        self.explanation = self.explanation or explanation
         good = output.task_losses.isfinite()
         if len(tasks) == 1 or not bool(good.any()):
-            finite += [False] * len(tasks)
+            self.finite += [False] * len(tasks)
             return
         if not bool(good.all()):
             rest = TaskBatch(*(value[good] for value in _values(tasks)))
-            output = self._meta_loss(rest)
+            output = self.meta_loss(rest)
             if _is_finite(output):
-                finite += good.tolist()
+                self.finite += good.tolist()
                 yield rest, output
                 return
         # finite losses with a gradient that is not: in a batch nothing tells whose it is
         for task, plausible in enumerate(good.tolist()):
             if plausible:
-                yield from self.finite_parts(tasks[task : task + 1], finite)
+                yield from self.finite_parts(tasks[task : task + 1])
             else:
-                finite.append(False)
-
-    def _meta_loss(self, tasks: TaskBatch) -> MetaOutput:
-        return meta_loss(self.network, self.algorithm, tasks, loss=self.loss, engine=self.engine)
-
-    def _explain(self, tasks: TaskBatch, output: MetaOutput) -> None:
-        explanation = explain_divergence(tasks, output.support_losses, self.algorithm, output.task_losses)
-        if not all(bool(value.isfinite().all()) for value in _values(tasks) if value.is_floating_point()):
-            raise ValueError(explanation)  # on an accelerator nobody has looked before
-        self.explanation = self.explanation or explanation
+                self.finite.append(False)
 
 
 def _is_finite(output: MetaOutput) -> bool:

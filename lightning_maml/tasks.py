@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,25 +50,21 @@ class TaskBatch:
                     f"Expected `{name}` to have shape [tasks, rows, ...] but got {list(value.shape)}: "
                     "tasks come first, then the rows of each task."
                 )
-            if value.shape[0] == 0 or value.shape[1] == 0:
-                raise ValueError(
-                    f"Expected `{name}` to hold at least one task and one row but got {list(value.shape)}."
-                )
+            if 0 in value.shape[:2]:
+                shape = list(value.shape)
+                raise ValueError(f"Expected `{name}` to hold at least one task and one row but got {shape}.")
         tasks = {name: value.shape[0] for name, value in self.named()}
         if len(set(tasks.values())) > 1:
             raise ValueError(f"Expected the same number of tasks everywhere but got {tasks}.")
-        for part in ("support", "query"):
-            rows = getattr(self, f"{part}_inputs").shape[1], getattr(self, f"{part}_targets").shape[1]
-            if rows[0] != rows[1]:
-                raise ValueError(
-                    f"Expected as many {part} targets as {part} inputs in each task but got {rows[1]} and {rows[0]}."
-                )
+        for part, (inputs, targets) in zip(("support", "query"), self.sets, strict=True):
+            if inputs.shape[1] != targets.shape[1]:
+                rows = f"{targets.shape[1]} and {inputs.shape[1]}"
+                raise ValueError(f"Expected as many {part} targets as {part} inputs in each task but got {rows}.")
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """The four tensors with their names."""
-        return zip(
-            _NAMES, (self.support_inputs, self.support_targets, self.query_inputs, self.query_targets), strict=True
-        )
+        support, query = self.sets
+        return zip(TaskBatch.__match_args__, (*support, *query), strict=True)
 
     @property
     def sets(self) -> tuple[Set, Set]:
@@ -88,16 +84,9 @@ class TaskBatch:
     def to(self, *args: Any, **kwargs: Any) -> TaskBatch:
         """All four tensors moved, as by :meth:`torch.Tensor.to`; a dtype changes floating inputs and targets alone."""
         device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
-        return TaskBatch(
-            *(
-                value.to(device, dtype if value.is_floating_point() else None, non_blocking=non_blocking)
-                for _, value in self.named()
-            )
-        )
+        every = [(value, dtype if value.is_floating_point() else None) for _, value in self.named()]
+        return TaskBatch(*(value.to(device, own, non_blocking=non_blocking) for value, own in every))
 
     def pin_memory(self) -> TaskBatch:
         """All four tensors in page-locked memory, for a data loader with ``pin_memory=True``."""
         return TaskBatch(*(value.pin_memory() for _, value in self.named()))
-
-
-_NAMES = tuple(field.name for field in fields(TaskBatch))

@@ -151,8 +151,8 @@ class Renamed(nn.Sequential):
 def test_recognised_by_structure():
     found = recognise(Renamed(nn.Sequential(nn.Linear(3, 8), nn.GELU()), nn.Identity(), nn.Linear(8, 2)))
     assert (found.widths, found.activation) == ([3, 8, 2], "gelu")
-    assert found.names == ["0.0.weight", "0.0.bias", "2.weight", "2.bias"]
-    assert recognise(nn.Linear(3, 2)).names == ["weight", "bias"]
+    assert [*found.shapes] == ["0.0.weight", "0.0.bias", "2.weight", "2.bias"]
+    assert [*recognise(nn.Linear(3, 2)).shapes] == ["weight", "bias"]
     assert recognise(MLP(1, [40, 40], 1)).widths == [1, 40, 40, 1]
     assert recognise(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))).activation == "identity"
 

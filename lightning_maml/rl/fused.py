@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_maml.engine.fused.mlp_adapt import Perceptron, recognise
-from lightning_maml.engine.fused.operator import UnrecognisedError
+from lightning_maml.engine.fused.operator import UnrecognisedError, unpack_tasks
 from lightning_maml.engine.structure import changed
 from lightning_maml.inner import Parameters
 from lightning_maml.rl.environments import Rollouts
@@ -34,14 +34,15 @@ class PolicyGradient:
         """``{name: [T, *shape]}`` of what adapts to the same of the gradients; differentiable once."""
         from lightning_maml.kernels.policy_gradient import policy_gradient
 
-        names = self.perceptron.names
-        each = [phi[name] if name in phi else constants[name].expand(len(rollouts), -1) for name in names]
+        shapes, tasks = self.perceptron.shapes, len(rollouts)
+        each = [phi[name] if name in phi else constants[name].expand(tasks, -1) for name in shapes]
         flat = torch.cat([value.flatten(1) for value in each], 1)
         weights = rollouts.advantages * rollouts.mask / rollouts.mask[0].numel()
         rows = (rollouts.observations, rollouts.actions, weights, rollouts.log_probs)
         kind = (self.perceptron.widths, self.perceptron.activation, self.distribution, self.kind)
-        gradients = self.perceptron.unpack_tasks(policy_gradient(flat, *(part.flatten(1, 2) for part in rows), *kind))
-        return {name: gradients[name] for name in phi}
+        gradient = policy_gradient(flat, *(part.flatten(1, 2) for part in rows), *kind)
+        named = unpack_tasks(gradient, shapes)
+        return {name: named[name] for name in phi}
 
     def lanes(self, rollouts: Rollouts) -> int:
         """How many tasks run at once."""

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from lightning_maml.coverage import CONV_ADAPT, MEANS, Runs
+from lightning_maml.coverage import CONV_ADAPT, MEANS
 from lightning_maml.engine.base import Problem
-from lightning_maml.engine.fused.operator import (
-    Named,
-    Operator,
-    Recognised,
-    UnrecognisedError,
-    layers_of,
-    needs_compiler,
-    other_labels,
-    shapes_of,
-)
+from lightning_maml.engine.fused.operator import Named, Operator, OperatorLoop, Recognised, layers_of, require
 from lightning_maml.tasks import Set
-
-if TYPE_CHECKING:
-    from lightning_maml.kernels.conv_adapt import Network
 
 _KNOWN = {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear, *MEANS}
 
@@ -34,73 +20,57 @@ class Convolutional(Recognised):
     """Equal blocks of convolution, batch-norm or none, ReLU, pooling or none, and a linear layer behind them."""
 
     kind: dict[str, Any]
-    """The :class:`Network`, but for the size of the images."""
+    """The kernels' ``Network``, but for the size of the images."""
     features: int
     """That the linear layer expects."""
 
-    def network(self, images: Tensor) -> Network:
-        """For images ``[T, N, C, H, W]``.
+    def network(self, images: Tensor) -> Any:
+        """The ``Network`` for images ``[T, N, C, H, W]``.
 
         Raises:
             ValueError: they do not fit the network.
         """
         from lightning_maml.kernels.conv_adapt import Network
 
-        if images.ndim != 5 or images.shape[2] != self.kind["channels"]:
-            raise ValueError(f"the inputs {list(images.shape)} are no images of {self.kind['channels']} channels")
+        channels, shape = self.kind["channels"], list(images.shape)
+        require(len(shape) == 5 and shape[2] == channels, f"the inputs {shape} are no images of {channels} channels")
         network = Network(height=images.shape[3], width=images.shape[4], **self.kind)
         height, width = network.places()
-        if network.flat and self.kind["filters"] * height * width != self.features:
-            raise ValueError(f"its linear layer does not fit images {list(images.shape[3:])}")
-        if network.norm and images.shape[1] * network.fewest_places() < 2:
-            raise ValueError("batch-norm sees a single value of a channel")
+        fits = not network.flat or network.filters * height * width == self.features
+        require(fits, f"its linear layer does not fit images {shape[3:]}")
+        several = not network.norm or shape[1] * network.fewest_places() > 1
+        require(several, "batch-norm sees a single value of a channel")
         return network
 
 
-@dataclass(frozen=True)
 class ConvAdapt(Operator):
     """Compiled by the machine's C compiler."""
 
     name = "conv_adapt"
+    runs = CONV_ADAPT
 
-    @property
-    def runs(self) -> Runs:
-        return CONV_ADAPT
-
-    def recognise(self, network: nn.Module) -> Convolutional:
-        return recognise(network)
-
-    def refuse(self, found: Convolutional, problem: Problem, *sets: Set) -> str | None:
-        if found.kind["norm"] and problem.algorithm.batch_norm != "batch":
-            return f"batch_norm is {problem.algorithm.batch_norm!r}"
-        for _, targets in sets:
-            if (reason := other_labels(problem, targets)) is not None:
-                return reason
-        try:
-            sizes = {found.network(inputs) for inputs, _ in sets}
-        except ValueError as error:
-            return str(error)
-        return "images of the support and of the query set differ in size" if len(sizes) > 1 else None
+    def recognise(self, problem: Problem, *sets: Set) -> Convolutional:
+        found, mode = recognise(problem.network), problem.algorithm.batch_norm
+        require(mode == "batch" or not found.kind["norm"], f"batch_norm is {mode!r}")
+        sizes = {found.network(inputs) for inputs, _ in sets}
+        require(len(sizes) == 1, "images of the support and of the query set differ in size")
+        return found
 
     def unavailable(self, like: Tensor) -> str | None:
         from lightning_maml.kernels.conv_adapt import native
 
-        return needs_compiler(native.unavailable(like.dtype))
+        return self.needs_compiler(native.unavailable(like.dtype))
 
-    def adapt(
-        self, found: Convolutional, theta: Tensor, rates: Tensor, sets: Sequence[Set], loss: str, order: int
-    ) -> Any:
+    def adapt(self, loop: OperatorLoop, rates: Tensor, order: int) -> Any:
         from lightning_maml.kernels.conv_adapt import conv_adapt
 
-        batch, network = [value for pair in sets for value in pair], found.network(sets[0][0])
-        return conv_adapt(theta, rates.detach(), *batch, network, loss, order, rates.requires_grad)
+        network = loop.found.network(loop.batch[0])
+        return conv_adapt(loop.theta, rates.detach(), *loop.batch, network, loop.loss.kind, order, rates.requires_grad)
 
-    def trajectory(
-        self, found: Convolutional, theta: Tensor, rates: Tensor, support: Set, loss: str
-    ) -> tuple[Tensor, Tensor]:
+    def trajectory(self, loop: OperatorLoop, rates: Tensor) -> tuple[Tensor, Tensor]:
         from lightning_maml.kernels.conv_adapt import conv_trajectory
 
-        return conv_trajectory(theta, rates, *support, found.network(support[0]), loss)
+        return conv_trajectory(loop.theta, rates, *loop.batch, loop.found.network(loop.batch[0]), loop.loss.kind)
 
 
 def recognise(network: nn.Module) -> Convolutional:
@@ -119,83 +89,69 @@ def recognise(network: nn.Module) -> Convolutional:
         ...
         lightning_maml...UnrecognisedError: layer '0' is no convolution of 3 x 3 with a padding of 1 and ...
     """
-    found = layers_of(network, _KNOWN)
-    shapes: dict[str, torch.Size] = {}
+    found, shapes = layers_of(network, _KNOWN)
     kinds: list[dict[str, Any]] = []
-    channels = 0
+    channels: list[int] = []
     while found and isinstance(found[0][1], nn.Conv2d):
         name, layer = found[0]
-        if reason := _other_convolution(layer):
-            raise UnrecognisedError(f"layer {name!r} {reason}")
-        if kinds and layer.weight.shape[1] != kinds[-1]["filters"]:
-            raise UnrecognisedError(f"layer {name!r} has other channels than the block before it")
-        channels = channels or layer.weight.shape[1]
-        kinds.append(_block(found, shapes))
-    if not kinds:
-        raise UnrecognisedError("it does not begin with a convolution")
-    if any(kind != kinds[0] for kind in kinds):
-        raise UnrecognisedError(f"its blocks differ: {kinds}")
-    flat = _head(found, shapes)
+        kinds.append(_block(found))
+        channels.append(layer.weight.shape[1])
+        fits = len(kinds) == 1 or channels[-1] == kinds[-2]["filters"]
+        require(fits, f"layer {name!r} has other channels than the block before it")
+    require(bool(kinds), "it does not begin with a convolution")
+    require(all(kind == kinds[0] for kind in kinds), f"its blocks differ: {kinds}")
+    flat = _is_flat(found)
     ways, features = found[-1][1].weight.shape
-    if not flat and features != kinds[0]["filters"]:
-        raise UnrecognisedError("its linear layer does not fit its blocks")
-    if len({id(dict(network.named_parameters(remove_duplicate=False))[name]) for name in shapes}) < len(shapes):
-        raise UnrecognisedError("some of its parameters are tied")
+    require(flat or features == kinds[0]["filters"], "its linear layer does not fit its blocks")
     from lightning_maml.kernels.conv_adapt import MOST_BLOCKS
 
-    if len(kinds) > MOST_BLOCKS:
-        raise UnrecognisedError(f"it has more than {MOST_BLOCKS} blocks")
-    kind = {**kinds[0], "channels": channels, "blocks": len(kinds), "flat": flat, "ways": ways}
+    require(len(kinds) <= MOST_BLOCKS, f"it has more than {MOST_BLOCKS} blocks")
+    kind = {**kinds[0], "channels": channels[0], "blocks": len(kinds), "flat": flat, "ways": ways}
     return Convolutional(shapes, ways, kind, features)
 
 
-def _other_convolution(layer: nn.Conv2d) -> str | None:
-    plain = layer.weight.shape[2:] == (3, 3) and layer.padding == (1, 1) and layer.stride in ((1, 1), (2, 2))
-    if not plain:
-        return "is no convolution of 3 x 3 with a padding of 1 and a stride of 1 or 2"
-    if layer.groups != 1 or layer.dilation != (1, 1) or layer.padding_mode != "zeros":
-        return "has groups, a dilation or another padding than zeros"
-    return None
-
-
-def _block(found: Named, shapes: dict[str, torch.Size]) -> dict[str, Any]:
-    """Takes a block's layers off the list, and adds its parameters."""
+def _block(found: Named) -> dict[str, Any]:
+    """Takes a block's layers off the list."""
     name, conv = found.pop(0)
-    shapes |= shapes_of(name, conv)
+    require(
+        conv.weight.shape[2:] == (3, 3) and conv.padding == (1, 1) and conv.stride in ((1, 1), (2, 2)),
+        f"layer {name!r} is no convolution of 3 x 3 with a padding of 1 and a stride of 1 or 2",
+    )
+    require(
+        conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros",
+        f"layer {name!r} has groups, a dilation or another padding than zeros",
+    )
     kind: dict[str, Any] = {"filters": conv.weight.shape[0], "stride": conv.stride[0], "bias": conv.bias is not None}
     kind |= {"pool": False, "norm": False, "affine": False, "eps": 1e-5}
     if found and isinstance(found[0][1], nn.BatchNorm2d):
         name, norm = found.pop(0)
-        own = shapes_of(name, norm)
-        if any(shape != conv.weight.shape[:1] for shape in own.values()) or len(own) not in (0, 2):
-            raise UnrecognisedError(f"layer {name!r} does not fit the convolution before it")
-        shapes |= own
+        own = [value.shape for value in norm.parameters()]
+        fits = own in ([], [conv.weight.shape[:1]] * 2)
+        require(fits, f"layer {name!r} does not fit the convolution before it")
         kind |= {"norm": True, "affine": bool(own), "eps": norm.eps}
-    if not found or not isinstance(found[0][1], nn.ReLU):
-        raise UnrecognisedError(f"no ReLU follows on layer {name!r}")
+    require(bool(found) and isinstance(found[0][1], nn.ReLU), f"no ReLU follows on layer {name!r}")
     found.pop(0)
     if found and isinstance(found[0][1], nn.MaxPool2d):
         name, pool = found.pop(0)
         sizes = [value if isinstance(value, int) else tuple(value) for value in (pool.kernel_size, pool.stride)]
-        if any(size not in (2, (2, 2)) for size in sizes) or pool.padding or pool.dilation != 1 or pool.ceil_mode:
-            raise UnrecognisedError(f"layer {name!r} is no plain pooling of 2 x 2")
+        plain = all(size in (2, (2, 2)) for size in sizes) and not pool.padding and pool.dilation == 1
+        require(plain and not pool.ceil_mode, f"layer {name!r} is no plain pooling of 2 x 2")
         kind["pool"] = True
     return kind
 
 
-def _head(found: Named, shapes: dict[str, torch.Size]) -> bool:
-    """Whether the linear layer sees all places; adds its parameters."""
-    *between, (name, linear) = found or [("", nn.Identity())]
-    if not isinstance(linear, nn.Linear) or linear.bias is None:
-        raise UnrecognisedError("its last layer is not linear, with a bias")
-    kinds = [type(layer) for _, layer in between]
+def _is_flat(found: Named) -> bool:
+    """Whether the linear layer, behind the blocks, sees all places."""
+    *between, (_, linear) = found or [("", None)]
+    require(isinstance(linear, nn.Linear) and linear.bias is not None, "its last layer is not linear, with a bias")
     for _, layer in between:
-        if isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) != (1, -1):
-            raise UnrecognisedError("it flattens something else than whole images")
-        if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size not in (1, (1, 1)):
-            raise UnrecognisedError("it pools to more than one place")
+        if isinstance(layer, nn.Flatten):
+            whole = (layer.start_dim, layer.end_dim) == (1, -1)
+            require(whole, "it flattens something else than whole images")
+        if isinstance(layer, nn.AdaptiveAvgPool2d):
+            require(layer.output_size in (1, (1, 1)), "it pools to more than one place")
+    kinds = [type(layer) for _, layer in between]
     means = [nn.AdaptiveAvgPool2d, nn.Flatten], *([mean] for mean in MEANS), *([mean, nn.Flatten] for mean in MEANS)
-    if kinds != [nn.Flatten] and kinds not in means:
-        raise UnrecognisedError("what stands before its last layer is neither nn.Flatten nor a mean over places")
-    shapes |= shapes_of(name, linear)
+    known = kinds == [nn.Flatten] or kinds in means
+    require(known, "what stands before its last layer is neither nn.Flatten nor a mean over places")
     return kinds == [nn.Flatten]

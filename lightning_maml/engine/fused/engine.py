@@ -7,21 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from lightning_maml.checks import check_one_of
-from lightning_maml.coverage import refused
+from lightning_maml.coverage import SGD_UPDATE, refused
 from lightning_maml.engine.base import Engine, MetaOutput, Problem
 from lightning_maml.engine.batched import Batched
 from lightning_maml.engine.chunks import meta_loss_in_chunks
 from lightning_maml.engine.fused.conv_adapt import ConvAdapt
 from lightning_maml.engine.fused.mlp_adapt import MlpAdapt, Precision
-from lightning_maml.engine.fused.operator import Operator, OperatorLoop, UnrecognisedError, check_sets, rates_of
-from lightning_maml.engine.fused.sgd_update import FlatLoop, flat_loop_refuses
+from lightning_maml.engine.fused.operator import Operator, OperatorLoop, UnrecognisedError
+from lightning_maml.engine.fused.sgd_update import FlatLoop
+from lightning_maml.engine.loop import TaskLoop
 from lightning_maml.inner import Parameters
 from lightning_maml.tasks import Set, TaskBatch
 
@@ -76,7 +78,10 @@ class Fused(Engine):
             advice = " Batched(compile=True) compiles any network." if self.compile else ""
             names = " or ".join(f"`{operator.name}`" for operator in self.operators)
             return f"expected a problem that {names} covers but {reason}.{advice}"
-        return flat_loop_refuses(problem, *sets)
+        if (what := refused(problem.needs(*sets), SGD_UPDATE)) is not None:
+            return f"{what}. Use engine='batched'."
+        on_gpu = sets[0][0].device.type == "cuda"
+        return "on a GPU it needs Triton, which is not installed." if on_gpu and find_spec("triton") is None else None
 
     def supports(self, problem: Problem, *sets: Set) -> str | None:
         """Why no operator covers the whole problem, or None where one does."""
@@ -84,10 +89,9 @@ class Fused(Engine):
 
     def _found(self, problem: Problem, *sets: Set) -> tuple[Operator | None, Any, str | None]:
         """What :meth:`_find` found, once for a problem."""
-        known = problem.memo
-        if self not in known:
-            known[self] = self._find(problem, *sets)
-        return known[self]
+        if self not in problem.memo:
+            problem.memo[self] = self._find(problem, *sets)
+        return problem.memo[self]
 
     def _find(self, problem: Problem, *sets: Set) -> tuple[Operator | None, Any, str | None]:
         """The first operator that covers the problem, the network as it takes it, and why it cannot run, if so.
@@ -96,43 +100,28 @@ class Fused(Engine):
         """
         needs, reasons = problem.needs(*sets), []
         for operator in self.operators:
-            reason = refused(needs, operator.runs)
-            if reason is None:
-                try:
-                    found = operator.recognise(problem.network)
-                except UnrecognisedError as error:
-                    reason = str(error)
-                else:
-                    reason = operator.refuse(found, problem, *sets)
-                    if reason is None:
-                        return operator, found, operator.unavailable(problem.parameters[found.names[0]])
-            reasons.append(reason)
+            try:
+                if (reason := refused(needs, operator.runs)) is not None:
+                    raise UnrecognisedError(reason)
+                found = operator.recognise(problem, *sets)
+                for _, targets in sets:  # labels are read as whole numbers of 64 bits
+                    if problem.loss.kind == "cross_entropy" and targets.dtype != torch.int64:
+                        raise UnrecognisedError(f"the labels are of {targets.dtype}, and not of torch.int64")
+            except ValueError as error:
+                reasons.append(str(error))
+            else:
+                return operator, found, operator.unavailable(next(iter(problem.parameters.values())))
         return None, None, "; ".join(dict.fromkeys(reasons)) or f"kernel={self.kernel!r} leaves them out"
 
     def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
         operator, found, _ = self._found(problem, *tasks.sets)
-
-        def loop_of(support: Set, query: Set) -> Any:
-            if operator is None:
-                return FlatLoop(problem, support, query)
-            return OperatorLoop(problem, operator, found, support, query)
-
-        return meta_loss_in_chunks(problem, tasks, len(tasks), loop_of)
+        loop: Any = partial(OperatorLoop, problem, operator, found) if operator else partial(FlatLoop, problem)
+        return meta_loss_in_chunks(problem, tasks, len(tasks), loop)
 
     def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
         operator, found, _ = self._found(problem, support)
-        if operator is None:
-            yield from Batched().trajectory(problem, support)
-            return
-        check_sets(problem, found, support)
-        rates = rates_of(problem, found, problem.inner.steps).detach()
-        with torch.no_grad():
-            theta = found.pack(problem.parameters)
-        inputs, targets = (value.detach() for value in support)
-        path, losses = operator.trajectory(found, theta, rates, (inputs, targets), problem.loss.kind)
-        for step in range(problem.inner.steps + 1):
-            named = found.unpack_tasks(theta.expand(len(inputs), -1) if step == 0 else path[:, step - 1])
-            yield {name: named[name] for name in problem.adapted}, losses[:, step]
+        loop = OperatorLoop(problem, operator, found, support) if operator else TaskLoop(problem, support)
+        return loop.trajectory()
 
     def predict(self, problem: Problem, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
         return Batched().predict(problem, phi, inputs, step)

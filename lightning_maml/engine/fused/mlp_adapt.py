@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -13,15 +12,7 @@ from torch import Tensor, nn
 
 from lightning_maml.coverage import ADAPTATION, Runs
 from lightning_maml.engine.base import Problem
-from lightning_maml.engine.fused.operator import (
-    Operator,
-    Recognised,
-    UnrecognisedError,
-    layers_of,
-    needs_compiler,
-    other_labels,
-    shapes_of,
-)
+from lightning_maml.engine.fused.operator import Operator, OperatorLoop, Recognised, UnrecognisedError, layers_of
 from lightning_maml.tasks import Set
 
 Precision = Literal["tf32x3", "ieee", "tf32", "bf16"]
@@ -53,20 +44,16 @@ class MlpAdapt(Operator):
 
         return ADAPTATION | {"rows of a set": range(1, MOST_ROWS + 1)}
 
-    def recognise(self, network: nn.Module) -> Perceptron:
-        return recognise(network)
-
-    def refuse(self, found: Perceptron, problem: Problem, *sets: Set) -> str | None:
-        if sets[0][0].device.type == "cuda" and problem.parameters[found.names[0]].dtype != torch.float32:
-            return "on a GPU it computes in float32 alone"
+    def recognise(self, problem: Problem, *sets: Set) -> Perceptron:
+        found = recognise(problem.network)
+        if sets[0][0].device.type == "cuda" and next(iter(problem.parameters.values())).dtype != torch.float32:
+            raise UnrecognisedError("on a GPU it computes in float32 alone")
         for inputs, targets in sets:
             if inputs.ndim != 3 or inputs.shape[2] != found.widths[0]:
-                return f"the inputs {list(inputs.shape)} are not [tasks, rows, {found.widths[0]}]"
-            if (reason := other_labels(problem, targets)) is not None:
-                return reason
+                raise UnrecognisedError(f"the inputs {list(inputs.shape)} are not [tasks, rows, {found.widths[0]}]")
             if problem.loss.kind == "bce" and targets.shape != (*inputs.shape[:2], found.outputs):
-                return f"the targets {list(targets.shape)} are not [tasks, rows, {found.outputs}]"
-        return None
+                raise UnrecognisedError(f"the targets {list(targets.shape)} are not [tasks, rows, {found.outputs}]")
+        return found
 
     def unavailable(self, like: Tensor) -> str | None:
         if like.device.type == "cuda":
@@ -77,25 +64,22 @@ class MlpAdapt(Operator):
             return None
         from lightning_maml.kernels.mlp_adapt import native
 
-        return needs_compiler(native.unavailable(like.dtype))
+        return self.needs_compiler(native.unavailable(like.dtype))
 
-    def adapt(self, found: Perceptron, theta: Tensor, rates: Tensor, sets: Sequence[Set], loss: str, order: int) -> Any:
+    def adapt(self, loop: OperatorLoop, rates: Tensor, order: int) -> Any:
         from lightning_maml.kernels.mlp_adapt import mlp_adapt, native
 
-        batch = [value for pair in sets for value in pair]
-        kind = (found.widths, found.activation, loss, order, rates.requires_grad)
-        if self.compile and theta.device.type == "cpu":
+        kind = (loop.found.widths, loop.found.activation, loop.loss.kind, order, rates.requires_grad)
+        if self.compile and loop.theta.device.type == "cpu":
             # past torch's dispatcher, which costs a tenth of a small meta-batch: what it checks is known by now
-            return native.adapt(theta, rates, *batch, *kind)
-        return mlp_adapt(theta, rates.detach(), *batch, *kind, self.precision)
+            return native.adapt(loop.theta, rates, *loop.batch, *kind)
+        return mlp_adapt(loop.theta, rates.detach(), *loop.batch, *kind, self.precision)
 
-    def trajectory(
-        self, found: Perceptron, theta: Tensor, rates: Tensor, support: Set, loss: str
-    ) -> tuple[Tensor, Tensor]:
+    def trajectory(self, loop: OperatorLoop, rates: Tensor) -> tuple[Tensor, Tensor]:
         from lightning_maml.kernels.mlp_adapt import mlp_trajectory
 
-        kind = (found.widths, found.activation, loss)
-        return mlp_trajectory(theta, rates, *support, *kind, precision=self.precision, compiled=self.compile)
+        kind = (loop.found.widths, loop.found.activation, loop.loss.kind)
+        return mlp_trajectory(loop.theta, rates, *loop.batch, *kind, precision=self.precision, compiled=self.compile)
 
 
 def recognise(network: nn.Module) -> Perceptron:
@@ -112,16 +96,15 @@ def recognise(network: nn.Module) -> Perceptron:
         ...
         lightning_maml...UnrecognisedError: layer '1' is a Dropout, none of ['GELU', 'Linear', 'ReLU', 'Tanh']
     """
-    shapes: dict[str, torch.Size] = {}
     linear: list[nn.Linear] = []
     between: list[str] = []
-    for name, module in layers_of(network, _KNOWN):
+    layers, shapes = layers_of(network, _KNOWN)
+    for name, module in layers:
         if type(module) is nn.Linear:
             if module._parameters.get("bias") is None:
                 raise UnrecognisedError(f"layer {name!r} has no bias")
             if len(linear) > len(between):
                 between.append("identity")
-            shapes |= shapes_of(name, module)
             linear.append(module)
         elif len(linear) == len(between) + 1:
             if type(module) is nn.GELU and module.approximate != "none":
@@ -129,10 +112,8 @@ def recognise(network: nn.Module) -> Perceptron:
             between.append(_ACTIVATIONS[type(module)])
         else:
             raise UnrecognisedError(f"layer {name!r} does not stand between two linear layers")
-    if not linear or len(between) != len(linear) - 1:
+    if len(linear) != len(between) + 1:
         raise UnrecognisedError("its last layer is not linear")
-    if len({id(parameter) for layer in linear for parameter in layer._parameters.values()}) < 2 * len(linear):
-        raise UnrecognisedError("some of its parameters are tied")
     if len(set(between)) > 1:
         raise UnrecognisedError(f"its activations differ: {between}")
     from lightning_maml.kernels.mlp_adapt import MOST_HIDDEN, WIDEST

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,14 @@ from lightning_maml.tasks import Set
 Named = list[tuple[str, Any]]  # modules
 
 
-class UnrecognisedError(Exception):
-    """Why a network is none that an operator runs."""
+class UnrecognisedError(ValueError):
+    """Why a network, or the data it is to run on, is none that an operator runs."""
+
+
+def require(met: bool, reason: str) -> None:
+    """Raise UnrecognisedError for a reason, unless a condition is met."""
+    if not met:
+        raise UnrecognisedError(reason)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,23 +41,12 @@ class Recognised:
     outputs: int
     """The size of a prediction."""
 
-    @property
-    def names(self) -> list[str]:
-        return list(self.shapes)
 
-    def pack(self, values: Mapping[str, Tensor]) -> Tensor:
-        """``{name: [*shape]}`` -> ``[P]``."""
-        return _flatten_dense_tensors([values[name] for name in self.shapes])  # one call for all
-
-    def unpack(self, flat: Tensor, like: Mapping[str, Tensor]) -> list[Tensor]:
-        """``[P]`` -> the parameters in turn, in the shapes of those of ``like {name: [*shape]}``, as views."""
-        return _unflatten_dense_tensors(flat, [like[name] for name in self.shapes])
-
-    def unpack_tasks(self, flat: Tensor) -> Parameters:
-        """``[..., P]`` -> ``{name: [..., *shape]}``, as views."""
-        parts = flat.split([shape.numel() for shape in self.shapes.values()], dim=-1)
-        tasks = flat.shape[:-1]
-        return {name: part.view(*tasks, *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+def unpack_tasks(flat: Tensor, shapes: Mapping[str, torch.Size]) -> Parameters:
+    """``[..., P]`` -> ``{name: [..., *shape]}``, as views."""
+    parts = flat.split([shape.numel() for shape in shapes.values()], dim=-1)
+    tasks = flat.shape[:-1]
+    return {name: part.view(*tasks, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 class Operator(ABC):
@@ -61,146 +57,143 @@ class Operator(ABC):
     @property
     @abstractmethod
     def runs(self) -> Runs:
-        """What it runs, see :mod:`lightning_maml.coverage`."""
+        """See :mod:`lightning_maml.coverage`."""
 
     @abstractmethod
-    def recognise(self, network: nn.Module) -> Any:
+    def recognise(self, problem: Problem, *sets: Set) -> Any:
         """The :class:`Recognised` network, by its structure and never by its name.
 
         Raises:
-            UnrecognisedError: it is none that the operator runs.
+            ValueError: network or data are not for it, beyond what :attr:`runs` says.
         """
-
-    @abstractmethod
-    def refuse(self, found: Any, problem: Problem, *sets: Set) -> str | None:
-        """Why problem or data are not for it, beyond what :attr:`runs` says, or None."""
 
     @abstractmethod
     def unavailable(self, like: Tensor) -> str | None:
         """Why it cannot run on the device of a tensor in its dtype, or None; compiles it where that has to be done."""
 
-    @abstractmethod
-    def adapt(self, found: Any, theta: Tensor, rates: Tensor, sets: Sequence[Set], loss: str, order: int) -> Any:
-        """The kernels' ``Adaptation`` of ``theta [P]`` by ``rates [m, 1]`` or ``[m, P]``."""
+    @staticmethod
+    def needs_compiler(reason: str | None) -> str | None:
+        """Why a kernel of C cannot be had, as a sentence."""
+        return None if reason is None else f"compile=True needs a C compiler, but {reason}. Use compile=False."
 
     @abstractmethod
-    def trajectory(self, found: Any, theta: Tensor, rates: Tensor, support: Set, loss: str) -> tuple[Tensor, Tensor]:
+    def adapt(self, loop: OperatorLoop, rates: Tensor, order: int) -> Any:
+        """The kernels' ``Adaptation`` of ``loop.theta [P]`` by ``rates [m, 1]`` or ``[m, P]``."""
+
+    @abstractmethod
+    def trajectory(self, loop: OperatorLoop, rates: Tensor) -> tuple[Tensor, Tensor]:
         """The parameters ``[T, m, P]`` after each inner step, and the support losses ``[T, m + 1]``."""
 
 
-class _Asked(NamedTuple):
-    """What a rule asked for in the place of parameters: the operator finds them itself."""
-
-    steps: int
-    order: int
-
-
 class OperatorLoop:
-    """A :class:`~lightning_maml.meta_gradient.Loop` for rules that ask once for query sets, after all or no steps."""
+    """A :class:`~lightning_maml.meta_gradient.Loop` for rules that ask once for query sets, after all or no steps.
 
-    def __init__(self, problem: Problem, operator: Operator, found: Recognised, support: Set, query: Set) -> None:
-        self.problem, self.operator, self.found, self.sets = problem, operator, found, (support, query)
-        check_sets(problem, found, *self.sets)
+    In the place of parameters a rule gets the number of steps and the order: the operator finds them itself.
 
-    @property
-    def inner(self) -> InnerLoop:
-        return self.problem.inner
+    Raises:
+        ValueError: shapes or labels of the sets are not for the network's predictions.
+    """
+
+    def __init__(self, problem: Problem, operator: Operator, found: Any, *sets: Set) -> None:
+        self.problem, self.operator, self.found = problem, operator, found
+        self.batch = [value for pair in sets for value in pair]
+        self.inner, self.loss = problem.inner, problem.loss
+        self.parameters = {name: problem.parameters[name] for name in found.shapes}
+        with torch.no_grad():
+            self.theta = _flatten_dense_tensors([*self.parameters.values()])  # one call for all
+        for inputs, targets in sets:
+            self.loss.check_shapes((*inputs.shape[:2], found.outputs), targets)
+            self.loss.check_values(found.outputs, targets)
 
     def initial(self) -> Any:
-        return _Asked(0, 1)
+        return 0, 1
 
     def unroll(self, order: int) -> Any:
-        return _Asked(self.inner.steps, order)
+        return self.inner.steps, order
 
     def query(self, asked: Any) -> Query:
-        self.rates = rates_of(self.problem, self.found, asked.steps)
-        with torch.no_grad():
-            theta = self.found.pack(self.problem.parameters)
-        output = self.operator.adapt(self.found, theta, self.rates, self.sets, self.problem.loss.kind, asked.order)
-        self.output = output
-        return Query(output.task_losses.mean(), output.task_losses, output.predictions)
+        steps, order = asked
+        self.rates = self._rates(steps)
+        self.output = self.operator.adapt(self, self.rates, order)
+        return Query(self.output.task_losses.mean(), self.output.task_losses, self.output.predictions)
 
     def gradients(self, query: Query, weight: float, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
         """The gradients of the query loss; all tasks run at once, so that ``weight`` is 1."""
         assert weight == 1
-        found, output, parameters = self.found, self.output, self.problem.parameters
-        parts = found.unpack(output.of_theta, parameters)
-        gradients = {id(parameters[name]): part for name, part in zip(found.names, parts, strict=True)}
-        if learned := [leaf for leaf in leaves if id(leaf) not in gradients]:
-            pulled: Any = [torch.zeros_like(leaf) for leaf in learned]
-            if self.rates.requires_grad:
-                pulled = torch.autograd.grad(self.rates, learned, output.of_rates, materialize_grads=True)
-            gradients.update({id(leaf): part for leaf, part in zip(learned, pulled, strict=True)})
-        return [gradients[id(leaf)] for leaf in leaves]
+        parameters = [*self.parameters.values()]
+        parts = _unflatten_dense_tensors(self.output.of_theta, parameters)
+        gradients = dict(zip(map(id, parameters), parts, strict=True))
+        learned = [leaf for leaf in leaves if id(leaf) not in gradients]
+        if learned and self.rates.requires_grad:
+            pulled = torch.autograd.grad(self.rates, learned, self.output.of_rates, materialize_grads=True)
+            gradients |= zip(map(id, learned), pulled, strict=True)
+        return [gradients[id(leaf)] if id(leaf) in gradients else torch.zeros_like(leaf) for leaf in leaves]
 
     def support_history(self) -> Tensor:
         return self.output.support_losses
 
+    def trajectory(self) -> Iterator[tuple[Parameters, Tensor]]:
+        """Detached parameters and support losses ``[T]`` before and after each inner step."""
+        rates = self._rates(self.inner.steps).detach()
+        path, losses = self.operator.trajectory(self, rates)
+        rows = (self.theta.expand(len(losses), -1), *path.unbind(1))
+        for row, step_losses in zip(rows, losses.unbind(1), strict=True):
+            named = unpack_tasks(row, self.found.shapes)
+            yield {name: named[name] for name in self.problem.adapted}, step_losses
 
-def check_sets(problem: Problem, found: Recognised, *sets: Set) -> None:
-    """Raise ValueError where shapes or labels of the sets are not for the network's predictions."""
-    for inputs, targets in sets:
-        problem.loss.check_shapes((*inputs.shape[:2], found.outputs), targets)
-        problem.loss.check_values(found.outputs, targets)
+    def _rates(self, steps: int) -> Tensor:
+        """The rates of all steps, ``[steps, 1]`` or ``[steps, P]``, see :func:`rate_of`."""
+        adapted = set(self.problem.adapted)
+        if isinstance(self.inner.lr, int | float) and self.parameters.keys() <= adapted:
+            return self.theta.new_full((steps, 1), float(self.inner.lr))
+        rows = [rate_of(self.inner, step, self.parameters, adapted) for step in range(steps)]
+        return torch.stack(rows) if rows else self.theta.new_empty(0, 1)
 
 
-def rates_of(problem: Problem, found: Recognised, steps: int) -> Tensor:
-    """The rates ``[steps, 1]`` where all parameters share one, or ``[steps, P]``, 0 for parameters that do not adapt.
+def rate_of(inner: InnerLoop, step: int, parameters: Parameters, adapted: AbstractSet[str]) -> Tensor:
+    """The rate of a step, ``[1]`` where all parameters share it, or ``[P]``, 0 for parameters that do not adapt.
 
     Differentiable with respect to learned ones.
     """
-    inner, names, adapted = problem.inner, found.names, set(problem.adapted)
-    like = problem.parameters[names[0]]
-    if adapted == set(names) and inner.shared_rates:
-        if isinstance(inner.lr, int | float):
-            return like.new_full((steps, 1), float(inner.lr))
-        alphas = [inner.rate(names[0], step) for step in range(steps)]
-        rows = [torch.as_tensor(alpha, dtype=like.dtype, device=like.device).reshape(1) for alpha in alphas]
-    else:
+    first, like = next(iter(parameters.items()))
 
-        def full(name: str, step: int) -> Tensor:
-            parameter = problem.parameters[name].detach()
-            if name not in adapted:
-                return torch.zeros_like(parameter)
-            return torch.as_tensor(inner.rate(name, step), dtype=like.dtype, device=like.device).expand(parameter.shape)
+    def rate(name: str) -> Tensor:
+        value = inner.rate(name, step) if name in adapted else 0.0
+        return torch.as_tensor(value, dtype=like.dtype, device=like.device)
 
-        rows = [found.pack({name: full(name, step) for name in names}) for step in range(steps)]
-    return torch.stack(rows).to(like) if rows else like.new_empty(0, 1)
+    if inner.shared_rates and parameters.keys() <= adapted:
+        return rate(first).reshape(1)
+    return torch.cat([rate(name).expand(value.shape).flatten() for name, value in parameters.items()])
 
 
-def layers_of(module: nn.Module, known: set[type[nn.Module]], name: str = "") -> Named:
-    """The layers of nested ``nn.Sequential`` with their names, but for identities.
+def layers_of(network: nn.Module, known: set[type[nn.Module]]) -> tuple[Named, dict[str, torch.Size]]:
+    """The layers of nested ``nn.Sequential`` with their names, but for identities; and their parameters' shapes.
 
     Raises:
-        UnrecognisedError: it is made of others than those of the exact classes ``known``, or something was changed.
+        UnrecognisedError: it is made of others than those of the exact classes ``known``, something was changed, or
+            parameters are tied.
     """
+    layers = [*_layers(network, known, "")]
+    own = {
+        f"{name}.{key}" if name else key: value
+        for name, layer in layers
+        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.BatchNorm2d))
+        for key, value in layer._parameters.items()
+        if value is not None
+    }
+    require(len({id(value) for value in own.values()}) == len(own), "some of its parameters are tied")
+    return layers, {name: value.shape for name, value in own.items()}
+
+
+def _layers(module: nn.Module, known: set[type[nn.Module]], name: str) -> Iterator[tuple[str, Any]]:
     if (what := changed(module)) is not None:
         raise UnrecognisedError(f"layer {name!r} has {what}")
     if type(module) in known:
-        return [(name, module)]
-    if type(module) is nn.Identity:
-        return []
-    if not is_sequence(module):
+        yield name, module
+    elif is_sequence(module):
+        for child, layer in module._modules.items():
+            assert layer is not None
+            yield from _layers(layer, known, f"{name}.{child}" if name else child)
+    elif type(module) is not nn.Identity:
         names = sorted(kind.__name__ for kind in known)
         raise UnrecognisedError(f"layer {name!r} is a {type(module).__name__}, none of {names}")
-    found: Named = []
-    for child, layer in module._modules.items():
-        assert layer is not None
-        found += layers_of(layer, known, f"{name}.{child}" if name else child)
-    return found
-
-
-def needs_compiler(reason: str | None) -> str | None:
-    """Why a kernel of C cannot be had, as a sentence."""
-    return None if reason is None else f"compile=True needs a C compiler, but {reason}. Use compile=False."
-
-
-def other_labels(problem: Problem, targets: Tensor) -> str | None:
-    """Why labels are not for an operator, or None: the cross-entropy's are read as whole numbers of 64 bits."""
-    wrong = problem.loss.kind == "cross_entropy" and targets.dtype != torch.int64
-    return f"the labels are of {targets.dtype}, and not of torch.int64" if wrong else None
-
-
-def shapes_of(name: str, layer: nn.Module) -> dict[str, torch.Size]:
-    """The shapes of a layer's own parameters, by name."""
-    return {f"{name}.{key}" if name else key: v.shape for key, v in layer._parameters.items() if v is not None}
