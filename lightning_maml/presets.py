@@ -50,7 +50,7 @@ def maml(
         lr: the inner rate alpha; or one for each step, of which further steps (at test) have the last.
         steps: the number of inner steps m.
         learn_lr: what has a learned rate of its own, see :data:`LearnedRate`; None for a fixed rate.
-        adapts: which parameters adapt in the inner loop: None for all, a regular expression, a predicate, or :class:`Part`.
+        adapts: which parameters adapt: None for all, a regular expression or a predicate for names, or :class:`Part`.
         batch_norm: ``"batch"`` or ``"running"``, see :data:`BatchNorm`.
 
     Reference:
