@@ -30,9 +30,7 @@ __all__ = [
 ]
 
 Rate = float | Sequence[float]
-"""The inner rate alpha: a number, or one for each step, of which further steps (at test) have the last."""
 Learned = LearnedRate | None
-"""What has a learned rate of its own; None for a fixed rate."""
 
 
 def maml(

@@ -144,9 +144,8 @@ def conjugate_gradients(
         saddle = saddle | ((curvature < 0) & (squared > 0))
         alpha = torch.where(moves, squared / torch.where(moves, curvature, 1), 0)
         x, r = x + alpha * p, r - alpha * product
-        following = r.square().sum(1, keepdim=True)
-        p = torch.where(moves, r + following / torch.where(moves, squared, 1) * p, p)
-        squared = following
+        before, squared = squared, r.square().sum(1, keepdim=True)
+        p = torch.where(moves, r + squared / torch.where(moves, before, 1) * p, p)
         better = squared < least
         best, least = torch.where(better, x, best), torch.where(better, squared, least)
     length = b.square().sum(1, keepdim=True)
