@@ -31,6 +31,7 @@ __all__ = [
 
 Rate = float | Sequence[float]
 Learned = LearnedRate | None
+Names = str | Callable[[str], bool]
 
 
 def maml(
@@ -331,10 +332,7 @@ def proto_maml(
 
 
 def cavia(
-    lr: Rate = 1.0,
-    steps: int = 1,
-    adapts: str | Callable[[str], bool] = r"(^|\.)context$",
-    batch_norm: BatchNorm = "batch",
+    lr: Rate = 1.0, steps: int = 1, adapts: Names = r"(^|\.)context$", batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
     r"""CAVIA: only context parameters adapt, from zero in each task; all other parameters are meta-learned and shared.
 
@@ -363,7 +361,7 @@ def lora(
     lr: Rate = 0.01,
     steps: int = 5,
     learn_lr: Learned = None,
-    adapts: str | Callable[[str], bool] = r"(^|\.)lora_[abAB](\.|$)",
+    adapts: Names = r"(^|\.)lora_[abAB](\.|$)",
     first_order: bool = False,
     batch_norm: BatchNorm = "batch",
 ) -> Algorithm:
