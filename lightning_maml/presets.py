@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from lightning_maml.checks import check_one_of
-from lightning_maml.inner import SGD, Adam, InnerLoop, LearnedRate, Part, Prototypes, Zeros
+from lightning_maml.inner import SGD, Adam, Adapts, InnerLoop, LearnedRate, Part, Prototypes, Zeros
 from lightning_maml.learner import Algorithm, BatchNorm
 from lightning_maml.meta_gradient import FirstOrder, Implicit, Joint, MultiStep, Reptile, Unrolled
 
@@ -29,13 +29,13 @@ __all__ = [
     "reptile",
 ]
 
+Rate = float | Sequence[float]
+Learned = LearnedRate | None
+Names = str | Callable[[str], bool]
+
 
 def maml(
-    lr: float | Sequence[float] = 0.01,
-    steps: int = 5,
-    learn_lr: LearnedRate | None = None,
-    adapts: str | Callable[[str], bool] | None = None,
-    batch_norm: BatchNorm = "batch",
+    lr: Rate = 0.01, steps: int = 5, learn_lr: Learned = None, adapts: Adapts = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
     r"""Model-agnostic meta-learning, with the exact, second-order meta-gradient.
 
@@ -48,8 +48,8 @@ def maml(
     Args:
         lr: the inner rate alpha; or one for each step, of which further steps (at test) have the last.
         steps: the number of inner steps m.
-        learn_lr: what has a learned rate of its own (see :data:`LearnedRate`); None for a fixed rate.
-        adapts: which parameters adapt in the inner loop: None for all, a regular expression, or a predicate.
+        learn_lr: what has a learned rate of its own, see :data:`LearnedRate`; None for a fixed rate.
+        adapts: which parameters adapt: None for all, a regular expression or a predicate for names, or :class:`Part`.
         batch_norm: ``"batch"`` or ``"running"``, see :data:`BatchNorm`.
 
     Reference:
@@ -63,40 +63,22 @@ def maml(
 
 
 def fomaml(
-    lr: float | Sequence[float] = 0.01,
-    steps: int = 5,
-    learn_lr: LearnedRate | None = None,
-    adapts: str | Callable[[str], bool] | None = None,
-    batch_norm: BatchNorm = "batch",
+    lr: Rate = 0.01, steps: int = 5, learn_lr: Learned = None, adapts: Adapts = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
-    """First-order MAML: :func:`maml` with the inner gradients as constants; cheaper in time and memory.
-
-    Reference:
-        Finn, Abbeel, Levine, ICML 2017, section 5.2.
-    """
+    """First-order :func:`maml` (Finn et al. 2017, section 5.2): inner gradients are constants; less time and memory."""
     return Algorithm(SGD(lr, steps, learn_lr, adapts), FirstOrder(), batch_norm, "fomaml")
 
 
-def pretrained(
-    lr: float | Sequence[float] = 0.01,
-    steps: int = 5,
-    adapts: str | Callable[[str], bool] | None = None,
-    batch_norm: BatchNorm = "batch",
-) -> Algorithm:
+def pretrained(lr: Rate = 0.01, steps: int = 5, adapts: Adapts = None, batch_norm: BatchNorm = "batch") -> Algorithm:
     """The baseline: one network trained on all tasks jointly (m = 0), fine-tuned by ``steps`` of ``lr`` at test.
 
-    Reference:
-        Finn, Abbeel, Levine, ICML 2017, section 5.1, "pretraining on all of the tasks".
+    It is the "pretraining on all of the tasks" of Finn et al. 2017, section 5.1.
     """
     return Algorithm(SGD(lr, steps, None, adapts), Joint(), batch_norm, "pretrained")
 
 
 def anil(
-    lr: float | Sequence[float] = 0.01,
-    steps: int = 5,
-    head: str | None = None,
-    learn_lr: LearnedRate | None = None,
-    batch_norm: BatchNorm = "batch",
+    lr: Rate = 0.01, steps: int = 5, head: str | None = None, learn_lr: Learned = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
     r"""Almost no inner loop: :func:`maml` in which only the head adapts; the body is meta-learned and shared.
 
@@ -118,11 +100,7 @@ def anil(
 
 
 def boil(
-    lr: float | Sequence[float] = 0.01,
-    steps: int = 5,
-    head: str | None = None,
-    learn_lr: LearnedRate | None = None,
-    batch_norm: BatchNorm = "batch",
+    lr: Rate = 0.01, steps: int = 5, head: str | None = None, learn_lr: Learned = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
     r"""Body only in the inner loop: :func:`maml` in which all but the head adapts; the head is meta-learned and shared.
 
@@ -142,12 +120,7 @@ def boil(
     return Algorithm(SGD(lr, steps, learn_lr, Part("body", head)), Unrolled(), batch_norm, "boil")
 
 
-def meta_sgd(
-    lr: float = 0.01,
-    steps: int = 1,
-    adapts: str | Callable[[str], bool] | None = None,
-    batch_norm: BatchNorm = "batch",
-) -> Algorithm:
+def meta_sgd(lr: float = 0.01, steps: int = 1, adapts: Adapts = None, batch_norm: BatchNorm = "batch") -> Algorithm:
     r"""Meta-SGD: :func:`maml` with a learned inner rate for every single element of the parameters.
 
     .. math:: \phi_{k+1} = \phi_k - \alpha \circ \nabla L_{support}(\phi_k), \quad
@@ -174,11 +147,7 @@ def meta_sgd(
 
 
 def meta_curvature(
-    lr: float = 0.01,
-    steps: int = 5,
-    first_order: bool = False,
-    adapts: str | Callable[[str], bool] | None = None,
-    batch_norm: BatchNorm = "batch",
+    lr: float = 0.01, steps: int = 5, first_order: bool = False, adapts: Adapts = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
     r"""Meta-Curvature: :func:`maml` in which learned matrices transform each gradient before the step.
 
@@ -203,11 +172,11 @@ def meta_curvature(
 
 
 def reptile(
-    lr: float | Sequence[float] = 1e-3,
+    lr: Rate = 1e-3,
     steps: int = 5,
     optimizer: Literal["adam", "sgd"] = "adam",
     batch_size: int | None = None,
-    adapts: str | Callable[[str], bool] | None = None,
+    adapts: Adapts = None,
     batch_norm: BatchNorm = "batch",
 ) -> Algorithm:
     r"""Reptile: train on each task's support set, then move the meta-parameters towards where that led.
@@ -238,13 +207,13 @@ def reptile(
 
 
 def imaml(
-    lr: float | Sequence[float] = 0.1,
+    lr: Rate = 0.1,
     steps: int = 16,
     proximal: float = 2.0,
     cg_steps: int = 5,
     damping: float = 1.0,
     tolerance: float = 0.0,
-    adapts: str | Callable[[str], bool] | None = None,
+    adapts: Adapts = None,
     batch_norm: BatchNorm = "batch",
 ) -> Algorithm:
     r"""Implicit MAML: the inner loop minimises a proximal loss, and the meta-gradient needs its end alone.
@@ -253,8 +222,7 @@ def imaml(
               \big((1 + \delta) I + \tfrac1\lambda \nabla^2 L_{support}(\phi^*)\big) \, g = \nabla L_{query}(\phi^*)
 
     The defaults are those of the paper's Omniglot 5-way 1-shot. ``damping=0`` and enough of ``steps`` and ``cg_steps``
-    give the exact meta-gradient of the optimum. A warning says where the conjugate gradients have not converged, and of
-    what it comes: an inner loop that diverged, one that ends short of its optimum, or too few iterations.
+    give the exact meta-gradient of the optimum; :class:`Implicit` warns where the conjugate gradients do not converge.
 
     They are no defaults for the sinusoid, on which the paper has no experiment. Curvatures there reach 60, so that
     ``lr=0.1`` diverges; and early in training 16 steps of 0.02 end short of the optimum for one task in fifty, where no
@@ -282,12 +250,12 @@ def imaml(
 
 
 def maml_pp(
-    lr: float | Sequence[float] = 0.1,
+    lr: Rate = 0.1,
     steps: int = 5,
-    learn_lr: LearnedRate | None = "per_parameter_and_step",
+    learn_lr: Learned = "per_parameter_and_step",
     multi_step_updates: int | None = 5000,
     first_order_updates: int = 0,
-    adapts: str | Callable[[str], bool] | None = None,
+    adapts: Adapts = None,
     batch_norm: BatchNorm = "batch",
 ) -> Algorithm:
     r"""MAML++: :func:`maml` with what makes it train more steadily, each by a switch of its own.
@@ -327,11 +295,11 @@ def maml_pp(
 
 
 def proto_maml(
-    lr: float | Sequence[float] = 0.01,
+    lr: Rate = 0.01,
     steps: int = 5,
     head: str | None = None,
     first_order: bool = False,
-    learn_lr: LearnedRate | None = None,
+    learn_lr: Learned = None,
     batch_norm: BatchNorm = "batch",
 ) -> Algorithm:
     r"""Proto-MAML: :func:`maml` in which each task's linear head starts as the classifier of a prototypical network.
@@ -356,19 +324,15 @@ def proto_maml(
         >>> import torch
         >>> from lightning_maml import MLP, adapt
         >>> images, labels = torch.randn(4, 10, 3), torch.arange(10).expand(4, 10) % 5
-        >>> adapt(MLP(3, [8], 5), proto_maml(steps=1), images, labels, loss="cross_entropy").parameters[
-        ...     "head.bias"
-        ... ].shape
+        >>> adapted = adapt(MLP(3, [8], 5), proto_maml(steps=1), images, labels, loss="cross_entropy")
+        >>> adapted.parameters["head.bias"].shape
         torch.Size([4, 5])
     """
     return Algorithm(SGD(lr, steps, learn_lr, start=Prototypes(head)), _unrolled(first_order), batch_norm, "proto_maml")
 
 
 def cavia(
-    lr: float | Sequence[float] = 1.0,
-    steps: int = 1,
-    adapts: str | Callable[[str], bool] = r"(^|\.)context$",
-    batch_norm: BatchNorm = "batch",
+    lr: Rate = 1.0, steps: int = 1, adapts: Names = r"(^|\.)context$", batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
     r"""CAVIA: only context parameters adapt, from zero in each task; all other parameters are meta-learned and shared.
 
@@ -394,10 +358,10 @@ def cavia(
 
 
 def lora(
-    lr: float | Sequence[float] = 0.01,
+    lr: Rate = 0.01,
     steps: int = 5,
-    learn_lr: LearnedRate | None = None,
-    adapts: str | Callable[[str], bool] = r"(^|\.)lora_[abAB](\.|$)",
+    learn_lr: Learned = None,
+    adapts: Names = r"(^|\.)lora_[abAB](\.|$)",
     first_order: bool = False,
     batch_norm: BatchNorm = "batch",
 ) -> Algorithm:

@@ -13,8 +13,7 @@ def head_names(names: Iterable[str], head: str | None = None) -> list[str]:
 
     Args:
         names: of the parameters, as ``named_parameters`` gives them.
-        head: a regular expression for those of the head; None for the rule: the head is the last module that has
-            parameters of its own.
+        head: a regular expression for those of the head; None for the last module that has parameters of its own.
 
     Raises:
         ValueError: ``head`` matches none of them, or there are none.
@@ -63,11 +62,11 @@ class Where:
 
 @dataclass(frozen=True)
 class Part:
-    """The head of a network, or all of it but the head, as what adapts: see :func:`head_names` for the rule.
+    """The head of a network, or all of it but the head, as what adapts.
 
     Args:
         part: ``"head"`` or ``"body"``.
-        head: a regular expression for the names of the head's parameters; None for the last module that has any.
+        head: as in :func:`head_names`.
 
     Raises:
         ValueError: ``part`` is something else.
@@ -88,7 +87,6 @@ class Part:
             raise ValueError(f"Expected `part` to be 'head' or 'body' but got {self.part!r}.")
 
     def choose(self, names: list[str]) -> list[str]:
-        """Those of ``names`` that belong to the part."""
         head = head_names(names, self.head)
         return head if self.part == "head" else [name for name in names if name not in head]
 

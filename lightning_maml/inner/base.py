@@ -35,7 +35,7 @@ class At:
 
 @runtime_checkable
 class Transformation(Protocol):
-    """What is made of the gradient before the step: a frozen dataclass that can be called, in a file of its own.
+    """What is made of the gradient before the step: a frozen dataclass that can be called.
 
     A class ``second_order = False`` says that it has no second derivative; one without is differentiated as it is.
     """

@@ -5,24 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, Self, get_args
 
 from torch import Tensor
 
 from lightning_maml.checks import check_not_negative, check_one_of, check_positive, check_whole
 from lightning_maml.inner.adapts import Adapts, choice
 from lightning_maml.inner.base import At, Parameters, Slope, State, Transformation, holders_in
-from lightning_maml.inner.clip import ClipByNorm
-from lightning_maml.inner.curvature import Curvature
-from lightning_maml.inner.decay import AddDecayed
-from lightning_maml.inner.momentum import Momentum
-from lightning_maml.inner.pull import Nothing, Proximal, Tolerance
-from lightning_maml.inner.rates import LearnedRate, Rates, Scale
+from lightning_maml.inner.gradient import AddDecayed, ClipByNorm, Momentum, Nothing, Proximal, SecondMoment, Tolerance
+from lightning_maml.inner.rates import Curvature, LearnedRate, Rates, Scale
 from lightning_maml.inner.rows import AllRows, MiniBatches
-from lightning_maml.inner.second_moment import SecondMoment
 from lightning_maml.inner.start import FromMeta, Start
-
-_Inner = TypeVar("_Inner", bound="InnerLoop")
 
 
 class Parts(NamedTuple):
@@ -85,17 +78,16 @@ class InnerLoop:
 
     def __post_init__(self) -> None:
         check_whole(0, steps=self.steps)
-        if isinstance(self.lr, Tensor):
-            if self.lr.numel() != 1:
-                raise ValueError(
-                    f"Expected `lr` to be a number or a scalar tensor but got shape {list(self.lr.shape)}; "
-                    "use `learn_lr` or `Rates` for a rate per step, parameter or element."
-                )
-        elif isinstance(self.lr, Sequence):
+        if isinstance(self.lr, Tensor) and self.lr.numel() != 1:
+            raise ValueError(
+                f"Expected `lr` to be a number or a scalar tensor but got shape {list(self.lr.shape)}; "
+                "use `learn_lr` or `Rates` for a rate per step, parameter or element."
+            )
+        if isinstance(self.lr, Sequence):
             if not self.lr or not all(0 < float(rate) < float("inf") for rate in self.lr):
                 raise ValueError(f"Expected `lr` to hold positive and finite rates of the steps but got {self.lr!r}.")
             object.__setattr__(self, "lr", tuple(self.lr))  # hashable, as the rest
-        elif not isinstance(self.lr, Rates):
+        elif not isinstance(self.lr, Tensor | Rates):
             check_positive(lr=float(self.lr))
         check_one_of((*get_args(LearnedRate), None), learn_lr=self.learn_lr)
         if self.batch_size is not None:
@@ -185,7 +177,7 @@ class InnerLoop:
         """The rate of parameter ``name`` at inner step ``step``."""
         return self.parts.rates.at(name, step)
 
-    def at(self: _Inner, update: int) -> _Inner:
+    def at(self, update: int) -> Self:
         """The same inner loop at meta-update number ``update``, counted from 0: it shuffles mini-batches anew."""
         return self if self.batch_size is None else replace(self, shuffle_seed=update)
 
@@ -236,12 +228,12 @@ class InnerLoop:
         Raises:
             NotImplementedError: ``order`` is 2, and a part has no second order.
         """
-        parts, name = self.parts, type(self).__name__
         if order == 2 and not self.second_order:
             raise NotImplementedError(
-                f"Expected a first-order meta-gradient for the inner loop {name}, which has no second order: use "
-                "FirstOrder() or Reptile(), or the inner loop SGD."
+                f"Expected a first-order meta-gradient for the inner loop {type(self).__name__}, which has no second "
+                "order: use FirstOrder() or Reptile(), or the inner loop SGD."
             )
+        parts = self.parts
         *kept, memory = state
         gradients = slope(phi)
         if parts.chain or self.pulled:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_maml.inner.base import At, Parameters, State
+
 LearnedRate = Literal["shared", "per_step", "per_parameter", "per_parameter_and_step", "per_element", "curvature"]
 """What has a learned inner rate of its own. ``per_element`` is Meta-SGD's, ``per_parameter_and_step`` MAML++'s.
 ``curvature`` is Meta-Curvature's: the rate stays, and learned matrices multiply the gradient, one for its outputs,
@@ -41,31 +43,24 @@ class Rates(nn.Module):
     ) -> None:
         super().__init__()
         self.kind, self.lr = kind, lr
-        if isinstance(lr, Sequence):
-            if not self._tells_steps_apart:
-                raise ValueError(
-                    f"Expected one initial rate for learned rates {kind!r}, which are the same at every step, but got "
-                    f"{list(lr)}; 'per_step' and 'per_parameter_and_step' can begin with one for each step."
-                )
-            initial: float | list[float] = [float(of_step(lr, step)) for step in range(steps)]
-        else:
-            initial = float(lr)
-        self._dims: dict[str, int] = {}
+        if isinstance(lr, Sequence) and not self._tells_steps_apart:
+            raise ValueError(
+                f"Expected one initial rate for learned rates {kind!r}, which are the same at every step, but got "
+                f"{list(lr)}; 'per_step' and 'per_parameter_and_step' can begin with one for each step."
+            )
+        initial = [of_step(lr, step) for step in range(steps)] if isinstance(lr, Sequence) else lr
         first = next(iter(parameters.values()))
-        names = [self._key(name) for name in parameters] if kind not in ("shared", "per_step") else [kind]
-        for name, parameter in zip(names, parameters.values(), strict=False):
+        self._dims: dict[str, int] = {}
+        for name, parameter in {kind: first}.items() if kind in ("shared", "per_step") else parameters.items():
+            key = self._key(name)
             if kind == "curvature":
-                self._dims[name] = parameter.ndim
+                self._dims[key] = parameter.ndim
                 for part, identity in _identities(parameter).items():
-                    self.register_parameter(f"{name}/{part}", nn.Parameter(identity))
-                continue
-            shape: tuple[int, ...] = ()
-            if self._tells_steps_apart:
-                shape = (steps,)
-            elif kind == "per_element":
-                shape = tuple(parameter.shape)
-            rate = torch.tensor(initial, dtype=first.dtype, device=first.device).expand(shape).clone()
-            self.register_parameter(name, nn.Parameter(rate))
+                    self.register_parameter(f"{key}/{part}", nn.Parameter(identity))
+            else:
+                shape = (steps,) if self._tells_steps_apart else parameter.shape if kind == "per_element" else ()
+                rate = torch.tensor(initial, dtype=first.dtype, device=first.device).expand(shape).clone()
+                self.register_parameter(key, nn.Parameter(rate))
 
     @property
     def _tells_steps_apart(self) -> bool:
@@ -106,6 +101,16 @@ def _identities(parameter: Tensor) -> dict[str, Tensor]:
     if parameter.ndim > 2:
         sizes["places"] = parameter[0, 0].numel()
     return {part: torch.eye(size, dtype=parameter.dtype, device=parameter.device) for part, size in sizes.items()}
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Meta-Curvature's matrices, which :class:`Rates` of the kind ``"curvature"`` hold (Park, Oliva 2019)."""
+
+    rates: Rates
+
+    def __call__(self, gradients: Parameters, state: State, at: At) -> tuple[Parameters, State]:
+        return {name: self.rates.direction(name, gradient) for name, gradient in gradients.items()}, state
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,7 @@ class MiniBatches:
         """Which of ``support`` rows step ``step`` sees, ``[size]``, of all tasks alike; None where it sees all."""
         if self.size >= support:
             return None
-        first, end = step * self.size, (step + 1) * self.size
-        rows = []
-        for walk in range(first // support, (end - 1) // support + 1):
-            generator = torch.Generator().manual_seed((self.seed << 16) + walk)
-            order = torch.randperm(support, generator=generator)
-            rows.append(order[max(first - walk * support, 0) : end - walk * support])
-        return torch.cat(rows)
+        first, generator = step * self.size, torch.Generator()
+        walks = range(first // support, (first + self.size - 1) // support + 1)
+        orders = [torch.randperm(support, generator=generator.manual_seed((self.seed << 16) + walk)) for walk in walks]
+        return torch.cat(orders)[first % support :][: self.size]

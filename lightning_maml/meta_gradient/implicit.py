@@ -23,10 +23,11 @@ class Implicit:
     .. math:: \nabla_\theta L_{query}(\phi^*) = \big(I + \tfrac1\lambda \nabla^2 L_{support}(\phi^*)\big)^{-1}
               \nabla L_{query}(\phi^*)
 
-    That is the implicit function theorem. The system is solved by conjugate gradients, all tasks at once, with
-    Hessian-vector products: memory does not depend on the number of inner steps. It needs an inner loop with
-    ``proximal`` = lambda that comes close to the optimum. Parameters that the tasks share, and inputs that ask for a
-    gradient, get theirs by the same theorem; learned inner rates get zeros, for the optimum does not depend on them.
+    That is the implicit function theorem (Rajeswaran et al. 2019, equation 6). The system is solved by conjugate
+    gradients, all tasks at once, with Hessian-vector products: memory does not depend on the number of inner steps. It
+    needs an inner loop with ``proximal`` = lambda that comes close to the optimum. Parameters that the tasks share, and
+    inputs that ask for a gradient, get theirs by the same theorem; learned inner rates get zeros, for the optimum does
+    not depend on them.
 
     The iterations start at what is the solution where there is no curvature, the first-order gradient over 1 + damping,
     and the one with the smallest residual counts. At a minimum of the proximal loss the system is positive definite;
@@ -43,9 +44,6 @@ class Implicit:
 
     Raises:
         ValueError: an argument is out of range, or the inner loop is not proximal.
-
-    Reference:
-        Rajeswaran, Finn, Kakade, Levine, "Meta-Learning with Implicit Gradients", NeurIPS 2019, equation 6.
     """
 
     cg_steps: int = 5
@@ -80,14 +78,13 @@ class Implicit:
         def flat(values: Iterable[Tensor]) -> Tensor:
             return torch.cat([value.reshape(tasks, -1) for value in values], 1)  # [T, P], of one task [1, P]
 
-        slopes = torch.autograd.grad(query.loss * tasks, at, retain_graph=True, materialize_grads=True)
+        b = flat(torch.autograd.grad(query.loss * tasks, at, retain_graph=True, materialize_grads=True))
         support = flat(torch.autograd.grad(loop.support(phi).sum(), at, create_graph=True, materialize_grads=True))
 
         def multiply(v: Tensor) -> Tensor:
             product = torch.autograd.grad(support, at, v, retain_graph=True, materialize_grads=True)
             return (1 + self.damping) * v + flat(product) / known
 
-        b = flat(slopes)
         solution, residuals, saddle = conjugate_gradients(multiply, b, self.cg_steps, start=b / (1 + self.damping))
         self._warn(residuals, saddle)
         # The slope of the proximal loss is 0 at phi, whatever moves: theta's gradient is the solution, and that of all
@@ -97,29 +94,27 @@ class Implicit:
         return query._replace(loss=query.loss + along - along.detach())
 
     def _warn(self, residuals: Tensor, saddle: Tensor) -> None:
-        unsolved = ~(residuals <= self.tolerance)
-        if not unsolved.any():
+        if (residuals <= self.tolerance).all():
             return
         lost = ~residuals.isfinite()
+        short = ~lost & (residuals > self.tolerance)
         causes = {
             "their inner loop has diverged. Use a smaller `lr`: below 2 / (lambda + the largest curvature).": lost,
             "their inner loop ends where the proximal loss has negative curvature, short of a minimum, and they fall "
             "back towards the first-order meta-gradient. Use more inner `steps`, a larger lambda, or a larger "
-            "`damping`; more `cg_steps` do not help.": unsolved & saddle & ~lost,
-            f"{self.cg_steps} iterations are too few. Use more `cg_steps`, a larger `damping`, or a larger lambda.": (
-                unsolved & ~saddle & ~lost
-            ),
+            "`damping`; more `cg_steps` do not help.": short & saddle,
+            f"{self.cg_steps} iterations are too few. Use more `cg_steps`, a larger `damping`, or a larger "
+            "lambda.": short & ~saddle,
         }
         for cause, tasks in causes.items():
-            if cause in self._warned or not tasks.any():
-                continue
-            self._warned.add(cause)
-            warnings.warn(
-                "The conjugate gradients of the implicit meta-gradient have not converged for "
-                f"{int(tasks.sum())} of {len(tasks)} tasks (relative residual {float(residuals[tasks].max()):.2g}, "
-                f"tolerance {self.tolerance}): {cause} This is said once.",
-                stacklevel=2,
-            )
+            if cause not in self._warned and tasks.any():
+                self._warned.add(cause)
+                warnings.warn(
+                    "The conjugate gradients of the implicit meta-gradient have not converged for "
+                    f"{int(tasks.sum())} of {len(tasks)} tasks (relative residual {float(residuals[tasks].max()):.2g}, "
+                    f"tolerance {self.tolerance}): {cause} This is said once.",
+                    stacklevel=2,
+                )
 
 
 def conjugate_gradients(
@@ -149,9 +144,8 @@ def conjugate_gradients(
         saddle = saddle | ((curvature < 0) & (squared > 0))
         alpha = torch.where(moves, squared / torch.where(moves, curvature, 1), 0)
         x, r = x + alpha * p, r - alpha * product
-        following = r.square().sum(1, keepdim=True)
-        p = torch.where(moves, r + following / torch.where(moves, squared, 1) * p, p)
-        squared = following
+        before, squared = squared, r.square().sum(1, keepdim=True)
+        p = torch.where(moves, r + squared / torch.where(moves, before, 1) * p, p)
         better = squared < least
         best, least = torch.where(better, x, best), torch.where(better, squared, least)
     length = b.square().sum(1, keepdim=True)

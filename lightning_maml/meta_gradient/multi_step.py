@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Literal
 
 import torch
@@ -17,8 +18,9 @@ class MultiStep:
     .. math:: w_k = \tfrac{1 - p}{m} \; (k < m), \quad w_m = \tfrac{1 + (m - 1) p}{m}, \quad
               p = \min(1, \text{update} / \text{multi\_step\_updates})
 
-    The weights start equal and end at the last step alone, where the rule is :class:`Unrolled`. (The authors' code
-    keeps a floor of 0.03 / m under the early weights until the last of the annealing, and drops it then.)
+    It is MAML++'s (Antoniou, Edwards, Storkey 2019, section 4). The weights start equal and end at the last step alone,
+    where the rule is :class:`Unrolled`. (The authors' code keeps a floor of 0.03 / m under the early weights until the
+    last of the annealing, and drops it then.)
 
     Args:
         multi_step_updates: the meta-updates that this takes; 0 switches the multi-step loss off, None never anneals it.
@@ -28,10 +30,6 @@ class MultiStep:
 
     Raises:
         ValueError: an argument is negative.
-
-    Reference:
-        Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019, sections 4 (multi-step loss optimization,
-        derivative-order annealing).
 
     Example:
         >>> MultiStep(multi_step_updates=10).at(5).weights(steps=4)
@@ -59,19 +57,16 @@ class MultiStep:
 
     def weights(self, steps: int) -> list[float]:
         """The weights of the query losses after inner steps 1 to ``steps``; they sum to 1."""
-        if self.multi_step_updates is None:
-            progress = 0.0
-        else:
-            progress = min(1.0, self.update / self.multi_step_updates) if self.multi_step_updates else 1.0
+        until = inf if self.multi_step_updates is None else self.multi_step_updates
+        progress = min(1.0, self.update / until) if until else 1.0
         return [(1 - progress) / steps] * (steps - 1) + [(1 + (steps - 1) * progress) / steps]
 
     def __call__(self, loop: Loop) -> Query:
         if self.multi_step_updates is not None and self.update >= self.multi_step_updates:
             return loop.query(loop.unroll(self.order))
-        path = loop.path(self.order)
-        steps = len(path) - 1
-        if steps == 0:
-            return loop.query(path[0])
-        queries = [loop.query_after(phi, step) for step, phi in enumerate(path[1:], start=1)]
-        weighted = [weight * query.loss for weight, query in zip(self.weights(steps), queries, strict=True)]
+        start, *path = loop.path(self.order)
+        if not path:
+            return loop.query(start)
+        queries = [loop.query_after(phi, step) for step, phi in enumerate(path, start=1)]
+        weighted = [weight * query.loss for weight, query in zip(self.weights(len(path)), queries, strict=True)]
         return queries[-1]._replace(loss=torch.stack(weighted).sum())
