@@ -13,10 +13,15 @@ from lightning_maml.inner.base import (
     scaled,
     tensors_of,
 )
-from lightning_maml.inner.gradient import AddDecayed, ClipByNorm, Momentum, Nothing, Proximal, SecondMoment, Tolerance
+from lightning_maml.inner.clip import ClipByNorm
+from lightning_maml.inner.curvature import Curvature
+from lightning_maml.inner.decay import AddDecayed
 from lightning_maml.inner.loop import SGD, Adam, InnerLoop, Parts
-from lightning_maml.inner.rates import Curvature, LearnedRate, Rates, Scale, of_step
+from lightning_maml.inner.momentum import Momentum
+from lightning_maml.inner.pull import Nothing, Proximal, Tolerance
+from lightning_maml.inner.rates import LearnedRate, Rates, Scale, of_step
 from lightning_maml.inner.rows import AllRows, MiniBatches
+from lightning_maml.inner.second_moment import SecondMoment
 from lightning_maml.inner.sharpness import SharpnessAware
 from lightning_maml.inner.sign import Sign
 from lightning_maml.inner.start import FromMeta, Prototypes, Start, Zeros

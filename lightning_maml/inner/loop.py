@@ -12,9 +12,14 @@ from torch import Tensor
 from lightning_maml.checks import check_not_negative, check_one_of, check_positive, check_whole
 from lightning_maml.inner.adapts import Adapts, choice
 from lightning_maml.inner.base import At, Parameters, Slope, State, Transformation, holders_in
-from lightning_maml.inner.gradient import AddDecayed, ClipByNorm, Momentum, Nothing, Proximal, SecondMoment, Tolerance
-from lightning_maml.inner.rates import Curvature, LearnedRate, Rates, Scale
+from lightning_maml.inner.clip import ClipByNorm
+from lightning_maml.inner.curvature import Curvature
+from lightning_maml.inner.decay import AddDecayed
+from lightning_maml.inner.momentum import Momentum
+from lightning_maml.inner.pull import Nothing, Proximal, Tolerance
+from lightning_maml.inner.rates import LearnedRate, Rates, Scale
 from lightning_maml.inner.rows import AllRows, MiniBatches
+from lightning_maml.inner.second_moment import SecondMoment
 from lightning_maml.inner.start import FromMeta, Start
 
 

@@ -9,8 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_maml.inner.base import At, Parameters, State
-
 LearnedRate = Literal["shared", "per_step", "per_parameter", "per_parameter_and_step", "per_element", "curvature"]
 """What has a learned inner rate of its own. ``per_element`` is Meta-SGD's, ``per_parameter_and_step`` MAML++'s.
 ``curvature`` is Meta-Curvature's: the rate stays, and learned matrices multiply the gradient, one for its outputs,
@@ -101,16 +99,6 @@ def _identities(parameter: Tensor) -> dict[str, Tensor]:
     if parameter.ndim > 2:
         sizes["places"] = parameter[0, 0].numel()
     return {part: torch.eye(size, dtype=parameter.dtype, device=parameter.device) for part, size in sizes.items()}
-
-
-@dataclass(frozen=True)
-class Curvature:
-    """Meta-Curvature's matrices, which :class:`Rates` of the kind ``"curvature"`` hold (Park, Oliva 2019)."""
-
-    rates: Rates
-
-    def __call__(self, gradients: Parameters, state: State, at: At) -> tuple[Parameters, State]:
-        return {name: self.rates.direction(name, gradient) for name, gradient in gradients.items()}, state
 
 
 @dataclass(frozen=True)
