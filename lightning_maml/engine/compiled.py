@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_maml.coverage import AT_THE_END
 from lightning_maml.engine.base import Problem, attach, autocast_on
-from lightning_maml.engine.checkpointed import CheckpointedLoop, restore_rng, rng_state
+from lightning_maml.engine.checkpointed import CheckpointedLoop, Tensors, restore_rng, rng_state
 from lightning_maml.engine.loop import TaskLoop
 from lightning_maml.engine.structure import fingerprint
 from lightning_maml.inner import Parameters, State, of_step
@@ -33,7 +33,7 @@ if isinstance(getattr(torch._inductor.config.cpp, "enable_floating_point_contrac
     # a fused multiply-add rounds once instead of twice; a fifth faster on small products
     _OPTIONS["cpp.enable_floating_point_contract_flag"] = "fast"
 
-Graph = Callable[[list[Tensor]], Sequence[Tensor]]
+Graph = Callable[[list[Tensor]], Tensors]
 """A compiled graph. It empties the list it is given, so that what nobody else holds is freed on the way."""
 
 # One entry a network, and in it one for each kind of problem: graphs live as long as the network does. On disk, torch's
@@ -109,7 +109,7 @@ class CompiledLoop(CheckpointedLoop):
 
     # Graphs take flat lists: phi, the state's tensors, constants, rates, then the batch and v where they need them.
 
-    def _bound(self, phi: Sequence[Tensor], constants: Sequence[Tensor]) -> tuple[Parameters, TaskLoop]:
+    def _bound(self, phi: Tensors, constants: Tensors) -> tuple[Parameters, TaskLoop]:
         loop = TaskLoop(self.problem, self.support_set)
         loop.networks.constants, loop.checked = dict(zip(self.constants, constants, strict=True)), True
         return dict(zip(self.names, phi, strict=True)), loop
@@ -153,9 +153,7 @@ class CompiledLoop(CheckpointedLoop):
         """What tells the graphs of one step from those of another: the first one has no state yet."""
         return spec, step if self.inner.counts_steps else None
 
-    def forth(
-        self, phi: Sequence[Tensor], state: State, step: int, order: int
-    ) -> tuple[Sequence[Tensor], State, Tensor, Any]:
+    def forth(self, phi: Tensors, state: State, step: int, order: int) -> tuple[Tensors, State, Tensor, Any]:
         # theta is expanded, and what a graph puts out may lie otherwise than what it was traced with
         phi = [value.contiguous() for value in phi]
         values, spec = tree_flatten(state)
@@ -177,9 +175,7 @@ class CompiledLoop(CheckpointedLoop):
         memory = outputs[size : size + after.num_leaves]
         return list(outputs[:size]), tree_unflatten(memory, after), outputs[size + len(memory)], own
 
-    def back(
-        self, kept: Any, step: int, v: Sequence[Tensor], of_state: Sequence[Tensor], order: int
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+    def back(self, kept: Any, step: int, v: Tensors, of_state: Tensors, order: int) -> tuple[Tensors, Tensors, Tensors]:
         first, second = kept
         spec = first[0] if self.keep and order == 2 else tree_flatten(second)[1]
         v, of_state = ([value.contiguous() for value in part] for part in (v, of_state))
@@ -212,16 +208,15 @@ class CompiledLoop(CheckpointedLoop):
 
     def query_after(self, phi: Parameters, steps: int) -> Query:
         def function(phi: Any, constants: Any, batch: Any) -> list[Tensor]:
-            support_inputs, support_targets, query_inputs, query_targets = batch
             with torch.enable_grad():
                 leaves = [value.detach().requires_grad_() for value in phi]
                 named = dict(zip(self.constants, (value.detach() for value in constants), strict=True))
                 shared = [named[name].requires_grad_() for name in self.shared]
                 bound, loop = self._bound(leaves, list(named.values()))
-                losses, predictions = loop.losses(bound, query_inputs, query_targets)
+                losses, predictions = loop.losses(bound, batch[2:])
                 gradients = torch.autograd.grad(losses.mean(), [*leaves, *shared], materialize_grads=True)
             with torch.no_grad():
-                support_losses, _ = loop.losses(bound, support_inputs, support_targets)
+                support_losses, _ = loop.losses(bound, batch[:2])
             return [losses, predictions, support_losses, *gradients]
 
         values = [value.detach().contiguous() for value in phi.values()]
@@ -240,7 +235,7 @@ class CompiledLoop(CheckpointedLoop):
         self.way_back = kept, order
         return dict(zip(self.names, phi, strict=True))
 
-    def gradients(self, query: Query, weight: float, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
+    def gradients(self, query: Query, weight: float, leaves: Tensors) -> Tensors:
         if not self.direct:
             return super().gradients(query, weight, leaves)
         # on a small network autograd's engine would cost as much as a step
@@ -267,7 +262,7 @@ class CompiledLoop(CheckpointedLoop):
         fixed = of_step(self.fixed_rates, step)
         return [fixed.detach() if known else fixed]
 
-    def _run(self, kind: Any, function: Callable[..., list[Tensor]], *args: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _run(self, kind: Any, function: Callable[..., list[Tensor]], *args: Tensors) -> Tensors:
         """The graph of ``function`` on lists of tensors, compiled where it is met for the first time."""
         graph: Graph | None = self.graphs.get(kind)
         flat = [tensor for arg in args for tensor in arg]
@@ -275,7 +270,7 @@ class CompiledLoop(CheckpointedLoop):
             graph = self.graphs[kind] = _inductor(_trace(function, args, flat))
         return graph(flat)
 
-    def _split(self, step: int, spec: Any, arguments: Sequence[Sequence[Tensor]], flat: list[Tensor]) -> _KeptStep:
+    def _split(self, step: int, spec: Any, arguments: Sequence[Tensors], flat: list[Tensor]) -> _KeptStep:
         """A step and its way back as two graphs, the second fed by the first, and compiled once it is met."""
 
         def joint(*args: Any) -> list[Tensor]:
@@ -300,7 +295,7 @@ class CompiledLoop(CheckpointedLoop):
         kept = [(node in inputs, (inputs if node in inputs else computed).index(node)) for node in saved]
         return _KeptStep(_inductor(forth), kept, back)
 
-    def _like_outputs(self, step: int, spec: Any, arguments: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    def _like_outputs(self, step: int, spec: Any, arguments: Sequence[Tensors]) -> list[Tensor]:
         """Zeros like parameters and state after a step, of which nobody knows how many tensors it holds before."""
         phi, *rest = arguments
         with torch.enable_grad():
@@ -319,9 +314,7 @@ class _KeptStep:
     back: Graph | None = None
 
 
-def _trace(
-    function: Callable[..., list[Tensor]], args: Sequence[Sequence[Tensor]], flat: list[Tensor]
-) -> torch.fx.GraphModule:
+def _trace(function: Callable[..., list[Tensor]], args: Sequence[Tensors], flat: list[Tensor]) -> torch.fx.GraphModule:
     """What ``function`` does to lists of tensors, as a graph of elementary operations on the flat list."""
     lengths = [len(arg) for arg in args]
 

@@ -18,19 +18,9 @@ from lightning_maml.inner import Parameters
 Layer = Callable[[Any, Parameters, Mapping[str, Tensor], Tensor], Tensor | None]
 """``(module, its adapted parameters, its shared ones, inputs [T, N, ...]) -> outputs [T, N, ...]``; None: it cannot."""
 
-POINTWISE = {
-    nn.ReLU,
-    nn.Tanh,
-    nn.GELU,
-    nn.SiLU,
-    nn.Sigmoid,
-    nn.ELU,
-    nn.LeakyReLU,
-    nn.Softplus,
-    nn.Identity,
-    nn.Hardtanh,
-}
-"""Layers without parameters that act on every number by itself."""
+POINTWISE = {nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Identity}
+POINTWISE |= {nn.Hardtanh}
+"""Layers without parameters that act on every number by itself, in any mode."""
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
