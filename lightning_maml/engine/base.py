@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_maml.coverage import Needs
 from lightning_maml.engine.layers import POINTWISE
-from lightning_maml.engine.structure import has_backward_hooks, is_sequence
+from lightning_maml.engine.structure import fingerprint, has_backward_hooks, is_sequence
 from lightning_maml.inner import InnerLoop, Parameters, tensors_of
 from lightning_maml.learner import Algorithm, per_step_names
 from lightning_maml.losses import TaskLoss
@@ -154,6 +154,14 @@ class Problem:
             [("tensor class", kind) for kind in {*map(type, parameters), *map(type, values)}],
             [("rows of a set", inputs.shape[1]) for inputs, _ in sets],
         )
+
+    @property
+    def fingerprint(self) -> tuple[object, ...]:
+        """What its network and loss compute by, but for tensors' values: see :func:`fingerprint`."""
+        device = next(iter(self.names.values())).device
+        cast = autocast_on(device) and torch.get_autocast_dtype(device.type)
+        # the loss by what it computes: the named ones are made anew in each call
+        return type(self.loss), self.loss.function, cast, *map(fingerprint, self.modules)
 
     def split(self) -> tuple[Parameters, Parameters]:
         """The parameters that adapt, and everything shared by the tasks: other parameters, and buffers."""

@@ -64,6 +64,7 @@ class CheckpointedLoop(TaskLoop):
 
     def __init__(self, problem: Problem, support: Set, query: Set | None = None) -> None:
         super().__init__(problem, support, query)
+        self.spacing = 1 if self.inner.steps <= 8 else math.isqrt(self.inner.steps)  # from a kept step to the next
         adapted = {id(value) for value in self.theta.values()}
         # what else the inner steps depend on: shared parameters, learned rates, support inputs that want a gradient
         # (and the adapted ones where every step is drawn back to them)
@@ -79,12 +80,6 @@ class CheckpointedLoop(TaskLoop):
         outputs = _Unroll.apply(self, order, True, *start.values(), *self.extras) if self.inner.steps else ()
         parts = [outputs[at : at + size] for at in range(0, len(outputs), size)]
         return [start, *(dict(zip(self.theta, part, strict=True)) for part in parts)]
-
-    @property
-    def spacing(self) -> int:
-        """How many inner steps lie between two kept ones: few steps are all kept, many by the square root."""
-        steps = self.inner.steps
-        return 1 if steps <= 8 else math.isqrt(steps)
 
     def go_forth(self, phi: Tensors, order: int, between: list[Tensor] | None = None) -> tuple[Tensors, list[Any]]:
         """The parameters after all inner steps, and what :meth:`go_back` needs.

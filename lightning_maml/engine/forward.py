@@ -26,13 +26,12 @@ from lightning_maml.learner import BatchNorm
 def batch_norm_mode(modules: Iterable[nn.Module], mode: BatchNorm) -> Iterator[None]:
     """Batch-norm layers as the algorithm asks for, for the time of a call; running statistics are never written."""
     layers = [layer for layer in modules if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    if mode == "running":
-        for layer in layers:
-            if layer.running_mean is None:
-                raise ValueError(
-                    "Expected every batch-norm layer to keep running statistics for `batch_norm='running'` but got "
-                    f"{layer} without: use `batch_norm='batch'` or track_running_stats=True."
-                )
+    for layer in layers:
+        if mode == "running" and layer.running_mean is None:
+            raise ValueError(
+                "Expected every batch-norm layer to keep running statistics for `batch_norm='running'` but got "
+                f"{layer} without: use `batch_norm='batch'` or track_running_stats=True."
+            )
     before = [(layer.training, layer.track_running_stats) for layer in layers]
     try:
         for layer in layers:
@@ -74,10 +73,8 @@ class Networks:
         if self.one:
             each = (({n: v[task] for n, v in phi.items()}, rows.clone()) for task, rows in enumerate(inputs))
             return torch.stack([_call(self.network, self.tied, _safe(constants), *task) for task in each])
-        if self.tied is not None:
-            return _vmapped(self.network, self.tied, constants, phi, inputs)
         if self.layers is None:
-            self.layers = list(_layers(self.network, "", phi, constants))
+            self.layers = list(_layers(self.network, "", phi, constants, self.tied))
         for layer in self.layers:
             inputs = layer(phi, constants, inputs)
         return inputs
@@ -96,22 +93,16 @@ def _call(module: nn.Module, tied: dict[str, str] | None, shared: Parameters, ow
     return functional_call(module, every, (inputs,), tie_weights=False)
 
 
-def _vmapped(
-    module: nn.Module, tied: dict[str, str] | None, shared: Mapping[str, Tensor], own: Parameters, inputs: Tensor
-) -> Tensor:
-    with _Elementary():
-        return vmap(partial(_call, module, tied, _safe(shared)), randomness="different")(own, inputs)
-
-
 class _Layer(NamedTuple):
     """A module of a network, and which of its parameters and buffers are whose."""
 
     module: nn.Module
     plain: bool
-    """Whether it computes what its class says."""
+    """Whether it computes what its class says, with no parameters tied."""
     own: list[tuple[str, str]]
     """What of it adapts: the names that the module has for it, and that the network has."""
     shared: list[tuple[str, str]]
+    tied: dict[str, str] | None
 
     def __call__(self, phi: Parameters, constants: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """In the batched form of its own, if it has one (:data:`LAYERS`), else under ``vmap``."""
@@ -123,19 +114,22 @@ class _Layer(NamedTuple):
                 return self.module(inputs)
             if kind in LAYERS and (outputs := LAYERS[kind](self.module, own, shared, inputs)) is not None:
                 return outputs
-        return _vmapped(self.module, None, shared, own, inputs)
+        with _Elementary():
+            return vmap(partial(_call, self.module, self.tied, _safe(shared)), randomness="different")(own, inputs)
 
 
-def _layers(module: nn.Module, prefix: str, phi: Iterable[str], constants: Iterable[str]) -> Iterator[_Layer]:
+def _layers(
+    module: nn.Module, prefix: str, phi: Iterable[str], constants: Iterable[str], tied: dict[str, str] | None = None
+) -> Iterator[_Layer]:
     """The layers that a network runs in turn: those of nested sequences, or itself."""
-    plain = changed(module) is None
+    plain = changed(module) is None and tied is None
     if plain and is_sequence(module):
         for name, layer in module._modules.items():  # named_children() leaves out repeated layers
             assert layer is not None
             yield from _layers(layer, f"{prefix}{name}.", phi, constants)
         return
     own, shared = ([(n.removeprefix(prefix), n) for n in names if n.startswith(prefix)] for names in (phi, constants))
-    yield _Layer(module, plain, own, shared)
+    yield _Layer(module, plain, own, shared, tied)
 
 
 def _attention(*args: Any, enable_gqa: bool = False, **kwargs: Any) -> Tensor:

@@ -37,7 +37,6 @@ class TaskLoop:
         self.inner, self.tasks = problem.inner, len(support[0])
         self.theta, self.networks = networks_of(problem, one)
         self.support_losses: list[Tensor] = []
-        self.final: Parameters = {}
         self.checked = False
         self.rates: Parameters | None = None  # in the place of the inner loop's
 
