@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_maml.coverage import Needs
-from lightning_maml.engine.structure import ELEMENTARY, has_backward_hooks, is_sequence
+from lightning_maml.engine.layers import POINTWISE
+from lightning_maml.engine.structure import fingerprint, has_backward_hooks, is_sequence
 from lightning_maml.inner import InnerLoop, Parameters, tensors_of
 from lightning_maml.learner import Algorithm, per_step_names
 from lightning_maml.losses import TaskLoss
@@ -94,12 +95,8 @@ class Problem:
         if len(self.names) == len(self.parameters):
             return None
         first = {id(value): name for name, value in self.parameters.items()}
-        found = {
-            f"{prefix}.{name}" if prefix else name: first[id(value)]
-            for prefix, module in self.network.named_modules()
-            for name, value in module._parameters.items()
-            if value is not None
-        }
+        modules = {name for name, _ in self.network.named_modules()}
+        found = {name: first[id(value)] for name, value in self.names.items() if name.rpartition(".")[0] in modules}
         return {name: one for name, one in found.items() if name != one}
 
     @cached_property
@@ -115,7 +112,7 @@ class Problem:
     @cached_property
     def plain(self) -> bool:
         """Whether the network is linear layers and activations alone, which know no modes of their own."""
-        return all(type(module) in ELEMENTARY or is_sequence(module) for module in self.modules)
+        return all(type(one) is nn.Linear or type(one) in POINTWISE or is_sequence(one) for one in self.modules)
 
     @cached_property
     def per_step(self) -> set[str]:
@@ -158,14 +155,19 @@ class Problem:
             [("rows of a set", inputs.shape[1]) for inputs, _ in sets],
         )
 
+    @property
+    def fingerprint(self) -> tuple[object, ...]:
+        """What its network and loss compute by, but for tensors' values: see :func:`fingerprint`."""
+        device = next(iter(self.names.values())).device
+        cast = autocast_on(device) and torch.get_autocast_dtype(device.type)
+        # the loss by what it computes: the named ones are made anew in each call
+        return type(self.loss), self.loss.function, cast, *map(fingerprint, self.modules)
+
     def split(self) -> tuple[Parameters, Parameters]:
         """The parameters that adapt, and everything shared by the tasks: other parameters, and buffers."""
-        names = set(self.adapted)
-        theta: Parameters = {}
-        constants: Parameters = dict(self.network.named_buffers())
-        for name, parameter in self.parameters.items():
-            (theta if name in names else constants)[name] = parameter
-        return theta, constants
+        names, buffers = set(self.adapted), dict(self.network.named_buffers())
+        theta = {name: value for name, value in self.parameters.items() if name in names}
+        return theta, buffers | {name: value for name, value in self.parameters.items() if name not in names}
 
     def leaves(self, *tensors: Tensor) -> list[Tensor]:
         """Every tensor that gets a meta-gradient: parameters, learned rates, and whatever else asks for one."""

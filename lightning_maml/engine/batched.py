@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
-
 from lightning_maml.checks import check_one_of, check_whole
 from lightning_maml.coverage import BATCHED, COMPILED, refused
-from lightning_maml.engine.base import Engine, MetaOutput, Problem
+from lightning_maml.engine.base import Problem
 from lightning_maml.engine.checkpointed import CheckpointedLoop
-from lightning_maml.engine.chunks import meta_loss_in_chunks, trajectory_in_chunks
-from lightning_maml.engine.loop import TaskLoop, networks_of, prediction
-from lightning_maml.inner import Parameters
-from lightning_maml.tasks import Set, TaskBatch
+from lightning_maml.engine.chunks import LoopEngine
+from lightning_maml.engine.loop import TaskLoop
+from lightning_maml.tasks import Set
 
 
 @dataclass(frozen=True)
-class Batched(Engine):
+class Batched(LoopEngine):
     """The forward of all tasks is one batched call; the summed loss is differentiated outside of it.
 
     Args:
@@ -51,20 +47,9 @@ class Batched(Engine):
             return f"all tasks run in one call of the network, but {what}. Use engine='eager'."
         return None
 
-    def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
-        return meta_loss_in_chunks(
-            problem, tasks, self.chunk_size or len(tasks), lambda *sets: self._loop(problem, *sets)
-        )
-
-    def _loop(self, problem: Problem, support: Set, query: Set) -> TaskLoop:
+    def loop(self, problem: Problem, support: Set, query: Set) -> TaskLoop:
         if self.compile:
             from lightning_maml.engine.compiled import CompiledLoop  # torch's compiler takes a second to import
 
             return CompiledLoop(problem, support, query, keep=self.checkpoint is None)
-        return CheckpointedLoop(problem, support, query) if self.checkpoint else TaskLoop(problem, support, query)
-
-    def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
-        return trajectory_in_chunks(support, self.chunk_size, lambda part: TaskLoop(problem, part))
-
-    def predict(self, problem: Problem, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
-        return prediction(problem, networks_of(problem)[1], phi, inputs, None if step is None else step - 1)
+        return CheckpointedLoop(problem, support, query) if self.checkpoint else super().loop(problem, support, query)

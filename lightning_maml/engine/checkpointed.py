@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_maml.engine.base import Problem
 from lightning_maml.engine.loop import TaskLoop
 from lightning_maml.inner import InnerLoop, Parameters, State
 from lightning_maml.tasks import Set
+
+Tensors = Sequence[Tensor]
 
 
 class _Unroll(torch.autograd.Function):
@@ -43,10 +45,10 @@ def rng_state(device: torch.device) -> Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
-def restore_rng(device: torch.device, state: Tensor) -> None:
-    if device.type == "cuda":
+def restore_rng(device: torch.device, state: Tensor | None) -> None:
+    if state is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state, device)
-    else:
+    elif state is not None:
         torch.set_rng_state(state)
 
 
@@ -62,6 +64,7 @@ class CheckpointedLoop(TaskLoop):
 
     def __init__(self, problem: Problem, support: Set, query: Set | None = None) -> None:
         super().__init__(problem, support, query)
+        self.spacing = 1 if self.inner.steps <= 8 else math.isqrt(self.inner.steps)  # from a kept step to the next
         adapted = {id(value) for value in self.theta.values()}
         # what else the inner steps depend on: shared parameters, learned rates, support inputs that want a gradient
         # (and the adapted ones where every step is drawn back to them)
@@ -78,84 +81,64 @@ class CheckpointedLoop(TaskLoop):
         parts = [outputs[at : at + size] for at in range(0, len(outputs), size)]
         return [start, *(dict(zip(self.theta, part, strict=True)) for part in parts)]
 
-    @property
-    def spacing(self) -> int:
-        """How many inner steps lie between two kept ones: few steps are all kept, many by the square root."""
-        steps = self.inner.steps
-        return 1 if steps <= 8 else math.isqrt(steps)
-
-    def go_forth(
-        self, phi: Sequence[Tensor], order: int, between: list[Tensor] | None = None
-    ) -> tuple[Sequence[Tensor], list[Any]]:
+    def go_forth(self, phi: Tensors, order: int, between: list[Tensor] | None = None) -> tuple[Tensors, list[Any]]:
         """The parameters after all inner steps, and what :meth:`go_back` needs.
 
         Those after all steps but the last are appended to ``between``.
         """
-        kept = []
-        state = self.inner.no_state
-        for step in range(self.inner.steps):
-            rng = self._rng(phi)
-            phi, state, losses, own = self.forth(phi, state, step, order)
+        kept, steps = [], self._steps(phi, self.inner.no_state, range(self.inner.steps), order)
+        for step, (phi, losses, own) in enumerate(steps):
             self.support_losses.append(losses)
             if step % self.spacing == 0:
-                kept.append((own, rng))
+                kept.append(own)
             if between is not None and step < self.inner.steps - 1:
                 between += [value.clone() for value in phi]  # what is kept must not hold on to the graph
         return phi, kept
 
+    def _steps(self, phi: Tensors, state: State, steps: range, order: int) -> Iterator[tuple[Any, Tensor, Any]]:
+        """The parameters after each step, the support losses before it, and what its way back needs."""
+        for step in steps:
+            rng = self._rng(phi)
+            phi, state, losses, own = self.forth(phi, state, step, order)
+            yield phi, losses, (own, rng)
+
     def go_back(
-        self, kept: list[Any], v: Sequence[Tensor], order: int, between: Sequence[Sequence[Tensor]] = ()
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        self, kept: list[Any], v: Tensors, order: int, between: Sequence[Tensors] = ()
+    ) -> tuple[Tensors, Tensors]:
         """The gradients at the parameters after all steps, brought to those before them and to ``extras``.
 
         ``between`` holds further ones, at the parameters after steps 1, 2, ... up to the last but one. Empties
         ``kept`` from its end.
         """
-        if order == 1 and not self.extras and self._identity:
+        kind, device = type(self.inner), v[0].device
+        if order == 1 and not self.extras and kind.step is InnerLoop.step and kind.update is InnerLoop.update:
+            # such steps subtract constants
             return [sum(parts, start=last) for last, *parts in zip(v, *between, strict=True)], ()
         extras = [torch.zeros_like(leaf) for leaf in self.extras]
         now = self._rng(v)
-        of_state: Sequence[Tensor] = ()  # the gradient at the state after a step; nobody asks for that of the last one
+        of_state: Tensors = ()  # the gradient at the state after a step; nobody asks for that of the last one
         while kept:
-            own, rng = kept.pop()
+            steps = [kept.pop()]
             first = len(kept) * self.spacing
-            steps = [(own, rng)] if self.spacing == 1 else self._again(own, rng, first, order)
+            if self.spacing > 1:  # from a kept step to the next, once more
+                (phi, state), rng = steps[0]
+                restore_rng(device, rng)
+                numbers = range(first, min(first + self.spacing, self.inner.steps))
+                steps = [own for _, _, own in self._steps(phi, state, numbers, order)]
             for step in reversed(range(first, first + len(steps))):
                 own, rng = steps.pop()
-                if rng is not None:
-                    restore_rng(v[0].device, rng)  # the same dropout masks as on the way forward
+                restore_rng(device, rng)  # the same dropout masks as on the way forward
                 v, of_state, more = self.back(own, step, v, of_state, order)
                 extras = [total + part for total, part in zip(extras, more, strict=True)]
                 if between and step > 0:
                     v = [value + part for value, part in zip(v, between[step - 1], strict=True)]
-        if now is not None:
-            restore_rng(v[0].device, now)
+        restore_rng(device, now)
         return v, extras
 
-    @property
-    def _identity(self) -> bool:
-        """Whether a step of first order subtracts constants: where the loop has no step of its own."""
-        own = type(self.inner)
-        return own.step is InnerLoop.step and own.update is InnerLoop.update
-
-    def _again(self, own: Any, rng: Tensor | None, first: int, order: int) -> list[Any]:
-        """The steps from a kept one to the next, run once more."""
-        phi, state = own
-        if rng is not None:
-            restore_rng(phi[0].device, rng)
-        steps = []
-        for step in range(first, min(first + self.spacing, self.inner.steps)):
-            rng = self._rng(phi)
-            phi, state, _, own = self.forth(phi, state, step, order)
-            steps.append((own, rng))
-        return steps
-
-    def _rng(self, tensors: Sequence[Tensor]) -> Tensor | None:
+    def _rng(self, tensors: Tensors) -> Tensor | None:
         return rng_state(tensors[0].device) if self.draws else None
 
-    def forth(
-        self, phi: Sequence[Tensor], state: State, step: int, order: int
-    ) -> tuple[Sequence[Tensor], State, Tensor, Any]:
+    def forth(self, phi: Tensors, state: State, step: int, order: int) -> tuple[Tensors, State, Tensor, Any]:
         """One inner step, without a graph.
 
         Returns the next parameters and state, the support losses ``[T]`` before the step, and what :meth:`back` needs
@@ -163,36 +146,28 @@ class CheckpointedLoop(TaskLoop):
         """
         with torch.enable_grad():
             following, after, losses = self.step(self._leaves(phi), state, step, order=1)
-        leaves, spec = tree_flatten(after)
-        after = tree_unflatten([value.detach() if isinstance(value, Tensor) else value for value in leaves], spec)
-        return [value.detach() for value in following.values()], after, losses, (phi, state)
+        following, after = tree_map_only(Tensor, Tensor.detach, (following, after))
+        return list(following.values()), after, losses, (phi, state)
 
-    def back(
-        self, kept: Any, step: int, v: Sequence[Tensor], of_state: Sequence[Tensor], order: int
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+    def back(self, kept: Any, step: int, v: Tensors, of_state: Tensors, order: int) -> tuple[Tensors, Tensors, Tensors]:
         """The gradients at parameters and state after a step, brought to those before it and to ``extras``."""
         phi, state = kept
-        values, spec = tree_flatten(state)
         with torch.enable_grad():
-            values = [value.detach().requires_grad_() if _smooth(value) else value for value in values]
-            before = self._leaves(phi)
-            following, after, _ = self.step(before, tree_unflatten(values, spec), step, order)
-            memory = [value for value in tree_flatten(after)[0] if _smooth(value)] if of_state else []
-            upstream = [
-                (value, gradient)
-                for value, gradient in zip((*following.values(), *memory), (*v, *of_state), strict=True)
-                if value.requires_grad
-            ]
-            smooth = [value for value in values if _smooth(value)]
-            wanted = [*before.values(), *smooth, *self.extras]
-            outputs, grads = zip(*upstream, strict=True)
-            gradients = torch.autograd.grad(outputs, wanted, grads, materialize_grads=True)
-        size = len(before)
-        return gradients[:size], gradients[size : size + len(smooth)], gradients[size + len(smooth) :]
+            state = tree_map_only(Tensor, lambda value: value.detach().requires_grad_(value.is_floating_point()), state)
+            before, memory = self._leaves(phi), _smooth(state)
+            following, after, _ = self.step(before, state, step, order)
+            outputs = (*following.values(), *(_smooth(after) if of_state else ()))
+            pairs = [pair for pair in zip(outputs, (*v, *of_state), strict=True) if pair[0].requires_grad]
+            outputs, upstream = zip(*pairs, strict=True)
+            wanted = [*before.values(), *memory, *self.extras]
+            gradients = torch.autograd.grad(outputs, wanted, upstream, materialize_grads=True)
+        size, both = len(before), len(before) + len(memory)
+        return gradients[:size], gradients[size:both], gradients[both:]
 
-    def _leaves(self, phi: Sequence[Tensor]) -> Parameters:
+    def _leaves(self, phi: Tensors) -> Parameters:
         return {name: value.detach().requires_grad_() for name, value in zip(self.theta, phi, strict=True)}
 
 
-def _smooth(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+def _smooth(state: State) -> list[Tensor]:
+    """What of a state has a gradient."""
+    return [value for value in tree_leaves(state) if isinstance(value, Tensor) and value.is_floating_point()]

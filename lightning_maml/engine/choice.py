@@ -42,13 +42,10 @@ def named_engine(engine: str | Engine) -> Engine | None:
     """
     if isinstance(engine, Engine):
         return engine
-    if not isinstance(engine, str):
-        raise TypeError(f"Expected `engine` to be one of {['auto', *_NAMED]} or an Engine but got {engine!r}.")
-    if engine == "auto":
-        return None
-    if engine not in _NAMED:
-        raise ValueError(f"Expected `engine` to be one of {['auto', *_NAMED]} or an Engine but got {engine!r}.")
-    return _NAMED[engine]()
+    if not isinstance(engine, str) or engine not in ("auto", *_NAMED):
+        error = ValueError if isinstance(engine, str) else TypeError
+        raise error(f"Expected `engine` to be one of {['auto', *_NAMED]} or an Engine but got {engine!r}.")
+    return None if engine == "auto" else _NAMED[engine]()
 
 
 def run_on(
@@ -69,27 +66,15 @@ def run_on(
         ValueError, TypeError: it is no engine.
         NotImplementedError: the engine asked for cannot run this problem; the message says why.
     """
-    chosen = named_engine(engine)
-    if chosen is not None:
-        if sets and (reason := chosen.unsupported(problem, *sets)) is not None:
-            raise NotImplementedError(f"Engine {chosen.name!r} cannot run this: {reason}")
-        return _try(chosen, problem, run, insist=True)
-    if sets and sets[0][0].device.type == "cpu":
+    asked = named_engine(engine)
+    if asked is None and sets and sets[0][0].device.type == "cpu":
         for fused in _ON_CPU:
             if fused.unsupported(problem, *sets) is None:
                 return fused, run(fused)
-    return _try(Batched(), problem, run, insist=False, reason=Batched().unsupported(problem, *sets))
-
-
-def _try(
-    engine: Engine, problem: Problem, run: Callable[[Engine], Result], insist: bool, reason: str | None = None
-) -> tuple[Engine, Result]:
-    """``run`` on an engine; where there is a ``reason`` against it, or torch refuses it and eager does not, on eager.
-
-    With ``insist`` that is an error.
-    """
+    chosen = Batched() if asked is None else asked
+    reason = chosen.unsupported(problem, *sets) if sets or asked is None else None
     states: list[tuple[torch.device, torch.Tensor]] = []
-    if not insist:
+    if asked is None:
         known = _KNOWN.setdefault(problem.network, {})
         modes = tuple([module.training for module in problem.modules])
         key = problem.algorithm.needs, type(problem.loss), problem.loss.kind, modes, reason
@@ -97,12 +82,14 @@ def _try(
             return known[key], run(known[key])
         places = {torch.device("cpu"), next(iter(problem.names.values())).device}
         states = [(place, rng_state(place)) for place in places]
+    elif reason is not None:
+        raise NotImplementedError(f"Engine {chosen.name!r} cannot run this: {reason}")
     failed: Exception | None = None
     if reason is None:
         try:
-            result = run(engine)
+            result = run(chosen)
         except Exception as error:
-            if isinstance(engine, Eager) or not _of_torch(error):
+            if isinstance(chosen, Eager) or not _of_torch(error):
                 raise
             failed = error
             reason = f"torch refuses to run all tasks in one call ({str(error).strip().splitlines()[0]})."
@@ -110,32 +97,29 @@ def _try(
         for place, state in states:
             restore_rng(place, state)
         result = run(Eager())  # what fails here, too, is no matter of engines
-        if insist:
+        if asked is not None:
             raise NotImplementedError(
-                f"Engine {engine.name!r} cannot run this: {reason} Use engine='eager'."
+                f"Engine {chosen.name!r} cannot run this: {reason} Use engine='eager'."
             ) from failed
         warnings.warn(
             f"Engine 'auto' goes on with 'eager', one task after another: {type(problem.network).__name__} runs on no "
             f"other, as {reason} This is said once.",
-            stacklevel=4,
+            stacklevel=3,
         )
-        engine = Eager()
-    if not insist and known.get(key) != engine:
-        logger.info("engine 'auto' chose %r for %s", engine.name, type(problem.network).__name__)
-        known[key] = engine
-    return engine, result
+        chosen = Eager()
+    if asked is None and known.get(key) != chosen:
+        logger.info("engine 'auto' chose %r for %s", chosen.name, type(problem.network).__name__)
+        known[key] = chosen
+    return chosen, result
 
 
 def _of_torch(error: Exception) -> bool:
     """Whether torch itself raised an error, in C or in its own Python files, and no ``raise`` in anybody else's."""
     if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
         return False
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+    trace: Any = error.__traceback__
+    while trace.tb_next is not None:
         trace = trace.tb_next
-    if trace is None:
-        return False
     code = trace.tb_frame.f_code
-    if code.co_filename.startswith(_TORCH):
-        return True
-    return isinstance(error, RuntimeError) and dis.opname[code.co_code[trace.tb_lasti]] != "RAISE_VARARGS"
+    raised = dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+    return code.co_filename.startswith(_TORCH) or (isinstance(error, RuntimeError) and not raised)

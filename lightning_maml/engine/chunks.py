@@ -3,68 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from lightning_maml.engine.base import MetaOutput, Problem, attach
-from lightning_maml.engine.loop import TaskLoop
+from lightning_maml.engine.base import Engine, MetaOutput, Problem, attach
+from lightning_maml.engine.loop import TaskLoop, networks_of
 from lightning_maml.inner import Parameters
-from lightning_maml.meta_gradient import Loop, Query
 from lightning_maml.tasks import Set, TaskBatch
 
 
-class ChunkLoop(Loop, Protocol):
-    """A rule's loop that also knows its gradients and losses."""
+class LoopEngine(Engine):
+    """An engine that runs a :class:`TaskLoop` on ``chunk_size`` tasks at once; None for all."""
 
-    def gradients(self, query: Query, weight: float, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The gradients of ``weight * query.loss``, zero where a leaf has no part in it."""
+    chunk_size: int | None
+    one = False
+    """Whether the network is called as it is written, for one task after another."""
 
-    def support_history(self) -> Tensor:
-        """The support losses ``[T, steps + 1]``."""
+    def loop(self, problem: Problem, support: Set, query: Set) -> TaskLoop:
+        """What trains on some of the tasks."""
+        return TaskLoop(problem, support, query, self.one)
+
+    def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
+        return meta_loss_in_chunks(problem, tasks, self.chunk_size or len(tasks), partial(self.loop, problem))
+
+    def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
+        chunks = zip(*(values.split(self.chunk_size or len(values)) for values in support), strict=True)
+        loops = [TaskLoop(problem, chunk, one=self.one).trajectory() for chunk in chunks]
+        for step in zip(*loops, strict=True):
+            phis, losses = zip(*step, strict=True)
+            yield {name: _joined([phi[name] for phi in phis]) for name in phis[0]}, _joined(losses)
+
+    def predict(self, problem: Problem, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
+        _, networks = networks_of(problem, self.one)
+        return networks(phi, inputs, None if step is None else max(step - 1, 0))
 
 
 def meta_loss_in_chunks(
-    problem: Problem, tasks: TaskBatch, size: int, loop_of: Callable[[Set, Set], ChunkLoop]
+    problem: Problem, tasks: TaskBatch, size: int, loop_of: Callable[[Set, Set], TaskLoop]
 ) -> MetaOutput:
     """The meta-gradient of all tasks, ``size`` at a time, each chunk run by the loop made of its sets."""
     leaves = problem.leaves(*(value for _, value in tasks.named()))
-    gradients: Sequence[Tensor] | None = None
-    losses, predictions, support_losses = [], [], []
+    gradients: Sequence[Tensor] = ()
+    outputs: list[tuple[Tensor, Tensor, Tensor]] = []
     for start in range(0, len(tasks), size):
         chunk = tasks if size >= len(tasks) else tasks[start : start + size]
         loop = loop_of(*chunk.sets)
         query = problem.algorithm.meta_gradient(loop)
         share = loop.gradients(query, len(chunk) / len(tasks), leaves)
-        gradients = share if gradients is None else [a + b for a, b in zip(gradients, share, strict=True)]
-        losses.append(query.task_losses)
-        predictions.append(query.predictions)
-        support_losses.append(loop.support_history())
-        mean = None if query.loss.requires_grad else query.loss
+        gradients = [a + b for a, b in zip(gradients, share, strict=True)] if outputs else share
+        outputs.append((query.task_losses, query.predictions, loop.support_history()))
+        # a loss without a graph is the mean already
+        mean = None if size < len(tasks) or query.loss.requires_grad else query.loss
         del loop, query
-    assert gradients is not None  # a TaskBatch holds at least one task
-    task_losses = _joined(losses)
-    # a loss without a graph is the mean already
-    loss = mean if mean is not None and len(losses) == 1 else task_losses.mean()
-    surrogate = attach(loss, gradients, leaves)
-    return MetaOutput(loss, surrogate, task_losses, _joined(predictions), _joined(support_losses))
+    task_losses, predictions, support_losses = map(_joined, zip(*outputs, strict=True))
+    loss = task_losses.mean() if mean is None else mean
+    return MetaOutput(loss, attach(loss, gradients, leaves), task_losses, predictions, support_losses)
 
 
-def trajectory_in_chunks(
-    support: Set, size: int | None, loop_of: Callable[[Set], TaskLoop]
-) -> Iterator[tuple[Parameters, Tensor]]:
-    """Parameters and support losses before and after each inner step, ``size`` tasks at a time; None: all."""
-    inputs, targets = support
-    size = size or len(inputs)
-    starts = range(0, len(inputs), size)
-    parts = [loop_of((inputs[at : at + size], targets[at : at + size])).trajectory() for at in starts]
-    for step in zip(*parts, strict=True):
-        yield (
-            {name: _joined([phi[name] for phi, _ in step]) for name in step[0][0]},
-            _joined([loss for _, loss in step]),
-        )
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))

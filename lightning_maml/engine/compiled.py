@@ -1,13 +1,9 @@
-"""Inner loops on graphs of a single step, compiled by TorchInductor.
-
-Imported where one is asked for: torch's compiler takes a second to load.
-"""
+"""Inner loops on graphs of a single step, compiled by TorchInductor."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,20 +16,17 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_maml.coverage import AT_THE_END
-from lightning_maml.engine.base import Problem, attach, autocast_on
-from lightning_maml.engine.checkpointed import CheckpointedLoop, restore_rng, rng_state
+from lightning_maml.engine.base import Problem, attach
+from lightning_maml.engine.checkpointed import CheckpointedLoop, Tensors, restore_rng, rng_state
 from lightning_maml.engine.loop import TaskLoop
-from lightning_maml.engine.structure import fingerprint
 from lightning_maml.inner import Parameters, State, of_step
 from lightning_maml.meta_gradient import Query
 from lightning_maml.tasks import Set
 
-_OPTIONS: dict[str, Any] = {}
-if isinstance(getattr(torch._inductor.config.cpp, "enable_floating_point_contract_flag", None), str):
-    # a fused multiply-add rounds once instead of twice; a fifth faster on small products
-    _OPTIONS["cpp.enable_floating_point_contract_flag"] = "fast"
+# a fused multiply-add rounds once instead of twice; a fifth faster on small products
+_OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}
 
-Graph = Callable[[list[Tensor]], Sequence[Tensor]]
+Graph = Callable[[list[Tensor]], Tensors]
 """A compiled graph. It empties the list it is given, so that what nobody else holds is freed on the way."""
 
 # One entry a network, and in it one for each kind of problem: graphs live as long as the network does. On disk, torch's
@@ -57,34 +50,25 @@ class CompiledLoop(CheckpointedLoop):
 
     def __init__(self, problem: Problem, support: Set, query: Set, keep: bool) -> None:
         super().__init__(problem, support, query)
-        self.keep = keep
-        self.names = list(self.theta)
+        self.keep, self.spacing = keep, 1 if keep else self.spacing
         self.direct = type(problem.algorithm.meta_gradient) in AT_THE_END
-        self.found: list[Tensor] = []
-        self.way_back: tuple[list[Any], int] = ([], 1)
-        self.constants = self.networks.constants
-        self.shared = [name for name, value in self.constants.items() if value.requires_grad]
-        of_shared = {id(self.constants[name]) for name in self.shared}
-        self.learned = [leaf for leaf in self.extras if id(leaf) not in of_shared]
-        self.values = [value.detach().contiguous() for value in self.constants.values()]
+        places = {id(value): place for place, value in enumerate(self.networks.constants.values())}
+        shared = [leaf for leaf in self.extras if id(leaf) in places]
+        self.shared = [places[id(leaf)] for leaf in shared]  # among the constants
+        self.learned = [leaf for leaf in self.extras if id(leaf) not in places]  # of the rates
+        self.extras = [*shared, *self.learned]
+        self.values = [value.detach().contiguous() for value in self.networks.constants.values()]
         self.batch = [value.detach().contiguous() for value in (*support, *query)]
-        like = next(iter(self.theta.values()))
-        rate = self.inner.lr
-        self.fixed_rates: list[Tensor] = []
-        if not isinstance(rate, nn.Module):
-            # as tensors: a number in the graph would mean another graph for another rate
-            each = rate if isinstance(rate, Sequence) else [rate]
-            self.fixed_rates = [alpha if isinstance(alpha, Tensor) else like.new_tensor(float(alpha)) for alpha in each]
-        device = like.device
+        like, rate = next(iter(self.theta.values())), self.inner.lr
+        each: Any = () if isinstance(rate, nn.Module) else rate if isinstance(rate, Sequence) else [rate]
+        # as tensors: a number in the graph would mean another graph for another rate
+        self.fixed_rates = [alpha if isinstance(alpha, Tensor) else like.new_tensor(float(alpha)) for alpha in each]
         signature = (
-            type(problem.loss),
-            problem.loss.function,
+            problem.fingerprint,
             problem.algorithm.batch_norm,
             (*self.inner.parts.chain, *self.inner.parts.memory),
-            autocast_on(device) and torch.get_autocast_dtype(device.type),
-            tuple(fingerprint(module) for module in problem.modules),
-            tuple(self.names),
-            bool(self.learned),
+            tuple(self.theta),
+            (bool(self.learned), *self.shared),
             tuple((tuple(v.shape), v.dtype, v.device) for v in (*self.theta.values(), *self.values, *self.batch)),
         )
         self.graphs = _GRAPHS.setdefault(problem.network, {}).setdefault(signature, {})
@@ -93,69 +77,54 @@ class CompiledLoop(CheckpointedLoop):
     def _check(self) -> None:
         """Look at shapes before the first graph of a kind, and at labels always: in a graph nobody would."""
         loss, sets = self.problem.loss, (self.batch[:2], self.batch[2:])
-        classes = self.graphs.get("classes")
-        if classes is None:
+        if "classes" not in self.graphs:
             with torch.no_grad():
                 for inputs, targets in sets:
                     predictions = self.predict(self.initial(), inputs)
                     loss.check_shapes(predictions.shape, targets)
-            classes = self.graphs["classes"] = predictions.shape[-1]
+            self.graphs["classes"] = predictions.shape[-1]
         for _, targets in sets:
-            loss.check_values(classes, targets)
-
-    @property
-    def spacing(self) -> int:
-        return 1 if self.keep else super().spacing
+            loss.check_values(self.graphs["classes"], targets)
 
     # Graphs take flat lists: phi, the state's tensors, constants, rates, then the batch and v where they need them.
 
-    def _bound(self, phi: Sequence[Tensor], constants: Sequence[Tensor]) -> tuple[Parameters, TaskLoop]:
-        loop = TaskLoop(self.problem, self.support_set)
-        loop.networks.constants, loop.checked = dict(zip(self.constants, constants, strict=True)), True
-        return dict(zip(self.names, phi, strict=True)), loop
+    def _bound(self, phi: Tensors, constants: Tensors, support: Any) -> tuple[Parameters, TaskLoop]:
+        loop = TaskLoop(self.problem, support)
+        loop.networks.constants, loop.checked = dict(zip(loop.networks.constants, constants, strict=True)), True
+        return dict(zip(self.theta, phi, strict=True)), loop
 
     def _step(
         self, step: int, order: int, spec: Any, phi: Any, state: Any, constants: Any, rates: Any, support: Any
-    ) -> tuple[list[Tensor], Tensor]:
+    ) -> list[Tensor]:
         """Parameters and state after a step, and the losses before it."""
-        bound, loop = self._bound(phi, constants)
-        loop.support_set = support
+        bound, loop = self._bound(phi, constants, support)
         each = rates if len(rates) == len(phi) else [rates[0]] * len(phi)
-        loop.rates = dict(zip(self.names, each, strict=True))
-        following, after, losses = loop.step(bound, tree_unflatten(state, spec), step, order)
+        loop.rates = dict(zip(self.theta, each, strict=True))
+        with torch.enable_grad():
+            following, after, losses = loop.step(bound, tree_unflatten(state, spec), step, order)
         values, known = tree_flatten(after)
         self.graphs["state", spec] = known, [value.shape for value in values]
-        return [*following.values(), *values], losses
-
-    def _forth(self, step: int, spec: Any, phi: Any, *arguments: Any) -> list[Tensor]:
-        with torch.enable_grad():
-            leaves = [value.detach().requires_grad_() for value in phi]
-            following, losses = self._step(step, 1, spec, leaves, *arguments)
-        return [*following, losses]
+        return [*following.values(), *values, losses]
 
     def _forth_and_back(
         self, step: int, order: int, spec: Any, phi: Any, state: Any, constants: Any, rates: Any, support: Any, v: Any
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    ) -> list[Tensor]:
         with torch.enable_grad():
             leaves, memory = ([value.detach().requires_grad_() for value in part] for part in (phi, state))
-            named = dict(zip(self.constants, (value.detach() for value in constants), strict=True))
-            shared = [named[name].requires_grad_() for name in self.shared]
+            constants = [value.detach() for value in constants]
+            shared = [constants[index].requires_grad_() for index in self.shared]
             learned = [rate.detach().requires_grad_(bool(self.learned)) for rate in rates]
-            following, losses = self._step(step, order, spec, leaves, memory, list(named.values()), learned, support)
+            *following, losses = self._step(step, order, spec, leaves, memory, constants, learned, support)
             wanted = [*leaves, *memory, *shared, *(learned if self.learned else [])]
-            smooth, along = zip(
-                *[pair for pair in zip(following, v, strict=True) if pair[0].requires_grad], strict=True
-            )
-            back = torch.autograd.grad(smooth, wanted, along, materialize_grads=True)
-        return [*following, losses], list(back)
+            pairs = [pair for pair in zip(following, v, strict=True) if pair[0].requires_grad]
+            smooth, along = zip(*pairs, strict=True)
+            return [*following, losses, *torch.autograd.grad(smooth, wanted, along, materialize_grads=True)]
 
     def _kind(self, step: int, spec: Any) -> tuple[Any, ...]:
         """What tells the graphs of one step from those of another: the first one has no state yet."""
         return spec, step if self.inner.counts_steps else None
 
-    def forth(
-        self, phi: Sequence[Tensor], state: State, step: int, order: int
-    ) -> tuple[Sequence[Tensor], State, Tensor, Any]:
+    def forth(self, phi: Tensors, state: State, step: int, order: int) -> tuple[Tensors, State, Tensor, Any]:
         # theta is expanded, and what a graph puts out may lie otherwise than what it was traced with
         phi = [value.contiguous() for value in phi]
         values, spec = tree_flatten(state)
@@ -163,74 +132,58 @@ class CompiledLoop(CheckpointedLoop):
         arguments = (phi, values, self.values, self._rates(step, known=True), self.batch[:2])
         kind = self._kind(step, spec)
         if not (self.keep and order == 2):
-            outputs = self._run(("forth", *kind), partial(self._forth, step, spec), *arguments)
+            outputs = self._run(("forth", *kind), partial(self._step, step, 1, spec), *arguments)
             own: Any = phi, tree_unflatten(values, spec)
         else:
-            graphs = self.graphs.get(("kept", *kind))
             flat = [tensor for argument in arguments for tensor in argument]
-            if graphs is None:
-                graphs = self.graphs["kept", *kind] = self._split(step, spec, arguments, flat)
-            outputs = graphs.forth([*flat])
-            own = kind, [flat[index] if of_inputs else outputs[index] for of_inputs, index in graphs.kept]
+            if ("kept", *kind) not in self.graphs:
+                self.graphs["kept", *kind] = self._split(step, spec, arguments, flat)
+            graph, places, _ = self.graphs["kept", *kind]
+            outputs = graph([*flat])
+            own = kind, [flat[index] if of_inputs else outputs[index] for of_inputs, index in places]
         after, _ = self.graphs["state", spec]
         size = len(phi)
         memory = outputs[size : size + after.num_leaves]
         return list(outputs[:size]), tree_unflatten(memory, after), outputs[size + len(memory)], own
 
-    def back(
-        self, kept: Any, step: int, v: Sequence[Tensor], of_state: Sequence[Tensor], order: int
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+    def back(self, kept: Any, step: int, v: Tensors, of_state: Tensors, order: int) -> tuple[Tensors, Tensors, Tensors]:
         first, second = kept
         spec = first[0] if self.keep and order == 2 else tree_flatten(second)[1]
         v, of_state = ([value.contiguous() for value in part] for part in (v, of_state))
         if step == self.inner.steps - 1:  # the state of the last step is nobody's
             of_state = [v[0].new_zeros(shape) for shape in self.graphs["state", spec][1]]
         if self.keep and order == 2:
-            graphs = self.graphs["kept", *first]
-            if graphs.back is None:
-                graphs.back = _inductor(graphs.written_back)
-            outputs = graphs.back([*second, *v, *of_state])
+            _, _, graph = self.graphs["kept", *first]
+            outputs = graph()([*second, *v, *of_state])
         else:
-
-            def back(*arguments: Any) -> list[Tensor]:
-                return self._forth_and_back(step, order, spec, *arguments)[1]
-
-            arguments = (tree_flatten(second)[0], self.values, self._rates(step, known=True), self.batch[:2])
-            outputs = self._run(("back", order, *self._kind(step, spec)), back, first, *arguments, [*v, *of_state])
-        size = len(v)
-        adapted, memory, rest = (
-            outputs[:size],
-            outputs[size : size + spec.num_leaves],
-            outputs[size + spec.num_leaves :],
-        )
-        by_id = {id(self.constants[name]): value for name, value in zip(self.shared, rest, strict=False)}
+            state, rates, along = tree_flatten(second)[0], self._rates(step, known=True), [*v, *of_state]
+            outputs = self._run(
+                ("back", order, *self._kind(step, spec)),
+                lambda *arguments: self._forth_and_back(step, order, spec, *arguments)[len(along) + 1 :],
+                *(first, state, self.values, rates, self.batch[:2], along),
+            )
+        size, both = len(v), len(v) + spec.num_leaves
+        shared, learned = outputs[both : both + len(self.shared)], outputs[both + len(self.shared) :]
         if self.learned:  # from the rates of this step to the leaves they were indexed from
-            rates = self._rates(step, known=False)
-            pulled = torch.autograd.grad(rates, self.learned, rest[len(self.shared) :], materialize_grads=True)
-            by_id.update({id(leaf): value for leaf, value in zip(self.learned, pulled, strict=True)})
-        return list(adapted), list(memory), [by_id[id(leaf)] for leaf in self.extras]
+            learned = torch.autograd.grad(self._rates(step, known=False), self.learned, learned, materialize_grads=True)
+        return outputs[:size], outputs[size:both], [*shared, *learned]
 
     def query_after(self, phi: Parameters, steps: int) -> Query:
         def function(phi: Any, constants: Any, batch: Any) -> list[Tensor]:
-            support_inputs, support_targets, query_inputs, query_targets = batch
             with torch.enable_grad():
                 leaves = [value.detach().requires_grad_() for value in phi]
-                named = dict(zip(self.constants, (value.detach() for value in constants), strict=True))
-                shared = [named[name].requires_grad_() for name in self.shared]
-                bound, loop = self._bound(leaves, list(named.values()))
-                losses, predictions = loop.losses(bound, query_inputs, query_targets)
+                constants = [value.detach() for value in constants]
+                shared = [constants[index].requires_grad_() for index in self.shared]
+                bound, loop = self._bound(leaves, constants, batch[:2])
+                losses, predictions = loop.losses(bound, batch[2:])
                 gradients = torch.autograd.grad(losses.mean(), [*leaves, *shared], materialize_grads=True)
             with torch.no_grad():
-                support_losses, _ = loop.losses(bound, support_inputs, support_targets)
-            return [losses, predictions, support_losses, *gradients]
+                return [losses, predictions, loop.support(bound), *gradients]
 
         values = [value.detach().contiguous() for value in phi.values()]
-        losses, predictions, self.last, *gradients = self._run("query", function, values, self.values, self.batch)
-        if self.direct:
-            self.found = gradients
-            return Query(losses.mean(), losses, predictions)
-        leaves = [*phi.values(), *(self.constants[name] for name in self.shared)]
-        return Query(attach(losses.mean(), gradients, leaves), losses, predictions)
+        losses, predictions, self.last, *self.found = self._run("query", function, values, self.values, self.batch)
+        loss, leaves = losses.mean(), [*phi.values(), *self.extras[: len(self.shared)]]
+        return Query(loss if self.direct else attach(loss, self.found, leaves), losses, predictions)
 
     def unroll(self, order: int) -> Parameters:
         if not self.direct:
@@ -238,23 +191,22 @@ class CompiledLoop(CheckpointedLoop):
         with torch.no_grad():
             phi, kept = self.go_forth([value.detach() for value in self.initial().values()], order)
         self.way_back = kept, order
-        return dict(zip(self.names, phi, strict=True))
+        return dict(zip(self.theta, phi, strict=True))
 
-    def gradients(self, query: Query, weight: float, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
+    def gradients(self, query: Query, weight: float, leaves: Tensors) -> Tensors:
         if not self.direct:
             return super().gradients(query, weight, leaves)
         # on a small network autograd's engine would cost as much as a step
         with torch.no_grad():
             found = self.found if weight == 1 else [value * weight for value in self.found]
-            v, of_shared = found[: len(self.names)], found[len(self.names) :]
+            v, of_shared = found[: len(self.theta)], found[len(self.theta) :]
             kept, order = self.way_back
             before, of_extras = self.go_back(kept, v, order)
-            gradients = {id(leaf): value.sum(0) for leaf, value in zip(self.theta.values(), before, strict=True)}
-            gradients.update({id(leaf): value for leaf, value in zip(self.extras, of_extras, strict=True)})
-            for name, value in zip(self.shared, of_shared, strict=True):
-                leaf = id(self.constants[name])
-                gradients[leaf] = gradients[leaf] + value if leaf in gradients else value
-            return [gradients[id(leaf)] if id(leaf) in gradients else torch.zeros_like(leaf) for leaf in leaves]
+            values = [value.sum(0) for value in before]
+            values += [*map(torch.add, of_extras, of_shared), *of_extras[len(of_shared) :]]
+            every = zip((*self.theta.values(), *self.extras), values, strict=True)
+            gradients = {id(leaf): value for leaf, value in every}
+            return [gradients[id(leaf)] for leaf in leaves]
 
     def support_history(self) -> Tensor:
         return torch.stack([*self.support_losses, self.last], dim=1)
@@ -263,65 +215,43 @@ class CompiledLoop(CheckpointedLoop):
         """The rates of a step as tensors, one for all parameters where they share it; ``known`` without their graph."""
         if not self.fixed_rates:
             with torch.set_grad_enabled(not known):
-                return [self.inner.rate(name, step).contiguous() for name in self.names]  # type: ignore[union-attr]
+                return [self.inner.rate(name, step).contiguous() for name in self.theta]  # type: ignore[union-attr]
         fixed = of_step(self.fixed_rates, step)
         return [fixed.detach() if known else fixed]
 
-    def _run(self, kind: Any, function: Callable[..., list[Tensor]], *args: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _run(self, kind: Any, function: Callable[..., list[Tensor]], *args: Tensors) -> Tensors:
         """The graph of ``function`` on lists of tensors, compiled where it is met for the first time."""
-        graph: Graph | None = self.graphs.get(kind)
         flat = [tensor for arg in args for tensor in arg]
-        if graph is None:
-            graph = self.graphs[kind] = _inductor(_trace(function, args, flat))
-        return graph(flat)
+        if kind not in self.graphs:
+            self.graphs[kind] = _inductor(_trace(function, args, flat))
+        return self.graphs[kind](flat)
 
-    def _split(self, step: int, spec: Any, arguments: Sequence[Sequence[Tensor]], flat: list[Tensor]) -> _KeptStep:
-        """A step and its way back as two graphs, the second fed by the first, and compiled once it is met."""
+    def _split(self, step: int, spec: Any, arguments: Sequence[Tensors], flat: list[Tensor]) -> tuple[Any, ...]:
+        """A step and its way back as two graphs, the second fed by the first, and compiled once it is called for.
 
-        def joint(*args: Any) -> list[Tensor]:
-            forth, back = self._forth_and_back(step, 2, spec, *args)
-            return [*forth, *back]
-
-        v = self._like_outputs(step, spec, arguments)
-        traced = _trace(joint, (*arguments, v), [*flat, *v])
-        placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
-        for index, node in enumerate(placeholders):  # the names by which the partitioner knows them
+        Between them, where what is kept lies: whether among the inputs of the first, else its outputs, and the place.
+        """
+        # nobody knows before how many tensors the state after a step holds
+        *following, _ = self._step(step, 1, spec, *arguments)
+        v = [torch.zeros_like(value, memory_format=torch.contiguous_format) for value in following]
+        traced = _trace(partial(self._forth_and_back, step, 2, spec), (*arguments, v), [*flat, *v])
+        for index, node in enumerate(traced.graph.find_nodes(op="placeholder")):  # as the partitioner knows them
             kind = "primals" if index < len(flat) else "tangents"
             node.name = node.target = f"{kind}_{index + 1}"
         traced.recompile()
         forth, back = min_cut_rematerialization_partition(traced, [*flat, *v], num_fwd_outputs=len(v) + 1)
         # what is kept of the inputs needs no way through the graph
-        inputs = [node for node in forth.graph.nodes if node.op == "placeholder"]
+        inputs = forth.graph.find_nodes(op="placeholder")
         output: Any = forth.graph.output_node()
         results, saved = output.args[0][: len(v) + 1], output.args[0][len(v) + 1 :]
         computed = [*results, *dict.fromkeys(node for node in saved if node not in inputs)]
         output.args = (computed,)
         forth.recompile()
         kept = [(node in inputs, (inputs if node in inputs else computed).index(node)) for node in saved]
-        return _KeptStep(_inductor(forth), kept, back)
-
-    def _like_outputs(self, step: int, spec: Any, arguments: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """Zeros like parameters and state after a step, of which nobody knows how many tensors it holds before."""
-        phi, *rest = arguments
-        with torch.enable_grad():
-            following, _ = self._step(step, 1, spec, [value.detach().requires_grad_() for value in phi], *rest)
-        return [torch.zeros_like(value, memory_format=torch.contiguous_format) for value in following]
+        return _inductor(forth), kept, cache(partial(_inductor, back))
 
 
-@dataclass
-class _KeptStep:
-    """An inner step that keeps what its way back needs."""
-
-    forth: Graph
-    kept: list[tuple[bool, int]]
-    """Where to find it: among the inputs of ``forth`` or among its outputs, and at which place."""
-    written_back: torch.fx.GraphModule
-    back: Graph | None = None
-
-
-def _trace(
-    function: Callable[..., list[Tensor]], args: Sequence[Sequence[Tensor]], flat: list[Tensor]
-) -> torch.fx.GraphModule:
+def _trace(function: Callable[..., list[Tensor]], args: Sequence[Tensors], flat: list[Tensor]) -> torch.fx.GraphModule:
     """What ``function`` does to lists of tensors, as a graph of elementary operations on the flat list."""
     lengths = [len(arg) for arg in args]
 
@@ -352,7 +282,7 @@ def _inductor(traced: torch.fx.GraphModule) -> Graph:
     with traced.graph.inserting_before(output):  # outputs that are views would be made anew on every call
         output.args = ([_owned(traced.graph, node) for node in output.args[0]],)
     traced.recompile()
-    inputs = [node.meta["val"] for node in traced.graph.nodes if node.op == "placeholder"]
+    inputs = [node.meta["val"] for node in traced.graph.find_nodes(op="placeholder")]
     # without AOTAutograd, which would do over again what _trace has done, and stand in the way of every call
     with torch.no_grad(), torch._inductor.config.patch(_OPTIONS):
         return compile_fx_inner(traced, inputs, is_inference=True)
@@ -394,13 +324,10 @@ class _WithLoops(torch.fx.Interpreter):
 
     def _transpose(self, value: Tensor) -> Tensor:
         """Of a transpose, the value itself: the compiler then sees that they are one."""
-        known = self.transposes.get(id(value))
-        if known is None:
+        if id(value) not in self.transposes:
             turned = value.mT
-            self.transposes[id(value)] = value, turned
-            self.transposes[id(turned)] = turned, value
-            return turned
-        return known[1]
+            self.transposes |= {id(value): (value, turned), id(turned): (turned, value)}
+        return self.transposes[id(value)][1]
 
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
         rows, inner, columns = *a.shape[1:], b.shape[2]

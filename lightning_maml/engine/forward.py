@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -16,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from lightning_maml.coverage import ORDINARY, PLAIN
 from lightning_maml.engine.layers import LAYERS, POINTWISE
 from lightning_maml.engine.structure import changed, is_sequence
-from lightning_maml.inner import Parameters
+from lightning_maml.inner import Parameters, of_step
 from lightning_maml.learner import BatchNorm
 
 
@@ -24,13 +26,12 @@ from lightning_maml.learner import BatchNorm
 def batch_norm_mode(modules: Iterable[nn.Module], mode: BatchNorm) -> Iterator[None]:
     """Batch-norm layers as the algorithm asks for, for the time of a call; running statistics are never written."""
     layers = [layer for layer in modules if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    if mode == "running":
-        for layer in layers:
-            if layer.running_mean is None:
-                raise ValueError(
-                    "Expected every batch-norm layer to keep running statistics for `batch_norm='running'` but got "
-                    f"{layer} without: use `batch_norm='batch'` or track_running_stats=True."
-                )
+    for layer in layers:
+        if mode == "running" and layer.running_mean is None:
+            raise ValueError(
+                "Expected every batch-norm layer to keep running statistics for `batch_norm='running'` but got "
+                f"{layer} without: use `batch_norm='batch'` or track_running_stats=True."
+            )
     before = [(layer.training, layer.track_running_stats) for layer in layers]
     try:
         for layer in layers:
@@ -43,6 +44,7 @@ def batch_norm_mode(modules: Iterable[nn.Module], mode: BatchNorm) -> Iterator[N
             layer.training, layer.track_running_stats = training, tracked
 
 
+@dataclass(eq=False)
 class Networks:
     """The networks of all tasks as a function of what adapts, ``{name: [T, *shape]}``; the rest they share.
 
@@ -52,30 +54,30 @@ class Networks:
         tied: ``{further name: first name}`` of the parameters that several modules share: the network is then run in
             one piece; None: each has one name, and it may run layer by layer.
         one: call the network as it is written, for one task after another.
+        per_step: the constants that hold a value for every inner step.
     """
 
-    def __init__(
-        self, network: nn.Module, constants: Mapping[str, Tensor], tied: Mapping[str, str] | None, one: bool = False
-    ) -> None:
-        self.network, self.constants, self.tied, self.one = network, constants, tied, one
-        self.layers: list[_Layer] | None = None  # looked at once: on a small network that costs as much as it computes
+    network: nn.Module
+    constants: Mapping[str, Tensor]
+    tied: dict[str, str] | None
+    one: bool = False
+    per_step: Collection[str] = ()
+    layers: list[_Layer] | None = None  # looked at once: on a small network that costs as much as it computes
 
-    def __call__(self, phi: Parameters, inputs: Tensor, constants: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Inputs ``[T, N, ...]`` -> predictions ``[T, N, ...]``."""
-        constants = self.constants if constants is None else constants
+    def __call__(self, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
+        """Inputs ``[T, N, ...]`` -> predictions ``[T, N, ...]``, with the constants of a step; None: the last one's."""
+        constants = self.constants
+        if self.per_step:
+            at = -1 if step is None else step
+            constants = {n: of_step(v, at) if n in self.per_step else v for n, v in constants.items()}
         if self.one:
-            return torch.stack([self._one(task, phi, inputs, constants) for task in range(len(inputs))])
-        if self.tied is not None:
-            return _vmapped(self.network, phi, constants, inputs, self.tied)
+            each = (({n: v[task] for n, v in phi.items()}, rows.clone()) for task, rows in enumerate(inputs))
+            return torch.stack([_call(self.network, self.tied, _safe(constants), *task) for task in each])
         if self.layers is None:
-            self.layers = list(_layers(self.network, "", phi, constants))
+            self.layers = list(_layers(self.network, "", phi, constants, self.tied))
         for layer in self.layers:
             inputs = layer(phi, constants, inputs)
         return inputs
-
-    def _one(self, task: int, phi: Parameters, inputs: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
-        own = {name: value[task] for name, value in phi.items()}
-        return _call(self.network, {**_safe(constants), **own}, inputs[task].clone(), self.tied or {})
 
 
 def _safe(constants: Mapping[str, Tensor]) -> Parameters:
@@ -83,11 +85,12 @@ def _safe(constants: Mapping[str, Tensor]) -> Parameters:
     return {name: value if isinstance(value, nn.Parameter) else value.clone() for name, value in constants.items()}
 
 
-def _call(network: nn.Module, parameters: Parameters, inputs: Tensor, tied: Mapping[str, str] = {}) -> Tensor:
+def _call(module: nn.Module, tied: dict[str, str] | None, shared: Parameters, own: Parameters, inputs: Tensor) -> Any:
+    every = {**shared, **own}
     # Tied names are filled in here: functional_call's own `tie_weights` leaves a module that is used under two names
     # holding what it was called with.
-    every = {**parameters, **{name: parameters[first] for name, first in tied.items()}}
-    return functional_call(network, every, (inputs,), tie_weights=False)
+    every |= {name: every[first] for name, first in (tied or {}).items()}
+    return functional_call(module, every, (inputs,), tie_weights=False)
 
 
 class _Layer(NamedTuple):
@@ -95,57 +98,38 @@ class _Layer(NamedTuple):
 
     module: nn.Module
     plain: bool
-    """Whether it computes what its class says."""
+    """Whether it computes what its class says, with no parameters tied."""
     own: list[tuple[str, str]]
     """What of it adapts: the names that the module has for it, and that the network has."""
     shared: list[tuple[str, str]]
+    tied: dict[str, str] | None
 
     def __call__(self, phi: Parameters, constants: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """In the batched form of its own, if it has one (:data:`LAYERS`), else under ``vmap``."""
-        own, shared = (
-            {name: phi[full] for name, full in self.own},
-            {name: constants[full] for name, full in self.shared},
-        )
-        if self.plain and _are_ordinary(inputs, *own.values(), *shared.values()):
-            kind = type(self.module)
+        own = {name: phi[full] for name, full in self.own}
+        shared = {name: constants[full] for name, full in self.shared}
+        kind, tensors = type(self.module), {*map(type, (inputs, *own.values(), *shared.values()))}
+        if self.plain and (tensors <= PLAIN or all(each in ORDINARY for each in tensors)):
             if kind in POINTWISE:
                 return self.module(inputs)
             if kind in LAYERS and (outputs := LAYERS[kind](self.module, own, shared, inputs)) is not None:
                 return outputs
-        return _vmapped(self.module, own, shared, inputs)
+        with _Elementary():
+            return vmap(partial(_call, self.module, self.tied, _safe(shared)), randomness="different")(own, inputs)
 
 
-def _are_ordinary(*tensors: Tensor) -> bool:
-    kinds = {*map(type, tensors)}
-    return kinds <= PLAIN or all(kind in ORDINARY for kind in kinds)
-
-
-def _layers(module: nn.Module, prefix: str, phi: Iterable[str], constants: Iterable[str]) -> Iterator[_Layer]:
+def _layers(
+    module: nn.Module, prefix: str, phi: Iterable[str], constants: Iterable[str], tied: dict[str, str] | None = None
+) -> Iterator[_Layer]:
     """The layers that a network runs in turn: those of nested sequences, or itself."""
-    plain = changed(module) is None
+    plain = changed(module) is None and tied is None
     if plain and is_sequence(module):
         for name, layer in module._modules.items():  # named_children() leaves out repeated layers
             assert layer is not None
             yield from _layers(layer, f"{prefix}{name}.", phi, constants)
         return
     own, shared = ([(n.removeprefix(prefix), n) for n in names if n.startswith(prefix)] for names in (phi, constants))
-    yield _Layer(module, plain, own, shared)
-
-
-def _vmapped(
-    module: nn.Module,
-    own: Parameters,
-    shared: Mapping[str, Tensor],
-    inputs: Tensor,
-    tied: Mapping[str, str] = {},
-) -> Tensor:
-    shared = _safe(shared)
-
-    def call(own: Parameters, inputs: Tensor) -> Tensor:
-        return _call(module, {**shared, **own}, inputs, tied)
-
-    with _Elementary():
-        return vmap(call, randomness="different")(own, inputs)
+    yield _Layer(module, plain, own, shared, tied)
 
 
 def _attention(*args: Any, enable_gqa: bool = False, **kwargs: Any) -> Tensor:

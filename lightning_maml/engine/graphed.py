@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,15 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_maml.coverage import GRAPHED, refused
-from lightning_maml.engine.base import Engine, MetaOutput, Problem, attach, autocast_on
+from lightning_maml.engine.base import Engine, MetaOutput, Problem, attach
 from lightning_maml.engine.batched import Batched
-from lightning_maml.engine.structure import fingerprint
 from lightning_maml.inner import Parameters
 from lightning_maml.tasks import Set, TaskBatch
 
 MOST = 8
 """Recordings kept for one network; the one that was not used for longest goes."""
-WARM_UP = 3
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class _Recording:
     """Task losses, predictions, support losses, and the gradients of all leaves in one row."""
 
 
-_RECORDINGS: WeakKeyDictionary[nn.Module, OrderedDict[Any, _Recording]] = WeakKeyDictionary()
+_RECORDINGS: WeakKeyDictionary[nn.Module, dict[Any, _Recording]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -70,17 +67,14 @@ class Graphed(Engine):
         return self.engine.unsupported(problem, *sets)
 
     def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
-        named = list(tasks.named())
         leaves = problem.leaves()
-        recordings = _RECORDINGS.setdefault(problem.network, OrderedDict())
+        recordings = _RECORDINGS.setdefault(problem.network, {})
         key = _key(problem, tasks, self.engine)
-        if key not in recordings:
-            recordings[key] = self._record(problem, tasks)
-            if len(recordings) > MOST:
-                recordings.popitem(last=False)
-        recordings.move_to_end(key)
-        recording = recordings[key]
-        for static, (_, value) in zip(recording.tasks, named, strict=True):
+        recording = recordings.pop(key) if key in recordings else self._record(problem, tasks)
+        recordings[key] = recording  # behind all others
+        if len(recordings) > MOST:
+            del recordings[next(iter(recordings))]
+        for static, (_, value) in zip(recording.tasks, tasks.named(), strict=True):
             static.copy_(value)
         recording.replay()
         task_losses, predictions, support_losses, row = (output.clone() for output in recording.outputs)
@@ -112,11 +106,7 @@ def _key(problem: Problem, tasks: TaskBatch, engine: Engine) -> Any:
     tensors = [*problem.names.values(), *problem.network.buffers(), *problem.leaves()]
     places = tuple((tensor.data_ptr(), tensor.requires_grad) for tensor in tensors)
     shapes = tuple((value.shape, value.dtype) for _, value in tasks.named())
-    device = tasks.support_inputs.device
-    cast = autocast_on(device) and torch.get_autocast_dtype(device.type)
-    modes = tuple(fingerprint(module) for module in problem.modules)
-    # the loss by what it computes: the named ones are made anew in each call
-    return engine, problem.algorithm, type(problem.loss), problem.loss.function, places, shapes, cast, modes
+    return engine, problem.algorithm, problem.fingerprint, places, shapes
 
 
 def record(run: Callable[[], list[Tensor]], device: torch.device) -> tuple[Callable[[], Any], list[Tensor]]:
@@ -130,7 +120,7 @@ def record(run: Callable[[], list[Tensor]], device: torch.device) -> tuple[Calla
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
+            for _ in range(3):
                 run()
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()

@@ -6,7 +6,8 @@ convolution is a copy of its patches and one ``bmm``, and its output is the next
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -15,41 +16,31 @@ from torch import Tensor, nn
 
 from lightning_maml.inner import Parameters
 
-Layer = Callable[[Any, Parameters, Mapping[str, Tensor], Tensor], Tensor | None]
+Layer = Callable[[Any, Parameters, Parameters, Tensor], Tensor | None]
 """``(module, its adapted parameters, its shared ones, inputs [T, N, ...]) -> outputs [T, N, ...]``; None: it cannot."""
 
-POINTWISE = {
-    nn.ReLU,
-    nn.Tanh,
-    nn.GELU,
-    nn.SiLU,
-    nn.Sigmoid,
-    nn.ELU,
-    nn.LeakyReLU,
-    nn.Softplus,
-    nn.Identity,
-    nn.Hardtanh,
-}
-"""Layers without parameters that act on every number by itself."""
+POINTWISE = {nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Identity}
+POINTWISE |= {nn.Hardtanh}
+"""Layers without parameters that act on every number by itself, in any mode."""
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``inputs [T, ..., in]``, ``weight [T, out, in]``, ``bias [T, out]`` -> ``[T, ..., out]``."""
+    """``inputs [T, ..., in]``, ``weight [T, out, in]``, ``bias [T, out]`` or ``[out]`` -> ``[T, ..., out]``."""
     rows = inputs.flatten(1, -2)
-    outputs = torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
+    outputs = torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(-2), rows, weight.mT)
     return outputs.view(*inputs.shape[:-1], weight.shape[1])
 
 
 def conv2d(
     inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]
 ) -> Tensor:
-    """``inputs [T, N, C, H, W]``, ``weight [T, O, C, kh, kw]``, ``bias [T, O]`` -> ``[T, N, O, H', W']``."""
+    """``inputs [T, N, C, H, W]``, ``weight [T, O, C, kh, kw]``, ``bias [T, O]`` or ``[O]`` -> ``[T, N, O, H', W']``."""
     tasks, out_channels, _, *kernel = weight.shape
     images = inputs.permute(0, 1, 3, 4, 2)
     height, width = _places(images.shape[2:4], kernel, stride, padding)
     columns = patches(images, kernel, list(stride), list(padding))
     matrix = weight.permute(0, 3, 4, 2, 1).reshape(tasks, -1, out_channels)
-    outputs = torch.bmm(columns, matrix) if bias is None else torch.baddbmm(bias.unsqueeze(1), columns, matrix)
+    outputs = torch.bmm(columns, matrix) if bias is None else torch.baddbmm(bias.unsqueeze(-2), columns, matrix)
     return outputs.view(tasks, -1, height, width, out_channels).permute(0, 1, 4, 2, 3)
 
 
@@ -61,8 +52,8 @@ def patches(images: Tensor, kernel: list[int], stride: list[int], padding: list[
     """``images [T, N, H, W, C]`` -> the patches of a convolution, ``[T, N * H' * W', kh * kw * C]``. Linear."""
     padded = F.pad(images, (0, 0, padding[1], padding[1], padding[0], padding[0]))
     windows = padded.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1])  # [T, N, H', W', C, kh, kw]
-    windows = windows.permute(0, 1, 2, 3, 5, 6, 4)
-    return torch.empty(windows.shape, dtype=images.dtype, device=images.device).copy_(windows).flatten(4).flatten(1, 3)
+    windows = windows.permute(0, 1, 2, 3, 5, 6, 4).clone(memory_format=torch.contiguous_format)
+    return windows.flatten(4).flatten(1, 3)
 
 
 @patches.register_fake
@@ -77,13 +68,10 @@ def scatter(columns: Tensor, shape: list[int], kernel: list[int], stride: list[i
     """The adjoint of :func:`patches`: every patch added back to where it was taken from, ``shape [T, N, H, W, C]``."""
     tasks, rows, height, width, channels = shape
     padded = columns.new_zeros(tasks, rows, height + 2 * padding[0], width + 2 * padding[1], channels)
-    down, across = _places(shape[2:4], kernel, stride, padding)
-    windows = columns.reshape(tasks, rows, down, across, *kernel, channels)
-    for i in range(kernel[0]):
-        for j in range(kernel[1]):
-            rows_at = slice(i, i + stride[0] * (down - 1) + 1, stride[0])
-            columns_at = slice(j, j + stride[1] * (across - 1) + 1, stride[1])
-            padded[:, :, rows_at, columns_at] += windows[:, :, :, :, i, j]
+    places = padded.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1])  # [T, N, H', W', C, kh, kw]
+    windows = columns.reshape(*places.shape[:4], *kernel, channels)
+    for i, j in product(*map(range, kernel)):
+        places[..., i, j] += windows[:, :, :, :, i, j]
     return padded[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width].contiguous()
 
 
@@ -97,21 +85,13 @@ def _places(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], p
     return [(s + 2 * p - k) // d + 1 for s, k, d, p in zip(size, kernel, stride, padding, strict=True)]
 
 
-def _save_arguments(ctx: Any, inputs: Any, output: Any) -> None:
+def _save(ctx: Any, inputs: Any, output: Any) -> None:
     tensor, *ctx.arguments = inputs
     ctx.shape = list(tensor.shape)
 
 
-def _patches_backward(ctx: Any, upstream: Tensor) -> Any:
-    return scatter(upstream, ctx.shape, *ctx.arguments), None, None, None
-
-
-def _scatter_backward(ctx: Any, upstream: Tensor) -> Any:
-    return patches(upstream, *ctx.arguments[1:]), None, None, None, None
-
-
-patches.register_autograd(_patches_backward, setup_context=_save_arguments)
-scatter.register_autograd(_scatter_backward, setup_context=_save_arguments)
+patches.register_autograd(lambda ctx, v: (scatter(v, ctx.shape, *ctx.arguments), *[None] * 3), setup_context=_save)
+scatter.register_autograd(lambda ctx, v: (patches(v, *ctx.arguments[1:]), *[None] * 4), setup_context=_save)
 
 
 def batch_norm(inputs: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -157,45 +137,32 @@ class _Normalise(torch.autograd.Function):
         return (upstream - upstream.mean(1, keepdim=True)) * inverse - normalised * along, None
 
 
-def _linear_layer(module: nn.Linear, own: Parameters, shared: Mapping[str, Tensor], inputs: Tensor) -> Tensor | None:
+def _linear_layer(module: nn.Linear, own: Parameters, shared: Parameters, inputs: Tensor) -> Tensor | None:
     if "weight" not in own or inputs.ndim < 3:
         return None
-    return linear(inputs, own["weight"], _per_task(own, shared, "bias", len(inputs)))
+    return linear(inputs, own["weight"], own.get("bias", shared.get("bias")))
 
 
-def _conv_layer(module: nn.Conv2d, own: Parameters, shared: Mapping[str, Tensor], inputs: Tensor) -> Tensor | None:
+def _conv_layer(module: nn.Conv2d, own: Parameters, shared: Parameters, inputs: Tensor) -> Tensor | None:
     plain = module.groups == 1 and module.dilation == (1, 1) and module.padding_mode == "zeros"
     if "weight" not in own or not plain or isinstance(module.padding, str) or inputs.ndim != 5:
         return None
-    return conv2d(inputs, own["weight"], _per_task(own, shared, "bias", len(inputs)), module.stride, module.padding)
+    return conv2d(inputs, own["weight"], own.get("bias", shared.get("bias")), module.stride, module.padding)
 
 
-def _batch_norm_layer(
-    module: nn.BatchNorm2d, own: Parameters, shared: Mapping[str, Tensor], inputs: Tensor
-) -> Tensor | None:
+def _batch_norm_layer(module: nn.BatchNorm2d, own: Parameters, shared: Parameters, inputs: Tensor) -> Tensor | None:
     if not module.training or inputs.ndim != 5 or inputs[0, :, 0].numel() < 2:
         return None  # running statistics need no batched form, and torch has the words for a single value
-    weight, bias = (own.get(name, shared.get(name)) for name in ("weight", "bias"))
-    return batch_norm(inputs, weight, bias, module.eps)
+    every = shared | own
+    return batch_norm(inputs, every.get("weight"), every.get("bias"), module.eps)
 
 
-def _pool_layer(
-    module: nn.AdaptiveAvgPool2d, own: Parameters, shared: Mapping[str, Tensor], inputs: Tensor
-) -> Tensor | None:
-    if module.output_size not in (1, (1, 1)) or inputs.ndim != 5:
-        return None
-    return inputs.mean((-2, -1), keepdim=True)
+def _pool_layer(module: nn.AdaptiveAvgPool2d, own: Parameters, shared: Parameters, inputs: Tensor) -> Tensor | None:
+    return inputs.mean((-2, -1), keepdim=True) if module.output_size in (1, (1, 1)) and inputs.ndim == 5 else None
 
 
-def _flatten_layer(module: nn.Flatten, own: Parameters, shared: Mapping[str, Tensor], inputs: Tensor) -> Tensor | None:
+def _flatten_layer(module: nn.Flatten, own: Parameters, shared: Parameters, inputs: Tensor) -> Tensor | None:
     return inputs.flatten(2) if (module.start_dim, module.end_dim) == (1, -1) and inputs.ndim > 2 else None
-
-
-def _per_task(own: Parameters, shared: Mapping[str, Tensor], name: str, tasks: int) -> Tensor | None:
-    value = own.get(name)
-    if value is None and name in shared:
-        value = shared[name].expand(tasks, *shared[name].shape)
-    return value
 
 
 LAYERS: dict[type[nn.Module], Layer] = {

@@ -7,11 +7,11 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from lightning_maml.engine.base import Problem
 from lightning_maml.engine.forward import Networks
-from lightning_maml.inner import InnerLoop, Parameters, Slope, State
+from lightning_maml.inner import Parameters, Slope, State
 from lightning_maml.meta_gradient import Query
 from lightning_maml.tasks import Set
 
@@ -19,53 +19,29 @@ from lightning_maml.tasks import Set
 def networks_of(problem: Problem, one: bool = False) -> tuple[Parameters, Networks]:
     """The parameters that adapt ``{name: [*shape]}``, and the tasks' networks as a function of them."""
     theta, constants = problem.split()
-    return theta, Networks(problem.network, constants, problem.tied, one)
-
-
-def prediction(
-    problem: Problem, networks: Networks, phi: Parameters, inputs: Tensor, step: int | None = None
-) -> Tensor:
-    """Predictions ``[T, N, ...]``; ``step`` chooses among parameters of several steps, None the last one's."""
-    constants = networks.constants
-    if problem.per_step:
-        constants = {
-            n: v[-1 if step is None else max(min(step, len(v) - 1), 0)] if n in problem.per_step else v
-            for n, v in constants.items()
-        }
-    return networks(phi, inputs, constants)
+    return theta, Networks(problem.network, constants, problem.tied, one, problem.per_step)
 
 
 class TaskLoop:
     """A :class:`~lightning_maml.meta_gradient.Loop` over the tasks of a batch.
 
-    With ``one=True`` the network is called as the user wrote it, for one task after another.
-
     Args:
         problem: what is to be run.
         support: inputs and targets ``[T, Ns, ...]``.
         query: the same of the query sets; None where nobody asks for them.
-        one: see above.
+        one: call the network as the user wrote it, for one task after another.
     """
 
     def __init__(self, problem: Problem, support: Set, query: Set | None = None, one: bool = False) -> None:
         self.problem, self.support_set, self.query_set = problem, support, query
+        self.inner, self.tasks = problem.inner, len(support[0])
         self.theta, self.networks = networks_of(problem, one)
         self.support_losses: list[Tensor] = []
-        self.final: Parameters = {}
         self.checked = False
         self.rates: Parameters | None = None  # in the place of the inner loop's
 
-    @property
-    def inner(self) -> InnerLoop:
-        return self.problem.inner
-
-    @property
-    def tasks(self) -> int:
-        return len(self.support_set[0])
-
     def initial(self) -> Parameters:
-        tasks = self.tasks
-        return {name: value.expand(tasks, *value.shape) for name, value in self.theta.items()}
+        return {name: value.expand(self.tasks, *value.shape) for name, value in self.theta.items()}
 
     @cached_property
     def origin(self) -> Parameters:
@@ -75,22 +51,19 @@ class TaskLoop:
     def start(self) -> Parameters:
         """Where every task starts: the meta-parameters, or what the inner loop's ``start`` makes of them."""
         inputs, targets = self.support_set
-        theta = self.origin
-        phi = self.inner.parts.start(theta, lambda phi: self.predict(phi, inputs, 0), targets)
-        if phi is theta:
-            return theta
+        phi = self.inner.parts.start(self.origin, lambda phi: self.predict(phi, inputs, 0), targets)
+        if phi is self.origin:
+            return phi
         # views: the first inner gradient is taken at phi_0, and not through it at what it was made of
-        views = {name: value.view_as(value) for name, value in phi.items()}
-        return {name: value if value.requires_grad else value.requires_grad_() for name, value in views.items()}
+        return {name: value.view_as(value).requires_grad_() for name, value in phi.items()}
 
     def predict(self, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
         """Predictions ``[T, N, ...]``; ``step`` chooses among parameters of several steps, None the last one's."""
-        return prediction(self.problem, self.networks, phi, inputs, step)
+        return self.networks(phi, inputs, step)
 
-    def losses(
-        self, phi: Parameters, inputs: Tensor, targets: Tensor, step: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def losses(self, phi: Parameters, rows: Set, step: int | None = None) -> tuple[Tensor, Tensor]:
         """Losses ``[T]`` and predictions ``[T, N, ...]``."""
+        inputs, targets = rows
         predictions = self.predict(phi, inputs, step)
         if not self.checked:
             self.problem.loss.check_shapes(predictions.shape, targets)
@@ -101,17 +74,17 @@ class TaskLoop:
 
     def step(self, phi: Parameters, state: State, step: int, order: int) -> tuple[Parameters, State, Tensor]:
         """Inner step ``step`` from ``phi``: the next parameters and state, and the support losses ``[T]`` before it."""
-        support = self.rows(step)
+        inputs, targets = self.support_set
+        if (rows := self.inner.rows(step, inputs.shape[1])) is not None:
+            inputs, targets = inputs[:, rows.to(inputs.device)], targets[:, rows.to(targets.device)]
         seen: list[Tensor] = []
 
         def slope(where: Parameters) -> Parameters:
             where = {n: v if v.requires_grad else v.detach().requires_grad_() for n, v in where.items()}
-            losses, _ = self.losses(where, *support, step)
+            losses, _ = self.losses(where, (inputs, targets), step)
             seen.append(losses.detach())
-            at, second = list(where.values()), order == 2
-            gradients = torch.autograd.grad(
-                losses.sum(), at, create_graph=second, materialize_grads=True, retain_graph=second
-            )
+            at = list(where.values())
+            gradients = torch.autograd.grad(losses.sum(), at, create_graph=order == 2, materialize_grads=True)
             return dict(zip(where, gradients, strict=True))
 
         following, state = self.advance(phi, slope, state, step, order)
@@ -120,14 +93,6 @@ class TaskLoop:
     def advance(self, phi: Parameters, slope: Slope, state: State, step: int, order: int) -> tuple[Parameters, State]:
         """The parameters and the state after a step, from what :meth:`InnerLoop.step` asks for."""
         return self.inner.step(phi, slope, state, step, self.origin, order, self.rates)
-
-    def rows(self, step: int) -> Set:
-        """The support rows that an inner step sees, inputs and targets ``[T, n, ...]``."""
-        inputs, targets = self.support_set
-        rows = self.inner.rows(step, inputs.shape[1])
-        if rows is None:
-            return inputs, targets
-        return inputs[:, rows.to(inputs.device)], targets[:, rows.to(targets.device)]
 
     def path(self, order: int) -> list[Parameters]:
         return list(self._path(order))
@@ -146,28 +111,25 @@ class TaskLoop:
         return phi
 
     def support(self, phi: Parameters) -> Tensor:
-        losses, _ = self.losses(phi, *self.support_set)
-        return losses
+        return self.losses(phi, self.support_set)[0]
 
     def query(self, phi: Parameters) -> Query:
         return self.query_after(phi, self.inner.steps)
 
     def query_after(self, phi: Parameters, steps: int) -> Query:
         assert self.query_set is not None  # a rule's loop has one
-        losses, predictions = self.losses(phi, *self.query_set, max(steps - 1, 0))
+        losses, predictions = self.losses(phi, self.query_set, max(steps - 1, 0))
         self.final = {name: value.detach() for name, value in phi.items()}
         return Query(losses.mean(), losses.detach(), predictions.detach())
 
     def gradients(self, query: Query, weight: float, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
         """The gradients of ``weight * query.loss``, zero where a leaf has no part in it."""
-        loss = query.loss if weight == 1 else query.loss * weight
-        return torch.autograd.grad(loss, leaves, materialize_grads=True)
+        return torch.autograd.grad(query.loss if weight == 1 else query.loss * weight, leaves, materialize_grads=True)
 
     def support_history(self) -> Tensor:
         """The support losses ``[T, steps + 1]`` seen on the way, and under the parameters last asked for."""
         with torch.no_grad():
-            last = self.support(self.final)
-        return torch.stack([*self.support_losses, last], dim=1)
+            return torch.stack([*self.support_losses, self.support(self.final)], dim=1)
 
     def trajectory(self) -> Iterator[tuple[Parameters, Tensor]]:
         """Detached parameters and support losses ``[T]`` before and after each inner step."""
@@ -176,10 +138,8 @@ class TaskLoop:
             phi = {name: value.detach() for name, value in self.start().items()}
         for step in range(self.inner.steps):
             with torch.enable_grad():
-                leaves = {name: value.detach().requires_grad_() for name, value in phi.items()}
-                following, state, losses = self.step(leaves, state, step, order=1)
+                following, state, losses = self.step(phi, state, step, order=1)
             yield phi, losses
-            phi = {name: value.detach() for name, value in following.items()}
-            state = tree_map(lambda value: value.detach() if isinstance(value, Tensor) else value, state)
+            phi, state = tree_map_only(Tensor, Tensor.detach, (following, state))
         with torch.no_grad():
             yield phi, self.support(phi)

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
-from torch.nn.modules.module import (
-    _global_backward_hooks,
-    _global_backward_pre_hooks,
-    _global_forward_hooks,
-    _global_forward_pre_hooks,
-)
-
-ELEMENTARY = {nn.Linear, nn.ReLU, nn.Tanh, nn.GELU, nn.Identity}
-"""Layers that know no modes of their own."""
+from torch.nn.modules import module as all_modules
 
 # what a class derived from nn.Sequential may bring of its own and still run its layers in turn
 _HARMLESS = {"__annotations__", "__dict__", "__doc__", "__firstlineno__", "__getitem__", "__init__", "__module__"}
@@ -33,18 +25,18 @@ def changed(module: nn.Module) -> str | None:
         >>> changed(layer)
         'a forward of its own'
     """
-    own, kind = vars(module), cast(Any, type(module))
-    if not own.keys().isdisjoint(names := _names(kind)):
-        return f"a {', '.join(sorted(own.keys() & names))} of its own"
-    if module._forward_hooks or module._forward_pre_hooks or _global_forward_hooks or _global_forward_pre_hooks:
-        return "hooks"
-    return "hooks" if has_backward_hooks(module) else None
+    kind: Any = type(module)
+    if own := vars(module).keys() & _names(kind):
+        return f"a {', '.join(sorted(own))} of its own"
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    hooks = hooks or all_modules._global_forward_hooks or all_modules._global_forward_pre_hooks
+    return "hooks" if hooks or has_backward_hooks(module) else None
 
 
 def has_backward_hooks(module: nn.Module) -> bool:
     """Whether a module, or every module, has hooks that see gradients."""
     own = module._backward_hooks or module._backward_pre_hooks
-    return bool(own or _global_backward_hooks or _global_backward_pre_hooks)
+    return bool(own or all_modules._global_backward_hooks or all_modules._global_backward_pre_hooks)
 
 
 def is_sequence(module: nn.Module) -> bool:
@@ -68,10 +60,9 @@ def _names(kind: Any) -> frozenset[str]:
 
 @lru_cache(1024)
 def _derived(kind: Any) -> bool:
-    if not (isinstance(kind, type) and issubclass(kind, nn.Sequential)):
+    if not issubclass(kind, nn.Sequential):
         return False
-    between = kind.__mro__[: kind.__mro__.index(nn.Sequential)]
-    known = _names(nn.Sequential)
+    between, known = kind.__mro__[: kind.__mro__.index(nn.Sequential)], _names(nn.Sequential)
     return all((vars(base).keys() & known) <= _HARMLESS for base in between)
 
 
