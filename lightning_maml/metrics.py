@@ -112,8 +112,6 @@ class TaskMean(Metric):
     """
 
     full_state_update = False
-    higher_is_better = None
-    is_differentiable = False
     moments: Tensor
 
     def __init__(self, size: int = 1, **kwargs: Any) -> None:

@@ -223,7 +223,6 @@ class MetaModule(MetaTraining):
         """What backward is to be called on, so that the average over processes is the mean over all finite tasks."""
         update = self._meta_update(tasks)
         kept = len(update.task_losses)
-        processes = self.trainer.world_size
         all_kept, everything = self._counts(kept, len(tasks))
         if all_kept < everything:
             self._left_out(update, all_kept, everything)
@@ -231,7 +230,7 @@ class MetaModule(MetaTraining):
         if self._metric and update.tasks is not None:
             metric = self._metric[1](update.predictions, update.tasks.query_targets)
         self._meter.add(len(tasks), update.task_losses, update.support_losses, metric)
-        weight = kept * processes / (everything if self.on_divergence == "zero" else all_kept)
+        weight = kept * self.trainer.world_size / (everything if self.on_divergence == "zero" else all_kept)
         return update.surrogate if weight == 1 else update.surrogate * weight
 
     def _meta_update(self, tasks: TaskBatch) -> MetaUpdate:
@@ -291,7 +290,7 @@ class MetaModule(MetaTraining):
         # self.log costs as much as a small meta-update: the progress bar gets its numbers twice a second, the loggers
         # theirs at the steps they ask for, all in one row.
         if self._logs_now():
-            values = self._meter.collect(self._names, self._sum)
+            values = self._meter.collect(self.task_means, self._sum)
             values["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
             if self.rates is not None:
                 for name, rate in self.rates.named_parameters():
@@ -304,7 +303,7 @@ class MetaModule(MetaTraining):
             self._show(values)
             self._meter.restart()
         elif self._meter.show_due():
-            self._show(self._meter.collect(self._names))  # this process's own: each has a clock of its own
+            self._show(self._meter.collect(self.task_means))  # this process's own: each has a clock of its own
             if self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
                 self._meter.restart()  # never logged, but it must not grow for ever
 
@@ -313,9 +312,8 @@ class MetaModule(MetaTraining):
         return every > 0 and self._meter.training_steps % every == 0
 
     def _show(self, values: dict[str, Any]) -> None:
-        shown = {f"train/{name}": values[name] for name in self._names}
+        shown = {f"train/{name}": values[name] for name in self.task_means}
         self.log_dict(shown, prog_bar=True, logger=False, on_step=True, on_epoch=False, batch_size=1)
-        self._meter.shown()
 
     # Validation and test
 
