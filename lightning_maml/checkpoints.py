@@ -9,7 +9,7 @@ import random
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,9 +36,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         with whole_file(Path(path)) as file:
             torch.save(checkpoint, file)
 
-    def load_checkpoint(
-        self, path: Any, map_location: Callable[..., Any] | None = lambda storage, _: storage, weights_only: Any = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: Any = None) -> dict[str, Any]:
         """The checkpoint at ``path``, see :func:`read_checkpoint`."""
         return read_checkpoint(path, map_location, weights_only)
 

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from lightning_maml import demo, reproduce
 from lightning_maml.module import MetaModule
 from lightning_maml.results import Published
 from lightning_maml.rl import MetaRLModule
@@ -66,7 +67,6 @@ QUIET_WARNINGS = (
     r"LightningCLI's args parameter is intended",  # `main` gives them on purpose
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
-QUIET_MESSAGES = ("💡", "TPU available")
 
 # Group titles, which jsonargparse takes from the first line of each class's docstring, and the groups' order.
 TITLES = {
@@ -143,14 +143,8 @@ class MetaCLI(LightningCLI):
         what = "what was published for this protocol, for `lightning-maml reproduce`"
         parser.add_argument("--published", type=Published | None, default=None, help=what)
         parser.set_defaults(
-            {
-                "checkpoint.filename": "best",
-                "checkpoint.monitor": "val/loss",
-                "checkpoint.mode": "min",
-                "checkpoint.save_last": True,
-            }
+            {"checkpoint.filename": "best", "checkpoint.save_last": True, "checkpoint.monitor": "val/loss"}
         )
-
         if self._model_class is MetaRLModule:
             parser.link_arguments("data", "model.environment", lambda data: data.environment, apply_on="instantiate")
             parser.set_defaults({"checkpoint.monitor": "val/return", "checkpoint.mode": "max"})
@@ -222,12 +216,8 @@ def main(args: Sequence[str] | None = None) -> int:
             logging.getLogger(name).addFilter(_has_something_to_say)
         try:
             if given[0] == "demo":
-                from lightning_maml import demo
-
                 demo.main(given[1:])
             elif given[0] == "reproduce":
-                from lightning_maml import reproduce
-
                 return reproduce.main(given[1:], MetaCLI)
             else:
                 MetaCLI(given, _module_of(given))
@@ -253,7 +243,7 @@ def _module_of(args: Sequence[str]) -> type[MetaModule | MetaRLModule]:
 
 
 def _has_something_to_say(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(QUIET_MESSAGES)
+    return not record.getMessage().startswith(("💡", "TPU available"))
 
 
 if __name__ == "__main__":

@@ -13,14 +13,8 @@ TaskMetric = Callable[[Tensor, Tensor], Tensor]
 
 
 def accuracy(predictions: Tensor, targets: Tensor) -> Tensor:
-    """The share of rows whose largest score is the target's class, for each task.
-
-    Args:
-        predictions: scores, ``[T, N, C]``.
-        targets: class labels, ``[T, N]``.
-
-    Returns:
-        ``[T]``, between 0 and 1.
+    """The share of rows of each task whose largest score is the target's class: scores ``[T, N, C]`` and class labels
+    ``[T, N]`` to ``[T]``, between 0 and 1.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -34,8 +28,7 @@ def accuracy(predictions: Tensor, targets: Tensor) -> Tensor:
             "Expected `predictions` of shape [T, N, C] and `targets` of shape [T, N] but got "
             f"{list(predictions.shape)} and {list(targets.shape)}."
         )
-    hits = predictions.argmax(-1) == targets
-    return hits.to(torch.get_default_dtype()).mean(-1)
+    return (predictions.argmax(-1) == targets).mean(-1, dtype=torch.get_default_dtype())
 
 
 def mse(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -95,9 +88,6 @@ class TaskMean(Metric):
     Kept as count, mean and sum of squared deviations in float64 and merged by the formula of Chan et al. (1979), so
     that neither many tasks nor a mean far from zero costs digits, and so that tasks split unevenly over processes
     (some with none) give what one process would have given.
-
-    Args:
-        size: number of values of each task.
 
     Raises:
         ValueError: ``size`` is not positive, or ``update`` gets anything but ``[T, size]``.

@@ -257,9 +257,10 @@ class MetaModule(MetaTraining):
     def _left_out(self, update: MetaUpdate, kept: int, everything: int) -> None:
         """Counts, warns and, where too many tasks diverge, raises: on all processes alike."""
         own = update.explanation or "the tasks are those of another process, which says more."
-        if self.on_divergence == "raise" or 2 * kept < everything:
-            most = "" if self.on_divergence == "raise" else f" {everything - kept} of {everything} tasks diverge."
-            raise ValueError(own + most)
+        if self.on_divergence == "raise":
+            raise ValueError(own)
+        if 2 * kept < everything:
+            raise ValueError(f"{own} {everything - kept} of {everything} tasks diverge.")
         if not self._meter.warned:
             rank_zero_warn(
                 f"{everything - kept} of the {everything} tasks of meta-update {self.global_step} diverged and "
@@ -293,8 +294,7 @@ class MetaModule(MetaTraining):
             values = self._meter.collect(self.task_means, self._sum)
             values["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
             if self.rates is not None:
-                for name, rate in self.rates.named_parameters():
-                    values[f"rate/{name}"] = rate.detach().mean()
+                values |= {f"rate/{name}": rate.detach().mean() for name, rate in self.rates.named_parameters()}
             row = {f"train/{name}": float(value) for name, value in values.items()}
             row["epoch"] = self.trainer.current_epoch
             for logger in self.trainer.loggers:
@@ -324,9 +324,9 @@ class MetaModule(MetaTraining):
         )
         values = {"loss": evaluation.query_losses}
         if self._metric is not None:
-            name, function = self._metric
-            predictions = evaluation.predictions.unbind(1)
-            values[name] = torch.stack([function(value, tasks.query_targets) for value in predictions], 1)
+            name, metric = self._metric
+            each = [metric(predictions, tasks.query_targets) for predictions in evaluation.predictions.unbind(1)]
+            values[name] = torch.stack(each, 1)
         return values
 
     def _place(self) -> dict[str, float]:
@@ -364,10 +364,9 @@ def as_task_batch(batch: Any) -> TaskBatch:
         return TaskBatch(*batch)
     got = type(batch).__name__
     if isinstance(batch, list | tuple | dict):
-        got += f" of {len(batch)}: " + ", ".join(
-            f"{list(part.shape)}" if isinstance(part, Tensor) else type(part).__name__
-            for part in (batch.values() if isinstance(batch, dict) else batch)
-        )
+        parts = batch.values() if isinstance(batch, dict) else batch
+        shapes = [str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+        got += f" of {len(batch)}: {', '.join(shapes)}"
     raise ValueError(
         "Expected a batch of tasks, TaskBatch(support_inputs, support_targets, query_inputs, query_targets) with "
         f"tensors [tasks, rows, ...], or those four tensors in a tuple, but got {got}."

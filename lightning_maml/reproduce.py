@@ -27,7 +27,7 @@ class Comparison:
     measured: float
     measured_ci95: float
     published: float
-    published_ci95: float | None
+    published_ci95: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -39,11 +39,10 @@ class Comparison:
             >>> Comparison("loss", 1, 0.80, 0.05, 0.67, None).verdict
             'worse'
         """
-        difference = self.measured - self.published
-        if abs(difference) <= self.measured_ci95 + (self.published_ci95 or 0.0):
+        gain = (self.published - self.measured) if self.value == "loss" else (self.measured - self.published)
+        if abs(gain) <= self.measured_ci95 + (self.published_ci95 or 0.0):
             return "reproduced"
-        lower, higher = difference < 0, difference > 0  # neither, of a number that is not finite
-        return "better" if (lower if self.value == "loss" else higher) else "worse"
+        return "better" if gain > 0 else "worse"  # as is a number that is not finite
 
     def cells(self) -> list[str]:
         """Inner steps, measured and published, to be printed."""
@@ -143,12 +142,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _compare(published: Published, results: Mapping[str, float]) -> Iterator[Comparison]:
     for value in ("loss", "accuracy"):
-        for steps, (mean, *interval) in getattr(published, value).items():
+        for steps, numbers in getattr(published, value).items():
             name = f"test/{value}_step_{steps}"
             if name not in results:
                 raise ValueError(f"Expected a test with {steps} inner steps and {value} but it has {sorted(results)}.")
-            half = interval[0] if interval else None
-            yield Comparison(value, steps, float(results[name]), float(results[f"{name}_ci95"]), mean, half)
+            yield Comparison(value, steps, results[name], results[f"{name}_ci95"], *numbers)
 
 
 def _print_protocols(known: Mapping[str, Path]) -> None:

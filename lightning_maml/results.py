@@ -41,12 +41,8 @@ class Published:
 def test_results(values: Mapping[str, Interval], **about: Any) -> dict[str, Any]:
     """The content of ``metrics.json``: per-step mean and 95% interval of each value, and what they were measured on.
 
-    Args:
-        values: ``{"loss": interval, ...}``, each with one entry for each inner step from 0.
-        about: algorithm, seed, checkpoint and the like, plain data.
-
-    Returns:
-        Plain data; a value that is not finite is ``None``, as JSON has no word for it.
+    ``values`` are ``{"loss": interval, ...}``, each with one entry for each inner step from 0; ``about`` is plain data:
+    algorithm, seed, checkpoint and the like. A number that is not finite is ``None``, as JSON has no word for it.
     """
     loss = next(iter(values.values()))
     return {
@@ -55,9 +51,6 @@ def test_results(values: Mapping[str, Interval], **about: Any) -> dict[str, Any]
         "inner_steps": list(range(len(loss.mean))),
         **{name: {"mean": _finite(interval.mean), "ci95": _finite(interval.ci95)} for name, interval in values.items()},
     }
-
-
-test_results.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest thinks of its name
 
 
 def results_table(values: Mapping[str, Interval], title: str) -> str:

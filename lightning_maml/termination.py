@@ -26,10 +26,8 @@ class SaveOnSigterm(Callback):
     """
 
     def __init__(self) -> None:
-        self.received = False
-        """Whether this process was told to end."""
-        self.agreed = False
-        """Whether any process was, as all of them know."""
+        self.received = False  # whether this process was told to end
+        self.agreed = False  # whether any process was, as all of them know
         self._previous: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
