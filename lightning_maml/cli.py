@@ -159,16 +159,13 @@ class MetaCLI(LightningCLI):
         print(f"Written to {path}")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        options = super()._prepare_subcommand_kwargs(subcommand)
-        if options.get("ckpt_path") == "last":
-            options["ckpt_path"] = self._last_checkpoint(subcommand)
-        return options
+        """``--ckpt_path last`` is the newest one of this configuration's runs: Lightning looks at the new run alone.
 
-    def _last_checkpoint(self, subcommand: str) -> str | None:
-        """The newest ``last.ckpt`` of this configuration's runs: Lightning would look into the new run's folder alone.
-
-        None, said aloud, where `fit` finds none: one command can then start a run and go on with it.
+        It is None, said aloud, where `fit` finds none: one command can then start a run and go on with it.
         """
+        options = super()._prepare_subcommand_kwargs(subcommand)
+        if options.get("ckpt_path") != "last":
+            return options
         trainer, logger = self.trainer, self.trainer.logger
         given = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
         if given and given[0]:
@@ -179,11 +176,11 @@ class MetaCLI(LightningCLI):
         else:
             folder, pattern = Path(trainer.default_root_dir), "checkpoints/last*.ckpt"
         if found := max(folder.glob(pattern), key=lambda path: path.stat().st_mtime, default=None):
-            return str(found)
+            return {**options, "ckpt_path": str(found)}
         if subcommand != "fit":
             raise FileNotFoundError(f"Expected a checkpoint for --ckpt_path last but {folder} has no {pattern}.")
         rank_zero_info(f"No {folder / pattern}: training starts from the beginning.")
-        return None
+        return {**options, "ckpt_path": None}
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would put the checkpoint's hyper-parameters over what the user has asked for.

@@ -235,23 +235,17 @@ class MetaModule(MetaTraining):
 
     def _meta_update(self, tasks: TaskBatch) -> MetaUpdate:
         algorithm = self.algorithm.at(self.global_step)  # which counts meta-updates, and goes on after resuming
+        at_once = min(len(tasks), self.accumulate_tasks or len(tasks))
         try:
             return meta_update(
-                self.network,
-                algorithm,
-                tasks,
-                loss=self.loss,
-                engine=self.engine,
-                accumulate_tasks=self.accumulate_tasks,
+                self.network, algorithm, tasks, loss=self.loss, engine=self.engine, accumulate_tasks=at_once
             )
         except torch.OutOfMemoryError as error:
-            at_once = min(len(tasks), self.accumulate_tasks or len(tasks))
-            fewer = f"MetaModule(accumulate_tasks={max(at_once // 2, 1)})"
+            how = f"run fewer at once by MetaModule(accumulate_tasks={at_once // 2}) or" if at_once > 1 else "use"
             raise torch.OutOfMemoryError(
                 f"Expected {at_once} tasks of {algorithm.inner.steps} inner steps to fit into the device's memory but "
-                f"they did not: {f'run fewer at once by {fewer} or' if at_once > 1 else 'use'} "
-                "engine=Batched(checkpoint='step'), whose memory hardly grows with the number of steps; both leave the "
-                f"meta-gradient what it is. ({error})"
+                f"they did not: {how} engine=Batched(checkpoint='step'), whose memory hardly grows with the number of "
+                f"steps; both leave the meta-gradient what it is. ({error})"
             ) from error
 
     def _left_out(self, update: MetaUpdate, kept: int, everything: int) -> None:
@@ -290,8 +284,13 @@ class MetaModule(MetaTraining):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         # self.log costs as much as a small meta-update: the progress bar gets its numbers twice a second, the loggers
         # theirs at the steps they ask for, all in one row.
-        if self._logs_now():
-            values = self._meter.collect(self.task_means, self._sum)
+        logged = self._logs_now()
+        if not logged and not self._meter.show_due():
+            return
+        # between logged steps this process's own: each has a clock of its own
+        values = self._meter.collect(self.task_means, self._sum if logged else None)
+        shown = {f"train/{name}": values[name] for name in self.task_means}
+        if logged:
             values["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
             if self.rates is not None:
                 values |= {f"rate/{name}": rate.detach().mean() for name, rate in self.rates.named_parameters()}
@@ -300,20 +299,13 @@ class MetaModule(MetaTraining):
             for logger in self.trainer.loggers:
                 logger.log_metrics(row, step=self.trainer.global_step)
                 logger.save()
-            self._show(values)
+        self.log_dict(shown, prog_bar=True, logger=False, on_step=True, on_epoch=False, batch_size=1)
+        if logged or self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # never logged, it would grow
             self._meter.restart()
-        elif self._meter.show_due():
-            self._show(self._meter.collect(self.task_means))  # this process's own: each has a clock of its own
-            if self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-                self._meter.restart()  # never logged, but it must not grow for ever
 
     def _logs_now(self) -> bool:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and self._meter.training_steps % every == 0
-
-    def _show(self, values: dict[str, Any]) -> None:
-        shown = {f"train/{name}": values[name] for name in self.task_means}
-        self.log_dict(shown, prog_bar=True, logger=False, on_step=True, on_epoch=False, batch_size=1)
 
     # Validation and test
 
