@@ -130,9 +130,8 @@ class TaskMean(Metric):
         little to tell: no mean of no tasks, no interval of fewer than two.
         """
         count, mean, squares = self.moments
-        nan = torch.full_like(mean, torch.nan)
-        deviation = torch.where(count > 1, squares / (count - 1), nan).sqrt()
-        return Interval(torch.where(count > 0, mean, nan), 1.96 * deviation / count.sqrt(), count[0].long())
+        deviation = (squares / (count - 1)).sqrt()  # of one task 0 / 0, and of none it is divided by 0 below
+        return Interval(mean.where(count > 0, torch.nan), 1.96 * deviation / count.sqrt(), count[0].long())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
         # A module moved to Apple's GPU (no float64) or converted to bfloat16 takes its metrics with it: pass through

@@ -53,6 +53,9 @@ def test_results(values: Mapping[str, Interval], **about: Any) -> dict[str, Any]
     }
 
 
+test_results.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest thinks of its name
+
+
 def results_table(values: Mapping[str, Interval], title: str) -> str:
     """The same as text: a row for each inner step, ``mean ± interval`` for each value.
 

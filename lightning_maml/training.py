@@ -158,21 +158,19 @@ class MetaTraining(LightningModule):
             self.task_means[name].update(values)
 
     def on_validation_epoch_end(self) -> None:
-        values = {}
+        values: dict[str, Tensor] = {}
         for name, interval in self._intervals().items():
-            values[f"val/{name}"] = interval.mean[-1]
-            values[f"val/{name}_step_0"] = interval.mean[0]
+            values |= {f"val/{name}": interval.mean[-1], f"val/{name}_step_0": interval.mean[0]}
         self._log_evaluation(values)
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
-        values = {}
+        values: dict[str, Tensor] = {}
         for name, interval in self._intervals().items():
             for step, (mean, ci95) in enumerate(zip(interval.mean, interval.ci95, strict=True)):
-                values[f"test/{name}_step_{step}"] = mean
-                values[f"test/{name}_step_{step}_ci95"] = ci95
+                values |= {f"test/{name}_step_{step}": mean, f"test/{name}_step_{step}_ci95": ci95}
         self._log_evaluation(values)
 
     def on_test_end(self) -> None:
