@@ -9,7 +9,7 @@ import random
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,9 +36,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         with whole_file(Path(path)) as file:
             torch.save(checkpoint, file)
 
-    def load_checkpoint(
-        self, path: Any, map_location: Callable[..., Any] | None = lambda storage, _: storage, weights_only: Any = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: Any = None) -> dict[str, Any]:
         """The checkpoint at ``path``, see :func:`read_checkpoint`."""
         return read_checkpoint(path, map_location, weights_only)
 
@@ -80,45 +78,33 @@ def read_checkpoint(path: Any, map_location: Any = None, weights_only: bool | No
     local = "://" not in str(path)
     if local and not Path(path).is_file():
         raise FileNotFoundError(f"Expected a checkpoint at {path} but there is no such file.{_neighbours(path)}")
-    plain = True if weights_only is None else weights_only
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")  # of what is no checkpoint anyway
-            if local:
-                _check_sums(Path(path))
-            content: Any = TorchCheckpointIO().load_checkpoint(path, map_location, plain)
-    except pickle.UnpicklingError as error:
-        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            if local and zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    if (part := archive.testzip()) is not None:  # torch itself does not look
+                        raise ValueError(f"the checksum of {part} is wrong")
+            content: Any = TorchCheckpointIO().load_checkpoint(path, map_location, weights_only is not False)
+    except Exception as error:  # a damaged file may raise anything
+        if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL ([\w.]+)", str(error))):
             raise ValueError(
                 f"Expected plain data in the checkpoint {path} but it refers to `{found[1]}`: reading that "
                 "would run its code, so it was refused. Where the file's origin is trusted, weights_only=False reads "
                 "it."
             ) from None
-        raise ValueError(_damaged(path, error)) from error
-    except Exception as error:  # a damaged file may raise anything
-        raise ValueError(_damaged(path, error)) from error
-    if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= set(content):
-        got = (
-            f"a dictionary of {sorted(map(str, content))[:5]}" if isinstance(content, dict) else type(content).__name__
-        )
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(
+            f"Expected a whole checkpoint but {path} is damaged or none ({reason}).{_neighbours(path)}"
+        ) from error
+    if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
+        keys = f"a dictionary of {sorted(map(str, content))[:5]}" if isinstance(content, dict) else None
+        got = keys or type(content).__name__
         raise ValueError(
             f"Expected a checkpoint that Lightning wrote but {path} holds {got}. Weights alone are loaded by "
             "module.network.load_state_dict(...)."
         )
     return content
-
-
-def _check_sums(path: Path) -> None:
-    """Raise ValueError where a byte of the tensors is not what was written: torch itself does not look."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if (part := archive.testzip()) is not None:
-                raise ValueError(f"the checksum of {part} is wrong")
-
-
-def _damaged(path: Any, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"Expected a whole checkpoint but {path} is damaged or none ({reason[:200]}).{_neighbours(path)}"
 
 
 def _neighbours(path: Any) -> str:
@@ -128,13 +114,7 @@ def _neighbours(path: Any) -> str:
 
 
 def check_fits(state: dict[str, Any], expected: dict[str, Any], path: Any) -> None:
-    """Raise ValueError, naming the file, where the tensors of a checkpoint are not those the module has.
-
-    Args:
-        state: ``{name: tensor}`` of the checkpoint.
-        expected: the same of the module.
-        path: of the checkpoint.
-    """
+    """Raise ValueError, naming the file, where a checkpoint's ``{name: tensor}`` are not those the module has."""
     problems = []
     for what, names in (("lacks", expected.keys() - state.keys()), ("has besides", state.keys() - expected.keys())):
         if names:
@@ -151,11 +131,8 @@ def check_fits(state: dict[str, Any], expected: dict[str, Any], path: Any) -> No
         )
 
 
-# The state of every generator that a training step may draw from, as plain data: checkpoints are not unpickled.
-
-
 def random_state() -> dict[str, Any]:
-    """The state of torch's, numpy's and Python's generators in this process, as plain data."""
+    """The state of torch's, numpy's and Python's generators in this process, as plain data, which alone is read."""
     name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # what other code draws from is what is saved
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),

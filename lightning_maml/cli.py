@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from lightning_maml import demo, reproduce
 from lightning_maml.module import MetaModule
 from lightning_maml.results import Published
 from lightning_maml.rl import MetaRLModule
@@ -63,12 +64,9 @@ QUIET_WARNINGS = (
     r"\s*By default only one JsonargparseDeprecationWarning",
     r"\s*Unable to serialize instance",  # said of the string of a `str | Callable`
     r"The dirpath has changed from",
-    r"LightningCLI's args parameter is intended",  # `reproduce` gives them on purpose
+    r"LightningCLI's args parameter is intended",  # `main` gives them on purpose
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
-QUIET_MESSAGES = ("💡", "TPU available")
-
-KNOWN_SHOWN = 8
 
 # Group titles, which jsonargparse takes from the first line of each class's docstring, and the groups' order.
 TITLES = {
@@ -88,15 +86,9 @@ class MetaParser(LightningArgumentParser):
         for key, title in TITLES.items():
             if self.groups and key in self.groups:
                 self.groups[key].title = title
-        # nn.Module alone has some two hundred known subclasses.
-        return re.sub(r"(known\s+subclasses:\s+)([^)]*)\)", _shorten, super().format_help(*args, **kwargs))
-
-
-def _shorten(match: re.Match[str]) -> str:
-    names = re.split(r",\s+", match[2])
-    if len(names) <= KNOWN_SHOWN:
-        return match[0]
-    return "any class or\n" + " " * 24 + "function by its import path)"
+        # nn.Module alone has some two hundred known subclasses: of more than 8 none is named.
+        instead = "any class or\n" + " " * 24 + "function by its import path)"
+        return re.sub(r"known\s+subclasses:[^,)]*(,[^,)]*){8,}\)", instead, super().format_help(*args, **kwargs))
 
 
 class SaveConfig(SaveConfigCallback):
@@ -151,14 +143,8 @@ class MetaCLI(LightningCLI):
         what = "what was published for this protocol, for `lightning-maml reproduce`"
         parser.add_argument("--published", type=Published | None, default=None, help=what)
         parser.set_defaults(
-            {
-                "checkpoint.filename": "best",
-                "checkpoint.monitor": "val/loss",
-                "checkpoint.mode": "min",
-                "checkpoint.save_last": True,
-            }
+            {"checkpoint.filename": "best", "checkpoint.save_last": True, "checkpoint.monitor": "val/loss"}
         )
-
         if self._model_class is MetaRLModule:
             parser.link_arguments("data", "model.environment", lambda data: data.environment, apply_on="instantiate")
             parser.set_defaults({"checkpoint.monitor": "val/return", "checkpoint.mode": "max"})
@@ -166,26 +152,22 @@ class MetaCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Saves what ``Trainer.predict`` returns, a list of ``[T, Nq, ...]``, one a batch, as ``predictions.pt``."""
         predictions = self.trainer.predict(**kwargs)
-        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         rank = f"_rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(predictions, folder / f"predictions{rank}.pt")
-        print(f"Written to {folder / f'predictions{rank}.pt'}")
+        path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / f"predictions{rank}.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(predictions, path)
+        print(f"Written to {path}")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        options = super()._prepare_subcommand_kwargs(subcommand)
-        if options.get("ckpt_path") == "last":
-            options["ckpt_path"] = self._last_checkpoint(subcommand)
-        return options
+        """``--ckpt_path last`` is the newest one of this configuration's runs: Lightning looks at the new run alone.
 
-    def _last_checkpoint(self, subcommand: str) -> str | None:
-        """The newest ``last.ckpt`` of this configuration's runs: Lightning would look into the new run's folder alone.
-
-        None, said aloud, where `fit` finds none: one command can then start a run and go on with it.
+        It is None, said aloud, where `fit` finds none: one command can then start a run and go on with it.
         """
-        trainer = self.trainer
+        options = super()._prepare_subcommand_kwargs(subcommand)
+        if options.get("ckpt_path") != "last":
+            return options
+        trainer, logger = self.trainer, self.trainer.logger
         given = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-        logger = trainer.loggers[0] if trainer.loggers else None
         if given and given[0]:
             folder, pattern = Path(given[0]), "last*.ckpt"
         elif logger is not None:
@@ -193,13 +175,12 @@ class MetaCLI(LightningCLI):
             pattern = "*/checkpoints/last*.ckpt"
         else:
             folder, pattern = Path(trainer.default_root_dir), "checkpoints/last*.ckpt"
-        found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
-        if found:
-            return str(found[-1])
+        if found := max(folder.glob(pattern), key=lambda path: path.stat().st_mtime, default=None):
+            return {**options, "ckpt_path": str(found)}
         if subcommand != "fit":
             raise FileNotFoundError(f"Expected a checkpoint for --ckpt_path last but {folder} has no {pattern}.")
         rank_zero_info(f"No {folder / pattern}: training starts from the beginning.")
-        return None
+        return {**options, "ckpt_path": None}
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would put the checkpoint's hyper-parameters over what the user has asked for.
@@ -226,20 +207,21 @@ def main(args: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if args is None else args) or ["--help"]
     _keep_freed_memory()
     with warnings.catch_warnings():
-        _be_quiet()
+        for message in QUIET_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+            logging.getLogger(name).addFilter(_has_something_to_say)
         try:
             if given[0] == "demo":
-                from lightning_maml.demo import main as demo
-
-                demo(given[1:])
+                demo.main(given[1:])
             elif given[0] == "reproduce":
-                from lightning_maml.reproduce import main as reproduce
-
-                return reproduce(given[1:], MetaCLI)
+                return reproduce.main(given[1:], MetaCLI)
             else:
-                MetaCLI(given if args is not None or not sys.argv[1:] else None, _module_of(given))
+                MetaCLI(given, _module_of(given))
         except (ValueError, TypeError, FileNotFoundError, NotImplementedError) as error:
-            if not isinstance(error, FileNotFoundError) and not _raised_here(error):
+            # what this package raises is meant for the user
+            file = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+            if not isinstance(error, FileNotFoundError) and Path(__file__).parent not in file.parents:
                 raise
             print(f"lightning-maml: error: {error}", file=sys.stderr)
             return 1
@@ -257,21 +239,8 @@ def _module_of(args: Sequence[str]) -> type[MetaModule | MetaRLModule]:
     return MetaModule
 
 
-def _be_quiet() -> None:
-    for message in QUIET_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-        logging.getLogger(name).addFilter(_has_something_to_say)
-
-
 def _has_something_to_say(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(QUIET_MESSAGES)
-
-
-def _raised_here(error: BaseException) -> bool:
-    """Whether this package raised the error: then its message is meant for the user."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(__file__).parent in Path(frames[-1].filename).parents
+    return not record.getMessage().startswith(("💡", "TPU available"))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from shutil import get_terminal_size
 from typing import Any
 
@@ -31,26 +31,6 @@ BAR = "{desc} {percentage:3.0f}% |{bar:30}| {n_fmt}/{total_fmt} updates, {remain
 
 def main(args: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """Trains both, tests both on the same held-out tasks, prints the errors side by side and returns them."""
-    options = _parser().parse_args(args)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    algorithms = {"MAML": maml(lr=0.01, steps=1), "pretrained": pretrained(lr=0.01)}
-    updates = options.steps or _updates_in(options.seconds, list(algorithms.values()), options.seed)
-    print(
-        f"Regression of sine waves y = A sin(x - phase), {SHOTS} examples of each new one. Network: 1-40-40-1.\n"
-        f"Training: {updates:,} updates of 25 tasks for each of MAML (1 inner step) and the pretrained baseline "
-        "(all tasks at once, no inner loop).\n"
-    )
-    results = {name: _run(name, algorithm, updates, options.seed) for name, algorithm in algorithms.items()}
-    print(
-        "\nMean squared error on 600 held-out tasks after some inner steps on their "
-        f"{SHOTS} examples, ± 95% interval:\n\n{_table(results)}\n\n"
-        "The paper's protocol (70,000 updates):  lightning-maml fit --config configs/sinusoid.yaml"
-    )
-    return results
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "lightning-maml demo",
         description="Meta-train on sinusoids, then compare with a pretrained network on tasks neither has seen.",
@@ -58,9 +38,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds", type=float, default=60, help="about how long to train, both together (default: 60)"
     )
-    parser.add_argument("--steps", type=int, default=None, help="updates of each, instead of a time")
+    parser.add_argument("--steps", type=int, help="updates of each, instead of a time")
     parser.add_argument("--seed", type=int, default=0, help="of the tasks and of the initial weights (default: 0)")
-    return parser
+    options = parser.parse_args(args)
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    algorithms = {"MAML": maml(lr=0.01, steps=1), "pretrained": pretrained(lr=0.01)}
+    updates = options.steps or _updates_in(options.seconds, algorithms.values(), options.seed)
+    print(
+        f"Regression of sine waves y = A sin(x - phase), {SHOTS} examples of each new one. Network: 1-40-40-1.\n"
+        f"Training: {updates:,} updates of 25 tasks for each of MAML (1 inner step) and the pretrained baseline "
+        "(all tasks at once, no inner loop).\n"
+    )
+    results = {name: _run(name, algorithm, updates, options.seed) for name, algorithm in algorithms.items()}
+    rows = [["inner steps", *(f"{name:>16}" for name in results)]]
+    for step in SHOWN_STEPS:
+        loss = f"test/loss_step_{step}"
+        rows.append([str(step), *(f"{found[loss]:.3f} ± {found[f'{loss}_ci95']:.3f}" for found in results.values())])
+    print(
+        f"\nMean squared error on 600 held-out tasks after some inner steps on their {SHOTS} examples, ± 95% interval:",
+        *("", *aligned(rows), ""),
+        "The paper's protocol (70,000 updates):  lightning-maml fit --config configs/sinusoid.yaml",
+        sep="\n",
+    )
+    return results
 
 
 def _run(name: str, algorithm: Algorithm, updates: int, seed: int) -> dict[str, float]:
@@ -89,7 +90,7 @@ def _module(algorithm: Algorithm) -> MetaModule:
     return MetaModule(network, algorithm, loss="mse", test_steps=max(SHOWN_STEPS), updates_per_step=UPDATES_PER_STEP)
 
 
-def _updates_in(seconds: float, algorithms: list[Algorithm], seed: int) -> int:
+def _updates_in(seconds: float, algorithms: Iterable[Algorithm], seed: int) -> int:
     """How many updates of each algorithm fit into ``seconds`` together, on this machine at this moment."""
     tasks = SinusoidTasks(shots=10, seed=seed)
     spent = 0.0
@@ -122,11 +123,3 @@ class _Bar(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.bar.close()
-
-
-def _table(results: dict[str, dict[str, float]]) -> str:
-    rows = [["inner steps", *(f"{name:>16}" for name in results)]]
-    for step in SHOWN_STEPS:
-        names = f"test/loss_step_{step}", f"test/loss_step_{step}_ci95"
-        rows.append([str(step), *(f"{result[names[0]]:.3f} ± {result[names[1]]:.3f}" for result in results.values())])
-    return "\n".join(aligned(rows))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-
-PROGRESS_SECONDS = 0.5  # how often the progress bar gets new numbers between two logged steps
 
 
 class Meter:
@@ -18,7 +16,7 @@ class Meter:
     def __init__(self) -> None:
         self.training_steps = 0
         self.warned = False
-        self.shown_at = 0.0
+        self.collected_at = 0.0
         self.restart()
 
     def restart(self) -> None:
@@ -46,31 +44,24 @@ class Meter:
             if metric is not None:
                 self.metrics.append(metric)
 
-    def shown(self) -> None:
-        """The progress bar has just got its numbers."""
-        self.shown_at = time.monotonic()
-
     def show_due(self) -> bool:
-        """Whether the progress bar should get numbers again, and there are some."""
-        return bool(self.losses) and time.monotonic() - self.shown_at > PROGRESS_SECONDS
+        """Whether the progress bar, which shows what is collected, should get numbers again, and there are some."""
+        return bool(self.losses) and time.monotonic() - self.collected_at > 0.5
 
-    def collect(self, names: Sequence[str], sum_over_processes: Callable[[Tensor], Tensor] | None = None) -> Any:
+    def collect(self, names: Iterable[str], sum_over_processes: Callable[[Tensor], Tensor] | None = None) -> Any:
         """``{name: value}``: means over the finite tasks, of this process or of all."""
-        sums = torch.zeros(7, dtype=torch.float64)
+        self.collected_at = time.monotonic()
+        speed = self.tasks / max(self.collected_at - self.since, 1e-9)
+        sums = torch.tensor([0, 0, 0, 0, sum(map(len, self.losses)), self.diverged, speed], dtype=torch.float64)
         if self.losses:
-            losses, support_losses = torch.cat(self.losses), torch.cat(self.support_losses)
-            parts = [losses.sum(), *support_losses[:, [0, -1]].sum(0)]
-            parts.append(torch.cat(self.metrics).sum() if self.metrics else losses.new_zeros(()))
-            sums[:4] = torch.stack(parts).double().cpu()
-            sums[4] = len(losses)
-        sums[5] = self.diverged
-        sums[6] = self.tasks / max(time.monotonic() - self.since, 1e-9)
+            parts = [torch.cat(self.losses).sum(), *torch.cat(self.support_losses)[:, [0, -1]].sum(0)]
+            if self.metrics:
+                parts.append(torch.cat(self.metrics).sum())
+            sums[: len(parts)] = torch.stack(parts).double().cpu()
         if sum_over_processes is not None:
             sums = sum_over_processes(sums)
         loss, before, after, metric = sums[:4] / sums[4]
-        values: dict[str, Any] = {"loss": loss}
-        if len(names) > 1:
-            values[names[1]] = metric
+        values = dict(zip(names, (loss, metric), strict=False))
         values |= {"support_loss_before": before, "support_loss_after": after, "diverged_tasks": sums[5]}
         if self.gradient_norms:
             values["meta_gradient_norm"] = torch.stack(self.gradient_norms).mean()

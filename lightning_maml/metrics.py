@@ -13,14 +13,8 @@ TaskMetric = Callable[[Tensor, Tensor], Tensor]
 
 
 def accuracy(predictions: Tensor, targets: Tensor) -> Tensor:
-    """The share of rows whose largest score is the target's class, for each task.
-
-    Args:
-        predictions: scores, ``[T, N, C]``.
-        targets: class labels, ``[T, N]``.
-
-    Returns:
-        ``[T]``, between 0 and 1.
+    """The share of rows of each task whose largest score is the target's class: scores ``[T, N, C]`` and class labels
+    ``[T, N]`` to ``[T]``, between 0 and 1.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -34,8 +28,7 @@ def accuracy(predictions: Tensor, targets: Tensor) -> Tensor:
             "Expected `predictions` of shape [T, N, C] and `targets` of shape [T, N] but got "
             f"{list(predictions.shape)} and {list(targets.shape)}."
         )
-    hits = predictions.argmax(-1) == targets
-    return hits.to(torch.get_default_dtype()).mean(-1)
+    return (predictions.argmax(-1) == targets).mean(-1, dtype=torch.get_default_dtype())
 
 
 def mse(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -96,9 +89,6 @@ class TaskMean(Metric):
     that neither many tasks nor a mean far from zero costs digits, and so that tasks split unevenly over processes
     (some with none) give what one process would have given.
 
-    Args:
-        size: number of values of each task.
-
     Raises:
         ValueError: ``size`` is not positive, or ``update`` gets anything but ``[T, size]``.
 
@@ -112,8 +102,6 @@ class TaskMean(Metric):
     """
 
     full_state_update = False
-    higher_is_better = None
-    is_differentiable = False
     moments: Tensor
 
     def __init__(self, size: int = 1, **kwargs: Any) -> None:
@@ -142,9 +130,8 @@ class TaskMean(Metric):
         little to tell: no mean of no tasks, no interval of fewer than two.
         """
         count, mean, squares = self.moments
-        nan = torch.full_like(mean, torch.nan)
-        deviation = torch.where(count > 1, squares / (count - 1), nan).sqrt()
-        return Interval(torch.where(count > 0, mean, nan), 1.96 * deviation / count.sqrt(), count[0].long())
+        deviation = (squares / (count - 1)).sqrt()  # of one task 0 / 0, and of none it is divided by 0 below
+        return Interval(mean.where(count > 0, torch.nan), 1.96 * deviation / count.sqrt(), count[0].long())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
         # A module moved to Apple's GPU (no float64) or converted to bfloat16 takes its metrics with it: pass through

@@ -223,7 +223,6 @@ class MetaModule(MetaTraining):
         """What backward is to be called on, so that the average over processes is the mean over all finite tasks."""
         update = self._meta_update(tasks)
         kept = len(update.task_losses)
-        processes = self.trainer.world_size
         all_kept, everything = self._counts(kept, len(tasks))
         if all_kept < everything:
             self._left_out(update, all_kept, everything)
@@ -231,36 +230,31 @@ class MetaModule(MetaTraining):
         if self._metric and update.tasks is not None:
             metric = self._metric[1](update.predictions, update.tasks.query_targets)
         self._meter.add(len(tasks), update.task_losses, update.support_losses, metric)
-        weight = kept * processes / (everything if self.on_divergence == "zero" else all_kept)
+        weight = kept * self.trainer.world_size / (everything if self.on_divergence == "zero" else all_kept)
         return update.surrogate if weight == 1 else update.surrogate * weight
 
     def _meta_update(self, tasks: TaskBatch) -> MetaUpdate:
         algorithm = self.algorithm.at(self.global_step)  # which counts meta-updates, and goes on after resuming
+        at_once = min(len(tasks), self.accumulate_tasks or len(tasks))
         try:
             return meta_update(
-                self.network,
-                algorithm,
-                tasks,
-                loss=self.loss,
-                engine=self.engine,
-                accumulate_tasks=self.accumulate_tasks,
+                self.network, algorithm, tasks, loss=self.loss, engine=self.engine, accumulate_tasks=at_once
             )
         except torch.OutOfMemoryError as error:
-            at_once = min(len(tasks), self.accumulate_tasks or len(tasks))
-            fewer = f"MetaModule(accumulate_tasks={max(at_once // 2, 1)})"
+            how = f"run fewer at once by MetaModule(accumulate_tasks={at_once // 2}) or" if at_once > 1 else "use"
             raise torch.OutOfMemoryError(
                 f"Expected {at_once} tasks of {algorithm.inner.steps} inner steps to fit into the device's memory but "
-                f"they did not: {f'run fewer at once by {fewer} or' if at_once > 1 else 'use'} "
-                "engine=Batched(checkpoint='step'), whose memory hardly grows with the number of steps; both leave the "
-                f"meta-gradient what it is. ({error})"
+                f"they did not: {how} engine=Batched(checkpoint='step'), whose memory hardly grows with the number of "
+                f"steps; both leave the meta-gradient what it is. ({error})"
             ) from error
 
     def _left_out(self, update: MetaUpdate, kept: int, everything: int) -> None:
         """Counts, warns and, where too many tasks diverge, raises: on all processes alike."""
         own = update.explanation or "the tasks are those of another process, which says more."
-        if self.on_divergence == "raise" or 2 * kept < everything:
-            most = "" if self.on_divergence == "raise" else f" {everything - kept} of {everything} tasks diverge."
-            raise ValueError(own + most)
+        if self.on_divergence == "raise":
+            raise ValueError(own)
+        if 2 * kept < everything:
+            raise ValueError(f"{own} {everything - kept} of {everything} tasks diverge.")
         if not self._meter.warned:
             rank_zero_warn(
                 f"{everything - kept} of the {everything} tasks of meta-update {self.global_step} diverged and "
@@ -290,32 +284,28 @@ class MetaModule(MetaTraining):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         # self.log costs as much as a small meta-update: the progress bar gets its numbers twice a second, the loggers
         # theirs at the steps they ask for, all in one row.
-        if self._logs_now():
-            values = self._meter.collect(self._names, self._sum)
+        logged = self._logs_now()
+        if not logged and not self._meter.show_due():
+            return
+        # between logged steps this process's own: each has a clock of its own
+        values = self._meter.collect(self.task_means, self._sum if logged else None)
+        shown = {f"train/{name}": values[name] for name in self.task_means}
+        if logged:
             values["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
             if self.rates is not None:
-                for name, rate in self.rates.named_parameters():
-                    values[f"rate/{name}"] = rate.detach().mean()
+                values |= {f"rate/{name}": rate.detach().mean() for name, rate in self.rates.named_parameters()}
             row = {f"train/{name}": float(value) for name, value in values.items()}
             row["epoch"] = self.trainer.current_epoch
             for logger in self.trainer.loggers:
                 logger.log_metrics(row, step=self.trainer.global_step)
                 logger.save()
-            self._show(values)
+        self.log_dict(shown, prog_bar=True, logger=False, on_step=True, on_epoch=False, batch_size=1)
+        if logged or self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # never logged, it would grow
             self._meter.restart()
-        elif self._meter.show_due():
-            self._show(self._meter.collect(self._names))  # this process's own: each has a clock of its own
-            if self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-                self._meter.restart()  # never logged, but it must not grow for ever
 
     def _logs_now(self) -> bool:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and self._meter.training_steps % every == 0
-
-    def _show(self, values: dict[str, Any]) -> None:
-        shown = {f"train/{name}": values[name] for name in self._names}
-        self.log_dict(shown, prog_bar=True, logger=False, on_step=True, on_epoch=False, batch_size=1)
-        self._meter.shown()
 
     # Validation and test
 
@@ -326,9 +316,9 @@ class MetaModule(MetaTraining):
         )
         values = {"loss": evaluation.query_losses}
         if self._metric is not None:
-            name, function = self._metric
-            predictions = evaluation.predictions.unbind(1)
-            values[name] = torch.stack([function(value, tasks.query_targets) for value in predictions], 1)
+            name, metric = self._metric
+            each = [metric(predictions, tasks.query_targets) for predictions in evaluation.predictions.unbind(1)]
+            values[name] = torch.stack(each, 1)
         return values
 
     def _place(self) -> dict[str, float]:
@@ -366,10 +356,9 @@ def as_task_batch(batch: Any) -> TaskBatch:
         return TaskBatch(*batch)
     got = type(batch).__name__
     if isinstance(batch, list | tuple | dict):
-        got += f" of {len(batch)}: " + ", ".join(
-            f"{list(part.shape)}" if isinstance(part, Tensor) else type(part).__name__
-            for part in (batch.values() if isinstance(batch, dict) else batch)
-        )
+        parts = batch.values() if isinstance(batch, dict) else batch
+        shapes = [str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+        got += f" of {len(batch)}: {', '.join(shapes)}"
     raise ValueError(
         "Expected a batch of tasks, TaskBatch(support_inputs, support_targets, query_inputs, query_targets) with "
         f"tensors [tasks, rows, ...], or those four tensors in a tuple, but got {got}."

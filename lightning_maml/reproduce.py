@@ -27,7 +27,7 @@ class Comparison:
     measured: float
     measured_ci95: float
     published: float
-    published_ci95: float | None
+    published_ci95: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -39,21 +39,17 @@ class Comparison:
             >>> Comparison("loss", 1, 0.80, 0.05, 0.67, None).verdict
             'worse'
         """
-        difference = self.measured - self.published
-        if abs(difference) <= self.measured_ci95 + (self.published_ci95 or 0.0):
+        gain = (self.published - self.measured) if self.value == "loss" else (self.measured - self.published)
+        if abs(gain) <= self.measured_ci95 + (self.published_ci95 or 0.0):
             return "reproduced"
-        lower, higher = difference < 0, difference > 0  # neither, of a number that is not finite
-        return "better" if (lower if self.value == "loss" else higher) else "worse"
+        return "better" if gain > 0 else "worse"  # as is a number that is not finite
 
     def cells(self) -> list[str]:
         """Inner steps, measured and published, to be printed."""
         factor, digits, unit = (100, 2, " %") if self.value == "accuracy" else (1, 3, "")
-
-        def shown(*numbers: float | None) -> str:
-            return " ± ".join(f"{factor * number:.{digits}f}" for number in numbers if number is not None) + unit
-
-        measured, published = shown(self.measured, self.measured_ci95), shown(self.published, self.published_ci95)
-        return [str(self.inner_steps), measured, published]
+        pairs = (self.measured, self.measured_ci95), (self.published, self.published_ci95)
+        shown = [[f"{factor * number:.{digits}f}" for number in pair if number is not None] for pair in pairs]
+        return [str(self.inner_steps), *(" ± ".join(numbers) + unit for numbers in shown)]
 
 
 def protocols() -> dict[str, Path]:
@@ -66,11 +62,20 @@ def protocols() -> dict[str, Path]:
 
 def main(arguments: Sequence[str], command_line: Callable[[list[str]], LightningCLI]) -> int:
     """The command, on ``lightning-maml``'s own command line; returns 1 where something published was not reached."""
-    options, overrides = _parser().parse_known_args(arguments)
-    if options.list or options.name is None:
-        _print_protocols()
-        return 0
+    parser = argparse.ArgumentParser(
+        prog="lightning-maml reproduce",
+        description="Train and test by a published protocol, and print measured beside published. All further options "
+        "are those of `lightning-maml fit`, such as --data.root FOLDER or --trainer.accelerator cpu.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", nargs="?", help="a protocol's name, or a configuration with a section `published`")
+    parser.add_argument("--list", action="store_true", help="the protocols, and what was published for them")
+    parser.add_argument("--max_updates", type=_positive, help="train on fewer meta-updates: no verdict then")
+    options, overrides = parser.parse_known_args(arguments)
     known = protocols()
+    if options.list or options.name is None:
+        _print_protocols(known)
+        return 0
     path = known.get(options.name, Path(options.name))
     if not path.is_file():
         raise FileNotFoundError(
@@ -82,7 +87,7 @@ def main(arguments: Sequence[str], command_line: Callable[[list[str]], Lightning
     if any(override.startswith("--trainer.max_steps") for override in overrides):
         raise ValueError("Expected fewer updates to be asked for by `--max_updates` but got `--trainer.max_steps`.")
     of = content["trainer"]["max_steps"]
-    updates = of if options.max_updates is None else min(options.max_updates, of)
+    updates = min(options.max_updates or of, of)
 
     start = time.perf_counter()
     budget = [f"--trainer.max_steps={updates}"]
@@ -95,10 +100,16 @@ def main(arguments: Sequence[str], command_line: Callable[[list[str]], Lightning
     (results,) = trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, verbose=False)
     published = cli.config["fit"]["published"]
     comparisons = list(_compare(published, results))
-    shortened = f"{updates:,} of {of:,} updates" if updates < of else None
-    print(_report(options.name, published, comparisons, shortened, overrides))
-    folder = Path(trainer.log_dir or trainer.default_root_dir)
-    rows = [{**vars(row), "verdict": None if shortened else row.verdict} for row in comparisons]
+    verdicts = [row.verdict if updates == of else None for row in comparisons]
+    table = aligned([["inner steps", "measured", "published"], *(row.cells() for row in comparisons)])
+    print(f"\n{options.name}: {' and '.join(sorted({row.value for row in comparisons}))}, beside {published.source}\n")
+    for line, verdict in zip(table, ["", *verdicts], strict=True):
+        print(f"{line}  {'(no verdict)' if verdict is None else verdict}".rstrip())
+    if updates < of:
+        print(f"\nTrained on {updates:,} of {of:,} updates: no verdict on the protocol.")
+    if overrides:
+        print(f"\nWith {' '.join(overrides)}")
+    written = Path(trainer.log_dir or trainer.default_root_dir) / "reproduction.json"
     about = {
         "protocol": options.name,
         "source": published.source,
@@ -109,23 +120,11 @@ def main(arguments: Sequence[str], command_line: Callable[[list[str]], Lightning
         "training_seconds": round(seconds),
         "date": time.strftime("%Y-%m-%d"),
         "torch": torch.__version__,
+        "results": [{**vars(row), "verdict": verdict} for row, verdict in zip(comparisons, verdicts, strict=True)],
     }
-    write_json(folder / "reproduction.json", {**about, "results": rows})
-    print(f"Written to {folder / 'reproduction.json'}")
-    return 1 if shortened is None and any(row.verdict == "worse" for row in comparisons) else 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lightning-maml reproduce",
-        description="Train and test by a published protocol, and print measured beside published. All further options "
-        "are those of `lightning-maml fit`, such as --data.root FOLDER or --trainer.accelerator cpu.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("name", nargs="?", help="a protocol's name, or a configuration with a section `published`")
-    parser.add_argument("--list", action="store_true", help="the protocols, and what was published for them")
-    parser.add_argument("--max_updates", type=_positive, help="train on fewer meta-updates: no verdict then")
-    return parser
+    write_json(written, about)
+    print(f"Written to {written}")
+    return 1 if "worse" in verdicts else 0
 
 
 def _positive(text: str) -> int:
@@ -143,32 +142,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _compare(published: Published, results: Mapping[str, float]) -> Iterator[Comparison]:
     for value in ("loss", "accuracy"):
-        for steps, (mean, *interval) in getattr(published, value).items():
+        for steps, numbers in getattr(published, value).items():
             name = f"test/{value}_step_{steps}"
             if name not in results:
                 raise ValueError(f"Expected a test with {steps} inner steps and {value} but it has {sorted(results)}.")
-            half = interval[0] if interval else None
-            yield Comparison(value, steps, float(results[name]), float(results[f"{name}_ci95"]), mean, half)
+            yield Comparison(value, steps, results[name], results[f"{name}_ci95"], *numbers)
 
 
-def _report(
-    name: str, published: Published, comparisons: list[Comparison], shortened: str | None, overrides: Sequence[str]
-) -> str:
-    titles = ["inner steps", "measured", "published"]
-    table = aligned([titles, *(row.cells() for row in comparisons)])
-    verdicts = ["", *("(no verdict)" if shortened else row.verdict for row in comparisons)]
-    lines = [f"\n{name}: {' and '.join(sorted({row.value for row in comparisons}))}, beside {published.source}", ""]
-    lines += [f"{line}  {verdict}".rstrip() for line, verdict in zip(table, verdicts, strict=True)]
-    if shortened:
-        lines += ["", f"Trained on {shortened}: no verdict on the protocol."]
-    if overrides:
-        lines += ["", f"With {' '.join(overrides)}"]
-    return "\n".join(lines)
-
-
-def _print_protocols() -> None:
+def _print_protocols(known: Mapping[str, Path]) -> None:
     print("Protocols, with what was published after so many inner steps:\n")
-    for name, path in protocols().items():
+    for name, path in known.items():
         content = _read(path)
         published = content["published"]
         numbers = [

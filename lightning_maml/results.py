@@ -41,18 +41,14 @@ class Published:
 def test_results(values: Mapping[str, Interval], **about: Any) -> dict[str, Any]:
     """The content of ``metrics.json``: per-step mean and 95% interval of each value, and what they were measured on.
 
-    Args:
-        values: ``{"loss": interval, ...}``, each with one entry for each inner step from 0.
-        about: algorithm, seed, checkpoint and the like, plain data.
-
-    Returns:
-        Plain data; a value that is not finite is ``None``, as JSON has no word for it.
+    ``values`` are ``{"loss": interval, ...}``, each with one entry for each inner step from 0; ``about`` is plain data:
+    algorithm, seed, checkpoint and the like. A number that is not finite is ``None``, as JSON has no word for it.
     """
     loss = next(iter(values.values()))
     return {
         **about,
         "tasks": int(loss.tasks),
-        "inner_steps": list(range(loss.mean.numel())),
+        "inner_steps": list(range(len(loss.mean))),
         **{name: {"mean": _finite(interval.mean), "ci95": _finite(interval.ci95)} for name, interval in values.items()},
     }
 
@@ -71,9 +67,12 @@ def results_table(values: Mapping[str, Interval], title: str) -> str:
                    0  3.2500 ± 0.2000
                    1  0.5000 ± 0.0100
     """
-    columns = [_cells(interval) for interval in values.values()]
-    rows = [[str(step), *cells] for step, cells in enumerate(zip(*columns, strict=True))]
-    return "\n".join([title, *aligned([["inner step", *values], *rows])])
+    rows = [["inner step", *values]]
+    for step in range(len(next(iter(values.values())).mean)):
+        rows.append(
+            [str(step), *(f"{_number(mean[step])} ± {_number(ci95[step])}" for mean, ci95, _ in values.values())]
+        )
+    return "\n".join([title, *aligned(rows)])
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -89,13 +88,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _finite(values: Tensor) -> list[float | None]:
-    return [value if math.isfinite(value) else None for value in values.reshape(-1).tolist()]
+    return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
-def _cells(interval: Interval) -> list[str]:
-    pairs = zip(interval.mean.reshape(-1).tolist(), interval.ci95.reshape(-1).tolist(), strict=True)
-    return [f"{_number(mean)} ± {_number(ci95)}" for mean, ci95 in pairs]
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 1e4 or not math.isfinite(value) else f"{value:.3e}"
+def _number(value: Tensor) -> str:
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3e}"

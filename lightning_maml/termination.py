@@ -13,8 +13,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-TERMINATED = 128 + signal.SIGTERM  # what shells report of a process that SIGTERM ended
-
 
 class SaveOnSigterm(Callback):
     """Ends training at the next end of a training step after SIGTERM, with a checkpoint ``last.ckpt``.
@@ -28,10 +26,8 @@ class SaveOnSigterm(Callback):
     """
 
     def __init__(self) -> None:
-        self.received = False
-        """Whether this process was told to end."""
-        self.agreed = False
-        """Whether any process was, as all of them know."""
+        self.received = False  # whether this process was told to end
+        self.agreed = False  # whether any process was, as all of them know
         self._previous: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,29 +43,21 @@ class SaveOnSigterm(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if not (self.agreed or (self.received and trainer.world_size == 1)):
             return
-        path = self._save(trainer)
-        rank_zero_info(
-            f"Stopped by SIGTERM after {trainer.global_step} meta-updates; "
-            + (f"saved to {path}" if path else "nothing saved: the trainer has no ModelCheckpoint")
-        )
-        # of several processes one has to report it; the others' status would make Lightning kill that one meanwhile
-        raise SIGTERMException(TERMINATED if trainer.is_global_zero else 0)
-
-    def _save(self, trainer: Trainer) -> str | None:
+        what = "nothing saved: the trainer has no ModelCheckpoint"
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath and not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 path = os.path.join(callback.dirpath, f"{callback.CHECKPOINT_NAME_LAST}{callback.FILE_EXTENSION}")  # noqa: PTH118  # may be remote
                 trainer.save_checkpoint(path, weights_only=False)
-                return path
-        return None
+                what = f"saved to {path}"
+                break
+        rank_zero_info(f"Stopped by SIGTERM after {trainer.global_step} meta-updates; {what}")
+        # Shells report 128 + 15 of a process that SIGTERM ended. Of several processes one has to; the others' status
+        # would make Lightning kill that one meanwhile.
+        raise SIGTERMException(128 + signal.SIGTERM if trainer.is_global_zero else 0)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
-        if self._previous is not None and threading.current_thread() is threading.main_thread():
+    def on_train_end(self, *_: Any) -> None:
+        if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
         self._previous = None
+
+    on_exception = on_train_end  # type: ignore[assignment]

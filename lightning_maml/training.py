@@ -18,13 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lightning_maml.checkpoints import (
-    SafeCheckpointIO,
-    check_fits,
-    random_state,
-    read_checkpoint,
-    restore_random_state,
-)
+from lightning_maml import checkpoints
 from lightning_maml.checks import check_whole
 from lightning_maml.engine import Engine
 from lightning_maml.learner import Algorithm
@@ -82,10 +76,8 @@ class MetaTraining(LightningModule):
         self.test_steps = test_steps
         self.gradient_clip_val = gradient_clip_val
         self.gradient_clip_algorithm = gradient_clip_algorithm
-        self._names = list(values)
-        self.task_means = nn.ModuleDict(
-            {stage: nn.ModuleDict({name: TaskMean(test_steps + 1) for name in values}) for stage in ("val", "test")}
-        )
+        means = nn.ModuleDict({name: TaskMean(test_steps + 1) for name in values})
+        self.task_means: dict[str, TaskMean] = means  # type: ignore[assignment]
         self._sigterm = SaveOnSigterm()
         self._random_states: list[Any] | None = None
 
@@ -133,12 +125,12 @@ class MetaTraining(LightningModule):
     def setup(self, stage: str) -> None:
         """Checkpoints that are written in one piece and read as plain data, where no others were asked for."""
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            self.trainer.strategy.checkpoint_io = SafeCheckpointIO()
+            self.trainer.strategy.checkpoint_io = checkpoints.SafeCheckpointIO()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if self._random_states is not None:  # now, as what Lightning does before a first batch may draw, too
             if len(self._random_states) == self.trainer.world_size:
-                restore_random_state(self._random_states[self.trainer.global_rank])
+                checkpoints.restore_random_state(self._random_states[self.trainer.global_rank])
             self._random_states = None
 
     def _sum(self, values: Tensor) -> Tensor:
@@ -158,35 +150,32 @@ class MetaTraining(LightningModule):
     # Validation and test
 
     def on_validation_epoch_start(self) -> None:
-        self._reset("val")
+        for mean in self.task_means.values():
+            mean.reset()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._update("val", batch)
+        for name, values in self._evaluated(batch).items():
+            self.task_means[name].update(values)
 
     def on_validation_epoch_end(self) -> None:
-        values = {}
-        for name, interval in self._intervals("val").items():
-            values[f"val/{name}"] = interval.mean.reshape(-1)[-1]
-            values[f"val/{name}_step_0"] = interval.mean.reshape(-1)[0]
+        values: dict[str, Tensor] = {}
+        for name, interval in self._intervals().items():
+            values |= {f"val/{name}": interval.mean[-1], f"val/{name}_step_0": interval.mean[0]}
         self._log_evaluation(values)
 
-    def on_test_epoch_start(self) -> None:
-        self._reset("test")
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._update("test", batch)
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
-        values = {}
-        for name, interval in self._intervals("test").items():
-            for step, (mean, ci95) in enumerate(zip(interval.mean.reshape(-1), interval.ci95.reshape(-1), strict=True)):
-                values[f"test/{name}_step_{step}"] = mean
-                values[f"test/{name}_step_{step}_ci95"] = ci95
+        values: dict[str, Tensor] = {}
+        for name, interval in self._intervals().items():
+            for step, (mean, ci95) in enumerate(zip(interval.mean, interval.ci95, strict=True)):
+                values |= {f"test/{name}_step_{step}": mean, f"test/{name}_step_{step}_ci95": ci95}
         self._log_evaluation(values)
 
     def on_test_end(self) -> None:
         """Prints the table and writes ``metrics.json`` into the logger's folder, or the trainer's root folder."""
-        intervals = self._intervals("test")
+        intervals = self._intervals()
         folder = self.trainer.log_dir or self.trainer.default_root_dir  # on every process: Lightning broadcasts it
         tasks = int(next(iter(intervals.values())).tasks)
         if not self.trainer.is_global_zero or tasks == 0:
@@ -198,55 +187,43 @@ class MetaTraining(LightningModule):
             return
         path = Path(folder) / "metrics.json"
         checkpoint, seed = self.trainer.ckpt_path, os.environ.get("PL_GLOBAL_SEED")
-        about = {
-            "algorithm": self.algorithm.name,
+        content = test_results(
+            intervals,
+            algorithm=self.algorithm.name,
             **self._about_test(),
-            "seed": int(seed) if seed else None,
-            "data_seed": getattr(getattr(self.trainer, "datamodule", None), "seed", None),
-            "checkpoint": str(checkpoint) if checkpoint else None,
-        }
-        write_json(path, test_results(intervals, **about))
+            seed=int(seed) if seed else None,
+            data_seed=getattr(getattr(self.trainer, "datamodule", None), "seed", None),
+            checkpoint=str(checkpoint) if checkpoint else None,
+        )
+        write_json(path, content)
         rank_zero_info(f"Written to {path}")
 
     def _table(self, intervals: dict[str, Interval], tasks: int) -> str:
         return results_table(intervals, f"\nTest of {self.algorithm.name} on {tasks} tasks, mean ± 95% interval:")
 
-    def _means(self, stage: str) -> dict[str, TaskMean]:
-        return dict(self.task_means[stage].items())  # type: ignore[operator]
-
-    def _reset(self, stage: str) -> None:
-        for mean in self._means(stage).values():
-            mean.reset()
-
-    def _update(self, stage: str, batch: Any) -> None:
-        means = self._means(stage)
-        for name, values in self._evaluated(batch).items():
-            means[name].update(values)
-
-    def _intervals(self, stage: str) -> dict[str, Interval]:
-        return {name: mean.compute() for name, mean in self._means(stage).items()}
+    def _intervals(self) -> dict[str, Interval]:
+        return {name: Interval(*map(torch.atleast_1d, mean.compute())) for name, mean in self.task_means.items()}
 
     def _log_evaluation(self, values: dict[str, Tensor]) -> None:
-        shown = [f"val/{name}" for name in self._names]
         for name, value in values.items():
+            shown = name.removeprefix("val/") in self.task_means
             # Equal on all processes; sync_dist only keeps Lightning from warning that it might not be.
-            self.log(name, value.float(), prog_bar=name in shown, sync_dist=True, batch_size=1)
+            self.log(name, value.float(), prog_bar=shown, sync_dist=True, batch_size=1)
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.log_dict(self._place(), sync_dist=True, batch_size=1)
 
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        states: list[Any] = [random_state()]
-        if self.trainer.world_size > 1:  # every process comes here, the first one writes
-            states = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(states, random_state())
+        states = [checkpoints.random_state()] * self.trainer.world_size
+        if len(states) > 1:  # every process comes here, the first one writes
+            torch.distributed.all_gather_object(states, states[0])
         checkpoint["random_states"] = states
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        path = self._trainer.ckpt_path if self._trainer else None
         if self.strict_loading:
-            check_fits(checkpoint["state_dict"], self.state_dict(), path)
+            path = self._trainer.ckpt_path if self._trainer else None
+            checkpoints.check_fits(checkpoint["state_dict"], self.state_dict(), path)
         if self._trainer and self.trainer.training:
             self._random_states = checkpoint.get("random_states")
 
@@ -266,9 +243,9 @@ class MetaTraining(LightningModule):
             FileNotFoundError: there is no such file.
             ValueError: the file is damaged or holds objects other than plain data; ``weights_only=False`` reads these.
         """
-        plain = True if weights_only is None else weights_only
+        plain = weights_only is not False
         if isinstance(checkpoint_path, str | Path):
-            read_checkpoint(checkpoint_path, "meta", plain)  # for its errors; no tensor is read
+            checkpoints.read_checkpoint(checkpoint_path, "meta", plain)  # for its errors; no tensor is read
         parse_as_the_command_line()
         return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, plain, **kwargs)
 

@@ -37,13 +37,13 @@ def save_adapted(adapted: Adapted, path: str | Path) -> None:
     """
     from safetensors.torch import save  # when first needed: a training needs none of it
 
-    tensors = {f"adapted/{name}": value for name, value in adapted.parameters.items()}
-    tensors |= {f"shared/{name}": value for name, value in _shared(adapted.problem, adapted.parameters).items()}
+    parameters = adapted.parameters
+    tensors = {f"adapted/{name}": value for name, value in parameters.items()}
+    tensors |= {f"shared/{name}": value for name, value in _tensors(adapted.problem).items() if name not in parameters}
     tensors["support_losses"] = adapted.support_losses
     plain = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-    about = {"format": FORMAT, "algorithm": adapted.problem.algorithm.name}
     with whole_file(Path(path)) as file:
-        file.write(save(plain, about))
+        file.write(save(plain, {"format": FORMAT, "algorithm": adapted.problem.algorithm.name}))
 
 
 def load_adapted(
@@ -75,34 +75,28 @@ def load_adapted(
             f"Expected a file that save_adapted wrote but {path} is another one, with {sorted(tensors)[:3]}."
         )
     problem = Problem(copy.deepcopy(network), algorithm, task_loss(loss))
-    parameters = _of_network(tensors, "adapted/", problem.parameters, path, skip=1)
-    shared = _shared(problem, parameters)
-    found = _of_network(tensors, "shared/", shared, path)
-    if absent := shared.keys() - found.keys():
-        raise ValueError(f"Expected the weights of this network but {path} lacks {sorted(absent)[:3]}.")
+    missing, parameters = _tensors(problem), {}
     with torch.no_grad():
-        for name, value in shared.items():
-            value.copy_(found[name])
+        for key, value in tensors.items():
+            kind, _, name = key.partition("/")
+            if kind not in ("adapted", "shared"):
+                continue
+            own = missing.pop(name, None)
+            shape = value.shape[1:] if kind == "adapted" else value.shape
+            if own is None or shape != own.shape:
+                raise ValueError(
+                    f"Expected the weights of this network but {path} holds {name} of shape {list(shape)} where the "
+                    f"network has {'none' if own is None else list(own.shape)}."
+                )
+            if kind == "adapted":
+                parameters[name] = value.to(own)
+            else:
+                own.copy_(value)
+    if missing:
+        raise ValueError(f"Expected the weights of this network but {path} lacks {sorted(missing)[:3]}.")
     losses = tensors["support_losses"].to(next(problem.network.parameters()).device)
     return Adapted(parameters, losses, problem, named_engine(engine) or "auto")
 
 
-def _shared(problem: Problem, adapted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the tasks share: the parameters that did not adapt, and the buffers."""
-    everything = {**problem.parameters, **dict(problem.network.named_buffers())}
-    return {name: value for name, value in everything.items() if name not in adapted}
-
-
-def _of_network(
-    tensors: dict[str, Tensor], prefix: str, own: dict[str, Tensor], path: str | Path, skip: int = 0
-) -> dict[str, Tensor]:
-    """The tensors of a prefix, as the network has them; ``skip`` leading dimensions are those of the tasks."""
-    found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    for name, value in found.items():
-        if name not in own or value.shape[skip:] != own[name].shape:
-            wanted = f"{list(own[name].shape)}" if name in own else "none"
-            raise ValueError(
-                f"Expected the weights of this network but {path} holds {name} of shape {list(value.shape[skip:])} "
-                f"where the network has {wanted}."
-            )
-    return {name: value.to(own[name]) for name, value in found.items()}
+def _tensors(problem: Problem) -> dict[str, Tensor]:
+    return {**problem.parameters, **dict(problem.network.named_buffers())}

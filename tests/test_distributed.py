@@ -208,7 +208,7 @@ def train_and_test(folder: Path, world_size: int, names: list[str]) -> dict[str,
     run = trainer(folder, devices=world_size, strategy="ddp" if world_size > 1 else "auto")
     results["val"] = run.validate(module, data, verbose=False)[0]
     results["test"] = run.test(module, data, verbose=False)[0]
-    results["tasks"] = int(module._intervals("test")["loss"].tasks)
+    results["tasks"] = int(module._intervals()["loss"].tasks)
     return results
 
 
