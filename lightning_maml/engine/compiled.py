@@ -23,8 +23,10 @@ from lightning_maml.inner import Parameters, State, of_step
 from lightning_maml.meta_gradient import Query
 from lightning_maml.tasks import Set
 
-# a fused multiply-add rounds once instead of twice; a fifth faster on small products
-_OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}
+_OPTIONS: dict[str, Any] = {}
+if isinstance(getattr(torch._inductor.config.cpp, "enable_floating_point_contract_flag", None), str):
+    # a fused multiply-add rounds once instead of twice; a fifth faster on small products
+    _OPTIONS["cpp.enable_floating_point_contract_flag"] = "fast"
 
 Graph = Callable[[list[Tensor]], Tensors]
 """A compiled graph. It empties the list it is given, so that what nobody else holds is freed on the way."""

@@ -25,9 +25,9 @@ def changed(module: nn.Module) -> str | None:
         >>> changed(layer)
         'a forward of its own'
     """
-    kind: Any = type(module)
-    if own := vars(module).keys() & _names(kind):
-        return f"a {', '.join(sorted(own))} of its own"
+    own, names = vars(module).keys(), _names(type(module))
+    if not own.isdisjoint(names):
+        return f"a {', '.join(sorted(own & names))} of its own"
     hooks = module._forward_hooks or module._forward_pre_hooks
     hooks = hooks or all_modules._global_forward_hooks or all_modules._global_forward_pre_hooks
     return "hooks" if hooks or has_backward_hooks(module) else None
