@@ -1,7 +1,5 @@
 """The three things to do with an algorithm: train it, adapt with it, evaluate it."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Iterator, Sequence

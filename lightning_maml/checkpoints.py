@@ -1,7 +1,5 @@
 """Checkpoints that are whole or not there, that run no code when read, and that hold the random numbers' state."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pickle

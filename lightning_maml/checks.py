@@ -6,8 +6,6 @@ Example:
     ValueError: Expected `shots` to be a whole number of at least 1 but got 0.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

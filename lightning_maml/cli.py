@@ -1,7 +1,5 @@
 """The command line: ``lightning-maml fit|validate|test|predict --config ...``, and ``lightning-maml demo``."""
 
-from __future__ import annotations
-
 import ctypes
 import logging
 import platform

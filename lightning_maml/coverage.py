@@ -5,8 +5,6 @@ each of its parts, of its rule (:meth:`Problem.needs`). What an engine runs name
 is the difference, so that a class that nobody has thought of is refused. ``eager`` runs everything.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Container
 from itertools import combinations
 from typing import Any

@@ -1,7 +1,5 @@
 """``lightning-maml demo``: MAML and the pretrained baseline on sinusoids, in about a minute."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import tempfile

@@ -1,7 +1,5 @@
 """Why a training loss is not finite, in words."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from lightning_maml.learner import Algorithm

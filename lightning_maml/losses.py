@@ -1,7 +1,5 @@
 """Losses of one task, evaluated for all tasks of a batch at once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from types import FunctionType

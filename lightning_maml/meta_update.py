@@ -1,7 +1,5 @@
 """One meta-update's gradient from as many tasks as there are: a few at a time, and without those that diverge."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial

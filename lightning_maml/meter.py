@@ -1,7 +1,5 @@
 """What the training steps since the last logged one have to say."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -1,7 +1,5 @@
 """What a task is judged by, and its mean over tasks with a 95% confidence interval."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

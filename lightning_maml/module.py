@@ -1,7 +1,5 @@
 """The LightningModule: logging, optimisers, phases, and no numerics."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Callable, Sequence

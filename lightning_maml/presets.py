@@ -3,8 +3,6 @@
 Arguments that a preset does not describe are those of :func:`maml`. All raise ValueError where one is out of range.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Literal
 

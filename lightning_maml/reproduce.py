@@ -1,7 +1,5 @@
 """``lightning-maml reproduce NAME``: trains and tests by a published protocol, and prints measured beside published."""
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What a test leaves behind: ``metrics.json``, and a table to read."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

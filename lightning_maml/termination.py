@@ -1,7 +1,5 @@
 """SIGTERM, by which a scheduler takes a machine away: save, and go."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

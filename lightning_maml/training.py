@@ -1,7 +1,5 @@
 """What training on batches of tasks and on rollouts have in common: all of Lightning but the training step."""
 
-from __future__ import annotations
-
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """Adapted weights in a file of safetensors: numbers and names, which no reader can be made to run."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

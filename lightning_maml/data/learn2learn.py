@@ -1,7 +1,5 @@
 """learn2learn's Tasksets (Arnold et al. 2020, https://arxiv.org/abs/2008.12284) as a stream of tasks."""
 
-from __future__ import annotations
-
 import importlib
 import random
 import warnings

@@ -1,7 +1,5 @@
 """Omniglot (Lake, Salakhutdinov and Tenenbaum 2015, https://doi.org/10.1126/science.aab3050), split as in MAML."""
 
-from __future__ import annotations
-
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path

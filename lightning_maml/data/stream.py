@@ -1,7 +1,5 @@
 """Seeded streams of tasks: the data loaders hand out positions, the tasks are drawn on the training device."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections import UserList

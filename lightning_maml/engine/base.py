@@ -1,7 +1,5 @@
 """What every engine takes and gives. An engine decides how fast, never what."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

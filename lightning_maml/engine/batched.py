@@ -1,7 +1,5 @@
 """All tasks at once, in pure torch, on any network."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

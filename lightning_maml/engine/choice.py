@@ -1,7 +1,5 @@
 """Which engine runs a problem: the one asked for, or the first that can."""
 
-from __future__ import annotations
-
 import dis
 import logging
 import warnings

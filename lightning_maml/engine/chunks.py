@@ -1,7 +1,5 @@
 """A meta-batch a few tasks at a time: losses put together, gradients added up, each chunk's graph freed at once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 

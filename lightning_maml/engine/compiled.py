@@ -1,7 +1,5 @@
 """Inner loops on graphs of a single step, compiled by TorchInductor."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any

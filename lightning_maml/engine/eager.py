@@ -1,7 +1,5 @@
 """One task after another, in autograd's own graph: the oracle, and the baseline."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from lightning_maml.engine.base import Problem

@@ -1,7 +1,5 @@
 """Another engine's whole meta-gradient as one CUDA graph."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any

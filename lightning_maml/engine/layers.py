@@ -4,8 +4,6 @@ Images keep the shape ``[T, N, C, H, W]`` that the user's layers expect, but lie
 convolution is a copy of its patches and one ``bmm``, and its output is the next one's input without a copy.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any

@@ -1,7 +1,5 @@
 """The inner loop in plain autograd: what most engines run, for one task or for all at once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 

@@ -1,7 +1,5 @@
 """What a module computes, known by its exact class: nothing on the instance, and no hook, may have changed it."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import Any
 
@@ -25,7 +23,8 @@ def changed(module: nn.Module) -> str | None:
         >>> changed(layer)
         'a forward of its own'
     """
-    own, names = vars(module).keys(), _names(type(module))
+    kind: Any = type(module)
+    own, names = vars(module).keys(), _names(kind)
     if not own.isdisjoint(names):
         return f"a {', '.join(sorted(own & names))} of its own"
     hooks = module._forward_hooks or module._forward_pre_hooks

@@ -1,7 +1,5 @@
 """Which parameters adapt: a choice among their names."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

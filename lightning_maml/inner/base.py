@@ -1,7 +1,5 @@
 """What the parts of an inner loop are given, and what they return."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """Clipping of each task's gradient by its norm."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Learned matrices that multiply the gradient."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from lightning_maml.inner.base import At, Parameters, State

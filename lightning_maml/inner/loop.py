@@ -1,7 +1,5 @@
 """The inner loop: what a task's steps are made of, and the one step that every engine takes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property

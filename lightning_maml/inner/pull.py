@@ -1,7 +1,5 @@
 """What draws the parameters back to where they started from."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

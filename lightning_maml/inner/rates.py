@@ -1,7 +1,5 @@
 """Inner rates: numbers, one for each step, or learned ones."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Which support rows an inner step sees."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Adam's division by a running root of squared gradients."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Sharpness-aware steps: the gradient is taken uphill from where the task is."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from lightning_maml.inner.base import At, Parameters, State, norms, scaled

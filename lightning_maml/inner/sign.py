@@ -1,7 +1,5 @@
 """The sign of the gradient, as of signSGD."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from lightning_maml.inner.base import At, Parameters, State

@@ -1,7 +1,5 @@
 """Where a task starts from: the meta-parameters, or what is made of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What a meta-gradient rule is given, and what it returns."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """First-order MAML: the inner gradients are taken as constants (Finn et al. 2017, section 5.2)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from lightning_maml.meta_gradient.base import Loop, Query

@@ -1,7 +1,5 @@
 """Implicit MAML: the meta-gradient at the inner optimum, whatever way led there."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Joint training on all tasks with no inner loop (m = 0): the pretrained baseline."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

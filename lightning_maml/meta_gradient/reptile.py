@@ -1,7 +1,5 @@
 """Reptile: towards where the tasks went (Nichol, Achiam, Schulman 2018, https://arxiv.org/abs/1803.02999)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """The exact meta-gradient, through every inner step (MAML, Finn et al. 2017, equation 1)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from lightning_maml.meta_gradient.base import Loop, Query

@@ -1,7 +1,5 @@
 """Context parameters: what CAVIA adapts."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """The four-block convolutional network of the few-shot image experiments."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import nn

@@ -1,7 +1,5 @@
 """What the networks here have in common."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from typing import Any, Literal, get_args
 

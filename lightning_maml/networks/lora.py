@@ -1,7 +1,5 @@
 """Low-rank adapters in the place of a network's linear layers."""
 
-from __future__ import annotations
-
 import math
 import re
 

@@ -1,7 +1,5 @@
 """The fully connected network of the sinusoid experiment."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal

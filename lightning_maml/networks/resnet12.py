@@ -1,7 +1,5 @@
 """The residual network of few-shot image classification."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Batch-norm with a scale and a bias for every inner step, as in MAML++."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

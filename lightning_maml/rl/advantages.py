@@ -1,7 +1,5 @@
 """How much better an action was than what was expected of its time step."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -8,8 +8,6 @@ what is said of the Hessians holds there, too. ``"first_order"`` is the loss of 
 loop takes as a constant, without a Hessian.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Inner gradients of policies of all tasks by the operator ``policy_gradient``."""
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 from collections.abc import Mapping

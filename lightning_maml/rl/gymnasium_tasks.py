@@ -1,7 +1,5 @@
 """Gymnasium's environments as tasks: one of them for each trajectory, stepped one after another on the CPU."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

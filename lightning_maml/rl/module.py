@@ -1,7 +1,5 @@
 """The LightningModule of reinforcement learning: rollouts in place of batches, otherwise what MetaModule is."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

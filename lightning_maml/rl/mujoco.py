@@ -5,8 +5,6 @@ Importing this registers ``lightning_maml/HalfCheetahGoalVel-v0``, ``HalfCheetah
 (MuJoCo, version 5 of the environments), so that returns cannot be compared with published ones.
 """
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

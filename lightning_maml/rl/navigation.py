@@ -1,7 +1,5 @@
 """A point that is to find a place it cannot see."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """What the outer loop does with the rollouts after adaptation."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 

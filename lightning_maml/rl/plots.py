@@ -1,7 +1,5 @@
 """What adaptation does, to look at: ways through the plane before and after."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Policies: what they put out are the numbers that a distribution over actions is made of."""
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections import OrderedDict

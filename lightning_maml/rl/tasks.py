@@ -1,7 +1,5 @@
 """A stream of reinforcement-learning tasks: of each only what tells it from the others; rollouts are made of it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """TRPO's step: the natural gradient of the return after adaptation, as long as a trust region allows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

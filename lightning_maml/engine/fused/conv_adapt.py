@@ -1,7 +1,5 @@
 """The operator ``conv_adapt``: equal blocks of convolutions, compiled from C on the CPU."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

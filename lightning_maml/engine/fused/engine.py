@@ -3,8 +3,6 @@
 ``lightning_maml.kernels`` is imported inside the functions that need it: ``import lightning_maml`` loads no kernel.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial

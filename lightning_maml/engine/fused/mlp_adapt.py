@@ -1,7 +1,5 @@
 """The operator ``mlp_adapt``: perceptrons, on the CPU in plain torch or compiled from C, on a GPU in Triton."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec

@@ -1,7 +1,5 @@
 """The operator ``sgd_update``: an inner step of all parameters of all tasks in one launch, on any network."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch
