@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -191,7 +191,8 @@ def with_parameters_of(network: Network, parameters: Parameters, task: int) -> N
 @contextmanager
 def _running(problem: Problem) -> Iterator[None]:
     """What holds while an engine runs: gradients on, and every forward twice differentiable."""
-    with torch.inference_mode(False):  # which turns gradients on, too
+    off = torch.is_inference_mode_enabled() or not torch.is_grad_enabled()
+    with torch.inference_mode(False) if off else nullcontext():  # which turns gradients on, too
         hooked = [value for value in problem.parameters.values() if value._backward_hooks]
         if problem.plain and not hooked and not autocast_on(next(iter(problem.names.values())).device):
             yield  # nothing of the below concerns it

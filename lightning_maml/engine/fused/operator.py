@@ -177,7 +177,6 @@ def layers_of(network: nn.Module, known: set[type[nn.Module]]) -> tuple[Named, d
     own = {
         f"{name}.{key}" if name else key: value
         for name, layer in layers
-        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.BatchNorm2d))
         for key, value in layer._parameters.items()
         if value is not None
     }
