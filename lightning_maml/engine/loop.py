@@ -139,5 +139,6 @@ class TaskLoop:
                 following, state, losses = self.step(phi, state, step, order=1)
             yield phi, losses
             phi, state = tree_map_only(Tensor, Tensor.detach, (following, state))
-        with torch.no_grad():
-            yield phi, self.support(phi)
+        with torch.no_grad():  # and not over the yield, where other loops go on
+            losses = self.support(phi)
+        yield phi, losses
