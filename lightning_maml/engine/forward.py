@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_maml.coverage import ORDINARY, PLAIN
 from lightning_maml.engine.layers import LAYERS, POINTWISE
-from lightning_maml.engine.structure import changed, is_sequence
+from lightning_maml.engine.structure import layers_of
 from lightning_maml.inner import Parameters, of_step
 from lightning_maml.learner import BatchNorm
 
@@ -74,7 +74,7 @@ class Networks:
             each = (({n: v[task] for n, v in phi.items()}, rows.clone()) for task, rows in enumerate(inputs))
             return torch.stack([_call(self.network, self.tied, _safe(constants), *task) for task in each])
         if self.layers is None:
-            self.layers = list(_layers(self.network, "", phi, constants, self.tied))
+            self.layers = list(_layers(self.network, phi, constants, self.tied))
         for layer in self.layers:
             inputs = layer(phi, constants, inputs)
         return inputs
@@ -119,17 +119,16 @@ class _Layer(NamedTuple):
 
 
 def _layers(
-    module: nn.Module, prefix: str, phi: Iterable[str], constants: Iterable[str], tied: dict[str, str] | None = None
+    network: nn.Module, phi: Iterable[str], constants: Iterable[str], tied: dict[str, str] | None
 ) -> Iterator[_Layer]:
-    """The layers that a network runs in turn: those of nested sequences, or itself."""
-    plain = changed(module) is None and tied is None
-    if plain and is_sequence(module):
-        for name, layer in module._modules.items():  # named_children() leaves out repeated layers
-            assert layer is not None
-            yield from _layers(layer, f"{prefix}{name}.", phi, constants)
-        return
-    own, shared = ([(n.removeprefix(prefix), n) for n in names if n.startswith(prefix)] for names in (phi, constants))
-    yield _Layer(module, plain, own, shared, tied)
+    """The layers that a network runs in turn, or the network in one piece, where parameters are tied."""
+    for name, module, what in layers_of(network) if tied is None else [("", network, None)]:
+        prefix = f"{name}." if name else ""
+        own, shared = (
+            [(full.removeprefix(prefix), full) for full in names if full.startswith(prefix)]
+            for names in (phi, constants)
+        )
+        yield _Layer(module, what is None and tied is None, own, shared, tied)
 
 
 def _attention(*args: Any, enable_gqa: bool = False, **kwargs: Any) -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from lightning_maml.coverage import Runs
+from lightning_maml.engine import structure
 from lightning_maml.engine.base import Problem
-from lightning_maml.engine.structure import changed, is_sequence
 from lightning_maml.inner import InnerLoop, Parameters
 from lightning_maml.meta_gradient import Query
 from lightning_maml.tasks import Set
@@ -173,7 +173,15 @@ def layers_of(network: nn.Module, known: set[type[nn.Module]]) -> tuple[Named, d
         UnrecognisedError: it is made of others than those of the exact classes ``known``, something was changed, or
             parameters are tied.
     """
-    layers = [*_layers(network, known, "")]
+    layers: Named = []
+    for name, layer, what in structure.layers_of(network):
+        if what is not None:
+            raise UnrecognisedError(f"layer {name!r} has {what}")
+        if type(layer) in known:
+            layers.append((name, layer))
+        elif type(layer) is not nn.Identity:
+            names = sorted(kind.__name__ for kind in known)
+            raise UnrecognisedError(f"layer {name!r} is a {type(layer).__name__}, none of {names}")
     own = {
         f"{name}.{key}" if name else key: value
         for name, layer in layers
@@ -182,17 +190,3 @@ def layers_of(network: nn.Module, known: set[type[nn.Module]]) -> tuple[Named, d
     }
     require(len({id(value) for value in own.values()}) == len(own), "some of its parameters are tied")
     return layers, {name: value.shape for name, value in own.items()}
-
-
-def _layers(module: nn.Module, known: set[type[nn.Module]], name: str) -> Iterator[tuple[str, Any]]:
-    if (what := changed(module)) is not None:
-        raise UnrecognisedError(f"layer {name!r} has {what}")
-    if type(module) in known:
-        yield name, module
-    elif is_sequence(module):
-        for child, layer in module._modules.items():
-            assert layer is not None
-            yield from _layers(layer, known, f"{name}.{child}" if name else child)
-    elif type(module) is not nn.Identity:
-        names = sorted(kind.__name__ for kind in known)
-        raise UnrecognisedError(f"layer {name!r} is a {type(module).__name__}, none of {names}")
