@@ -1,5 +1,6 @@
 """The command line: ``lightning-maml fit|validate|test|predict --config ...``, and ``lightning-maml demo``."""
 
+import atexit
 import ctypes
 import logging
 import platform
@@ -19,6 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_maml import demo, reproduce
+from lightning_maml.checkpoints import BestCheckpoint, FolderLock, last_of_this_run, whole_file
 from lightning_maml.module import MetaModule
 from lightning_maml.results import Published
 from lightning_maml.rl import MetaRLModule
@@ -137,23 +139,26 @@ class MetaCLI(LightningCLI):
         parser.add_lightning_class_args(self.trainer_class, "trainer")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         what = "what was published for this protocol, for `lightning-maml reproduce`"
         parser.add_argument("--published", type=Published | None, default=None, help=what)
-        parser.set_defaults(
-            {"checkpoint.filename": "best", "checkpoint.save_last": True, "checkpoint.monitor": "val/loss"}
-        )
         if self._model_class is MetaRLModule:
             parser.link_arguments("data", "model.environment", lambda data: data.environment, apply_on="instantiate")
             parser.set_defaults({"checkpoint.monitor": "val/return", "checkpoint.mode": "max"})
+
+    def instantiate_classes(self) -> None:
+        """Tells the module what was asked for, by which its checkpoints know their run."""
+        super().instantiate_classes()
+        parts = ("model", "data", "seed_everything")
+        self.model.configuration = {part: self.config_dump[part] for part in parts if part in self.config_dump}
 
     def predict(self, **kwargs: Any) -> None:
         """Saves what ``Trainer.predict`` returns, a list of ``[T, Nq, ...]``, one a batch, as ``predictions.pt``."""
         predictions = self.trainer.predict(**kwargs)
         rank = f"_rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
         path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / f"predictions{rank}.pt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(predictions, path)
+        with whole_file(path) as file:
+            torch.save(predictions, file)
         print(f"Written to {path}")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -173,12 +178,19 @@ class MetaCLI(LightningCLI):
             pattern = "*/checkpoints/last*.ckpt"
         else:
             folder, pattern = Path(trainer.default_root_dir), "checkpoints/last*.ckpt"
-        if found := max(folder.glob(pattern), key=lambda path: path.stat().st_mtime, default=None):
-            return {**options, "ckpt_path": str(found)}
-        if subcommand != "fit":
+        training = subcommand == "fit"
+        found = last_of_this_run(folder, pattern, self.model.configuration, training=training)
+        if found is None and not training:
             raise FileNotFoundError(f"Expected a checkpoint for --ckpt_path last but {folder} has no {pattern}.")
-        rank_zero_info(f"No {folder / pattern}: training starts from the beginning.")
-        return {**options, "ckpt_path": None}
+        if found is None:
+            rank_zero_info(f"No {folder / pattern}: training starts from the beginning.")
+        elif training:
+            rank_zero_info(f"Going on from {found}")
+            if trainer.is_global_zero:  # the run may be going on in another process
+                lock = FolderLock(found.parent)
+                lock.acquire()
+                atexit.register(lock.release)
+        return {**options, "ckpt_path": None if found is None else str(found)}
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would put the checkpoint's hyper-parameters over what the user has asked for.

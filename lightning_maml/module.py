@@ -145,7 +145,7 @@ class MetaModule(MetaTraining):
         return self.network(inputs)
 
     def configure_callbacks(self) -> list[Any]:
-        """What saves at SIGTERM; and here Lightning's checks have not been made yet, and ours say what to do."""
+        """What saves the last checkpoint; here Lightning's checks have not been made yet, and ours say what to do."""
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
             raise NotImplementedError(

@@ -22,7 +22,6 @@ from lightning_maml.engine import Engine
 from lightning_maml.learner import Algorithm
 from lightning_maml.metrics import Interval, TaskMean
 from lightning_maml.results import results_table, test_results, write_json
-from lightning_maml.termination import SaveOnSigterm
 
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
@@ -30,7 +29,7 @@ ClipAlgorithm = Literal["norm", "value"]
 
 
 class MetaTraining(LightningModule):
-    """Optimisers, evaluation of tasks by inner steps, tables, checkpoints and SIGTERM of a meta-training.
+    """Optimisers, evaluation of tasks by inner steps, tables and checkpoints of a meta-training.
 
     Args:
         name: of the attribute that ``learned`` becomes, and so of its tensors in checkpoints.
@@ -76,7 +75,8 @@ class MetaTraining(LightningModule):
         self.gradient_clip_algorithm = gradient_clip_algorithm
         means = nn.ModuleDict({name: TaskMean(test_steps + 1) for name in values})
         self.task_means: dict[str, TaskMean] = means  # type: ignore[assignment]
-        self._sigterm = SaveOnSigterm()
+        self._last = checkpoints.LastCheckpoint()
+        self.configuration: dict[str, Any] | None = None  # of the command line, as plain data
         self._random_states: list[Any] | None = None
 
     @abstractmethod
@@ -116,9 +116,12 @@ class MetaTraining(LightningModule):
             self.clip_gradients(optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)
 
     def configure_callbacks(self) -> list[Any]:
-        """What saves at SIGTERM."""
+        """What saves the last checkpoint, at SIGTERM if at nothing else."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        made = [callback.last for callback in callbacks if isinstance(callback, checkpoints.BestCheckpoint)]
+        self._last = next(filter(None, made), self._last)
         # attached already where a trainer goes on with this module: Lightning would say that one overrides the other
-        return [] if self._sigterm in self.trainer.callbacks else [self._sigterm]  # type: ignore[attr-defined]
+        return [] if self._last in callbacks else [self._last]
 
     def setup(self, stage: str) -> None:
         """Checkpoints that are written in one piece and read as plain data, where no others were asked for."""
@@ -138,11 +141,16 @@ class MetaTraining(LightningModule):
         return self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum").to(values.device)
 
     def _counts(self, *own: int) -> list[int]:
-        """Sums over all processes of each one's own counts; on the way all learn whether one was told to end."""
+        """Sums over all processes of each one's own counts.
+
+        On the way all learn whether one was told to end, and whether it is time for the first to save.
+        """
         if self.trainer.world_size == 1:
             return list(own)
-        *counts, terminated = self._sum(torch.tensor([*own, int(self._sigterm.received)])).tolist()
-        self._sigterm.agreed = terminated > 0
+        last, first = self._last, self.trainer.is_global_zero
+        words = last.received is not None, first and last.time_is_up
+        *counts, told, due = self._sum(torch.tensor([*own, *map(int, words)])).tolist()
+        last.agreed, last.due_for_all = last.agreed or told > 0, last.due_for_all or due > 0
         return counts
 
     # Validation and test
@@ -217,6 +225,8 @@ class MetaTraining(LightningModule):
         if len(states) > 1:  # every process comes here, the first one writes
             torch.distributed.all_gather_object(states, states[0])
         checkpoint["random_states"] = states
+        if self.configuration is not None:
+            checkpoint[checkpoints.CONFIGURATION] = self.configuration
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.strict_loading:

@@ -1,10 +1,13 @@
 """Checkpoints that are whole or not there, that run no code when read, and that hold the random numbers' state."""
 
 import contextlib
+import errno
+import io
 import os
 import pickle
 import random
 import re
+import shutil
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -14,6 +17,8 @@ from typing import IO, Any
 import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from lightning_maml.checkpoints.lock import Owner
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -41,24 +46,74 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to that is at ``path`` when the context ends, and not before; an error leaves what was there."""
+    """A file to write to that is at ``path`` when the context ends, and not before; an error leaves what was there.
+
+    Raises:
+        OSError: it cannot be written; says how many bytes there is no room for, where that is why.
+    """
+    content = io.BytesIO()  # in memory first, so that what a full disk lacks can be told
+    yield content
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")  # one name, so that a killed process leaves one file at most
+    _forget_partial_files(path)
+    # a name of this process's own: two that write to one place must not write to one file
+    partial = path.with_name(f".{path.name}.{Owner.this().name}.partial")
+    written, whole = 0, content.getbuffer()
     try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
+        with partial.open("wb", buffering=0) as file:
+            while written < len(whole):
+                written += file.write(whole[written:])
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        _unlink(partial)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        room = f"for {path} but {len(whole) - written:,} of its {len(whole):,} bytes could not be written"
+        full = OSError(f"Expected room {room} ({error.strerror}); what was there stays.")
+        full.errno = error.errno
+        raise full from error
     except BaseException:
-        partial.unlink(missing_ok=True)
+        _unlink(partial)
         raise
-    if os.name == "posix":  # the name, too, has to reach the disk
-        folder = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+
+
+def keep_previous(path: Path) -> Path:
+    """Has the file at ``path``, if there is one, under a second name too, ``previous_<name>``, which is returned."""
+    previous = path.with_name(f"previous_{path.name}")
+    if path.is_file():
+        other = path.with_name(f".{previous.name}.{Owner.this().name}.partial")
+        _unlink(other)
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            other.hardlink_to(path)
+        except OSError:  # not every file system has two names for one file
+            shutil.copy2(path, other)
+        other.replace(previous)
+    return previous
+
+
+def _forget_partial_files(path: Path) -> None:
+    """Removes what processes left behind that were killed while they wrote to ``path``."""
+    for partial in path.parent.glob(f".*{path.name}.*.partial"):
+        owner = Owner.named(partial.name.removesuffix(".partial").rpartition(f"{path.name}.")[2])
+        if owner is not None and owner.is_gone():
+            _unlink(partial)
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):  # of a folder that is gone, or another process's
+        path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Brings names, too, to the disk."""
+    if os.name != "posix":
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def read_checkpoint(path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:

@@ -1,0 +1,158 @@
+"""A folder belongs to one run at a time."""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+BEAT, SILENCE = 15.0, 60.0
+"""Seconds from one sign of life to the next, and after how many without one a process of another host is gone."""
+
+
+class FolderInUseError(ValueError):
+    """Another run has the folder."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process on a host."""
+
+    host: str
+    pid: int
+    started: str
+    """When it began, as the system counts: a number alone comes back in another process. Empty where nobody tells."""
+
+    @classmethod
+    def this(cls) -> Self:
+        return cls(socket.gethostname().replace("/", "_"), os.getpid(), _state(os.getpid())[1])
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """The owner of a :attr:`name`, or None: it is none."""
+        host, _, rest = name.rpartition("+")
+        pid, _, started = rest.partition("-")
+        return cls(host, int(pid), started) if pid.isdecimal() else None
+
+    @property
+    def name(self) -> str:
+        """As part of a file's name."""
+        return f"{self.host}+{self.pid}-{self.started}"
+
+    def is_gone(self) -> bool:
+        """Whether it is of this host, and has ended."""
+        if self.host != self.this().host:
+            return False
+        alive, started = _state(self.pid)
+        return not alive or bool(self.started and started and started != self.started)
+
+
+def _state(pid: int) -> tuple[bool, str]:
+    """Whether a process of this host runs, and when it began."""
+    if Path("/proc/self/stat").exists():
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return False, ""
+        return fields[0] not in "ZX", fields[19]  # a killed one stays until its parent has looked
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False, ""
+    except OSError:
+        pass
+    return True, ""
+
+
+class FolderLock:
+    """Holds a folder for the time of a run, by a file ``.lock`` with host and process.
+
+    It is taken over from a process that is gone: of this host, at once; of another one, where the file has had no sign
+    of life for a minute. The processes of a distributed run hold one lock, the first one's.
+
+    Args:
+        folder: the folder; made where there is none.
+
+    Example:
+        >>> import tempfile
+        >>> lock = FolderLock(Path(tempfile.mkdtemp()))
+        >>> lock.acquire()
+        >>> lock.is_held()
+        True
+        >>> lock.release()
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.own = folder / ".lock", Owner.this()
+        self._ended = threading.Event()
+
+    def acquire(self) -> None:
+        """Takes the folder.
+
+        Raises:
+            FolderInUseError: another run has it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        seen = None
+        while True:
+            with _alone(self.path.with_name(".lock.guard")):
+                owner = self._owner()
+                if owner is None or owner == self.own or owner.is_gone() or self._is_silent(owner, seen):
+                    self.path.write_text(json.dumps(asdict(self.own)))
+                    break
+                beat = self.path.stat().st_mtime_ns
+            if owner.host == self.own.host or (seen is not None and seen[0] != beat):
+                raise FolderInUseError(
+                    f"Expected {self.path.parent} to be free but process {owner.pid} on {owner.host} is training there."
+                )
+            seen = (beat, time.monotonic() if seen is None else seen[1])
+            time.sleep(BEAT / 10)
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def _owner(self) -> Owner | None:
+        try:
+            return Owner(**json.loads(self.path.read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _is_silent(self, owner: Owner, seen: tuple[int, float] | None) -> bool:
+        """Whether the process of another host has said nothing for long: by this host's clock alone."""
+        if seen is None or owner.host == self.own.host:
+            return False
+        return self.path.stat().st_mtime_ns == seen[0] and time.monotonic() - seen[1] > SILENCE
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT) and self.is_held():
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
+
+    def is_held(self) -> bool:
+        """Whether the folder is still this process's."""
+        return self._owner() == self.own
+
+    def release(self) -> None:
+        """Gives the folder back; nothing where it is not held."""
+        self._ended.set()
+        with contextlib.suppress(OSError), _alone(self.path.with_name(".lock.guard")):
+            if self.is_held():
+                self.path.unlink()
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """No two processes in here at once, where the file system can tell."""
+    try:
+        import fcntl
+    except ImportError:  # there is none on Windows
+        yield
+        return
+    file: Any
+    with path.open("a") as file:
+        with contextlib.suppress(OSError):  # some network file systems have none
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
