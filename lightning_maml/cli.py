@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_maml import demo, reproduce
-from lightning_maml.checkpoints import BestCheckpoint, FolderLock, last_of_this_run, whole_file
+from lightning_maml.checkpoints import BestCheckpoint, FolderLock, last_of_this_run, plain, whole_file
 from lightning_maml.module import MetaModule
 from lightning_maml.results import Published
 from lightning_maml.rl import MetaRLModule
@@ -150,7 +150,7 @@ class MetaCLI(LightningCLI):
         """Tells the module what was asked for, by which its checkpoints know their run."""
         super().instantiate_classes()
         parts = ("model", "data", "seed_everything")
-        self.model.configuration = {part: self.config_dump[part] for part in parts if part in self.config_dump}
+        self.model.configuration = plain({part: self.config_dump[part] for part in parts if part in self.config_dump})
 
     def predict(self, **kwargs: Any) -> None:
         """Saves what ``Trainer.predict`` returns, a list of ``[T, Nq, ...]``, one a batch, as ``predictions.pt``."""

@@ -53,7 +53,11 @@ def trained() -> Path:
 
 
 def test_fit_leaves_checkpoints_logs_and_configuration(trained):
-    assert {path.name for path in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (trained / "checkpoints").iterdir()} == {
+        "best.ckpt",
+        "last.ckpt",
+        "previous_best.ckpt",
+    }
     last = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 8
     assert "train/meta_gradient_norm" in (trained / "metrics.csv").read_text()

@@ -11,7 +11,7 @@ from lightning_maml.checkpoints.files import (
 )
 from lightning_maml.checkpoints.last import LastCheckpoint
 from lightning_maml.checkpoints.lock import FolderInUseError, FolderLock
-from lightning_maml.checkpoints.resume import CONFIGURATION, last_of_this_run
+from lightning_maml.checkpoints.resume import CONFIGURATION, last_of_this_run, plain
 
 __all__ = [
     "CONFIGURATION",
@@ -22,6 +22,7 @@ __all__ = [
     "SafeCheckpointIO",
     "check_fits",
     "last_of_this_run",
+    "plain",
     "random_state",
     "read_checkpoint",
     "restore_random_state",

@@ -9,7 +9,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
+
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 BEAT, SILENCE = 15.0, 60.0
 """Seconds from one sign of life to the next, and after how many without one a process of another host is gone."""
@@ -100,7 +102,7 @@ class FolderLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         seen = None
         while True:
-            with _alone(self.path.with_name(".lock.guard")):
+            with _alone(self.path.parent):
                 owner = self._owner()
                 if owner is None or owner == self.own or owner.is_gone() or self._is_silent(owner, seen):
                     self.path.write_text(json.dumps(asdict(self.own)))
@@ -110,6 +112,9 @@ class FolderLock:
                 raise FolderInUseError(
                     f"Expected {self.path.parent} to be free but process {owner.pid} on {owner.host} is training there."
                 )
+            if seen is None:
+                what = f"{self.path.parent} was last held by process {owner.pid} on {owner.host}"
+                rank_zero_info(f"{what}: waiting up to {SILENCE:.0f} seconds for a sign of life.")
             seen = (beat, time.monotonic() if seen is None else seen[1])
             time.sleep(BEAT / 10)
         threading.Thread(target=self._beat, daemon=True).start()
@@ -138,21 +143,23 @@ class FolderLock:
     def release(self) -> None:
         """Gives the folder back; nothing where it is not held."""
         self._ended.set()
-        with contextlib.suppress(OSError), _alone(self.path.with_name(".lock.guard")):
+        with contextlib.suppress(OSError), _alone(self.path.parent):
             if self.is_held():
                 self.path.unlink()
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """No two processes in here at once, where the file system can tell."""
+def _alone(folder: Path) -> Iterator[None]:
+    """No two processes in here at once for one folder, where the system can tell."""
     try:
         import fcntl
     except ImportError:  # there is none on Windows
         yield
         return
-    file: Any
-    with path.open("a") as file:
+    number = os.open(folder, os.O_RDONLY)
+    try:
         with contextlib.suppress(OSError):  # some network file systems have none
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(number, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(number)

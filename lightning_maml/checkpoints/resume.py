@@ -15,8 +15,17 @@ CONFIGURATION = "configuration"
 ASIDE = {"engine", "accumulate_tasks", "root", "download"}
 """Settings that change no number: how it is computed, and where the data lie."""
 
+PLAIN = (dict, list, tuple, str, int, float, bool, type(None))
+
 LEARNED = ("network", "policy", "algorithm", "loss")
 """What of the section ``model`` a test has to share with the training."""
+
+
+def plain(value: Any) -> Any:
+    """A configuration as plain data: what is linked to another part of it is an object, and goes without saying."""
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items() if isinstance(part, PLAIN)}
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def last_of_this_run(folder: Path, pattern: str, own: Mapping[str, Any], *, training: bool) -> Path | None:
@@ -49,7 +58,7 @@ def last_of_this_run(folder: Path, pattern: str, own: Mapping[str, Any], *, trai
         return None
     what = "leave out --ckpt_path to start this one" if training else "name the one that you mean"
     raise ValueError(
-        f"Expected a run of this configuration for --ckpt_path last but the newest one is another: {reasons[0]} "
+        f"Expected a run of this configuration for --ckpt_path last but found none. The newest: {reasons[0]} "
         f"Either {what}, or go on with that one by --ckpt_path FILE."
     )
 
