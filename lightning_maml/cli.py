@@ -94,9 +94,17 @@ class MetaParser(LightningArgumentParser):
 class SaveConfig(SaveConfigCallback):
     """Saves the configuration beside the logs; without a logger there is no folder of the run's own to put it in."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options, save_to_log_dir=False)  # where it would not be written in one piece
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.loggers:
-            super().setup(trainer, pl_module, stage)
+        self.folder = trainer.log_dir if trainer.loggers else None  # all processes ask for it together
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.folder is not None:
+            with whole_file(Path(self.folder) / self.config_filename) as file:
+                file.write(self.parser.dump(self.config, skip_none=False).encode())
 
 
 class MetaCLI(LightningCLI):

@@ -6,8 +6,11 @@ import logging
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 import warnings
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,14 +18,14 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 import processes
 from benchmarks.endurance import endure
 from lightning_maml import MetaModule, maml
-from lightning_maml.checkpoints import whole_file
+from lightning_maml.checkpoints import BestCheckpoint, whole_file
 from lightning_maml.data import SinusoidTasks
 
 
@@ -71,7 +74,7 @@ def train(folder: Path, updates: int, per_step: int, world_size: int, every: int
         num_sanity_val_steps=1,
         val_check_interval=30 // per_step,
         callbacks=[
-            ModelCheckpoint(checkpoints, filename="best", save_last=True, every_n_train_steps=every),
+            BestCheckpoint(checkpoints, every_n_train_steps=every),
             Started(folder),
             Pace(),
         ],
@@ -208,11 +211,13 @@ def test_a_long_training_takes_no_more_memory(tmp_path: Path) -> None:
 
 
 def write_slowly(path: Path) -> None:
-    with whole_file(path) as file:
-        file.write(b"new" * 100_000)
-        file.flush()
+    def never(_: int) -> None:
         (path.parent / "writing").touch()
         time.sleep(60)
+
+    os.fsync = never
+    with whole_file(path) as file:
+        file.write(b"new" * 100_000)
 
 
 def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path: Path) -> None:
@@ -223,7 +228,76 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path: Path) ->
     running[0].kill()
     processes.wait(running)
     assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 3  # what was half written; the next to write there removes it
     with whole_file(path) as file:
         file.write(b"new")
     assert path.read_bytes() == b"new"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["last.ckpt", "writing"]
+
+
+@pytest.mark.slow
+def test_soak(tmp_path: Path) -> None:
+    """100 kills, stops, full disks and second processes in one training: it ends as the undisturbed one, bit for bit."""
+    options = [
+        "fit",
+        "--config",
+        str(Path(__file__).parents[1] / "configs" / "sinusoid.yaml"),
+        "--trainer.max_steps=60000",
+    ]
+    options += ["--data.batches_per_epoch=2000", "--data.val_tasks=30", "--model.updates_per_step=10"]
+    options += ["--trainer.val_check_interval=100", "--checkpoint.every_n_train_steps=150", "--ckpt_path=last"]
+    options += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    paced = [*options, "--trainer.callbacks+=soak.Pace"]
+
+    def command(folder: Path, arguments: list[str], **environment: str) -> subprocess.Popen[str]:
+        folder.mkdir(exist_ok=True)
+        path = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
+        return subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / "soak.py"), *arguments],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    straight, disturbed = tmp_path / "straight", tmp_path / "disturbed"
+    whole = command(straight, options)
+    assert (whole.communicate()[1], whole.returncode)[1] == 0
+
+    chance = random.Random(0)
+    ended: Counter[str] = Counter()
+    while sum(ended.values()) < 100:
+        kind = chance.choice(["SIGKILL"] * 4 + ["SIGTERM"] * 2 + ["SIGINT"] * 2 + ["disk"] + ["second"])
+        size = {"DISK": str(chance.randrange(1, 40_000))} if kind == "disk" else {}
+        first = command(disturbed, paced, **size)
+        second = command(disturbed, paced) if kind == "second" else None
+        try:
+            first.wait(chance.uniform(3, 9))
+        except subprocess.TimeoutExpired:
+            first.send_signal(getattr(signal, kind if kind.startswith("SIG") else "SIGKILL"))
+        said = first.communicate()[1]
+        assert "Traceback" not in said, said
+        assert first.returncode in (1, 130, 143, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT), said
+        if second is not None:
+            time.sleep(0.5)
+            second.send_signal(signal.SIGKILL)
+            said = second.communicate()[1]
+            assert "Traceback" not in said, said
+        ended[kind] += 1
+    rest = command(disturbed, options)
+    said = rest.communicate()[1]
+    assert rest.returncode == 0, said
+
+    def newest(folder: Path, name: str) -> dict[str, Any]:
+        paths = folder.glob(f"runs/sinusoid/*/checkpoints/{name}")
+        return torch.load(max(paths, key=lambda path: path.stat().st_mtime), weights_only=True)
+
+    for name in ("last.ckpt", "best.ckpt"):
+        one, other = newest(straight, name), newest(disturbed, name)
+        assert one["global_step"] == other["global_step"], (name, ended)
+        for key, value in one["state_dict"].items():
+            assert torch.equal(value, other["state_dict"][key]), (name, key, ended)
+    scores = [[*newest(folder, "best.ckpt")["callbacks"].values()][0]["score"] for folder in (straight, disturbed)]
+    assert scores[0] == scores[1]
+    assert len(ended) == 5
