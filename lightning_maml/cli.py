@@ -94,9 +94,6 @@ class MetaParser(LightningArgumentParser):
 class SaveConfig(SaveConfigCallback):
     """Saves the configuration beside the logs; without a logger there is no folder of the run's own to put it in."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options, save_to_log_dir=False)  # where it would not be written in one piece
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = trainer.log_dir if trainer.loggers else None  # all processes ask for it together
         super().setup(trainer, pl_module, stage)
@@ -127,7 +124,7 @@ class MetaCLI(LightningCLI):
             auto_configure_optimizers=False,  # MetaModule takes its optimiser as an argument
             seed_everything_default=0,
             save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"save_to_log_dir": False},  # which would not write it in one piece
             parser_class=MetaParser,
             parser_kwargs={
                 "prog": "lightning-maml",

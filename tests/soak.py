@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
@@ -15,9 +16,10 @@ from lightning_maml.cli import main
 
 
 class Pace(Callback):
-    """Waits a little after each training step."""
+    """Leaves a file once training has begun, and waits a little after each training step."""
 
     def on_train_batch_end(self, *_: Any) -> None:
+        Path(f"started_{os.getpid()}").touch()
         time.sleep(0.05)
 
 
