@@ -189,13 +189,17 @@ class MetaCLI(LightningCLI):
             raise FileNotFoundError(f"Expected a checkpoint for --ckpt_path last but {folder} has no {pattern}.")
         if found is None:
             rank_zero_info(f"No {folder / pattern}: training starts from the beginning.")
-        elif training:
-            rank_zero_info(f"Going on from {found}")
+            return {**options, "ckpt_path": None}
+        path, content = found
+        if training:
+            done = content["global_step"]
+            left = ": none is left to train" if 0 <= trainer.max_steps <= done else ""
+            rank_zero_info(f"Going on from {path}, after {done:,} of {trainer.max_steps:,} meta-updates{left}.")
             if trainer.is_global_zero:  # the run may be going on in another process
-                lock = FolderLock(found.parent)
+                lock = FolderLock(path.parent)
                 lock.acquire()
                 atexit.register(lock.release)
-        return {**options, "ckpt_path": None if found is None else str(found)}
+        return {**options, "ckpt_path": str(path)}
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would put the checkpoint's hyper-parameters over what the user has asked for.

@@ -110,6 +110,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins to count, and to listen to signals."""
         self.received, self.agreed, self.due_for_all, self._pending, self._training = None, False, False, False, True
+        self._saving = False
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         environment = getattr(trainer.strategy, "cluster_environment", None)
         requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
@@ -204,11 +205,9 @@ class LastCheckpoint(Checkpoint):
             raise FolderInUseError(f"Expected {self._lock.path.parent} to be this run's but another one has taken it.")
         if trainer.is_global_zero and self.best is not None and "://" not in path:
             keep_previous(Path(path))
-        self._saving = True
-        try:
-            trainer.save_checkpoint(path, weights_only=False)
-        finally:
-            self._saving = False
+        training, self._training, self._saving = self._training, False, True  # what fails here is not tried again
+        trainer.save_checkpoint(path, weights_only=False)
+        self._training, self._saving = training, False
         self._saved_step, self._saved_at, self.due_for_all = trainer.global_step, time.monotonic(), False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -28,7 +28,9 @@ def plain(value: Any) -> Any:
     return [plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def last_of_this_run(folder: Path, pattern: str, own: Mapping[str, Any], *, training: bool) -> Path | None:
+def last_of_this_run(
+    folder: Path, pattern: str, own: Mapping[str, Any], *, training: bool
+) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint in ``folder`` of a run that was asked for the same; a damaged one by the whole one before.
 
     Args:
@@ -38,7 +40,7 @@ def last_of_this_run(folder: Path, pattern: str, own: Mapping[str, Any], *, trai
         training: compare model, data and seed, as a run that goes on has to; else what was learned, alone.
 
     Returns:
-        None where there are no such files.
+        Where it is and what it holds; None where there are no such files.
 
     Raises:
         ValueError: there are, and all are of other runs, or damaged; says what differs.
@@ -52,7 +54,7 @@ def last_of_this_run(folder: Path, pattern: str, own: Mapping[str, Any], *, trai
             continue
         different = [*_different(content, own, training)]
         if not different:
-            return whole
+            return whole, content
         reasons.append(f"{path} differs in {', '.join(different[:3])}{', ...' if len(different) > 3 else ''}.")
     if not reasons:
         return None
