@@ -64,6 +64,7 @@ QUIET_WARNINGS = (
     r"\s*By default only one JsonargparseDeprecationWarning",
     r"\s*Unable to serialize instance",  # said of the string of a `str | Callable`
     r"The dirpath has changed from",
+    r"Checkpoint directory .* exists and is not empty",  # a run that goes on; another one is refused
     r"LightningCLI's args parameter is intended",  # `main` gives them on purpose
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )

@@ -263,6 +263,15 @@ def test_a_folder_belongs_to_one_run_at_a_time(tmp_path: Path) -> None:
     processes.wait(running)
 
 
+def test_a_run_that_begins_does_not_write_over_another_one(tmp_path: Path) -> None:
+    fit(tmp_path, 10)
+    with pytest.raises(
+        FolderInUseError, match=r"hold no run for one that begins but found last.ckpt.*--ckpt_path last"
+    ):
+        fit(tmp_path, 20)
+    assert content(tmp_path / "last.ckpt")["global_step"] == 10
+
+
 @pytest.mark.parametrize("alive", [True, False])
 def test_of_another_host_the_age_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: bool) -> None:
     monkeypatch.setattr(lock, "BEAT", 0.5)

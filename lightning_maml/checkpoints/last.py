@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_maml.checkpoints.files import keep_previous
-from lightning_maml.checkpoints.lock import FolderInUseError, FolderLock
+from lightning_maml.checkpoints.lock import ELSEWHERE, FolderInUseError, FolderLock
 
 if TYPE_CHECKING:
     from lightning_maml.checkpoints.best import BestCheckpoint
@@ -48,7 +48,7 @@ class LastCheckpoint(Checkpoint):
             would not come along.
 
     Raises:
-        FolderInUseError: another run has the folder.
+        FolderInUseError: another run has the folder, or, where this one begins, left its last checkpoint there.
     """
 
     def __init__(
@@ -83,14 +83,24 @@ class LastCheckpoint(Checkpoint):
             return
         refused = None
         if trainer.is_global_zero:
-            self._lock = FolderLock(Path(str(folder)))
+            lock = FolderLock(Path(str(folder)))
             try:
-                self._lock.acquire()
+                lock.acquire()
+                self._lock = lock
             except FolderInUseError as error:
-                refused, self._lock = str(error), None
+                refused = str(error)
         if refused := trainer.strategy.broadcast(refused):
+            raise FolderInUseError(refused)
+
+    def _check_fresh(self, trainer: Trainer) -> None:
+        """Raise FolderInUseError where a run that begins would write over what another one left."""
+        if trainer.ckpt_path or self._saved_step >= 0:
+            return
+        left = self._lock is not None and self._lock.path.with_name(NAME).exists()
+        if trainer.strategy.broadcast(left):
             raise FolderInUseError(
-                f"{refused} Wait for it, or train elsewhere: --checkpoint.dirpath FOLDER (BestCheckpoint(dirpath=...))."
+                f"Expected {self._folder(trainer)} to hold no run for one that begins but found {NAME}. Go on with "
+                f"that run by --ckpt_path last, remove it, or {ELSEWHERE}."
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -109,6 +119,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins to count, and to listen to signals."""
+        self._check_fresh(trainer)
         self.received, self.agreed, self.due_for_all, self._pending, self._training = None, False, False, False, True
         self._saving = False
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()

@@ -17,8 +17,11 @@ BEAT, SILENCE = 15.0, 60.0
 """Seconds from one sign of life to the next, and after how many without one a process of another host is gone."""
 
 
+ELSEWHERE = "train elsewhere: --checkpoint.dirpath FOLDER (BestCheckpoint(dirpath=...))"
+
+
 class FolderInUseError(ValueError):
-    """Another run has the folder."""
+    """Another run has the folder, or left its checkpoints there."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,9 @@ class FolderLock:
                     break
                 beat = self.path.stat().st_mtime_ns
             if owner.host == self.own.host or (seen is not None and seen[0] != beat):
+                who = f"process {owner.pid} on {owner.host} is training there"
                 raise FolderInUseError(
-                    f"Expected {self.path.parent} to be free but process {owner.pid} on {owner.host} is training there."
+                    f"Expected {self.path.parent} to be free but {who}. Wait for it, or {ELSEWHERE}."
                 )
             if seen is None:
                 what = f"{self.path.parent} was last held by process {owner.pid} on {owner.host}"
