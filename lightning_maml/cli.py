@@ -279,20 +279,15 @@ def main(args: Sequence[str] | None = None) -> int:
             if debug and stop.__cause__ is not None:  # the parser's
                 raise stop.__cause__ from None
             if not isinstance(stop.__context__, KeyboardInterrupt):  # which a trainer ends with a status of its own
-                _flush()
+                if status := _flushed(0):
+                    return status
                 raise
             status = _interrupted()
         except Exception as error:
             if debug:
                 raise
-            status = 1
-            if not isinstance(error, BrokenPipeError) or _flush():
-                print(f"lightning-maml: error: {complaint(error)}", file=sys.stderr)
-        return status if _flush() else BROKEN_PIPE
-
-
-BROKEN_PIPE = 128 + 13
-"""What a shell reports of a process that wrote to a pipe whose reader, such as ``head``, had gone: SIGPIPE's number."""
+            status = _said(error)
+        return _flushed(status)
 
 
 def _run(given: Sequence[str]) -> int:
@@ -312,15 +307,22 @@ def _interrupted() -> int:
     return 130
 
 
-def _flush() -> bool:
-    """Writes out what was printed; False where there is nobody to read it, and then Python's own end need not try."""
+def _said(error: Exception) -> int:
+    if isinstance(error, BrokenPipeError):  # whoever read, such as `head`, has had enough
+        return 128 + 13  # as a shell reports SIGPIPE
+    print(f"lightning-maml: error: {complaint(error)}", file=sys.stderr)
+    return 1
+
+
+def _flushed(status: int) -> int:
+    """The exit status, after all that was printed is written out: here it can still be said that this fails."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try again, at its end
+        return status or _said(error)
+    return status
 
 
 def _module_of(args: Sequence[str]) -> type[MetaModule | MetaRLModule]:

@@ -56,7 +56,7 @@ def _words(error: BaseException) -> str:
         return f"Expected to find memory but the machine has none left{_SMALLER}"
     if isinstance(error, OSError) and error.strerror:
         used = error.filename if error.filename is not None else _written_to(error)
-        return f"Expected to use {_cut(str(used or 'a file'))} but the system says: {error.strerror}"
+        return f"Expected to use {_cut(str(used or 'the output'))} but the system says: {error.strerror}"
     if _raised_by(error, "jsonargparse"):
         return shortened(str(error))
     if isinstance(error, OverflowError):
