@@ -26,6 +26,13 @@ def check_wholes(least: int, /, **lists: Any) -> None:
         check_whole(least, **{f"{name}[{place}]": value for place, value in enumerate(values)})
 
 
+def check_seed(**values: Any) -> None:
+    """Whole numbers that every generator of random numbers takes: numpy's takes 32 bits."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
+            raise ValueError(f"Expected `{name}` to be a whole number from 0 to {2**32 - 1} but got {value!r}.")
+
+
 def check_positive(**values: float) -> None:
     """Numbers above 0, and finite."""
     for name, value in values.items():

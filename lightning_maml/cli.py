@@ -3,14 +3,15 @@
 import atexit
 import ctypes
 import logging
+import os
 import platform
 import re
 import sys
-import traceback
 import warnings
+from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -21,6 +22,9 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_maml import demo, reproduce
 from lightning_maml.checkpoints import BestCheckpoint, FolderLock, last_of_this_run, plain, whole_file
+from lightning_maml.checks import check_not_negative, check_positive, check_seed, check_whole
+from lightning_maml.complaints import complaint, shortened
+from lightning_maml.data import TaskStream
 from lightning_maml.module import MetaModule
 from lightning_maml.results import Published
 from lightning_maml.rl import MetaRLModule
@@ -55,6 +59,7 @@ examples:
   lightning-maml fit --help                                          all options; each overrides the file's
   lightning-maml fit --data.help lightning_maml.OmniglotTasks        the options of one class
   lightning-maml fit --config configs/sinusoid.yaml --print_config   the complete configuration
+  lightning-maml fit --config configs/sinusoid.yaml --debug          an error with its traceback
 """.replace("{subcommands}", "\n".join(f"  {name:<9}  {what}" for name, what in SUBCOMMANDS.items()))
 
 QUIET_WARNINGS = (
@@ -78,6 +83,16 @@ TITLES = {
 }
 
 
+# What Lightning itself does not check: it divides by these, or takes them for something else.
+TRAINER_NUMBERS = (
+    (check_whole, (1,), ("check_val_every_n_epoch", "accumulate_grad_batches")),
+    (check_whole, (0,), ("log_every_n_steps", "min_epochs", "min_steps")),
+    (check_whole, (-1,), ("num_sanity_val_steps",)),
+    (check_positive, (), ("val_check_interval",)),
+    (check_not_negative, (), ("gradient_clip_val",)),
+)
+
+
 class MetaParser(LightningArgumentParser):
     """Lightning's parser, with help that fits on a screen."""
 
@@ -90,6 +105,15 @@ class MetaParser(LightningArgumentParser):
         # nn.Module alone has some two hundred known subclasses: of more than 8 none is named.
         instead = "any class or\n" + " " * 24 + "function by its import path)"
         return re.sub(r"known\s+subclasses:[^,)]*(,[^,)]*){8,}\)", instead, super().format_help(*args, **kwargs))
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """One line in place of the tree of all that was tried; the cause goes along, for ``--debug``."""
+        if not self.exit_on_error:  # the parser of a class within another's: that one says it
+            super().error(message, ex)
+        parsers = [self, *(self._subcommands_action.choices.values() if self._subcommands_action else ())]
+        options = {option for parser in parsers for option in parser._option_string_actions}
+        print(f"lightning-maml: error: {shortened(message, options)}", file=sys.stderr)
+        raise SystemExit(2) from ex or ArgumentError(None, message)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -152,9 +176,43 @@ class MetaCLI(LightningCLI):
             parser.link_arguments("data", "model.environment", lambda data: data.environment, apply_on="instantiate")
             parser.set_defaults({"checkpoint.monitor": "val/return", "checkpoint.mode": "max"})
 
-    def instantiate_classes(self) -> None:
-        """Tells the module what was asked for, by which its checkpoints know their run."""
-        super().instantiate_classes()
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand != "fit":
+            what = "take the network as it is before any training, where there is no --ckpt_path"
+            parser.add_argument("--untrained", action="store_true", help=what)
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Refuses, before anything is built, what Lightning would take and make nothing sensible of."""
+        super().parse_arguments(parser, args)
+        options = self.config[self.config.subcommand]
+        if not isinstance(options.seed_everything, bool):
+            check_seed(seed_everything=options.seed_everything)
+        for check, least, names in TRAINER_NUMBERS:
+            given = {f"trainer.{name}": options.trainer[name] for name in names}
+            check(*least, **{name: value for name, value in given.items() if isinstance(value, int | float)})
+        self._refuse_untrained(self.config.subcommand, options)
+
+    def _refuse_untrained(self, subcommand: str, options: Any) -> None:
+        """Numbers of a network that nobody has trained look like any others."""
+        if subcommand == "fit":
+            return
+        if options.untrained and options.ckpt_path is not None:
+            raise ValueError(f"Expected no --untrained with a checkpoint but got --ckpt_path {options.ckpt_path}.")
+        if not options.untrained and options.ckpt_path is None:
+            raise ValueError(
+                f"Expected a trained network to {subcommand} but got no checkpoint: add --ckpt_path last, or a file's "
+                "path, or --untrained for the network as it is before any training."
+            )
+
+    def after_instantiate_classes(self) -> None:
+        """Refuses more processes than there are tasks before they are started, where the data are a stream.
+
+        Tells the module what was asked for, by which its checkpoints know their run.
+        """
+        if isinstance(self.datamodule, TaskStream):
+            self.datamodule.check_processes(self.trainer.num_devices * self.trainer.num_nodes)
         parts = ("model", "data", "seed_everything")
         self.model.configuration = plain({part: self.config_dump[part] for part in parts if part in self.config_dump})
 
@@ -222,9 +280,12 @@ def _keep_freed_memory() -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status.
 
-    What the user got wrong is said in one message; the traceback of anything else is left alone.
+    Whatever goes wrong is said in a line on stderr: status 2 where the command line could not be read, 130 where
+    Ctrl-C ended it, 141 where nobody reads what it prints, else 1. With ``--debug`` the exception comes as it is.
     """
-    given = list(sys.argv[1:] if args is None else args) or ["--help"]
+    given = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"] or ["--help"]
     _keep_freed_memory()
     with warnings.catch_warnings():
         for message in QUIET_WARNINGS:
@@ -232,20 +293,57 @@ def main(args: Sequence[str] | None = None) -> int:
         for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
             logging.getLogger(name).addFilter(_has_something_to_say)
         try:
-            if given[0] == "demo":
-                demo.main(given[1:])
-            elif given[0] == "reproduce":
-                return reproduce.main(given[1:], MetaCLI)
-            else:
-                MetaCLI(given, _module_of(given))
-        except (ValueError, TypeError, FileNotFoundError, NotImplementedError) as error:
-            # what this package raises is meant for the user
-            file = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-            if not isinstance(error, FileNotFoundError) and Path(__file__).parent not in file.parents:
+            status = _run(given)
+        except KeyboardInterrupt:
+            status = _interrupted()
+        except SystemExit as stop:
+            if debug and stop.__cause__ is not None:  # the parser's
+                raise stop.__cause__ from None
+            if not isinstance(stop.__context__, KeyboardInterrupt):  # which a trainer ends with a status of its own
+                if status := _flushed(0):
+                    return status
                 raise
-            print(f"lightning-maml: error: {error}", file=sys.stderr)
-            return 1
+            status = _interrupted()
+        except Exception as error:
+            if debug:
+                raise
+            status = _said(error)
+        return _flushed(status)
+
+
+def _run(given: Sequence[str]) -> int:
+    if given[0] == "demo":
+        demo.main(given[1:])
+    elif given[0] == "reproduce":
+        return reproduce.main(given[1:], MetaCLI)
+    elif given[0].startswith("-") and not {*SUBCOMMANDS, "-h", "--help"}.intersection(given):
+        raise ValueError(f"Expected one of {[*SUBCOMMANDS, 'reproduce', 'demo']} to come first but got {given[0]}.")
+    else:
+        MetaCLI(given, _module_of(given))
     return 0
+
+
+def _interrupted() -> int:
+    print("lightning-maml: stopped by Ctrl-C", file=sys.stderr)
+    return 130
+
+
+def _said(error: Exception) -> int:
+    if isinstance(error, BrokenPipeError):  # whoever read, such as `head`, has had enough
+        return 128 + 13  # as a shell reports SIGPIPE
+    print(f"lightning-maml: error: {complaint(error)}", file=sys.stderr)
+    return 1
+
+
+def _flushed(status: int) -> int:
+    """The exit status, after all that was printed is written out: here it can still be said that this fails."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try again, at its end
+        return status or _said(error)
+    return status
 
 
 def _module_of(args: Sequence[str]) -> type[MetaModule | MetaRLModule]:

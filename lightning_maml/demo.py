@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from tqdm import tqdm
 
 from lightning_maml.adaptation import meta_loss
+from lightning_maml.checks import check_positive, check_seed, check_whole
 from lightning_maml.data.sinusoid import SinusoidTasks
 from lightning_maml.learner import Algorithm
 from lightning_maml.module import MetaModule
@@ -39,6 +40,10 @@ def main(args: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     parser.add_argument("--steps", type=int, help="updates of each, instead of a time")
     parser.add_argument("--seed", type=int, default=0, help="of the tasks and of the initial weights (default: 0)")
     options = parser.parse_args(args)
+    check_positive(seconds=options.seconds)
+    check_seed(seed=options.seed)
+    if options.steps is not None:
+        check_whole(1, steps=options.steps)
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
     algorithms = {"MAML": maml(lr=0.01, steps=1), "pretrained": pretrained(lr=0.01)}

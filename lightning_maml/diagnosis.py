@@ -1,5 +1,10 @@
-"""Why a training loss is not finite, in words."""
+"""Why a training loss is not finite, or a network refuses its inputs, in words."""
 
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
 from torch import Tensor
 
 from lightning_maml.learner import Algorithm
@@ -53,6 +58,37 @@ def explain_divergence(
         f"inner loop, {float(support_losses[:, -1].mean()):.3g} after it), so the adapted networks overflow on the "
         f"query rows: {advice}, or look at the loss function."
     )
+
+
+Step = TypeVar("Step", bound=Callable[..., Any])
+
+
+def explaining_misfits(step: Step) -> Step:
+    """A step ``(module, batch, ...)`` that says which inputs ``module.network`` refuses, where it refuses them."""
+
+    @functools.wraps(step)
+    def explained(module: Any, batch: Any, *rest: Any) -> Any:
+        try:
+            return step(module, batch, *rest)
+        except RuntimeError as error:
+            own = isinstance(error, torch.OutOfMemoryError | NotImplementedError)
+            why = None if own else _misfit(module, batch.support_inputs if isinstance(batch, TaskBatch) else batch[0])
+            if why is None:
+                raise
+            raise ValueError(why) from error
+
+    return explained  # type: ignore[return-value]
+
+
+def _misfit(module: Any, inputs: Tensor) -> str | None:
+    try:
+        with torch.no_grad():
+            module.network(inputs[0])
+    except RuntimeError as error:
+        rows = ", ".join(["rows", *map(str, inputs.shape[2:])])
+        network = type(module.network).__name__
+        return f"Expected a network that takes inputs [{rows}], as the tasks have, but got {network}: {error}"
+    return None
 
 
 def bad_tasks(values: Tensor) -> list[int]:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_maml.adaptation import adapt, evaluate
 from lightning_maml.checks import check_whole
+from lightning_maml.diagnosis import explaining_misfits
 from lightning_maml.engine import Engine
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import task_loss
@@ -231,6 +232,7 @@ class MetaModule(MetaTraining):
         weight = kept * self.trainer.world_size / (everything if self.on_divergence == "zero" else all_kept)
         return update.surrogate if weight == 1 else update.surrogate * weight
 
+    @explaining_misfits
     def _meta_update(self, tasks: TaskBatch) -> MetaUpdate:
         algorithm = self.algorithm.at(self.global_step)  # which counts meta-updates, and goes on after resuming
         at_once = min(len(tasks), self.accumulate_tasks or len(tasks))
@@ -307,6 +309,7 @@ class MetaModule(MetaTraining):
 
     # Validation and test
 
+    @explaining_misfits
     def _evaluated(self, batch: Any) -> dict[str, Tensor]:
         tasks = as_task_batch(batch)
         evaluation = evaluate(
@@ -328,6 +331,7 @@ class MetaModule(MetaTraining):
 
     # Prediction
 
+    @explaining_misfits
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Adapts to each task's support set and predicts its query rows: ``[T, Nq, ...]``.
 

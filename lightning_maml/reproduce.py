@@ -71,6 +71,8 @@ def main(arguments: Sequence[str], command_line: Callable[[list[str]], Lightning
     parser.add_argument("--max_updates", type=_positive, help="train on fewer meta-updates: no verdict then")
     options, overrides = parser.parse_known_args(arguments)
     known = protocols()
+    if overrides and options.name is None:
+        parser.error(f"expected the name of a protocol before {overrides[0]}")
     if options.list or options.name is None:
         _print_protocols(known)
         return 0
@@ -84,12 +86,15 @@ def main(arguments: Sequence[str], command_line: Callable[[list[str]], Lightning
         raise ValueError(f"Expected {path} to have a section `published` with what to compare with but it has none.")
     if any(override.startswith("--trainer.max_steps") for override in overrides):
         raise ValueError("Expected fewer updates to be asked for by `--max_updates` but got `--trainer.max_steps`.")
-    of = content["trainer"]["max_steps"]
-    updates = min(options.max_updates or of, of)
+    try:
+        of, epoch = content["trainer"]["max_steps"], content["data"]["init_args"].get("batches_per_epoch", 0)
+        updates = min(options.max_updates or of, of)
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"Expected {path} to say `trainer.max_steps` and `data.init_args` but it does not.") from None
 
     start = time.perf_counter()
     budget = [f"--trainer.max_steps={updates}"]
-    if updates < content["data"]["init_args"].get("batches_per_epoch", 0):
+    if updates < epoch:
         budget.append(f"--data.batches_per_epoch={updates}")  # or it would end before the first validation
     cli = command_line(["fit", "--config", str(path), *overrides, *budget])
     seconds = time.perf_counter() - start

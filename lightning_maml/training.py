@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_maml import checkpoints
-from lightning_maml.checks import check_whole
+from lightning_maml.checks import check_not_negative, check_positive, check_whole
 from lightning_maml.engine import Engine
 from lightning_maml.learner import Algorithm
 from lightning_maml.metrics import Interval, TaskMean
@@ -99,10 +99,14 @@ class MetaTraining(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The outer optimiser, over learned rates too, and the scheduler, which advances by meta-update."""
-        optimizer = self.optimizer(self._trained())
+        if not (trained := self._trained()):
+            raise ValueError("Expected something to meta-train but no parameter of the network is trainable.")
+        optimizer = self.optimizer(trained)
         if self.scheduler is None:
+            _check_rates(check_positive, optimizer)
             return optimizer
         scheduler = self.scheduler(optimizer)
+        _check_rates(check_not_negative, optimizer)  # 0 is where a warm-up starts
         if isinstance(scheduler, ReduceLROnPlateau):
             raise ValueError(
                 "Expected a `scheduler` that advances by meta-update but got ReduceLROnPlateau, which waits for a "
@@ -256,6 +260,11 @@ class MetaTraining(LightningModule):
             checkpoints.read_checkpoint(checkpoint_path, "meta", plain)  # for its errors; no tensor is read
         parse_as_the_command_line()
         return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, plain, **kwargs)
+
+
+def _check_rates(check: Callable[..., None], optimizer: Optimizer) -> None:
+    for group in optimizer.param_groups:
+        check(**{"lr of the optimizer": float(group["lr"])})
 
 
 def parse_as_the_command_line() -> None:

@@ -26,6 +26,7 @@ OPTIONAL = (
 # Imports run one way: a module imports those of a lower level, or of its own folder.
 LEVELS = {
     "checks": 0,
+    "complaints": 0,
     "tasks": 0,
     "inner": 1,
     "losses": 2,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_maml.checks import check_whole, check_wholes
+from lightning_maml.checks import check_seed, check_whole, check_wholes
 from lightning_maml.data.episodes import EpisodeSampler, Rotations
 from lightning_maml.data.stream import Stage, TaskStream
 from lightning_maml.tasks import TaskBatch
@@ -68,6 +68,7 @@ class OmniglotTasks(TaskStream):
         if len(split) != 3:
             raise ValueError(f"Expected `split` to be the characters of train, val and test but got {split!r}.")
         check_wholes(1, split=split)
+        check_seed(split_seed=split_seed)
         self.root = Path(root).expanduser()
         self.ways, self.shots, self.queries = ways, shots, queries
         self.test_shots, self.test_queries = test_shots, test_queries

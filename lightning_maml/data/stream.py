@@ -138,13 +138,16 @@ class TaskStream(LightningDataModule):
 
     def train_dataloader(self) -> Any:
         """Positions of the stream, ``updates_per_step`` of them in each training step."""
-        world_size = self._processes[1]
-        if self.tasks_per_batch < world_size:
+        self.check_processes(self._processes[1])
+        return _TrainingSteps(self)
+
+    def check_processes(self, number: int) -> None:
+        """Raise ValueError where there are fewer tasks in a meta-batch than processes, of which each needs one."""
+        if self.tasks_per_batch < number:
             raise ValueError(
-                f"Expected `tasks_per_batch` to be at least the number of processes, {world_size}, of which each needs "
+                f"Expected `tasks_per_batch` to be at least the number of processes, {number}, of which each needs "
                 f"a task, but got {self.tasks_per_batch}."
             )
-        return _TrainingSteps(self)
 
     def val_dataloader(self) -> Any:
         """Positions of the fixed list of validation tasks."""

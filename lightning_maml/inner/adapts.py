@@ -44,6 +44,14 @@ class Matching:
 
     pattern: str
 
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(
+                f"Expected `adapts` to be a regular expression but got {self.pattern!r}: {error}."
+            ) from error
+
     def choose(self, names: list[str]) -> list[str]:
         return [name for name in names if re.search(self.pattern, name)]
 

@@ -11,7 +11,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
 
 from lightning_maml.adaptation import with_parameters_of
-from lightning_maml.checks import check_whole
+from lightning_maml.checks import check_positive, check_whole
 from lightning_maml.engine import Engine
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import Algorithm
@@ -144,6 +144,7 @@ class MetaRLModule(MetaTraining):
             raise ValueError(
                 f"Expected a rate in `test_rates` for each of {self.test_steps} test steps but got {test_rates}."
             )
+        check_positive(**{f"test_rates[{place}]": rate for place, rate in enumerate(test_rates or ())})
         if isinstance(outer, TRPO) and (optimizer or scheduler or gradient_clip_val):
             raise ValueError(
                 "Expected neither `optimizer` nor `scheduler` nor `gradient_clip_val` with TRPO, whose steps have the "
