@@ -1,5 +1,6 @@
 """The command line: ``lightning-maml fit|validate|test|predict --config ...``, and ``lightning-maml demo``."""
 
+import argparse
 import ctypes
 import logging
 import platform
@@ -7,18 +8,18 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from lightning_maml import demo, reproduce
+from lightning_maml import checkpoints, demo, reproduce
+from lightning_maml.configuration import bounded_parsing, named_in, read_configuration
 from lightning_maml.module import MetaModule
 from lightning_maml.results import Published
 from lightning_maml.rl import MetaRLModule
@@ -53,6 +54,9 @@ examples:
   lightning-maml fit --help                                          all options; each overrides the file's
   lightning-maml fit --data.help lightning_maml.OmniglotTasks        the options of one class
   lightning-maml fit --config configs/sinusoid.yaml --print_config   the complete configuration
+
+A configuration names classes and functions to be run: it is code. A checkpoint is data: what it names is run only where
+it is the library's or torch's, the configuration's, or that of an option --allow NAME.
 """.replace("{subcommands}", "\n".join(f"  {name:<9}  {what}" for name, what in SUBCOMMANDS.items()))
 
 QUIET_WARNINGS = (
@@ -110,6 +114,7 @@ class MetaCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str] | None = None, module: type[MetaModule | MetaRLModule] = MetaModule) -> None:
         parse_as_the_command_line()
+        bounded_parsing()
         super().__init__(
             module,
             LightningDataModule,
@@ -215,7 +220,15 @@ def main(args: Sequence[str] | None = None) -> int:
             elif given[0] == "reproduce":
                 return reproduce.main(given[1:], MetaCLI)
             else:
-                MetaCLI(given, _module_of(given))
+                given, allowed = _allowed(given)
+                contents = list(_configurations(given))
+                module = (
+                    MetaRLModule
+                    if any("policy" in (content.get("model") or ()) for content in contents)
+                    else MetaModule
+                )
+                with checkpoints.allowing([*allowed, *named_in(contents)]):
+                    MetaCLI(given, module)
         except (ValueError, TypeError, FileNotFoundError, NotImplementedError) as error:
             # what this package raises is meant for the user
             file = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
@@ -226,15 +239,20 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _module_of(args: Sequence[str]) -> type[MetaModule | MetaRLModule]:
-    """What a configuration is of: where its section `model` has a `policy`, of reinforcement learning."""
+def _configurations(args: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The contents of the files that ``--config`` names, read before jsonargparse does, which knows no bounds."""
     for option, value in zip(args, [*args[1:], ""], strict=True):
         path = Path(value if option in ("--config", "-c") else option.removeprefix("--config="))
         if (option in ("--config", "-c") or option.startswith("--config=")) and path.is_file():
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            if isinstance(content, dict) and "policy" in (content.get("model") or {}):
-                return MetaRLModule
-    return MetaModule
+            yield read_configuration(path)
+
+
+def _allowed(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without each ``--allow NAME``, and these names."""
+    parser = argparse.ArgumentParser(prog="lightning-maml", add_help=False, allow_abbrev=False)
+    parser.add_argument("--allow", action="append", default=[], metavar="NAME")
+    options, rest = parser.parse_known_args(args)
+    return rest, options.allow
 
 
 def _has_something_to_say(record: logging.LogRecord) -> bool:

@@ -8,10 +8,17 @@ from lightning_maml.checkpoints.files import (
     restore_random_state,
     whole_file,
 )
+from lightning_maml.checkpoints.names import allowing, build, hyper_parameters
+from lightning_maml.checkpoints.states import check_optimization, check_states
 
 __all__ = [
     "SafeCheckpointIO",
+    "allowing",
+    "build",
     "check_fits",
+    "check_optimization",
+    "check_states",
+    "hyper_parameters",
     "random_state",
     "read_checkpoint",
     "restore_random_state",
