@@ -37,8 +37,8 @@ def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
         >>> _ = path.write_text("a: &a [1, 1]\n" + "".join(f"{n}: &{n} [*{p}, *{p}]\n" for p, n in zip("abc", "bcd")))
         >>> len(read_configuration(path)["d"])
         2
-        >>> _ = path.write_text("[" * 10_000)
-        >>> read_configuration(path)
+        >>> _ = path.write_text("[" * 100)
+        >>> read_configuration(path)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
         ValueError: Expected a configuration in .../bomb.yaml but it is nested more than 50 deep (line 1).

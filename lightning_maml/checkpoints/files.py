@@ -83,6 +83,7 @@ def read_checkpoint(path: Any, map_location: Any = None, weights_only: bool | No
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")  # of what is no checkpoint anyway
+            warnings.filterwarnings("ignore", message="Validating sparse tensor")  # which is refused below
             if local and zipfile.is_zipfile(path):
                 with zipfile.ZipFile(path) as archive:
                     if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):

@@ -1,5 +1,6 @@
 """What the hyper-parameters in a file may name, and how it is built: nothing else is imported, and nothing called."""
 
+import collections.abc
 import contextlib
 import importlib
 import inspect
@@ -34,7 +35,7 @@ CLASSES = (
 # Modules whose functions build what their return annotation says: called with the arguments that the file gives.
 BUILDERS = ("lightning_maml.networks", "lightning_maml.presets")
 # Modules whose functions compute with tensors: handed on, never called here.
-FUNCTIONS = ("lightning_maml.rl.estimators", "torch.nn.functional")
+FUNCTIONS = ("lightning_maml.metrics", "lightning_maml.rl.estimators", "torch.nn.functional")
 # Where the library and torch name these once more.
 SHORTER = ("lightning_maml", "lightning_maml.rl", "torch.nn")
 # What Lightning's command line writes; it is not called.
@@ -81,7 +82,7 @@ def build(
         >>> config = {"network": network, "algorithm": {"class_path": "lightning_maml.maml"}}
         >>> build(MetaModule, config, {}).network
         Linear(in_features=1, out_features=1, bias=True)
-        >>> build(MetaModule, config | {"loss": "os.system"}, {})
+        >>> build(MetaModule, config | {"loss": "os.system"}, {})  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
         ValueError: Expected `loss` to name a function of the library or of torch but got 'os.system': ...
@@ -258,7 +259,8 @@ class _Names:
         """An instance of a class, as described by ``class_path`` and ``init_args`` or by a bare name."""
         if isinstance(value, torch.Tensor):
             return value if issubclass(kind, torch.Tensor) else _mismatch(value, kind, where)
-        if isinstance(value, Mapping) and "class_path" not in value and is_dataclass(kind):
+        known = is_dataclass(kind) and isinstance(value, Mapping) and value.keys() <= _parameters(kind)[0].keys()
+        if known and "class_path" not in value:
             return self.call(kind, value, where)  # a class that the annotation names, and not the file
         if not _described(value):
             return _mismatch(value, kind, where)
@@ -331,10 +333,7 @@ def _parameters(found: Any) -> tuple[dict[str, Any], bool]:
     for function in functions:
         if function is object.__init__:
             break
-        try:
-            hints = typing.get_type_hints(function)
-        except Exception:  # one that names what only type checkers import
-            hints = {}
+        hints = _hints(function)
         anything = False
         for index, (name, parameter) in enumerate(inspect.signature(function).parameters.items()):
             if parameter.kind is parameter.VAR_KEYWORD:
@@ -346,6 +345,19 @@ def _parameters(found: Any) -> tuple[dict[str, Any], bool]:
     return parameters, anything
 
 
+def _hints(function: Any) -> dict[str, Any]:
+    """The annotations of a function; what only type checkers import is looked for in Python's own modules of types."""
+    try:
+        return typing.get_type_hints(function)
+    except Exception:
+        known = {**vars(typing), **vars(collections.abc), **getattr(function, "__globals__", {})}
+        hints = {}
+        for name, annotation in getattr(function, "__annotations__", {}).items():
+            with contextlib.suppress(Exception):  # an annotation may be any code, of the module's own
+                hints[name] = eval(annotation, known) if isinstance(annotation, str) else annotation
+        return hints
+
+
 def _is_class(found: Any) -> bool:
     return isinstance(found, type)
 
@@ -353,10 +365,7 @@ def _is_class(found: Any) -> bool:
 def _gives(found: Any, kind: type) -> bool:
     """Whether it is a class of this kind, or a function that is annotated to return one."""
     if not _is_class(found):
-        try:
-            found = typing.get_type_hints(found).get("return")
-        except Exception:
-            return False
+        found = _hints(found).get("return")
     if not _is_class(found):
         return False
     if getattr(kind, "_is_protocol", False):
