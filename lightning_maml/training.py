@@ -268,7 +268,8 @@ class MetaTraining(LightningModule):
         module.configure_model()
         module.on_load_checkpoint(content)
         module.load_state_dict(content["state_dict"], strict=module.strict_loading if strict is None else strict)
-        device = next((value.device for value in content["state_dict"].values()), torch.device("cpu"))
+        tensors = (value for value in content["state_dict"].values() if isinstance(value, Tensor))
+        device = next((value.device for value in tensors), torch.device("cpu"))
         return module.to(device)
 
 

@@ -6,6 +6,7 @@ import copy
 import os
 import sys
 import time
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,15 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.core.saving import save_hparams_to_tags_csv
 
 from lightning_maml import MLP, MetaModule, SinusoidTasks, adapt, cli, load_adapted, maml, save_adapted
-from lightning_maml.checkpoints import read_checkpoint
+from lightning_maml.checkpoints import build, read_checkpoint
 from lightning_maml.configuration import named_in, read_configuration
 from lightning_maml.rl import EnvironmentTasks, GaussianPolicy, MetaRLModule, Navigation2D
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 EVIL = """
 from pathlib import Path
 import torch
@@ -273,6 +275,34 @@ def test_what_the_library_has_is_built(tmp_path: Path, changes: dict[str, Any]) 
         assert loaded.algorithm.inner.adapted(dict(loaded.network.named_parameters()))[0] == "head.weight"
 
 
+class Stopped(Exception):  # noqa: N818
+    """Instead of building what was asked for."""
+
+
+class Dumped(cli.MetaCLI):
+    def instantiate_classes(self) -> None:
+        self._dump_config()
+        raise Stopped(self.config_dump["model"])
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_is_built_from_its_checkpoint(path: Path) -> None:
+    kind: Any = MetaRLModule if "policy" in read_configuration(path)["model"] else MetaModule
+    with warnings.catch_warnings():
+        for message in cli.QUIET_WARNINGS:  # as `cli.main` has it
+            warnings.filterwarnings("ignore", message=message)
+        with pytest.raises(Stopped) as stopped:
+            Dumped(["fit", "--config", str(path)], kind)
+    (config,) = stopped.value.args
+    assert "Unable to serialize" not in str(config)
+    given: dict[str, Any] = {}
+    if kind is MetaRLModule:
+        given["environment"] = environment = Navigation2D(horizon=4)
+        policy = config["policy"]["init_args"]
+        environment.observation_size, environment.action_size = policy["observation_size"], policy["action_size"]
+    assert isinstance(build(kind, config, given), kind)
+
+
 # States
 
 
@@ -287,7 +317,7 @@ def trained(folder: Path, steps: int, **options: Any) -> Trainer:
         MLP(1, [4], 1), maml(0.01, 1), scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 3)
     )
     saves = ModelCheckpoint(folder, "{step}", monitor="train/loss", every_n_train_steps=1, save_top_k=2, save_last=True)
-    run = quiet(enable_checkpointing=True, callbacks=[saves], max_steps=steps)
+    run = quiet(enable_checkpointing=True, callbacks=[saves, EarlyStopping("train/loss", patience=99)], max_steps=steps)
     run.fit(module, SinusoidTasks(5, 5, tasks_per_batch=2, val_tasks=0), **options)
     return run
 
@@ -357,7 +387,15 @@ HOSTILE_STATES = {
     ),
     "random": (lambda c: c.update(random_states=[{"torch": 1}]), "its random_states are none"),
     "random keys": (lambda c: c["random_states"][0]["python"][1].__class__ and c.update(random_states=[[]]), "none"),
-    "scheduler": (lambda c: c["lr_schedulers"][0].update(step="os.system"), "lr_schedulers has 'step'"),
+    "scheduler": (
+        lambda c: c["lr_schedulers"][0].update(step="os.system"),
+        "lr_schedulers has 'step', which is a method",
+    ),
+    "phase": (lambda c: c["lr_schedulers"][0].update(last_epoch="os.system"), "lr_schedulers.last_epoch is str"),
+    "stopping": (
+        lambda c: next(v for k, v in c["callbacks"].items() if "EarlyStopping" in k).update(wait_count="x"),
+        "callbacks.EarlyStopping.wait_count is str",
+    ),
     "schedulers": (lambda c: c.update(lr_schedulers=[]), "states of 0 lr_schedulers"),
     "optimizer": (lambda c: c["optimizer_states"][0].pop("state"), "those of another optimizer"),
     "groups": (lambda c: c["optimizer_states"][0]["param_groups"][0].update(params=[9]), "of other parameters"),

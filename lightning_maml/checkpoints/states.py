@@ -12,6 +12,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+LOOPS = ("loops.fit_loop", "loops.validate_loop", "loops.test_loop")
+# What optimisers remember of each element of a parameter; some remember other things.
+ELEMENTWISE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg")
+
 
 def check_states(checkpoint: dict[str, Any], trainer: Trainer, path: Any) -> None:
     """Has callbacks and loops get from a checkpoint only what they may; changes ``checkpoint``.
@@ -23,10 +27,14 @@ def check_states(checkpoint: dict[str, Any], trainer: Trainer, path: Any) -> Non
         ValueError: a state is of another form than this run's own, or the checkpoint has no states.
     """
     try:
-        own = {name: getattr(trainer, name).state_dict() for name in ("fit_loop", "validate_loop", "test_loop")}
-        loops = checkpoint.get("loops") or {}
-        for name in own.keys() & loops.keys():
-            _check_same_form(loops[name], own[name], f"loops.{name}")
+        loops, states = checkpoint.get("loops") or {}, checkpoint.get("callbacks") or {}
+        for where in LOOPS:
+            name = where.removeprefix("loops.")
+            if name in loops:
+                _check_same_form(loops[name], getattr(trainer, name).state_dict(), where)
+        for stopping in trainer.early_stopping_callbacks:
+            if states.get(stopping.state_key):
+                _check_same_form(states[stopping.state_key], stopping.state_dict(), "callbacks.EarlyStopping")
         if trainer.training:
             for name in ("loops", "optimizer_states", "lr_schedulers"):
                 if checkpoint.get(name) is None:
@@ -37,7 +45,6 @@ def check_states(checkpoint: dict[str, Any], trainer: Trainer, path: Any) -> Non
                 _check_random_state(state)
     except ValueError as error:
         raise ValueError(f"Expected states of a run such as this one but of {path} this is wrong: {error}.") from None
-    states = checkpoint.get("callbacks") or {}
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.state_key in states:
             states[callback.state_key] = _own_files(dict(states[callback.state_key]), callback, path)
@@ -61,7 +68,7 @@ def check_optimization(checkpoint: dict[str, Any], optimizer: Any, scheduler: An
             raise ValueError("its optimizer_states are of other parameters")
         for index, values in state["state"].items():
             for name, value in values.items():
-                if isinstance(value, Tensor) and value.ndim and value.shape != parameters[index].shape:
+                if name in ELEMENTWISE and value.shape != parameters[index].shape:
                     raise ValueError(
                         f"optimizer_states have {name} of shape {list(value.shape)} for a parameter of "
                         f"{list(parameters[index].shape)}"
@@ -70,7 +77,11 @@ def check_optimization(checkpoint: dict[str, Any], optimizer: Any, scheduler: An
             states = checkpoint["lr_schedulers"]
             if len(states) != 1:
                 raise ValueError(f"it has states of {len(states)} lr_schedulers, and here is one")
-            _check_same_form(states[0], scheduler.state_dict(), "lr_schedulers")
+            own = scheduler.state_dict()
+            for name, value in states[0].items():  # which become attributes; versions of torch differ in their names
+                if name not in own and hasattr(type(scheduler), name):
+                    raise ValueError(f"lr_schedulers has {name!r:.60}, which is a method")
+                _check_same_form(value, own.get(name), f"lr_schedulers.{name}")
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"Expected states of a run such as this one but of {path} this is wrong: {error}.") from None
 
@@ -82,11 +93,13 @@ def _check_same_form(state: Any, own: Any, where: str) -> None:
             raise ValueError(f"{where} is {type(state).__name__}")
         if where.endswith("state_dict"):  # what a loop keeps besides, such as of its loaders
             return
-        if where.startswith("loops") and any(not isinstance(value, Mapping) for value in own.values()):
+        if where not in LOOPS and any(not isinstance(value, Mapping) for value in own.values()):
             missing = own.keys() - state.keys()
             if missing:
                 raise ValueError(f"{where} lacks {sorted(missing)}")
         for name, value in state.items():
+            if name not in own and where in LOOPS:
+                continue  # of another version of Lightning, which passes over it
             if name not in own:
                 raise ValueError(f"{where} has {name!r:.60}, which is unknown")
             _check_same_form(value, own[name], f"{where}.{name}")
@@ -109,6 +122,8 @@ def _check_random_state(state: Any) -> None:
         np.random.RandomState().set_state(numpy_state)
         version, internal, gauss_next = state["python"]
         random.Random().setstate((version, tuple(internal), gauss_next))
+        if "cuda" in state and (not isinstance(state["cuda"], Tensor) or state["cuda"].dtype is not torch.uint8):
+            raise TypeError("that of CUDA is no tensor of bytes")
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise ValueError(f"its random_states are none ({reason})") from None
@@ -129,7 +144,11 @@ def _own_files(state: dict[str, Any], callback: ModelCheckpoint, path: Any) -> d
     state.setdefault("best_model_score", None)
     models = state.get("best_k_models") or {}
     models = models if isinstance(models, Mapping) else {}
-    kept = {file: score for file, score in models.items() if _lies_in(file, folder, callback.FILE_EXTENSION)}
+    kept = {
+        file: score
+        for file, score in models.items()
+        if _lies_in(file, folder, callback.FILE_EXTENSION) and isinstance(score, Tensor) and score.numel() == 1
+    }
     dropped += [file for file in models if file not in kept]
     state["best_k_models"] = kept
     if state.get("kth_best_model_path") not in kept:
