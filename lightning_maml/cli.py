@@ -1,5 +1,6 @@
 """The command line: ``lightning-maml fit|validate|test|predict --config ...``, and ``lightning-maml demo``."""
 
+import argparse
 import atexit
 import ctypes
 import logging
@@ -9,21 +10,20 @@ import re
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from lightning_maml import demo, reproduce
-from lightning_maml.checkpoints import BestCheckpoint, FolderLock, last_of_this_run, plain, whole_file
+from lightning_maml import checkpoints, demo, reproduce
 from lightning_maml.checks import check_not_negative, check_positive, check_seed, check_whole
 from lightning_maml.complaints import complaint, shortened
+from lightning_maml.configuration import bounded_parsing, named_in, read_configuration
 from lightning_maml.data import TaskStream
 from lightning_maml.module import MetaModule
 from lightning_maml.results import Published
@@ -60,6 +60,9 @@ examples:
   lightning-maml fit --data.help lightning_maml.OmniglotTasks        the options of one class
   lightning-maml fit --config configs/sinusoid.yaml --print_config   the complete configuration
   lightning-maml fit --config configs/sinusoid.yaml --debug          an error with its traceback
+
+A configuration names classes and functions to be run: it is code. A checkpoint is data: what it names is run only where
+it is the library's or torch's, the configuration's, or that of an option --allow NAME.
 """.replace("{subcommands}", "\n".join(f"  {name:<9}  {what}" for name, what in SUBCOMMANDS.items()))
 
 QUIET_WARNINGS = (
@@ -125,7 +128,7 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.folder is not None:
-            with whole_file(Path(self.folder) / self.config_filename) as file:
+            with checkpoints.whole_file(Path(self.folder) / self.config_filename) as file:
                 file.write(self.parser.dump(self.config, skip_none=False).encode())
 
 
@@ -142,6 +145,7 @@ class MetaCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str] | None = None, module: type[MetaModule | MetaRLModule] = MetaModule) -> None:
         parse_as_the_command_line()
+        bounded_parsing()
         super().__init__(
             module,
             LightningDataModule,
@@ -169,7 +173,7 @@ class MetaCLI(LightningCLI):
         parser.add_lightning_class_args(self.trainer_class, "trainer")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(checkpoints.BestCheckpoint, "checkpoint")
         what = "what was published for this protocol, for `lightning-maml reproduce`"
         parser.add_argument("--published", type=Published | None, default=None, help=what)
         if self._model_class is MetaRLModule:
@@ -214,14 +218,16 @@ class MetaCLI(LightningCLI):
         if isinstance(self.datamodule, TaskStream):
             self.datamodule.check_processes(self.trainer.num_devices * self.trainer.num_nodes)
         parts = ("model", "data", "seed_everything")
-        self.model.configuration = plain({part: self.config_dump[part] for part in parts if part in self.config_dump})
+        self.model.configuration = checkpoints.as_plain(
+            {part: self.config_dump[part] for part in parts if part in self.config_dump}
+        )
 
     def predict(self, **kwargs: Any) -> None:
         """Saves what ``Trainer.predict`` returns, a list of ``[T, Nq, ...]``, one a batch, as ``predictions.pt``."""
         predictions = self.trainer.predict(**kwargs)
         rank = f"_rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
         path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / f"predictions{rank}.pt"
-        with whole_file(path) as file:
+        with checkpoints.whole_file(path) as file:
             torch.save(predictions, file)
         print(f"Written to {path}")
 
@@ -243,7 +249,7 @@ class MetaCLI(LightningCLI):
         else:
             folder, pattern = Path(trainer.default_root_dir), "checkpoints/last*.ckpt"
         training = subcommand == "fit"
-        found = last_of_this_run(folder, pattern, self.model.configuration, training=training)
+        found = checkpoints.last_of_this_run(folder, pattern, self.model.configuration, training=training)
         if found is None and not training:
             raise FileNotFoundError(f"Expected a checkpoint for --ckpt_path last but {folder} has no {pattern}.")
         if found is None:
@@ -255,7 +261,7 @@ class MetaCLI(LightningCLI):
             left = ": none is left to train" if 0 <= trainer.max_steps <= done else ""
             rank_zero_info(f"Going on from {path}, after {done:,} of {trainer.max_steps:,} meta-updates{left}.")
             if trainer.is_global_zero:  # the run may be going on in another process
-                lock = FolderLock(path.parent)
+                lock = checkpoints.FolderLock(path.parent)
                 lock.acquire()
                 atexit.register(lock.release)
         return {**options, "ckpt_path": str(path)}
@@ -319,7 +325,11 @@ def _run(given: Sequence[str]) -> int:
     elif given[0].startswith("-") and not {*SUBCOMMANDS, "-h", "--help"}.intersection(given):
         raise ValueError(f"Expected one of {[*SUBCOMMANDS, 'reproduce', 'demo']} to come first but got {given[0]}.")
     else:
-        MetaCLI(given, _module_of(given))
+        given, allowed = _allowed(given)
+        contents = list(_configurations(given))
+        learns_policy = any("policy" in (content.get("model") or ()) for content in contents)
+        with checkpoints.allowing([*allowed, *named_in(contents)]):
+            MetaCLI(given, MetaRLModule if learns_policy else MetaModule)
     return 0
 
 
@@ -346,15 +356,20 @@ def _flushed(status: int) -> int:
     return status
 
 
-def _module_of(args: Sequence[str]) -> type[MetaModule | MetaRLModule]:
-    """What a configuration is of: where its section `model` has a `policy`, of reinforcement learning."""
+def _configurations(args: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The contents of the files that ``--config`` names, read before jsonargparse does, which knows no bounds."""
     for option, value in zip(args, [*args[1:], ""], strict=True):
         path = Path(value if option in ("--config", "-c") else option.removeprefix("--config="))
         if (option in ("--config", "-c") or option.startswith("--config=")) and path.is_file():
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            if isinstance(content, dict) and "policy" in (content.get("model") or {}):
-                return MetaRLModule
-    return MetaModule
+            yield read_configuration(path)
+
+
+def _allowed(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without each ``--allow NAME``, and these names."""
+    parser = argparse.ArgumentParser(prog="lightning-maml", add_help=False, allow_abbrev=False)
+    parser.add_argument("--allow", action="append", default=[], metavar="NAME")
+    options, rest = parser.parse_known_args(args)
+    return rest, options.allow
 
 
 def _has_something_to_say(record: logging.LogRecord) -> bool:

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -90,11 +90,11 @@ class MetaModule(MetaTraining):
         self,
         network: nn.Module,
         algorithm: Algorithm,
-        loss: Callable[..., Any] | str = "mse",
+        loss: Literal["mse", "cross_entropy"] | Callable[..., Any] | str = "mse",
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
         engine: Engine | str = "auto",
-        metric: Callable[..., Any] | str | None = None,
+        metric: Literal["accuracy", "mse"] | Callable[..., Any] | str | None = None,
         test_steps: int | None = None,
         updates_per_step: int = 1,
         gradient_clip_val: float | None = None,

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch.cli import LightningCLI
 
+from lightning_maml.configuration import read_configuration
 from lightning_maml.results import Published, aligned, write_json
 
 
@@ -55,7 +54,7 @@ def protocols() -> dict[str, Path]:
     folder = files("lightning_maml.configs")
     found = [path for part in (folder, folder / "paper") for path in part.iterdir() if path.name.endswith(".yaml")]
     paths = {path.name.removesuffix(".yaml"): Path(str(path)).resolve() for path in found}
-    return {name: path for name, path in sorted(paths.items()) if "published" in _read(path)}
+    return {name: path for name, path in sorted(paths.items()) if "published" in read_configuration(path)}
 
 
 def main(arguments: Sequence[str], command_line: Callable[[list[str]], LightningCLI]) -> int:
@@ -81,7 +80,7 @@ def main(arguments: Sequence[str], command_line: Callable[[list[str]], Lightning
         raise FileNotFoundError(
             f"Expected the name of a protocol, one of {list(known)}, or the file of one but got {options.name!r}."
         )
-    content = _read(path)
+    content = read_configuration(path)
     if "published" not in content:
         raise ValueError(f"Expected {path} to have a section `published` with what to compare with but it has none.")
     if any(override.startswith("--trainer.max_steps") for override in overrides):
@@ -136,13 +135,6 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"Expected {path} to be a configuration but got {type(content).__name__}.")
-    return content
-
-
 def _compare(published: Published, results: Mapping[str, float]) -> Iterator[Comparison]:
     for value in ("loss", "accuracy"):
         for steps, numbers in getattr(published, value).items():
@@ -155,7 +147,7 @@ def _compare(published: Published, results: Mapping[str, float]) -> Iterator[Com
 def _print_protocols(known: Mapping[str, Path]) -> None:
     print("Protocols, with what was published after so many inner steps:\n")
     for name, path in known.items():
-        content = _read(path)
+        content = read_configuration(path)
         published = content["published"]
         numbers = [
             f"{value} " + ", ".join(f"{mean:g} ({steps})" for steps, (mean, *_) in published[value].items())

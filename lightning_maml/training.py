@@ -10,6 +10,7 @@ import jsonargparse
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.saving import _default_map_location
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
@@ -78,6 +79,7 @@ class MetaTraining(LightningModule):
         self._last = checkpoints.LastCheckpoint()
         self.configuration: dict[str, Any] | None = None  # of the command line, as plain data
         self._random_states: list[Any] | None = None
+        self._resumed: dict[str, Any] | None = None
 
     @abstractmethod
     def _evaluated(self, batch: Any) -> dict[str, Tensor]:
@@ -102,11 +104,14 @@ class MetaTraining(LightningModule):
         if not (trained := self._trained()):
             raise ValueError("Expected something to meta-train but no parameter of the network is trainable.")
         optimizer = self.optimizer(trained)
-        if self.scheduler is None:
-            _check_rates(check_positive, optimizer)
+        scheduler = None if self.scheduler is None else self.scheduler(optimizer)
+        if self._resumed is not None:  # what the checkpoint has for these is loaded next
+            checkpoints.check_optimization(self._resumed, optimizer, scheduler, self.trainer.ckpt_path)
+            self._resumed = None
+        # a rate of 0 is where a warm-up starts
+        _check_rates(check_positive if scheduler is None else check_not_negative, optimizer)
+        if scheduler is None:
             return optimizer
-        scheduler = self.scheduler(optimizer)
-        _check_rates(check_not_negative, optimizer)  # 0 is where a warm-up starts
         if isinstance(scheduler, ReduceLROnPlateau):
             raise ValueError(
                 "Expected a `scheduler` that advances by meta-update but got ReduceLROnPlateau, which waits for a "
@@ -233,11 +238,14 @@ class MetaTraining(LightningModule):
             checkpoint[checkpoints.CONFIGURATION] = self.configuration
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        path = self._trainer.ckpt_path if self._trainer else None
         if self.strict_loading:
-            path = self._trainer.ckpt_path if self._trainer else None
             checkpoints.check_fits(checkpoint["state_dict"], self.state_dict(), path)
+        if self._trainer:
+            checkpoints.check_states(checkpoint, self.trainer, path)
         if self._trainer and self.trainer.training:
             self._random_states = checkpoint.get("random_states")
+            self._resumed = checkpoint
 
     @classmethod
     def load_from_checkpoint(
@@ -247,19 +255,36 @@ class MetaTraining(LightningModule):
         hparams_file: Any = None,
         strict: bool | None = None,
         weights_only: bool | None = None,
+        *,
+        allow: Sequence[str] = (),
         **kwargs: Any,
     ) -> Self:
         """The module of a checkpoint, as :meth:`LightningModule.load_from_checkpoint`, but read as plain data.
 
+        What the hyper-parameters name is imported and called only where it is the library's or torch's, and what its
+        parameter's annotation wants: networks, presets, losses, optimisers, engines. ``allow`` adds to these.
+
+        Args:
+            checkpoint_path, map_location, hparams_file, strict, weights_only: as of Lightning.
+            allow: what the file may name besides: modules, ``["my_package.losses"]``, or full names.
+            kwargs: arguments that are given here, whatever the file says of them.
+
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is damaged or holds objects other than plain data; ``weights_only=False`` reads these.
+            ValueError: the file is damaged, names what is not allowed, or holds objects other than plain data;
+                ``weights_only=False`` reads these.
         """
-        plain = weights_only is not False
-        if isinstance(checkpoint_path, str | Path):
-            checkpoints.read_checkpoint(checkpoint_path, "meta", plain)  # for its errors; no tensor is read
-        parse_as_the_command_line()
-        return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, plain, **kwargs)
+        content = checkpoints.read_checkpoint(
+            checkpoint_path, map_location or _default_map_location, weights_only is not False
+        )
+        config = checkpoints.hyper_parameters(content, "hyper_parameters", hparams_file)
+        module = checkpoints.build(cls, config, kwargs, allow)
+        module.configure_model()
+        module.on_load_checkpoint(content)
+        module.load_state_dict(content["state_dict"], strict=module.strict_loading if strict is None else strict)
+        tensors = (value for value in content["state_dict"].values() if isinstance(value, Tensor))
+        device = next((value.device for value in tensors), torch.device("cpu"))
+        return module.to(device)
 
 
 def _check_rates(check: Callable[..., None], optimizer: Optimizer) -> None:

@@ -1,6 +1,8 @@
 """Adapted weights in a file of safetensors: numbers and names, which no reader can be made to run."""
 
 import copy
+import hashlib
+import warnings
 from pathlib import Path
 
 import torch
@@ -12,7 +14,8 @@ from lightning_maml.engine import Engine, Problem, named_engine
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import Loss, task_loss
 
-FORMAT = "lightning-maml adapted weights 1"
+FORMAT = "lightning-maml adapted weights 2"
+UNCHECKED = "lightning-maml adapted weights 1"  # written before there was a checksum
 
 
 def save_adapted(adapted: Adapted, path: str | Path) -> None:
@@ -41,7 +44,8 @@ def save_adapted(adapted: Adapted, path: str | Path) -> None:
     tensors["support_losses"] = adapted.support_losses
     plain = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     with whole_file(Path(path)) as file:
-        file.write(save(plain, {"format": FORMAT, "algorithm": adapted.problem.algorithm.name}))
+        about = {"format": FORMAT, "algorithm": adapted.problem.algorithm.name}
+        file.write(save(plain, about | {"sha256": _checksum(about, plain)}))
 
 
 def load_adapted(
@@ -57,6 +61,9 @@ def load_adapted(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, is another one, or holds the weights of another network.
+
+    Warns:
+        UserWarning: the file was written without a checksum, so that damage to its numbers would not be seen.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -68,10 +75,16 @@ def load_adapted(
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
     except (SafetensorError, OSError) as error:
         raise ValueError(f"Expected a whole file of safetensors but {path} is damaged or none ({error}).") from error
-    if about.get("format") != FORMAT:
+    if about.get("format") == UNCHECKED and "sha256" not in about:
+        warnings.warn(
+            f"{path} was written without a checksum: damage to its numbers cannot be seen. Save it anew.", stacklevel=2
+        )
+    elif about.get("format") not in (FORMAT, UNCHECKED):
         raise ValueError(
             f"Expected a file that save_adapted wrote but {path} is another one, with {sorted(tensors)[:3]}."
         )
+    elif about.get("sha256") != _checksum({name: about[name] for name in about if name != "sha256"}, tensors):
+        raise ValueError(f"Expected a whole file of safetensors but {path} is damaged: its checksum is wrong.")
     problem = Problem(copy.deepcopy(network), algorithm, task_loss(loss))
     missing, parameters = _tensors(problem), {}
     with torch.no_grad():
@@ -94,6 +107,15 @@ def load_adapted(
         raise ValueError(f"Expected the weights of this network but {path} lacks {sorted(missing)[:3]}.")
     losses = tensors["support_losses"].to(next(problem.network.parameters()).device)
     return Adapted(parameters, losses, problem, named_engine(engine) or "auto")
+
+
+def _checksum(about: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of all that a file says: names, types, shapes and numbers, in the order of the names."""
+    digest = hashlib.sha256(repr(sorted(about.items())).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _tensors(problem: Problem) -> dict[str, Tensor]:

@@ -153,7 +153,7 @@ def load(name: str, path: Path) -> MetaModule | MetaRLModule:
         )
     if "policy" in configuration(name)["model"]:
         return MetaRLModule.load_from_checkpoint(path, weights_only=True, environment=Navigation2D(horizon=6))
-    module = MetaModule.load_from_checkpoint(path, weights_only=True, **given(name))
+    module = MetaModule.load_from_checkpoint(path, weights_only=True, allow=["test_before"], **given(name))
     return module.double() if configuration(name)["trainer"].get("precision") == "64-true" else module
 
 

@@ -48,7 +48,7 @@ LEVELS = {
     "cli": 10,
 }
 # Beside that line: they know nothing of how anything is trained, and what is below the module knows nothing of them.
-ASIDE = ("checkpoints", "data", "meter", "metrics", "networks", "results")
+ASIDE = ("checkpoints", "configuration", "data", "meter", "metrics", "networks", "results")
 ABOVE = ("engine", "adaptation", "meta_update", "training", "weights", "module", "rl", "demo", "reproduce", "cli")
 
 

@@ -11,7 +11,9 @@ from lightning_maml.checkpoints.files import (
 )
 from lightning_maml.checkpoints.last import LastCheckpoint
 from lightning_maml.checkpoints.lock import FolderInUseError, FolderLock
-from lightning_maml.checkpoints.resume import CONFIGURATION, last_of_this_run, plain
+from lightning_maml.checkpoints.names import allowing, build, hyper_parameters
+from lightning_maml.checkpoints.resume import CONFIGURATION, as_plain, last_of_this_run
+from lightning_maml.checkpoints.states import check_optimization, check_states
 
 __all__ = [
     "CONFIGURATION",
@@ -20,9 +22,14 @@ __all__ = [
     "FolderLock",
     "LastCheckpoint",
     "SafeCheckpointIO",
+    "allowing",
+    "as_plain",
+    "build",
     "check_fits",
+    "check_optimization",
+    "check_states",
+    "hyper_parameters",
     "last_of_this_run",
-    "plain",
     "random_state",
     "read_checkpoint",
     "restore_random_state",

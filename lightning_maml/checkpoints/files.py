@@ -17,8 +17,10 @@ from typing import IO, Any
 import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.cloud_io import _load
 
 from lightning_maml.checkpoints.lock import Owner
+from lightning_maml.checkpoints.plain import check_form, check_plain
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -120,7 +122,7 @@ def read_checkpoint(path: Any, map_location: Any = None, weights_only: bool | No
     """A checkpoint of Lightning's, read as plain data: no code that it may hold is run.
 
     Args:
-        path: the file, or its address on a remote file system.
+        path: the file, or its address on a remote file system, or a file that is open.
         map_location: as of :func:`torch.load`.
         weights_only: ``False`` unpickles arbitrary objects, which may do anything: for files of trusted origin alone.
 
@@ -128,17 +130,23 @@ def read_checkpoint(path: Any, map_location: Any = None, weights_only: bool | No
         FileNotFoundError: there is no such file; says which checkpoints lie beside.
         ValueError: the file is damaged, holds objects other than plain data, or is no checkpoint of Lightning's.
     """
-    local = "://" not in str(path)
-    if local and not Path(path).is_file():
+    opened = not isinstance(path, str | os.PathLike)
+    local = opened or "://" not in str(path)
+    if local and not opened and not Path(path).is_file():
         raise FileNotFoundError(f"Expected a checkpoint at {path} but there is no such file.{_neighbours(path)}")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")  # of what is no checkpoint anyway
+            warnings.filterwarnings("ignore", message="Validating sparse tensor")  # which is refused below
             if local and zipfile.is_zipfile(path):
                 with zipfile.ZipFile(path) as archive:
+                    if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                        raise ValueError("parts of it are compressed, which torch never does")
                     if (part := archive.testzip()) is not None:  # torch itself does not look
                         raise ValueError(f"the checksum of {part} is wrong")
-            content: Any = TorchCheckpointIO().load_checkpoint(path, map_location, weights_only is not False)
+            if opened:
+                path.seek(0)
+            content: Any = _load(path, map_location, weights_only is not False)
     except Exception as error:  # a damaged file may raise anything
         if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL ([\w.]+)", str(error))):
             raise ValueError(
@@ -157,10 +165,18 @@ def read_checkpoint(path: Any, map_location: Any = None, weights_only: bool | No
             f"Expected a checkpoint that Lightning wrote but {path} holds {got}. Weights alone are loaded by "
             "module.network.load_state_dict(...)."
         )
+    try:
+        check_form(content)
+        if weights_only is not False:
+            check_plain(content, values=map_location != "meta")
+    except ValueError as error:
+        raise ValueError(f"Expected a checkpoint that Lightning wrote but of {path} this is wrong: {error}.") from None
     return content
 
 
 def _neighbours(path: Any) -> str:
+    if not isinstance(path, str | os.PathLike):
+        return ""
     folder = Path(path).parent
     others = sorted(file.name for file in folder.glob("*.ckpt") if file.name != Path(path).name)
     return f" Beside it lie {', '.join(others[:5])}." if others else ""

@@ -21,11 +21,11 @@ LEARNED = ("network", "policy", "algorithm", "loss")
 """What of the section ``model`` a test has to share with the training."""
 
 
-def plain(value: Any) -> Any:
+def as_plain(value: Any) -> Any:
     """A configuration as plain data: what is linked to another part of it is an object, and goes without saying."""
     if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items() if isinstance(part, PLAIN)}
-    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
+        return {name: as_plain(part) for name, part in value.items() if isinstance(part, PLAIN)}
+    return [as_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def last_of_this_run(

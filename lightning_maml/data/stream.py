@@ -3,14 +3,15 @@
 import hashlib
 import math
 from collections import UserList
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from lightning_maml import checkpoints
 from lightning_maml.checks import check_whole
 from lightning_maml.tasks import TaskBatch
 
@@ -82,6 +83,25 @@ class TaskStream(LightningDataModule):
         if val_tasks == 0:
             # As if there were no such method: Lightning then says that it skips validation, and does.
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        weights_only: bool | None = None,
+        *,
+        allow: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> Self:
+        """The data of a checkpoint, where a subclass has saved its arguments; what it names as of ``MetaModule``."""
+        content = checkpoints.read_checkpoint(checkpoint_path, map_location, weights_only is not False)
+        config = checkpoints.hyper_parameters(content, "datamodule_hyper_parameters", hparams_file)
+        stream = checkpoints.build(cls, config, kwargs, allow)
+        if cls.__qualname__ in content:
+            stream.load_state_dict(content[cls.__qualname__])
+        return stream
 
     def draw(self, stage: Stage, tasks: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """The random numbers that ``tasks`` tasks are made of, on the CPU: tensors ``[tasks, ...]``."""

@@ -97,7 +97,7 @@ class Part:
         return head if self.part == "head" else [name for name in names if name not in head]
 
 
-Adapts = str | Callable[[str], bool] | Part | None
+Adapts = str | Part | Callable[[str], bool] | None
 """Which parameters adapt: None for all, a regular expression or a predicate over their names, or :class:`Part`."""
 
 
