@@ -76,6 +76,7 @@ FUNCTIONS = [
     "torch.nn.functional.torch.hub.load",
     "torch.nn.functional.importlib.import_module",
     "torch.nn.functional.__loader__.load_module",
+    "torch.nn.functional._verify_batch_size",
     "torch.nn.Module.load_state_dict",
     "torch.nn.modules.module.register_module_forward_hook",
     "torch.nn.utils.clip_grad_norm_",

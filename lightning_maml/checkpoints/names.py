@@ -151,7 +151,8 @@ class _Names:
                 if callable(found):
                     return found
             self.refuse(name, where, wanted, "which is nothing that can be called")
-        if module not in SHORTER and not _within(module, *CLASSES, *BUILDERS, *FUNCTIONS, *self.allow):
+        on_list = module in SHORTER or _within(module, *CLASSES, *BUILDERS, *FUNCTIONS, *self.allow)
+        if not on_list or last.startswith("_"):
             self.refuse(name, where, wanted)
         try:
             found = vars(importlib.import_module(module)).get(last)  # no attributes of it, nor what it makes up
@@ -169,10 +170,10 @@ class _Names:
 
     def refuse(self, name: str, where: str, wanted: str, why: str = "") -> NoReturn:
         """Raise ValueError that says what stood where, and how to allow it."""
-        got = f"{_shown(name)}{f', {why}' if why else ''}"
+        got, bare = f"{_shown(name)}{f', {why}' if why else ''}", _bare(name)
         raise ValueError(
-            f"Expected `{where}` to name a {wanted} of the library or of torch but got {got}: nothing that a file "
-            f"names is run; where you trust it, allow=[{_shown(name)}] (on the command line --allow {_bare(name)})."
+            f"Expected `{where}` to name {_article(wanted)} of the library or of torch but got {got}: nothing that a "
+            f"file names is run; where you trust it, allow=[{_shown(name)}] (on the command line --allow {bare})."
         )
 
     def computes(self, found: Any) -> bool:
