@@ -84,6 +84,16 @@ def _alone(networks: list[Any], rows: Tensor) -> Tensor:
     return torch.stack([torch.cat([network(row) for row in own.split(1)]) for network, own in each])
 
 
+def markdown(results: dict[str, Any]) -> str:
+    """The table of a file of results, for docs/serving.md."""
+    ways = ("all at once", "one at a time", "exported, eval", "exported, train")
+    lines = [f"| accuracy, % | {' | '.join(ways)} |", f"|---|{'--:|' * len(ways)}"]
+    for name in (name for name in CONTENDERS if name in results["rows"]):
+        cells = [f"{100 * mean:.1f} ± {100 * half:.1f}" for mean, half in (results["rows"][name][way] for way in ways)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

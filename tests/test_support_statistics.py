@@ -19,6 +19,7 @@ from lightning_maml import (
     Batched,
     Eager,
     Fused,
+    MetaModule,
     TaskBatch,
     adapt,
     anil,
@@ -35,6 +36,8 @@ from lightning_maml import (
 )
 from lightning_maml.meta_gradient import MultiStep
 from lightning_maml.networks import Conv4, step_batch_norm
+from lightning_maml.rl import GaussianPolicy
+from lightning_maml.rl.adaptation import MetaObjective
 from problems import make_problem, meta_gradient, relative_error
 
 LOSS = "cross_entropy"
@@ -388,3 +391,16 @@ def test_half_precision_and_autocast():
         assert {value.dtype for value in half.parameters.values()} == {torch.bfloat16}
         alone, expected = half.network(0)(batch.query_inputs[0, :1]), half.predict(batch.query_inputs)[0, :1]
         torch.testing.assert_close(alone, expected, rtol=0.02, atol=0.02)
+
+
+def test_a_module_predicts_by_support_sets():
+    network, batch = make_problem("conv4", LOSS)
+    subject = MetaModule(network, maml(0.1, 2, batch_norm="support"), loss=LOSS).eval()
+    support, (rows, _) = batch.sets
+    alone = [subject.predict_step((*support, row), 0) for row in rows.split(1, 1)]
+    torch.testing.assert_close(torch.cat(alone, 1), subject.predict_step((*support, rows), 0))
+
+
+def test_rollouts_are_no_support_sets():
+    with pytest.raises(NotImplementedError, match="batch_norm='batch' or 'running' for rollouts"):
+        MetaObjective(GaussianPolicy(2, 2), maml(0.1, 1, batch_norm="support"))
