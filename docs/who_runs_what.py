@@ -16,6 +16,7 @@ import lightning_maml
 from lightning_maml import coverage, inner, meta_gradient, presets
 from lightning_maml.coverage import Runs
 from lightning_maml.inner import LearnedRate
+from lightning_maml.learner import BatchNorm
 
 ROOT = Path(__file__).parents[1]
 EAGER: Runs = dict.fromkeys(coverage.BATCHED, coverage.ANYTHING)
@@ -78,7 +79,8 @@ def of_parts() -> str:
     losses = {f"loss `{name}`": row("loss", name) for name in ("mse", "cross_entropy", "bce")} | {
         "another loss": row("loss", Own)
     }
-    return table("needs", loops | parts | rates | rules | losses | own)
+    norms = {f'`batch_norm="{mode}"`': row("batch-norm", mode) for mode in get_args(BatchNorm)}
+    return table("needs", loops | parts | rates | rules | losses | norms | own)
 
 
 TABLES = {"README.md": of_presets, "docs/engines.md": of_parts}

@@ -15,9 +15,11 @@ from lightning_maml.diagnosis import bad_tasks
 from lightning_maml.engine import Engine, MetaOutput, Problem, run_on
 from lightning_maml.engine.base import autocast_on
 from lightning_maml.engine.forward import batch_norm_mode
+from lightning_maml.engine.statistics import training_is
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import Loss, task_loss
+from lightning_maml.serving import detach_from_mode, say_once
 from lightning_maml.tasks import TaskBatch
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -28,24 +30,59 @@ class Adapted:
     """The adapted networks of a batch of tasks."""
 
     parameters: Parameters
-    """``{name: [T, *shape]}``, the parameters that adapted."""
+    """``{name: [T, *shape]}``, the parameters that adapted, and under ``batch_norm="support"`` the statistics of the
+    support sets, by the names of the layers' buffers."""
     support_losses: Tensor
     """``[T, steps + 1]``: before each inner step and after the last."""
     problem: Problem
     engine: str | Engine
 
-    def predict(self, inputs: Tensor) -> Tensor:
-        """Each task's predictions ``[T, N, ...]`` for its own inputs ``[T, N, ...]``, without a graph."""
+    def predict(self, inputs: Tensor, *, dropout: bool = False) -> Tensor:
+        """Each task's predictions ``[T, N, ...]`` for its own inputs ``[T, N, ...]``, without a graph.
+
+        In evaluation mode, whatever the network's own; batch-norm layers as the algorithm's ``batch_norm`` says. Under
+        ``"batch"``, where predictions depend on the rows that come together, that is said once, in a warning.
+
+        Args:
+            inputs: of each task.
+            dropout: predict in training mode, which draws dropout.
+
+        Raises:
+            ValueError: there are inputs of another number of tasks.
+        """
         tasks = len(self.support_losses)
         if inputs.ndim < 2 or inputs.shape[0] != tasks:
             raise ValueError(f"Expected inputs of {tasks} tasks, [{tasks}, rows, ...], but got {list(inputs.shape)}.")
-        with _running(self.problem), torch.no_grad():
+        if self._by_rows:
+            say_once(self.problem.network)
+        with training_is(dropout, self.problem.modules), _running(self.problem), torch.no_grad():
             rows, phi = _normal(inputs), self.parameters
             return run_on(self.engine, self.problem, (), lambda engine: engine.predict(self.problem, phi, rows))[1]
 
     def network(self, task: int) -> nn.Module:
-        """A copy of the network with the parameters of one task: an ordinary module, to save or to deploy."""
-        return with_parameters_of(self.problem.network, self.parameters, task)
+        """A copy of the network with the parameters of one task: an ordinary module, to save or to deploy.
+
+        In training and in evaluation mode its batch-norm layers do what they do in :meth:`predict`, which its
+        predictions equal, but for dropout, which training mode draws. Under ``batch_norm="batch"`` they have no running
+        statistics any more, and a row's predictions depend on the others', which is said once, in a warning; under
+        ``"support"`` they have the task's, and under ``"running"`` the network's.
+
+        Example:
+            >>> from lightning_maml import maml
+            >>> x, network = torch.randn(4, 10, 1), nn.Sequential(nn.Linear(1, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+            >>> adapted = adapt(network, maml(0.1, batch_norm="support"), x, 2 * x, loss="mse")
+            >>> one = adapted.network(3)(x[3, :1])
+            >>> torch.testing.assert_close(one, adapted.predict(x)[3, :1])
+        """
+        if self._by_rows:
+            say_once(self.problem.network)
+        network = with_parameters_of(self.problem.network, self.parameters, task)
+        detach_from_mode(network, self.problem.algorithm.batch_norm)
+        return network
+
+    @property
+    def _by_rows(self) -> bool:
+        return bool(self.problem.norms) and self.problem.algorithm.batch_norm == "batch"
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,9 +216,9 @@ def evaluate(
 
 
 def with_parameters_of(network: Network, parameters: Parameters, task: int) -> Network:
-    """A copy of the network with the parameters of one task, of those of all tasks, ``{name: [T, *shape]}``."""
+    """A copy of the network with the tensors of one task, of those of all tasks, ``{name: [T, *shape]}``."""
     network = copy.deepcopy(network)
-    named = dict(network.named_parameters())
+    named = {**dict(network.named_buffers()), **dict(network.named_parameters())}
     with torch.no_grad():
         for name, value in parameters.items():
             named[name].copy_(value[task])

@@ -131,13 +131,14 @@ ADAPTATION: Runs = SGD_UPDATE | {  # a whole adaptation, and its meta-gradient, 
     "gradient of data": {False},
     "gradient of the loss": {False},
 }
-CONV_ADAPT: Runs = ADAPTATION | {"device": {"cpu"}, "loss": {"mse", "cross_entropy"}}
+CONV_ADAPT: Runs = ADAPTATION | {"device": {"cpu"}, "loss": {"mse", "cross_entropy"}, "batch-norm": {"batch"}}
 
 COMPILED_PARTS = _PLAIN.union(_KNOWN_STEPS, {inner.SecondMoment, inner.Sign, inner.SharpnessAware})
 COMPILED: Runs = STEPS | {
     "inner loop": {inner.SGD, inner.Adam},
     "part": COMPILED_PARTS,
     "chain": ANYTHING,
+    "batch-norm": {"batch", "running"},
     "gradient of data": {False},
     "gradient of the loss": {False},
 }

@@ -13,9 +13,11 @@ from lightning_maml.checks import check_one_of
 from lightning_maml.inner import Holder, InnerLoop, Rates, holders_in
 from lightning_maml.meta_gradient import Annealed, MetaGradient
 
-BatchNorm = Literal["batch", "running"]
+BatchNorm = Literal["batch", "running", "support"]
 """``"batch"``: every forward normalises by the statistics of the rows it sees, support and query each by their own
-(transductive, as in the paper). ``"running"``: by the stored running statistics. Neither writes them."""
+(transductive, as in the paper). ``"running"``: by the stored running statistics. ``"support"``: query rows by the
+statistics of all of their task's support rows under the adapted parameters, one row or many. None writes to the
+network's own."""
 
 
 def per_step_names(network: nn.Module) -> set[str]:

@@ -48,7 +48,7 @@ def maml(
         steps: the number of inner steps m.
         learn_lr: what has a learned rate of its own, see :data:`LearnedRate`; None for a fixed rate.
         adapts: which parameters adapt: None for all, a regular expression or a predicate for names, or :class:`Part`.
-        batch_norm: ``"batch"`` or ``"running"``, see :data:`BatchNorm`.
+        batch_norm: ``"batch"``, ``"running"`` or ``"support"``, see :data:`BatchNorm`.
 
     Reference:
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", ICML 2017.

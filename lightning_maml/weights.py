@@ -60,7 +60,8 @@ def load_adapted(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, is another one, or holds the weights of another network.
+        ValueError: the file is damaged, is another one, or holds the weights of another network; or it holds statistics
+            of support sets where ``algorithm`` does not go by them, or the other way round.
 
     Warns:
         UserWarning: the file was written without a checksum, so that damage to its numbers would not be seen.
@@ -105,6 +106,12 @@ def load_adapted(
                 own.copy_(value)
     if missing:
         raise ValueError(f"Expected the weights of this network but {path} lacks {sorted(missing)[:3]}.")
+    holds = not parameters.keys() <= problem.parameters.keys()
+    if bool(problem.norms) and holds != (algorithm.batch_norm == "support"):
+        raise ValueError(
+            f"Expected the weights of an algorithm with batch_norm={algorithm.batch_norm!r} but {path} holds "
+            f"{'the' if holds else 'no'} statistics of the tasks' support sets: load it by the algorithm that adapted."
+        )
     losses = tensors["support_losses"].to(next(problem.network.parameters()).device)
     return Adapted(parameters, losses, problem, named_engine(engine) or "auto")
 

@@ -66,7 +66,7 @@ CASES = {
         "one initial rate for learned rates 'shared', .* but got \\[0.1, 0.05\\]",
     ),
     "learned rate without a home": (lambda: run(algorithm=maml(learn_lr="shared")), ValueError, "initial_rates"),
-    "unknown batch-norm": (lambda: maml(batch_norm="eval"), ValueError, r"`batch_norm` to be one of \['batch', 'running'\] but got 'eval'"),
+    "unknown batch-norm": (lambda: maml(batch_norm="eval"), ValueError, r"`batch_norm` to be one of \['batch', 'running', 'support'\] but got 'eval'"),
     "rule class, not rule": (lambda: Algorithm(SGD(), Unrolled), TypeError, "rule such as Unrolled"),
     "adapts nothing": (lambda: run(algorithm=maml(adapts="^classifier")), ValueError, "at least one parameter to adapt .*classifier"),
     "all frozen": (lambda: run(network=frozen()), ValueError, "at least one parameter to adapt"),

@@ -37,6 +37,7 @@ LEVELS = {
     "diagnosis": 4,
     "engine": 5,
     "presets": 4,
+    "serving": 4,
     "adaptation": 6,
     "meta_update": 7,
     "training": 7,

@@ -113,6 +113,12 @@ class Problem:
         return all(type(one) is nn.Linear or type(one) in POINTWISE or is_sequence(one) for one in self.modules)
 
     @cached_property
+    def norms(self) -> dict[str, nn.Module]:
+        """The batch-norm layers, under each of their names with the dot behind it."""
+        named = () if self.plain else self._named_modules
+        return {name: module for name, module in named if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+
+    @cached_property
     def per_step(self) -> set[str]:
         """The parameters that hold a value for every inner step."""
         return set() if self.plain else per_step_names(self.network)
@@ -139,7 +145,6 @@ class Problem:
         return self.algorithm.needs.union(
             [
                 ("loss", loss),
-                ("batch-norm", self.algorithm.batch_norm),
                 ("dtypes of what adapts", frozenset({self.parameters[name].dtype for name in self.adapted})),
                 ("dtypes of everything", frozenset({value.dtype for value in parameters + data})),
                 ("autocast", autocast_on(parameters[0].device)),
@@ -148,6 +153,7 @@ class Problem:
                 ("parameters of each step", bool(self.per_step)),
                 ("backward hooks", any(map(has_backward_hooks, self.modules))),
             ],
+            [("batch-norm", self.algorithm.batch_norm)] if self.norms else [],
             [("device", device.type) for device in {value.device for value in (*values, parameters[0])}],
             [("tensor class", kind) for kind in {*map(type, parameters), *map(type, values)}],
             [("rows of a set", inputs.shape[1]) for inputs, _ in sets],
@@ -212,6 +218,8 @@ class Engine(ABC):
         """The adapted parameters ``{name: [T, *shape]}`` and support losses ``[T]`` before and after each inner step.
 
         Yields ``steps + 1`` pairs, detached. ``support`` are the inputs and targets to adapt to, ``[T, Ns, ...]``.
+        Under ``batch_norm="support"`` the statistics that query rows go by are among the parameters,
+        ``{"<layer>.running_mean": [T, C], "<layer>.running_var": [T, C]}``.
         """
 
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_maml.coverage import ORDINARY, PLAIN
 from lightning_maml.engine.layers import LAYERS, POINTWISE
+from lightning_maml.engine.statistics import MEAN, VAR, Pass, Statistics, check_layer, training_is
 from lightning_maml.engine.structure import layers_of
 from lightning_maml.inner import Parameters, of_step
 from lightning_maml.learner import BatchNorm
@@ -27,15 +28,17 @@ def batch_norm_mode(modules: Iterable[nn.Module], mode: BatchNorm) -> Iterator[N
     """Batch-norm layers as the algorithm asks for, for the time of a call; running statistics are never written."""
     layers = [layer for layer in modules if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     for layer in layers:
-        if mode == "running" and layer.running_mean is None:
+        if mode != "batch" and layer.running_mean is None:
             raise ValueError(
-                "Expected every batch-norm layer to keep running statistics for `batch_norm='running'` but got "
+                f"Expected every batch-norm layer to keep running statistics for `batch_norm={mode!r}` but got "
                 f"{layer} without: use `batch_norm='batch'` or track_running_stats=True."
             )
+        if mode == "support":
+            check_layer(layer)
     before = [(layer.training, layer.track_running_stats) for layer in layers]
     try:
         for layer in layers:
-            layer.training = mode == "batch"
+            layer.training = mode != "running"
             # training with statistics that are not tracked: torch uses the batch's, and writes nothing
             layer.track_running_stats = mode == "running"
         yield
@@ -55,6 +58,8 @@ class Networks:
             one piece; None: each has one name, and it may run layer by layer.
         one: call the network as it is written, for one task after another.
         per_step: the constants that hold a value for every inner step.
+        norms: the batch-norm layers that go by the support sets' statistics, under their names with the dot behind it.
+            Where ``phi`` holds them they are used, else these layers go by the rows that they see.
     """
 
     network: nn.Module
@@ -62,22 +67,47 @@ class Networks:
     tied: dict[str, str] | None
     one: bool = False
     per_step: Collection[str] = ()
+    norms: Mapping[str, nn.Module] = field(default_factory=dict)
     layers: list[_Layer] | None = None  # looked at once: on a small network that costs as much as it computes
 
     def __call__(self, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
         """Inputs ``[T, N, ...]`` -> predictions ``[T, N, ...]``, with the constants of a step; None: the last one's."""
+        if not any(prefix + MEAN in phi for prefix in self.norms):
+            return self._run(phi, inputs, step)[0]
+        with training_is(False, self.norms.values()):
+            return self._run(phi, inputs, step, "stored")[0]
+
+    def statistics(self, phi: Parameters, inputs: Tensor, step: int | None = None) -> Parameters:
+        """The statistics ``[T, C]`` of inputs ``[T, N, ...]`` at each batch-norm layer, by the names of its buffers."""
+        with training_is(False, self.norms.values()):
+            found = self._run(phi, inputs, step, "recording")[1]
+        if not found:
+            raise ValueError(
+                "Expected batch-norm layers to run on support sets for `batch_norm='support'` but none of "
+                f"{[name.rstrip('.') for name in self.norms]} does: use `batch_norm='batch'`."
+            )
+        return found
+
+    def _run(
+        self, phi: Parameters, inputs: Tensor, step: int | None, norm: Pass = "by batch"
+    ) -> tuple[Tensor, Parameters]:
         constants = self.constants
         if self.per_step:
             at = -1 if step is None else step
             constants = {n: of_step(v, at) if n in self.per_step else v for n, v in constants.items()}
         if self.one:
             each = (({n: v[task] for n, v in phi.items()}, rows.clone()) for task, rows in enumerate(inputs))
-            return torch.stack([_call(self.network, self.tied, _safe(constants), *task) for task in each])
+            done = [_call(self.network, self.tied, norm, "", _safe(constants), *task) for task in each]
+            outputs, founds = zip(*done, strict=True)
+            return torch.stack(outputs), {name: torch.stack([found[name] for found in founds]) for name in founds[0]}
         if self.layers is None:
-            self.layers = list(_layers(self.network, phi, constants, self.tied))
+            own = dict.fromkeys((*phi, *(prefix + name for prefix in self.norms for name in (MEAN, VAR))))
+            self.layers = list(_layers(self.network, own, constants, self.tied))
+        found: Parameters = {}
         for layer in self.layers:
-            inputs = layer(phi, constants, inputs)
-        return inputs
+            inputs, seen = layer(phi, constants, inputs, norm)
+            found |= seen
+        return inputs, found
 
 
 def _safe(constants: Mapping[str, Tensor]) -> Parameters:
@@ -85,18 +115,31 @@ def _safe(constants: Mapping[str, Tensor]) -> Parameters:
     return {name: value if isinstance(value, nn.Parameter) else value.clone() for name, value in constants.items()}
 
 
-def _call(module: nn.Module, tied: dict[str, str] | None, shared: Parameters, own: Parameters, inputs: Tensor) -> Any:
+def _call(
+    module: nn.Module,
+    tied: dict[str, str] | None,
+    norm: Pass,
+    prefix: str,
+    shared: Parameters,
+    own: Parameters,
+    inputs: Tensor,
+) -> tuple[Tensor, Parameters]:
+    """The outputs, and the statistics recorded on the way, whose names in the network begin with ``prefix``."""
     every = {**shared, **own}
     # Tied names are filled in here: functional_call's own `tie_weights` leaves a module that is used under two names
     # holding what it was called with.
     every |= {name: every[first] for name, first in (tied or {}).items()}
-    return functional_call(module, every, (inputs,), tie_weights=False)
+    if norm == "by batch":
+        return functional_call(module, every, (inputs,), tie_weights=False), {}
+    with Statistics(every, own, norm == "recording", prefix) as statistics:
+        return functional_call(module, every, (inputs,), tie_weights=False), statistics.found
 
 
 class _Layer(NamedTuple):
     """A module of a network, and which of its parameters and buffers are whose."""
 
     module: nn.Module
+    prefix: str
     plain: bool
     """Whether it computes what its class says, with no parameters tied."""
     own: list[tuple[str, str]]
@@ -104,18 +147,22 @@ class _Layer(NamedTuple):
     shared: list[tuple[str, str]]
     tied: dict[str, str] | None
 
-    def __call__(self, phi: Parameters, constants: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """In the batched form of its own, if it has one (:data:`LAYERS`), else under ``vmap``."""
-        own = {name: phi[full] for name, full in self.own}
+    def __call__(
+        self, phi: Parameters, constants: Mapping[str, Tensor], inputs: Tensor, norm: Pass
+    ) -> tuple[Tensor, Parameters]:
+        """In the batched form of its own, if it has one (:data:`LAYERS`), else under ``vmap``; and what is recorded."""
+        own = {name: phi[full] for name, full in self.own if full in phi}
         shared = {name: constants[full] for name, full in self.shared}
         kind, tensors = type(self.module), {*map(type, (inputs, *own.values(), *shared.values()))}
         if self.plain and (tensors <= PLAIN or all(each in ORDINARY for each in tensors)):
             if kind in POINTWISE:
-                return self.module(inputs)
+                return self.module(inputs), {}
             if kind in LAYERS and (outputs := LAYERS[kind](self.module, own, shared, inputs)) is not None:
-                return outputs
+                return outputs, {}
+        call = partial(_call, self.module, self.tied, norm, self.prefix, _safe(shared))
         with _Elementary():
-            return vmap(partial(_call, self.module, self.tied, _safe(shared)), randomness="different")(own, inputs)
+            outputs, found = vmap(call, randomness="different")(own, inputs)
+        return outputs, found
 
 
 def _layers(
@@ -128,7 +175,7 @@ def _layers(
             [(full.removeprefix(prefix), full) for full in names if full.startswith(prefix)]
             for names in (phi, constants)
         )
-        yield _Layer(module, what is None and tied is None, own, shared, tied)
+        yield _Layer(module, prefix, what is None and tied is None, own, shared, tied)
 
 
 def _attention(*args: Any, enable_gqa: bool = False, **kwargs: Any) -> Tensor:

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map_only
 
 from lightning_maml.engine.base import Problem
 from lightning_maml.engine.forward import Networks
+from lightning_maml.engine.statistics import training_is
 from lightning_maml.inner import Parameters, Slope, State
 from lightning_maml.meta_gradient import Query
 from lightning_maml.tasks import Set
@@ -17,7 +18,10 @@ from lightning_maml.tasks import Set
 def networks_of(problem: Problem, one: bool = False) -> tuple[Parameters, Networks]:
     """The parameters that adapt ``{name: [*shape]}``, and the tasks' networks as a function of them."""
     theta, constants = problem.split()
-    return theta, Networks(problem.network, constants, problem.tied, one, problem.per_step)
+    norms = problem.norms if problem.algorithm.batch_norm == "support" else {}
+    # a layer under two names is found to run twice where the network runs in one piece
+    tied = problem.tied if len({*norms.values()}) == len(norms) else problem.tied or {}
+    return theta, Networks(problem.network, constants, tied, one, problem.per_step, norms)
 
 
 class TaskLoop:
@@ -116,9 +120,19 @@ class TaskLoop:
 
     def query_after(self, phi: Parameters, steps: int) -> Query:
         assert self.query_set is not None  # a rule's loop has one
-        losses, predictions = self.losses(phi, self.query_set, max(steps - 1, 0))
+        losses, predictions = self.losses(self.with_statistics(phi, steps), self.query_set, max(steps - 1, 0))
         self.final = {name: value.detach() for name, value in phi.items()}
         return Query(losses.mean(), losses.detach(), predictions.detach())
+
+    def with_statistics(self, phi: Parameters, steps: int) -> Parameters:
+        """``phi`` after so many steps, with what query rows are normalised by, where that is of the support sets."""
+        if not self.networks.norms:
+            return phi
+        return phi | self.networks.statistics(phi, self.support_set[0], max(steps - 1, 0))
+
+    def _to_serve(self, phi: Parameters, steps: int) -> Parameters:
+        with torch.no_grad(), training_is(False, self.problem.modules):  # no dropout in what is kept
+            return self.with_statistics(phi, steps)
 
     def gradients(self, query: Query, weight: float, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
         """The gradients of ``weight * query.loss``, zero where a leaf has no part in it."""
@@ -137,8 +151,8 @@ class TaskLoop:
         for step in range(self.inner.steps):
             with torch.enable_grad():
                 following, state, losses = self.step(phi, state, step, order=1)
-            yield phi, losses
+            yield self._to_serve(phi, step), losses
             phi, state = tree_map_only(Tensor, Tensor.detach, (following, state))
         with torch.no_grad():  # and not over the yield, where other loops go on
             losses = self.support(phi)
-        yield phi, losses
+        yield self._to_serve(phi, self.inner.steps), losses

@@ -83,6 +83,10 @@ class MetaObjective:
             raise NotImplementedError(
                 f"Expected an inner loop of plain gradient steps, and a rule for it, for rollouts but {reason}."
             )
+        if self.algorithm.batch_norm == "support":
+            raise NotImplementedError(
+                "Expected batch_norm='batch' or 'running' for rollouts, which are no support sets."
+            )
         engine = self.engine
         if self.engine_name not in ("auto", "batched", "eager", "fused"):
             raise NotImplementedError(

@@ -48,8 +48,7 @@ class ConvAdapt(Operator):
     runs = CONV_ADAPT
 
     def recognise(self, problem: Problem, *sets: Set) -> Convolutional:
-        found, mode = recognise(problem.network), problem.algorithm.batch_norm
-        require(mode == "batch" or not found.kind["norm"], f"batch_norm is {mode!r}")
+        found = recognise(problem.network)
         sizes = {found.network(inputs) for inputs, _ in sets}
         require(len(sizes) == 1, "images of the support and of the query set differ in size")
         return found

@@ -1,0 +1,110 @@
+"""Batch-norm by the statistics of each task's support set: recorded there, and stored beside what adapts."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lightning_maml.inner import Parameters
+
+Pass = Literal["by batch", "recording", "stored"]
+"""What batch-norm layers normalise by in a forward. ``"by batch"`` stands for whatever they do of themselves."""
+
+MEAN, VAR = "running_mean", "running_var"
+
+
+@contextmanager
+def training_is(training: bool, modules: Iterable[nn.Module]) -> Iterator[None]:
+    """These modules, and not those inside, in training or evaluation mode for the time of a call."""
+    before = [(module, module.training) for module in modules]
+    try:
+        for module, _ in before:
+            module.training = training
+        yield
+    finally:
+        for module, was in before:
+            module.training = was
+
+
+def check_layer(layer: nn.Module) -> None:
+    """Raise ValueError where a batch-norm layer may not compute what the statistics are recorded for."""
+    if type(layer).forward is not nn.BatchNorm2d.forward:
+        raise ValueError(
+            "Expected batch-norm layers with the forward of nn.BatchNorm1d, 2d or 3d for `batch_norm='support'` but "
+            f"got {type(layer).__name__}: use `batch_norm='batch'`, or torch's layers."
+        )
+
+
+class Statistics(TorchFunctionMode):
+    """Layers in evaluation mode, in plain arithmetic: torch's own has no gradient with respect to what is stored.
+
+    Args:
+        every: the tensors of a network's call, ``{name: [*shape]}``.
+        own: the names of those that are the task's.
+        recording: layers normalise by the statistics of what they see, which end up in :attr:`found`.
+        prefix: of all these names in the network.
+    """
+
+    def __init__(self, every: Parameters, own: Iterable[str], recording: bool, prefix: str) -> None:
+        super().__init__()
+        # a layer hands on the very tensor that it was called with
+        self.names = {id(value): prefix + name for name, value in every.items() if name.rpartition(".")[2] == MEAN}
+        self.own, self.recording = {prefix + name for name in own}, recording
+        self.found: Parameters = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.batch_norm:
+            return self._batch_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _batch_norm(
+        self, inputs: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None = None,
+        bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+    ) -> Tensor:  # fmt: skip
+        """``inputs [N, C, ...]``, all others ``[C]``."""
+        name = self.names.get(id(mean))
+        if name is None or mean is None or var is None:
+            return F.batch_norm(inputs, mean, var, weight, bias, training, momentum, eps)
+        # statistics of half precision numbers are not to be trusted
+        rows = inputs.float() if inputs.dtype in (torch.float16, torch.bfloat16) else inputs
+        if self.recording:
+            mean, var = self._record(name, rows, mean.dtype)
+        elif name not in self.own:
+            raise ValueError(
+                "Expected batch-norm layers to run on support sets and query sets alike for `batch_norm='support'` "
+                f"but {_layer(name)} runs on query sets alone: use `batch_norm='batch'`."
+            )
+        scale = torch.rsqrt(var + eps)
+        outputs = (rows - _along(mean, rows)) * _along(scale if weight is None else scale * weight, rows)
+        return (outputs if bias is None else outputs + _along(bias, rows)).to(inputs.dtype)
+
+    def _record(self, name: str, rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        if name in self.found:
+            raise ValueError(
+                "Expected batch-norm layers to run once in a forward for `batch_norm='support'` but "
+                f"{_layer(name)} runs several times: use a layer for each, or `batch_norm='batch'`."
+            )
+        if rows[:, 0].numel() < 2:
+            raise ValueError(
+                "Expected support sets with several values a channel to take statistics of for `batch_norm='support'` "
+                f"but {_layer(name)} sees {list(rows.shape)}: use more support rows, or `batch_norm='running'`."
+            )
+        places = [dim for dim in range(rows.ndim) if dim != 1]
+        mean = rows.mean(places)
+        var = (rows - _along(mean, rows)).square().mean(places)
+        mean, var = mean.to(dtype), var.to(dtype)
+        self.found |= {name: mean, name.removesuffix(MEAN) + VAR: var}
+        return mean, var
+
+
+def _along(values: Tensor, rows: Tensor) -> Tensor:
+    """``[C]`` to lie along the channels of ``[N, C, ...]``."""
+    return values.view(1, -1, *[1] * (rows.ndim - 2))
+
+
+def _layer(name: str) -> str:
+    return repr(name.removesuffix(MEAN).rstrip(".") or "the network")
