@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_maml.diagnosis import bad_tasks
+from lightning_maml.diagnosis import bad_tasks, diverged, warning_of_divergence
 from lightning_maml.engine import Engine, MetaOutput, Problem, run_on
 from lightning_maml.engine.base import autocast_on
 from lightning_maml.engine.forward import batch_norm_mode
@@ -36,6 +37,11 @@ class Adapted:
     """``[T, steps + 1]``: before each inner step and after the last."""
     problem: Problem
     engine: str | Engine
+
+    @property
+    def diverged(self) -> Tensor:
+        """``[T]``: whose support loss was, at some step, not finite or higher than before the first one."""
+        return diverged(self.support_losses, self.problem.inner)[:, -1]
 
     def predict(self, inputs: Tensor, *, dropout: bool = False) -> Tensor:
         """Each task's predictions ``[T, N, ...]`` for its own inputs ``[T, N, ...]``, without a graph.
@@ -95,6 +101,8 @@ class Evaluation:
     """``[T, steps + 1]``."""
     predictions: Tensor
     """``[T, steps + 1, Nq, ...]``, for the query inputs."""
+    diverged: Tensor
+    """``[T, steps + 1]``: whose support loss was, at this step or before, not finite or higher than at step 0."""
 
 
 def meta_loss(
@@ -142,13 +150,19 @@ def adapt(
     *,
     loss: Loss,
     engine: str | Engine = "auto",
+    safeguard: bool = False,
 ) -> Adapted:
     """Adapt to new tasks, without touching the network. Works under ``no_grad`` and ``inference_mode``.
+
+    Where tasks diverge, it warns, but for ``safeguard=True``.
 
     Args:
         network, algorithm, loss, engine: as in :func:`meta_loss`.
         support_inputs: ``[T, Ns, ...]``.
         support_targets: ``[T, Ns, ...]``.
+        safeguard: halve a task's step where it does not lower the task's support loss (on the rows that the step sees,
+            with the term of ``proximal``), up to ten times, and where that does not help, leave the task where it is.
+            What steps remember, such as momentum, is that of the step as proposed.
 
     Example:
         >>> from lightning_maml import maml
@@ -157,7 +171,7 @@ def adapt(
         >>> adapted.predict(x).shape
         torch.Size([4, 10, 1])
     """
-    problem = Problem(network, algorithm, task_loss(loss))
+    problem = Problem(network, algorithm, task_loss(loss), safeguard)
     support = _normal(support_inputs), _normal(support_targets)
     tasks = TaskBatch(*support, *support)  # for its errors
     _check_data(problem, [*tasks.named()][:2])
@@ -170,7 +184,11 @@ def adapt(
 
     with _running(problem):
         chosen, (phi, losses) = run_on(engine, problem, (support,), run)
-    return Adapted({name: value.clone() for name, value in phi.items()}, torch.stack(losses, 1), problem, chosen)
+    parameters = {name: value.clone() for name, value in phi.items()}
+    adapted = Adapted(parameters, torch.stack(losses, 1), problem, chosen)
+    if not safeguard and (said := warning_of_divergence(adapted.diverged)):
+        warnings.warn(said, stacklevel=2)
+    return adapted
 
 
 def evaluate(
@@ -181,12 +199,14 @@ def evaluate(
     loss: Loss,
     engine: str | Engine = "auto",
     steps: int | None = None,
+    safeguard: bool = False,
 ) -> Evaluation:
     """Query loss and predictions before and after each inner step. Works under ``no_grad`` and ``inference_mode``.
 
     Args:
         network, algorithm, tasks, loss, engine: as in :func:`meta_loss`.
         steps: the number of inner steps; None for the algorithm's own.
+        safeguard: as in :func:`adapt`.
 
     Example:
         >>> from lightning_maml import maml
@@ -195,7 +215,7 @@ def evaluate(
         >>> result.query_losses.shape
         torch.Size([4, 4])
     """
-    problem = Problem(network, algorithm if steps is None else algorithm.with_steps(steps), task_loss(loss))
+    problem = Problem(network, algorithm if steps is None else algorithm.with_steps(steps), task_loss(loss), safeguard)
     tasks = TaskBatch(*(_normal(value) for _, value in tasks.named()))
     _check_data(problem, [*tasks.named()])
 
@@ -212,7 +232,8 @@ def evaluate(
 
     with _running(problem):
         _, found = run_on(engine, problem, tasks.sets, run)
-    return Evaluation(*(torch.stack(values, 1) for values in zip(*found, strict=True)))
+    query_losses, support_losses, predictions = (torch.stack(values, 1) for values in zip(*found, strict=True))
+    return Evaluation(query_losses, support_losses, predictions, diverged(support_losses, problem.inner))
 
 
 def with_parameters_of(network: Network, parameters: Parameters, task: int) -> Network:

@@ -57,6 +57,7 @@ _WORDS = {
     "rows of a set": "a task has {} rows",
     "tensor class": "parameters, inputs or targets are of the class {}",
     "tensor in": "there are tensors in {}",
+    "safeguard": "a safeguard looks at every step",
 }
 """How a need is said, in the order in which reasons are given."""
 
@@ -116,7 +117,9 @@ STEPS: Runs = {  # of plain gradient descent, with what a known few transformati
     "tensor class": PLAIN,
     "tensor in": set(),
 }
-STEPS |= dict.fromkeys(("rule", "loss", "gradient of the loss", "gradient of data", "rows of a set"), ANYTHING)
+STEPS |= dict.fromkeys(
+    ("rule", "loss", "gradient of the loss", "gradient of data", "rows of a set", "safeguard"), ANYTHING
+)
 STEPS |= dict.fromkeys(("dtypes of what adapts", "dtypes of everything", "device", "batch-norm", "autocast"), ANYTHING)
 
 SGD_UPDATE: Runs = STEPS | {"device": {"cpu", "cuda"}, "dtypes of what adapts": _ONE_OF}

@@ -6,11 +6,13 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from shutil import get_terminal_size
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
 from lightning_maml.adaptation import meta_loss
@@ -24,6 +26,7 @@ from lightning_maml.results import aligned
 
 SHOWN_STEPS = (0, 1, 5, 10)
 SHOTS = 5
+ALGORITHMS = {"MAML": maml(lr=0.01, steps=2), "pretrained": pretrained(lr=0.01)}
 UPDATES_PER_STEP = 20
 BAR = "{desc} {percentage:3.0f}% |{bar:30}| {n_fmt}/{total_fmt} updates, {remaining} left{postfix}"
 
@@ -46,14 +49,13 @@ def main(args: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         check_whole(1, steps=options.steps)
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    algorithms = {"MAML": maml(lr=0.01, steps=1), "pretrained": pretrained(lr=0.01)}
-    updates = options.steps or _updates_in(options.seconds, algorithms.values(), options.seed)
+    updates = options.steps or _updates_in(options.seconds, ALGORITHMS.values(), options.seed)
     print(
         f"Regression of sine waves y = A sin(x - phase), {SHOTS} examples of each new one. Network: 1-40-40-1.\n"
-        f"Training: {updates:,} updates of 25 tasks for each of MAML (1 inner step) and the pretrained baseline "
-        "(all tasks at once, no inner loop).\n"
+        f"Training: {updates:,} updates of 25 tasks for each of MAML (2 inner steps) and the pretrained baseline\n"
+        "(all tasks at once, no inner loop); the outer rate falls to 0 along a cosine.\n"
     )
-    results = {name: _run(name, algorithm, updates, options.seed) for name, algorithm in algorithms.items()}
+    results = {name: run(name, updates, options.seed) for name in ALGORITHMS}
     rows = [["inner steps", *(f"{name:>16}" for name in results)]]
     for step in SHOWN_STEPS:
         loss = f"test/loss_step_{step}"
@@ -61,15 +63,18 @@ def main(args: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     print(
         f"\nMean squared error on 600 held-out tasks after some inner steps on their {SHOTS} examples, ± 95% interval:",
         *("", *aligned(rows), ""),
-        "The paper's protocol (70,000 updates):  lightning-maml fit --config configs/sinusoid.yaml",
+        "At test a step that does not lower the error on the examples is halved (safeguard=True). The paper has 1",
+        "inner step, a constant rate and no safeguard: in some runs a task then runs away, and the mean with it.",
+        "Its protocol (70,000 updates):  lightning-maml fit --config configs/sinusoid.yaml",
         sep="\n",
     )
     return results
 
 
-def _run(name: str, algorithm: Algorithm, updates: int, seed: int) -> dict[str, float]:
+def run(name: str, updates: int, seed: int) -> dict[str, float]:
+    """Trains one of :data:`ALGORITHMS` and tests it on 600 held-out tasks: what the test logs."""
     seed_everything(seed, verbose=False)  # both start from the same weights
-    module = _module(algorithm)
+    module = _module(ALGORITHMS[name], updates)
     tasks = SinusoidTasks(shots=10, test_shots=SHOTS, batches_per_epoch=updates, val_tasks=0, seed=seed)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -88,9 +93,16 @@ def _run(name: str, algorithm: Algorithm, updates: int, seed: int) -> dict[str, 
     return dict(result)
 
 
-def _module(algorithm: Algorithm) -> MetaModule:
-    network = MLP(1, [40, 40], 1, init="default")
-    return MetaModule(network, algorithm, loss="mse", test_steps=max(SHOWN_STEPS), updates_per_step=UPDATES_PER_STEP)
+def _module(algorithm: Algorithm, updates: int = 1) -> MetaModule:
+    return MetaModule(
+        MLP(1, [40, 40], 1, init="default"),
+        algorithm,
+        loss="mse",
+        scheduler=partial(CosineAnnealingLR, T_max=updates),
+        test_steps=max(SHOWN_STEPS),
+        updates_per_step=UPDATES_PER_STEP,
+        safeguard=True,
+    )
 
 
 def _updates_in(seconds: float, algorithms: Iterable[Algorithm], seed: int) -> int:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from lightning_maml.inner import AllRows, InnerLoop
 from lightning_maml.learner import Algorithm
 from lightning_maml.tasks import TaskBatch
 
@@ -89,6 +90,36 @@ def _misfit(module: Any, inputs: Tensor) -> str | None:
         network = type(module.network).__name__
         return f"Expected a network that takes inputs [{rows}], as the tasks have, but got {network}: {error}"
     return None
+
+
+def diverged(support_losses: Tensor, inner: InnerLoop) -> Tensor:
+    """Which tasks have diverged by which inner step, ``[T, steps + 1]`` as ``support_losses``.
+
+    One has where its support loss was not finite, or higher than before the first step. Losses on mini-batches are of
+    other rows each, and there only what is not finite counts.
+
+    Example:
+        >>> from torch import tensor
+        >>> from lightning_maml.inner import SGD
+        >>> diverged(tensor([[1.0, 0.5, 0.9], [1.0, 2.0, 0.9]]), SGD())
+        tensor([[False, False, False],
+                [False,  True,  True]])
+    """
+    bad = ~support_losses.isfinite()
+    if type(inner.parts.rows) is AllRows and type(inner).rows is InnerLoop.rows:
+        bad |= support_losses > support_losses[:, :1]
+    return bad.cumsum(1) > 0
+
+
+def warning_of_divergence(which: Tensor) -> str | None:
+    """What to say of an adaptation in which some tasks, ``[T]``, diverged; None where none did."""
+    numbers = which.nonzero().flatten().tolist()
+    if not numbers:
+        return None
+    return (
+        f"{len(numbers)} of {len(which)} tasks diverged ({_some_tasks(numbers)}): the support loss is not finite, or "
+        "higher than before the first inner step. safeguard=True shortens such steps."
+    )
 
 
 def bad_tasks(values: Tensor) -> list[int]:

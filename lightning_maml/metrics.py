@@ -72,43 +72,49 @@ def resolve_metric(metric: str | TaskMetric | None, loss: Any) -> tuple[str, Tas
 
 
 class Interval(NamedTuple):
-    """A mean over tasks, the half-width of its 95% confidence interval, and how many tasks it was taken over."""
+    """A mean over tasks, the half-width of its 95% confidence interval, and what a mean may hide."""
 
     mean: Tensor
     ci95: Tensor
+    median: Tensor
+    of_others: Tensor
+    """The mean without one task, where that one is more than half of the sum of all magnitudes; NaN elsewhere."""
     tasks: Tensor
+    """How many it was taken over."""
 
 
 class TaskMean(Metric):
     """Mean over tasks with the 95% interval ``1.96 * s / sqrt(T)``, ``s`` the sample deviation, as the papers report.
 
-    Each task gives ``size`` values (one for each inner step, say), each of which has its own mean and interval.
-    Kept as count, mean and sum of squared deviations in float64 and merged by the formula of Chan et al. (1979), so
-    that neither many tasks nor a mean far from zero costs digits, and so that tasks split unevenly over processes
-    (some with none) give what one process would have given.
+    Each task gives ``size`` values (one for each inner step, say), each of which has its own mean, interval and median.
+    All values are kept, in float64, so that tasks split unevenly over processes (some with none) give what one process
+    would have given. In a median NaN counts as infinite.
 
     Raises:
         ValueError: ``size`` is not positive, or ``update`` gets anything but ``[T, size]``.
 
     Example:
         >>> mean = TaskMean(size=2)
-        >>> mean.update(torch.tensor([[1.0, 10.0], [2.0, 10.0], [3.0, 10.0]]))
+        >>> mean.update(torch.tensor([[1.0, 10.0], [2.0, 10.0], [9.0, 10.0]]))
         >>> mean.compute().mean
-        tensor([ 2., 10.], dtype=torch.float64)
+        tensor([ 4., 10.], dtype=torch.float64)
         >>> mean.compute().ci95
-        tensor([1.1316, 0.0000], dtype=torch.float64)
+        tensor([4.9326, 0.0000], dtype=torch.float64)
+        >>> mean.compute().median
+        tensor([ 2., 10.], dtype=torch.float64)
+        >>> mean.compute().of_others  # 9 of 12
+        tensor([1.5000,    nan], dtype=torch.float64)
     """
 
     full_state_update = False
-    moments: Tensor
+    values: list[Tensor] | Tensor
 
     def __init__(self, size: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"Expected `size` to be a positive integer but got {size!r}.")
         self.size = size
-        # One state for all three, as merging any of them needs the others.
-        self.add_state("moments", torch.zeros(3, size, dtype=torch.float64), dist_reduce_fx=merge_moments)
+        self.add_state("values", [], dist_reduce_fx="cat")
 
     def update(self, values: Tensor) -> None:
         """Adds tasks: ``values`` of shape ``[T, size]``, or ``[T]`` where ``size`` is 1."""
@@ -116,38 +122,46 @@ class TaskMean(Metric):
             values = values.unsqueeze(1)
         if values.ndim != 2 or values.shape[1] != self.size:
             raise ValueError(f"Expected `values` of shape [T, {self.size}] but got {list(values.shape)}.")
-        if len(values):
-            values = values.detach().to(self.moments)  # float64 (see _apply), whatever the network's precision
-            mean = values.mean(0)
-            count = torch.full_like(mean, len(values))
-            squares = (values - mean).square().sum(0)
-            self.moments = merge_moments(torch.stack([self.moments, torch.stack([count, mean, squares])]))
+        assert isinstance(self.values, list)  # a tensor only while processes are put together
+        self.values.append(values.detach().to(_exact(values.device)))
 
     def compute(self) -> Interval:
-        """Mean and interval, each ``[size]`` (a scalar where ``size`` is 1), in float64; NaN where there is too
+        """Mean, interval and median, each ``[size]`` (a scalar where ``size`` is 1), in float64; NaN where there is too
         little to tell: no mean of no tasks, no interval of fewer than two.
         """
-        count, mean, squares = self.moments
-        deviation = (squares / (count - 1)).sqrt()  # of one task 0 / 0, and of none it is divided by 0 below
-        return Interval(mean.where(count > 0, torch.nan), 1.96 * deviation / count.sqrt(), count[0].long())
+        values = self._all()
+        tasks, nothing = len(values), values.new_full((self.size,), torch.nan)
+        if tasks == 0:
+            return Interval(nothing, nothing, nothing, nothing, torch.tensor(0))
+        mean = values.mean(0)
+        spread = (values - mean).square().sum(0)
+        ci95 = 1.96 * (spread / (tasks - 1) / tasks).sqrt() if tasks > 1 else nothing
+        ordered = values.sort(0).values  # NaN behind all others
+        median = (ordered[(tasks - 1) // 2] + ordered[tasks // 2]) / 2
+        magnitudes = values.abs().nan_to_num(torch.inf, torch.inf)
+        largest = magnitudes.argmax(0, keepdim=True)
+        others = values.scatter(0, largest, 0.0)
+        alone = magnitudes.gather(0, largest)[0] > others.abs().sum(0)
+        return Interval(mean, ci95, median, (others.sum(0) / (tasks - 1)).where(alone, torch.nan), torch.tensor(tasks))
+
+    def _all(self) -> Tensor:
+        """The values of all tasks, ``[T, size]``."""
+        empty = torch.empty(0, self.size, dtype=_exact(self.device), device=self.device)
+        values = [self.values] if isinstance(self.values, Tensor) else self.values
+        return torch.cat([empty, *values])
+
+    def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
+        self.values = [self._all()]  # what a process without tasks brings has a shape, too
+        super()._sync_dist(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
-        # A module moved to Apple's GPU (no float64) or converted to bfloat16 takes its metrics with it: pass through
-        # float32 and come back where that is possible.
-        self._to_dtype(torch.float32)
+        # a module that moves to Apple's GPU takes its metrics with it
+        self.values = [value.float() for value in self.values]
         super()._apply(fn, *args, **kwargs)
-        self._to_dtype(torch.float32 if self.moments.device.type == "mps" else torch.float64)
+        self.values = [value.to(_exact(value.device)) for value in self.values]
         return self
 
-    def _to_dtype(self, dtype: torch.dtype) -> None:
-        self.moments = self.moments.to(dtype)
-        self._defaults["moments"] = self._defaults["moments"].to(dtype)  # type: ignore[union-attr]
 
-
-def merge_moments(parts: Tensor) -> Tensor:
-    """Counts, means and sums of squared deviations: of disjoint parts, ``[P, 3, size]``, to all, ``[3, size]``."""
-    counts, means, squares = parts.unbind(1)
-    count = counts.sum(0)
-    # A part of no tasks has weight 0; the clamp keeps 0 / 0 away when all are such.
-    mean = (counts * means).sum(0) / count.clamp(min=1)
-    return torch.stack([count, mean, (squares + counts * (means - mean).square()).sum(0)])
+def _exact(device: torch.device) -> torch.dtype:
+    """The most precise dtype there is: Apple's GPU has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64

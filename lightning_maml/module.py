@@ -69,6 +69,8 @@ class MetaModule(MetaTraining):
         gradient_clip_algorithm: ``"norm"`` or ``"value"``.
         accumulate_tasks: how many tasks of a meta-batch run at once, for meta-batches that memory does not hold; None
             for all. The meta-gradient is the same.
+        safeguard: in validation, test and prediction, and never in training, halve a task's inner step where it does
+            not lower the task's support loss, see :func:`~lightning_maml.adapt`.
         on_divergence: what becomes of a task whose loss or meta-gradient is not finite: ``"skip"`` leaves it out of the
             mean, ``"zero"`` counts its gradient as zero, ``"raise"`` is an error. Where more than half of a meta-batch
             diverges, any of them raises, with the cause.
@@ -101,6 +103,7 @@ class MetaModule(MetaTraining):
         gradient_clip_algorithm: ClipAlgorithm = "norm",
         accumulate_tasks: int | None = None,
         on_divergence: OnDivergence = "skip",
+        safeguard: bool = False,
     ) -> None:
         given = {**locals()}
         if not isinstance(network, nn.Module):
@@ -138,6 +141,7 @@ class MetaModule(MetaTraining):
         self.automatic_optimization = updates_per_step == 1
         self.accumulate_tasks = accumulate_tasks
         self.on_divergence = on_divergence
+        self.safeguard = safeguard
         self._metric = chosen
         self._meter = Meter()
 
@@ -310,24 +314,37 @@ class MetaModule(MetaTraining):
     # Validation and test
 
     @explaining_misfits
-    def _evaluated(self, batch: Any) -> dict[str, Tensor]:
+    def _evaluated(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         tasks = as_task_batch(batch)
         evaluation = evaluate(
-            self.network, self.algorithm, tasks, loss=self.loss, engine=self.engine, steps=self.test_steps
+            self.network,
+            self.algorithm,
+            tasks,
+            loss=self.loss,
+            engine=self.engine,
+            steps=self.test_steps,
+            safeguard=self.safeguard,
         )
         values = {"loss": evaluation.query_losses}
         if self._metric is not None:
             name, metric = self._metric
             each = [metric(predictions, tasks.query_targets) for predictions in evaluation.predictions.unbind(1)]
             values[name] = torch.stack(each, 1)
-        return values
+        return values, evaluation.diverged
+
+    def _about_test(self) -> dict[str, Any]:
+        return {"safeguard": self.safeguard}
 
     def _place(self) -> dict[str, float]:
         # By itself Lightning would count training steps here, and then names no epoch where it is given a step.
         return {"step": float(self.trainer.global_step), "epoch": float(self.trainer.current_epoch)}
 
-    def _table(self, intervals: dict[str, Interval], tasks: int) -> str:
-        return super()._table({"query loss" if name == "loss" else name: intervals[name] for name in intervals}, tasks)
+    def _tested(self, intervals: dict[str, Interval]) -> str:
+        return super()._tested(intervals) + (", with safeguard" if self.safeguard else "")
+
+    def _table(self, intervals: dict[str, Interval], diverged: Tensor | None) -> str:
+        named = {"query loss" if name == "loss" else name: intervals[name] for name in intervals}
+        return super()._table(named, diverged)
 
     # Prediction
 
@@ -342,7 +359,15 @@ class MetaModule(MetaTraining):
             batch = [value for _, value in as_task_batch(batch).named()]
         support_inputs, support_targets, query_inputs = batch[:3]
         algorithm = self.algorithm.with_steps(self.test_steps)
-        adapted = adapt(self.network, algorithm, support_inputs, support_targets, loss=self.loss, engine=self.engine)
+        adapted = adapt(
+            self.network,
+            algorithm,
+            support_inputs,
+            support_targets,
+            loss=self.loss,
+            engine=self.engine,
+            safeguard=self.safeguard,
+        )
         return adapted.predict(query_inputs)
 
 

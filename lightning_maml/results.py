@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,41 +36,69 @@ class Published:
             raise ValueError(f"Expected published numbers as {{inner steps: [mean, interval]}} but got {self}.")
 
 
-def test_results(values: Mapping[str, Interval], **about: Any) -> dict[str, Any]:
-    """The content of ``metrics.json``: per-step mean and 95% interval of each value, and what they were measured on.
+def test_results(values: Mapping[str, Interval], diverged: Tensor | None, **about: Any) -> dict[str, Any]:
+    """The content of ``metrics.json``: per-step mean, 95% interval and median of each value, and what they are of.
 
-    ``values`` are ``{"loss": interval, ...}``, each with one entry for each inner step from 0; ``about`` is plain data:
-    algorithm, seed, checkpoint and the like. A number that is not finite is ``None``, as JSON has no word for it.
+    ``values`` are ``{"loss": interval, ...}``, each with one entry for each inner step from 0; ``diverged`` is how many
+    tasks have diverged by then; ``about`` is plain data: algorithm, seed, checkpoint and the like. A number that is not
+    finite is ``None``, as JSON has no word for it.
     """
     loss = next(iter(values.values()))
     return {
         **about,
         "tasks": int(loss.tasks),
         "inner_steps": list(range(len(loss.mean))),
-        **{name: {"mean": _finite(interval.mean), "ci95": _finite(interval.ci95)} for name, interval in values.items()},
+        **({} if diverged is None else {"diverged": [int(count) for count in diverged]}),
+        **{
+            name: {what: _finite(getattr(interval, what)) for what in ("mean", "ci95", "median")}
+            for name, interval in values.items()
+        },
     }
 
 
 test_results.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest thinks of its name
 
 
-def results_table(values: Mapping[str, Interval], title: str) -> str:
-    """The same as text: a row for each inner step, ``mean ± interval`` for each value.
+def results_table(values: Mapping[str, Interval], title: str, diverged: Tensor | None = None) -> str:
+    """The same as text: a row for each inner step, ``mean ± interval`` and median of each value.
+
+    Under it, a sentence for each value of which a single task makes the mean.
 
     Example:
-        >>> import torch
-        >>> print(results_table({"loss": Interval(torch.tensor([3.25, 0.5]), torch.tensor([0.2, 0.01]), 600)}, "maml"))
+        >>> from torch import tensor
+        >>> nan, tasks = float("nan"), tensor(600)
+        >>> loss = Interval(tensor([3.25, 4.5]), tensor([0.2, 8.0]), tensor([2.5, 0.3]), tensor([nan, 0.4]), tasks)
+        >>> print(results_table({"loss": loss}, "maml", diverged=tensor([0, 1])))
         maml
-          inner step             loss
-                   0  3.2500 ± 0.2000
-                   1  0.5000 ± 0.0100
+          inner step             loss  median  diverged
+                   0  3.2500 ± 0.2000  2.5000         0
+                   1  4.5000 ± 8.0000  0.3000         1
+        One task is more than half of the mean loss after inner step 1; without it the mean is 0.4000.
     """
-    rows = [["inner step", *values]]
-    for step in range(len(next(iter(values.values())).mean)):
-        rows.append(
-            [str(step), *(f"{_number(mean[step])} ± {_number(ci95[step])}" for mean, ci95, _ in values.values())]
+    head = ["inner step"]
+    columns = [[str(step) for step in range(len(next(iter(values.values())).mean))]]
+    for name, interval in values.items():
+        head += [name, "median"]
+        columns.append([f"{_number(mean)} ± {_number(ci95)}" for mean, ci95 in zip(*interval[:2], strict=True)])
+        columns.append([_number(median) for median in interval.median])
+    if diverged is not None:
+        head.append("diverged")
+        columns.append([str(int(count)) for count in diverged])
+    return "\n".join([title, *aligned([head, *zip(*columns, strict=True)]), *_made_by_one(values)])
+
+
+def _made_by_one(values: Mapping[str, Interval]) -> Iterator[str]:
+    """A sentence for each value of which one task makes the mean; of a handful of tasks one always may."""
+    for name, interval in values.items():
+        steps = interval.of_others.isfinite().nonzero().flatten().tolist()
+        if not steps or interval.tasks <= 10:
+            continue
+        last = steps[-1]
+        which, when = (f"s {', '.join(map(str, steps))}", f" after {last}") if len(steps) > 1 else (f" {last}", "")
+        yield (
+            f"One task is more than half of the mean {name} after inner step{which}; without it the mean{when} is "
+            f"{_number(interval.of_others[last])}."
         )
-    return "\n".join([title, *aligned(rows)])
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

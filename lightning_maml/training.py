@@ -78,12 +78,16 @@ class MetaTraining(LightningModule):
         self.task_means: dict[str, TaskMean] = means  # type: ignore[assignment]
         self._last = checkpoints.LastCheckpoint()
         self.configuration: dict[str, Any] | None = None  # of the command line, as plain data
+        self.task_divergence = TaskMean(test_steps + 1)
         self._random_states: list[Any] | None = None
         self._resumed: dict[str, Any] | None = None
 
     @abstractmethod
-    def _evaluated(self, batch: Any) -> dict[str, Tensor]:
-        """Each of the values before and after each inner step: ``{name: [T, test_steps + 1]}``."""
+    def _evaluated(self, batch: Any) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Each of the values before and after each inner step, ``{name: [T, test_steps + 1]}``.
+
+        And whether tasks have diverged by then, ``[T, test_steps + 1]``; None where there is no telling.
+        """
 
     @abstractmethod
     def _place(self) -> dict[str, float]:
@@ -165,17 +169,22 @@ class MetaTraining(LightningModule):
     # Validation and test
 
     def on_validation_epoch_start(self) -> None:
-        for mean in self.task_means.values():
+        for mean in (*self.task_means.values(), self.task_divergence):
             mean.reset()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        for name, values in self._evaluated(batch).items():
-            self.task_means[name].update(values)
+        values, diverged = self._evaluated(batch)
+        for name, each in values.items():
+            self.task_means[name].update(each)
+        if diverged is not None:
+            self.task_divergence.update(diverged)
 
     def on_validation_epoch_end(self) -> None:
         values: dict[str, Tensor] = {}
         for name, interval in self._intervals().items():
             values |= {f"val/{name}": interval.mean[-1], f"val/{name}_step_0": interval.mean[0]}
+        if (diverged := self._diverged()) is not None:
+            values["val/diverged"] = diverged[-1]
         self._log_evaluation(values)
 
     on_test_epoch_start = on_validation_epoch_start
@@ -184,19 +193,22 @@ class MetaTraining(LightningModule):
     def on_test_epoch_end(self) -> None:
         values: dict[str, Tensor] = {}
         for name, interval in self._intervals().items():
-            for step, (mean, ci95) in enumerate(zip(interval.mean, interval.ci95, strict=True)):
-                values |= {f"test/{name}_step_{step}": mean, f"test/{name}_step_{step}_ci95": ci95}
+            for step, mean in enumerate(interval.mean):
+                of_step = {"": mean, "_ci95": interval.ci95[step], "_median": interval.median[step]}
+                values |= {f"test/{name}_step_{step}{what}": value for what, value in of_step.items()}
+        if (diverged := self._diverged()) is not None:
+            values |= {f"test/diverged_step_{step}": count for step, count in enumerate(diverged)}
         self._log_evaluation(values)
 
     def on_test_end(self) -> None:
         """Prints the table and writes ``metrics.json`` into the logger's folder, or the trainer's root folder."""
-        intervals = self._intervals()
+        intervals, diverged = self._intervals(), self._diverged()
         folder = self.trainer.log_dir or self.trainer.default_root_dir  # on every process: Lightning broadcasts it
         tasks = int(next(iter(intervals.values())).tasks)
         if not self.trainer.is_global_zero or tasks == 0:
             return
         if self.trainer.test_loop.verbose:
-            print(self._table(intervals, tasks))
+            print(self._table(intervals, diverged))
             self.trainer.test_loop.verbose = False  # ours stands for Lightning's own list of the same numbers
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -204,6 +216,7 @@ class MetaTraining(LightningModule):
         checkpoint, seed = self.trainer.ckpt_path, os.environ.get("PL_GLOBAL_SEED")
         content = test_results(
             intervals,
+            diverged,
             algorithm=self.algorithm.name,
             **self._about_test(),
             seed=int(seed) if seed else None,
@@ -213,11 +226,20 @@ class MetaTraining(LightningModule):
         write_json(path, content)
         rank_zero_info(f"Written to {path}")
 
-    def _table(self, intervals: dict[str, Interval], tasks: int) -> str:
-        return results_table(intervals, f"\nTest of {self.algorithm.name} on {tasks} tasks, mean ± 95% interval:")
+    def _table(self, intervals: dict[str, Interval], diverged: Tensor | None) -> str:
+        """The table of a test, and all that is to be said of it."""
+        return results_table(intervals, f"\n{self._tested(intervals)}, mean ± 95% interval:", diverged)
+
+    def _tested(self, intervals: dict[str, Interval]) -> str:
+        return f"Test of {self.algorithm.name} on {int(next(iter(intervals.values())).tasks)} tasks"
 
     def _intervals(self) -> dict[str, Interval]:
         return {name: Interval(*map(torch.atleast_1d, mean.compute())) for name, mean in self.task_means.items()}
+
+    def _diverged(self) -> Tensor | None:
+        """How many tasks have diverged by which inner step, ``[test_steps + 1]``."""
+        share = self.task_divergence.compute()
+        return (torch.atleast_1d(share.mean) * share.tasks).round() if share.tasks > 0 else None
 
     def _log_evaluation(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():

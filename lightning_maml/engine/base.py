@@ -49,6 +49,8 @@ class Problem:
     network: nn.Module
     algorithm: Algorithm
     loss: TaskLoss
+    safeguard: bool = False
+    """Whether a trajectory takes a task's step only as far as it lowers the task's support loss."""
 
     def __post_init__(self) -> None:
         if self.inner.learn_lr is not None and not isinstance(self.inner.lr, nn.Module):
@@ -157,6 +159,7 @@ class Problem:
             [("device", device.type) for device in {value.device for value in (*values, parameters[0])}],
             [("tensor class", kind) for kind in {*map(type, parameters), *map(type, values)}],
             [("rows of a set", inputs.shape[1]) for inputs, _ in sets],
+            [("safeguard", True)] if self.safeguard else [],
         )
 
     @property
@@ -220,6 +223,7 @@ class Engine(ABC):
         Yields ``steps + 1`` pairs, detached. ``support`` are the inputs and targets to adapt to, ``[T, Ns, ...]``.
         Under ``batch_norm="support"`` the statistics that query rows go by are among the parameters,
         ``{"<layer>.running_mean": [T, C], "<layer>.running_var": [T, C]}``.
+        With ``problem.safeguard`` each step goes through :func:`~lightning_maml.engine.safeguard.shortened`.
         """
 
     @abstractmethod

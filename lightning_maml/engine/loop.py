@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map_only
 
 from lightning_maml.engine.base import Problem
 from lightning_maml.engine.forward import Networks
+from lightning_maml.engine.safeguard import shortened
 from lightning_maml.engine.statistics import training_is
 from lightning_maml.inner import Parameters, Slope, State
 from lightning_maml.meta_gradient import Query
@@ -74,16 +75,21 @@ class TaskLoop:
             self.checked = True
         return self.problem.loss(predictions, targets), predictions
 
-    def step(self, phi: Parameters, state: State, step: int, order: int) -> tuple[Parameters, State, Tensor]:
-        """Inner step ``step`` from ``phi``: the next parameters and state, and the support losses ``[T]`` before it."""
+    def rows(self, step: int) -> Set:
+        """What inner step ``step`` sees of the support set."""
         inputs, targets = self.support_set
         if (rows := self.inner.rows(step, inputs.shape[1])) is not None:
             inputs, targets = inputs[:, rows.to(inputs.device)], targets[:, rows.to(targets.device)]
+        return inputs, targets
+
+    def step(self, phi: Parameters, state: State, step: int, order: int) -> tuple[Parameters, State, Tensor]:
+        """Inner step ``step`` from ``phi``: the next parameters and state, and the support losses ``[T]`` before it."""
+        rows = self.rows(step)
         seen: list[Tensor] = []
 
         def slope(where: Parameters) -> Parameters:
             where = {n: v if v.requires_grad else v.detach().requires_grad_() for n, v in where.items()}
-            losses, _ = self.losses(where, (inputs, targets), step)
+            losses, _ = self.losses(where, rows, step)
             seen.append(losses.detach())
             at = list(where.values())
             gradients = torch.autograd.grad(losses.sum(), at, create_graph=order == 2, materialize_grads=True)
@@ -143,6 +149,16 @@ class TaskLoop:
         with torch.no_grad():
             return torch.stack([*self.support_losses, self.support(self.final)], dim=1)
 
+    @torch.no_grad()
+    def guarded(self, phi: Parameters, proposed: Parameters, step: int) -> Parameters:
+        """The parameters after inner step ``step`` as the safeguard has it, by what the step descends on its rows."""
+        rows, pull = self.rows(step), self.inner.parts.pull
+
+        def height(where: Parameters) -> Tensor:
+            return self.losses(where, rows, step)[0] + pull.height(where, self.origin)
+
+        return shortened(phi, proposed, height)
+
     def trajectory(self) -> Iterator[tuple[Parameters, Tensor]]:
         """Detached parameters and support losses ``[T]`` before and after each inner step."""
         state = self.inner.no_state
@@ -151,6 +167,8 @@ class TaskLoop:
         for step in range(self.inner.steps):
             with torch.enable_grad():
                 following, state, losses = self.step(phi, state, step, order=1)
+            if self.problem.safeguard:
+                following = self.guarded(phi, following, step)
             yield self._to_serve(phi, step), losses
             phi, state = tree_map_only(Tensor, Tensor.detach, (following, state))
         with torch.no_grad():  # and not over the yield, where other loops go on

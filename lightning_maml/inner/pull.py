@@ -14,6 +14,10 @@ class Nothing:
     def __call__(self, gradients: Parameters, phi: Parameters, origin: Parameters) -> Parameters:
         return gradients
 
+    def height(self, phi: Parameters, origin: Parameters) -> float:
+        """What it adds to the losses."""
+        return 0.0
+
 
 @dataclass(frozen=True)
 class Proximal:
@@ -23,6 +27,10 @@ class Proximal:
 
     def __call__(self, gradients: Parameters, phi: Parameters, origin: Parameters) -> Parameters:
         return {name: g + self.strength * (phi[name] - origin[name]) for name, g in gradients.items()}
+
+    def height(self, phi: Parameters, origin: Parameters) -> Tensor:
+        """What it adds to the losses, ``[T]``: what its gradient is of."""
+        return self.strength / 2 * norms({name: value - origin[name] for name, value in phi.items()}).square()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from lightning_maml.engine import Engine
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import Algorithm
 from lightning_maml.metrics import Interval
-from lightning_maml.results import results_table
 from lightning_maml.rl.adaptation import MetaObjective
 from lightning_maml.rl.advantages import Advantages
 from lightning_maml.rl.environments import Collector, Environment, Rollouts, check_fit
@@ -230,15 +229,11 @@ class MetaRLModule(MetaTraining):
 
     # Validation, test, prediction
 
-    def _evaluated(self, batch: Tensor) -> dict[str, Tensor]:
-        return {"return": self.adapt(batch).returns}
+    def _evaluated(self, batch: Tensor) -> tuple[dict[str, Tensor], None]:
+        return {"return": self.adapt(batch).returns}, None
 
-    def _table(self, intervals: dict[str, Interval], tasks: int) -> str:
-        return results_table(
-            intervals,
-            f"\nTest of {self.algorithm.name} on {tasks} tasks, {self.test_trajectories} trajectories each, "
-            "mean ± 95% interval over tasks:",
-        )
+    def _tested(self, intervals: dict[str, Interval]) -> str:
+        return f"{super()._tested(intervals)}, {self.test_trajectories} trajectories each"
 
     def _about_test(self) -> dict[str, Any]:
         estimator = self.objective.estimator

@@ -15,6 +15,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from lightning_maml.coverage import Runs
 from lightning_maml.engine import structure
 from lightning_maml.engine.base import Problem
+from lightning_maml.engine.loop import TaskLoop
 from lightning_maml.inner import InnerLoop, Parameters
 from lightning_maml.meta_gradient import Query
 from lightning_maml.tasks import Set
@@ -137,9 +138,27 @@ class OperatorLoop:
         rates = self._rates(self.inner.steps).detach()
         path, losses = self.operator.trajectory(self, rates)
         rows = (self.theta.expand(len(losses), -1), *path.unbind(1))
+        steps = self._named(rows, losses)
+        return self._guarded(steps, losses) if self.problem.safeguard else steps
+
+    def _named(self, rows: Sequence[Tensor], losses: Tensor) -> Iterator[tuple[Parameters, Tensor]]:
         for row, step_losses in zip(rows, losses.unbind(1), strict=True):
             named = unpack_tasks(row, self.found.shapes)
             yield {name: named[name] for name in self.problem.adapted}, step_losses
+
+    def _guarded(
+        self, steps: Iterator[tuple[Parameters, Tensor]], losses: Tensor
+    ) -> Iterator[tuple[Parameters, Tensor]]:
+        """The same under the safeguard: the tasks that some step does not bring lower run again, step by step."""
+        stumbling = (~(losses[:, 1:] < losses[:, :-1])).any(1).nonzero().flatten()
+        if not len(stumbling):
+            yield from steps
+            return
+        inputs, targets = (value[stumbling] for value in self.batch[:2])
+        again = TaskLoop(self.problem, (inputs, targets)).trajectory()
+        for (phi, step_losses), (own, own_losses) in zip(steps, again, strict=True):
+            every = {name: value.index_copy(0, stumbling, own[name]) for name, value in phi.items()}
+            yield every, step_losses.index_copy(0, stumbling, own_losses)
 
     def _rates(self, steps: int) -> Tensor:
         """The rates of all steps, ``[steps, 1]`` or ``[steps, P]``, see :func:`rate_of`."""

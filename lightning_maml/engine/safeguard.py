@@ -1,0 +1,37 @@
+"""Inner steps that make nothing worse: what does not lower a task's loss is halved, and at last not taken."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from lightning_maml.inner import Parameters
+
+HALVINGS = 10
+
+
+def shortened(phi: Parameters, proposed: Parameters, height: Callable[[Parameters], Tensor]) -> Parameters:
+    """Where each task goes in place of ``proposed``: as far as lowers its ``height``, and otherwise nowhere.
+
+    Args:
+        phi: the parameters before the step, ``{name: [T, *shape]}``.
+        proposed: those after it.
+        height: what the step is to lower, ``[T]``, at any parameters; what is NaN lowers nothing.
+
+    Example:
+        >>> phi, proposed = {"x": torch.tensor([1.0, 1.0, 0.0])}, {"x": torch.tensor([0.5, -3.0, 1.0])}
+        >>> shortened(phi, proposed, lambda where: where["x"] ** 2)
+        {'x': tensor([0.5000, 0.0000, 0.0000])}
+    """
+    start, taken = height(phi), proposed
+    lower = height(taken) < start
+    for halving in range(1, HALVINGS + 1):
+        if lower.all():
+            return taken
+        shorter = {name: value + (proposed[name] - value) / 2**halving for name, value in phi.items()}
+        taken = _chosen(lower, taken, shorter)
+        lower = lower | (height(taken) < start)
+    return _chosen(lower, taken, phi)
+
+
+def _chosen(which: Tensor, these: Parameters, others: Parameters) -> Parameters:
+    return {name: value.where(which.view(-1, *[1] * (value.ndim - 1)), others[name]) for name, value in these.items()}
