@@ -75,7 +75,8 @@ def run_on(
     if asked is None:
         known = _KNOWN.setdefault(problem.network, {})
         modes = tuple([module.training for module in problem.modules])
-        key = problem.algorithm.needs, type(problem.loss), problem.loss.kind, modes, reason
+        algorithm = problem.algorithm
+        key = algorithm.needs, algorithm.batch_norm, type(problem.loss), problem.loss.kind, modes, reason
         if isinstance(known.get(key), Eager):
             return known[key], run(known[key])
         places = {torch.device("cpu"), next(iter(problem.names.values())).device}

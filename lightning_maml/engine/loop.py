@@ -137,7 +137,8 @@ class TaskLoop:
         return phi | self.networks.statistics(phi, self.support_set[0], max(steps - 1, 0))
 
     def _to_serve(self, phi: Parameters, steps: int) -> Parameters:
-        with torch.no_grad(), training_is(False, self.problem.modules):  # no dropout in what is kept
+        modules = self.problem.modules if self.networks.norms else ()
+        with torch.no_grad(), training_is(False, modules):  # no dropout in what is kept
             return self.with_statistics(phi, steps)
 
     def gradients(self, query: Query, weight: float, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
