@@ -290,7 +290,7 @@ WHOLE = {
 }
 
 TRAINED = {  # of each of validate, test and predict
-    "": "Expected a trained network to {} but got no checkpoint: add --ckpt_path last, or a file's path, or --untrained",
+    "": "Expected a trained network to {} but got no checkpoint: add --ckpt_path last, or a file's path, or --",
     "--ckpt_path=nowhere.ckpt": "Expected a checkpoint at nowhere.ckpt but there is no such file.",
     "--ckpt_path=.": "Expected a checkpoint at . but",
     "--ckpt_path=a_file": "a_file",
@@ -392,7 +392,7 @@ def test_debug_lets_the_exception_through(line, error, message):
 
 
 def test_debug_shows_where_the_users_own_code_failed():
-    options = [option for option in FIT if "Unrunnable" in option][0].split()
+    options = next(option for option in FIT if "Unrunnable" in option).split()
     with pytest.raises(KeyError, match="an entry"):
         cli.main(["fit", *SINUSOID, *options, "--debug"])
 
@@ -403,12 +403,16 @@ def test_a_hint_at_debug_where_the_error_is_not_ours(capsys):
     assert "--debug" in cli.HELP
 
 
+def _fill() -> None:
+    with Path("/dev/full").open("w") as file:
+        file.write("x")
+
+
 def test_a_full_disk_names_the_file():
     if not Path("/dev/full").exists():
         pytest.skip("has no /dev/full")
-    with pytest.raises(OSError, match="No space") as caught, Path("/dev/full").open("w") as file:
-        file.write("x")
-        file.flush()
+    with pytest.raises(OSError, match="No space") as caught:
+        _fill()
     assert complaint(caught.value).startswith("Expected to use /dev/full but the system says: No space left on device")
 
 
