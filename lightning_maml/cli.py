@@ -334,7 +334,7 @@ def _run(given: Sequence[str]) -> int:
 
 
 def _interrupted() -> int:
-    print("lightning-maml: stopped by Ctrl-C", file=sys.stderr)
+    print("\nlightning-maml: stopped by Ctrl-C", file=sys.stderr)
     return 130
 
 

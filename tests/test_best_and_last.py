@@ -114,6 +114,12 @@ def test_the_best_holds_the_parameters_that_earned_the_score(tmp_path: Path, per
     assert content(tmp_path / "last.ckpt")["global_step"] == 80
 
 
+@pytest.mark.parametrize("name", ["../../best", "/best"])
+def test_the_best_stays_in_its_folder(name: str) -> None:
+    with pytest.raises(ValueError, match=r"name within the folder of checkpoints but got"):
+        BestCheckpoint(filename=name)
+
+
 def test_several_best_ones_and_none_without_a_validation(tmp_path: Path) -> None:
     fit(tmp_path / "three", 80, save_top_k=3, filename="{step}")
     assert len(list((tmp_path / "three").glob("step=*.ckpt"))) == 3

@@ -222,7 +222,10 @@ def test_help_of_fit_starts_with_the_model_and_lists_no_hundred_classes(capsys):
         (["fit", "--config", "missing.yaml"], "File does not exist: "),
         (["fit", *SMALL, "--model.netwrk=3"], "unrecognized arguments: --model.netwrk=3"),
         (["fit", *SMALL, "--model.algorithm.setps=3"], "Option 'setps' is not accepted"),
-        (["fit", *SMALL, "--model.algorithm.steps=2.5"], "Expected a <class 'int'>. Got value: 2.5"),
+        (
+            ["fit", *SMALL, "--model.algorithm.steps=2.5"],
+            "--model.algorithm.steps: Expected a whole number but got 2.5",
+        ),
         (["fit", *SMALL, "--model.algorithm=lightning_maml.mamml"], "has no attribute 'mamml'"),
         (["fit", *SMALL, "--model.gradient_clip_algorithm=l1"], "norm"),
         (["fit", "--model.loss=mse"], "are required: fit.model.network, fit.model.algorithm, fit.data"),
@@ -274,9 +277,9 @@ def broken_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tenso
     raise ValueError("a mistake in the user's own code")
 
 
-def test_the_traceback_of_other_code_is_kept():
+def test_the_traceback_of_other_code_is_there_to_debug():
     with pytest.raises(ValueError, match="a mistake in the user's own code"):
-        cli.main(["fit", *SMALL, "--model.loss=test_cli.broken_loss"])
+        cli.main(["fit", *SMALL, "--model.loss=test_cli.broken_loss", "--debug"])
 
 
 def test_demo(capsys):

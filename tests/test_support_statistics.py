@@ -226,6 +226,7 @@ def test_exported_networks_adapt_further():
             assert relative_error(*gradients) < 1e-9
 
 
+@pytest.mark.filterwarnings("ignore:.*tasks diverged")
 def test_exported_layers_of_every_step_have_the_last_ones():
     module, batch = make_problem("conv4", LOSS)
     step_batch_norm(module, 3)
@@ -241,6 +242,7 @@ def test_exported_layers_of_every_step_have_the_last_ones():
         torch.testing.assert_close(exported(batch.query_inputs[1]), expected[1], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:.*tasks diverged")
 @pytest.mark.parametrize("engine", ["eager", "batched"])
 def test_predictions_draw_no_dropout_unless_asked(engine):
     network = nn.Sequential(nn.Linear(3, 50), nn.Dropout(0.5), nn.BatchNorm1d(50), nn.Linear(50, 1)).train()

@@ -6,7 +6,6 @@ import copy
 import json
 import random
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -295,7 +294,7 @@ def mutated(chance: random.Random) -> str:
 
 def try_configurations(folder: Path, inputs: int, seed: int) -> dict[str, int]:
     chance = random.Random(seed)
-    counts = {"ran": 0, "refused": 0, "refused by Lightning or torch, with its traceback": 0}
+    counts = {"ran": 0, "refused": 0}
     for number in range(inputs):
         text = mutated(chance)
         path = folder / f"{number}.yaml"
@@ -304,11 +303,7 @@ def try_configurations(folder: Path, inputs: int, seed: int) -> dict[str, int]:
             status = cli.main(["fit", "--config", str(path), *LIMITS])
         except SystemExit as error:  # the parser's
             status = int(error.code or 0)
-        except Exception as error:
-            last = traceback.extract_tb(error.__traceback__)[-1].filename
-            assert Path(cli.__file__).parent not in Path(last).parents, f"{text}\n{traceback.format_exc()}"
-            status = -1
-        counts[{0: "ran", -1: "refused by Lightning or torch, with its traceback"}.get(status, "refused")] += 1
+        counts["refused" if status else "ran"] += 1
     for path in folder.rglob("*"):
         assert not path.name.endswith(".partial")
         if path.suffix == ".ckpt":

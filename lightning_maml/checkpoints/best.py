@@ -39,6 +39,9 @@ class BestCheckpoint(ModelCheckpoint):
         save_on_train_epoch_end: look for the best at the end of an epoch instead, for a score of training.
         enable_version_counter: give a file that is there already another name.
 
+    Raises:
+        ValueError: ``filename`` leads out of the folder.
+
     Example:
         >>> best = BestCheckpoint(monitor="val/accuracy", mode="max", every_n_train_steps=1000)
         >>> best.filename, best.last.every_n_train_steps
@@ -63,6 +66,8 @@ class BestCheckpoint(ModelCheckpoint):
         save_on_train_epoch_end: bool | None = False,
         enable_version_counter: bool = True,
     ) -> None:
+        if filename is not None and (".." in Path(filename).parts or Path(filename).is_absolute()):
+            raise ValueError(f"Expected `filename` to be a name within the folder of checkpoints but got {filename!r}.")
         super().__init__(
             dirpath,
             filename,
