@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import re
+import signal
 import sys
 import warnings
 from argparse import ArgumentError
@@ -305,7 +306,8 @@ def main(args: Sequence[str] | None = None) -> int:
         except SystemExit as stop:
             if debug and stop.__cause__ is not None:  # the parser's
                 raise stop.__cause__ from None
-            if not isinstance(stop.__context__, KeyboardInterrupt):  # which a trainer ends with a status of its own
+            # which a trainer ends with a status of its own, unless it came at the end of a training step
+            if not isinstance(stop.__context__, KeyboardInterrupt) and stop.code != 128 + signal.SIGINT:
                 if status := _flushed(0):
                     return status
                 raise

@@ -48,7 +48,8 @@ def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"Expected a configuration in {path} but {error}.") from None
     if not isinstance(content, dict):
-        raise ValueError(f"Expected {path} to be a configuration but got {type(content).__name__}.")
+        got = "an empty file" if content is None else type(content).__name__
+        raise ValueError(f"Expected {path} to be a configuration of sections but got {got}.")
     return content
 
 

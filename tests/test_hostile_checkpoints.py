@@ -492,7 +492,7 @@ BAD = {
     "tag": (b"a: !!python/object/apply:os.system [touch pwned]\n", "!!python/object/apply:os.system asks for"),
     "own tag": (b"a: !mine {}\n", "its tag !mine asks for"),
     "large": (b"a: b\n" * 20_000_000, "larger than 262,144 bytes"),
-    "list": (b"[1, 2]\n", "to be a configuration but got list"),
+    "list": (b"[1, 2]\n", "to be a configuration of sections but got list"),
     "no YAML": (b"a: [1\nb: 2\n", "it is no YAML: .*line"),
 }
 
