@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import warnings
 from dataclasses import replace
@@ -14,6 +15,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from benchmarks.serving import markdown
 from lightning_maml import (
     Algorithm,
     Batched,
@@ -406,3 +408,14 @@ def test_a_module_predicts_by_support_sets():
 def test_rollouts_are_no_support_sets():
     with pytest.raises(NotImplementedError, match="batch_norm='batch' or 'running' for rollouts"):
         MetaObjective(GaussianPolicy(2, 2), maml(0.1, 1, batch_norm="support"))
+
+
+def test_the_table_is_the_one_that_was_measured(repository):
+    results = json.loads((repository / "benchmarks/results/serving.json").read_text())
+    assert markdown(results) in (repository / "docs/serving.md").read_text()
+    for row in results["rows"].values():
+        assert row["exported, eval"][0] == pytest.approx(row["one at a time"][0], abs=1e-3)
+        assert row["exported, train"][0] == pytest.approx(row["one at a time"][0], abs=1e-3)
+    support, batch = results["rows"]["support"], results["rows"]["batch"]
+    assert support["one at a time"] == support["all at once"]
+    assert batch["one at a time"][0] < 0.3 < support["one at a time"][0] < batch["all at once"][0]
