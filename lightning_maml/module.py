@@ -121,6 +121,7 @@ class MetaModule(MetaTraining):
             network,
             algorithm,
             values=["loss", *([chosen[0]] if chosen else [])],
+            may_diverge=True,
             optimizer=optimizer,
             scheduler=scheduler,
             test_steps=test_steps,

@@ -37,6 +37,7 @@ class MetaTraining(LightningModule):
         learned: what is meta-learned. The learned rates stand behind it: optimisers know parameters by their order.
         algorithm, optimizer, scheduler, test_steps, gradient_clip_val, gradient_clip_algorithm: as in ``MetaModule``.
         values: names of what tasks are judged by.
+        may_diverge: whether :meth:`_evaluated` tells which tasks have diverged.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class MetaTraining(LightningModule):
         algorithm: Algorithm,
         *,
         values: Sequence[str],
+        may_diverge: bool,
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None,
         test_steps: int | None,
@@ -78,7 +80,7 @@ class MetaTraining(LightningModule):
         self.task_means: dict[str, TaskMean] = means  # type: ignore[assignment]
         self._last = checkpoints.LastCheckpoint()
         self.configuration: dict[str, Any] | None = None  # of the command line, as plain data
-        self.task_divergence = TaskMean(test_steps + 1)
+        self.task_divergence = TaskMean(test_steps + 1) if may_diverge else None
         self._random_states: list[Any] | None = None
         self._resumed: dict[str, Any] | None = None
 
@@ -86,7 +88,7 @@ class MetaTraining(LightningModule):
     def _evaluated(self, batch: Any) -> tuple[dict[str, Tensor], Tensor | None]:
         """Each of the values before and after each inner step, ``{name: [T, test_steps + 1]}``.
 
-        And whether tasks have diverged by then, ``[T, test_steps + 1]``; None where there is no telling.
+        And whether tasks have diverged by then, ``[T, test_steps + 1]``, where they may.
         """
 
     @abstractmethod
@@ -169,14 +171,14 @@ class MetaTraining(LightningModule):
     # Validation and test
 
     def on_validation_epoch_start(self) -> None:
-        for mean in (*self.task_means.values(), self.task_divergence):
+        for mean in filter(None, (*self.task_means.values(), self.task_divergence)):
             mean.reset()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         values, diverged = self._evaluated(batch)
         for name, each in values.items():
             self.task_means[name].update(each)
-        if diverged is not None:
+        if self.task_divergence is not None and diverged is not None:
             self.task_divergence.update(diverged)
 
     def on_validation_epoch_end(self) -> None:
@@ -238,8 +240,10 @@ class MetaTraining(LightningModule):
 
     def _diverged(self) -> Tensor | None:
         """How many tasks have diverged by which inner step, ``[test_steps + 1]``."""
+        if self.task_divergence is None:
+            return None
         share = self.task_divergence.compute()
-        return (torch.atleast_1d(share.mean) * share.tasks).round() if share.tasks > 0 else None
+        return (torch.atleast_1d(share.mean).nan_to_num() * share.tasks).round()
 
     def _log_evaluation(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():

@@ -133,6 +133,7 @@ class MetaRLModule(MetaTraining):
             policy,
             algorithm,
             values=["return"],
+            may_diverge=False,  # rollouts are noise
             optimizer=optimizer or (partial(torch.optim.SGD, lr=1.0) if isinstance(outer, TRPO) else torch.optim.Adam),
             scheduler=scheduler,
             test_steps=test_steps,
