@@ -14,6 +14,7 @@ import math
 import os
 from contextlib import redirect_stderr
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.about import about
@@ -35,6 +36,23 @@ def run(seed: int, updates: int) -> dict[str, Any]:
             "diverged": [int(found[f"test/diverged_step_{step}"]) for step in demo.SHOWN_STEPS],
         }
     return row
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The table of a file of results, for docs/results.md: over the seeds, the lowest, the middle and the highest."""
+    at = results["inner_steps"].index(5)
+    lines = ["| updates | seeds | MAML | pretrained | MAML / pretrained | diverged |", "|--:|--:|--:|--:|--:|--:|"]
+    for updates in UPDATES:
+        rows = [row for row in results["rows"] if row["updates"] == updates]
+        means = [[row[name]["mean"][at] for row in rows] for name in demo.ALGORITHMS]
+        if not rows or not all(value is not None for values in means for value in values):
+            raise ValueError(f"Expected finite means of {updates} updates but got {means}.")
+        spreads = [f"{min(values):.2f}, {median(values):.2f}, {max(values):.2f}" for values in means]
+        ratios = [one / other for one, other in zip(*means, strict=True)]
+        spreads.append(f"{min(ratios):.2f}, {median(ratios):.2f}, {max(ratios):.2f}")
+        diverged = sum(row[name]["diverged"][-1] for row in rows for name in demo.ALGORITHMS)
+        lines.append(f"| {updates:,} | {len(rows)} | {' | '.join(spreads)} | {diverged} |")
+    return "\n".join(lines) + "\n"
 
 
 def _finite(value: float) -> float | None:

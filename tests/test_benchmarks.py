@@ -2,10 +2,13 @@
 
 import json
 import sys
+from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import luck
 from benchmarks.__main__ import main
 from benchmarks.algorithms import OMNIGLOT, SINUSOID, markdown
 from benchmarks.contenders import batched, of_engine
@@ -14,7 +17,7 @@ from benchmarks.machine import peak_memory_mb
 from benchmarks.measure import relative_error, sensitivity
 from benchmarks.problem import Problem
 from benchmarks.sweep import fit, series
-from lightning_maml import TaskBatch
+from lightning_maml import TaskBatch, demo
 
 
 def call(monkeypatch, *arguments):
@@ -159,3 +162,26 @@ def test_sweep_fits_lines(monkeypatch, tmp_path, capsys):
     assert "Expected at least 3 numbers of tasks" in capsys.readouterr().err
     with pytest.raises(ValueError, match="at least 3 points to fit a line to but got 2"):
         fit([1.0, 2.0], [1.0, 2.0])
+
+
+def test_the_demo_does_not_hang_on_luck(repository: Path) -> None:
+    results = json.loads((repository / "benchmarks/results/luck.json").read_text())
+    assert luck.markdown(results) in (repository / "docs/results.md").read_text()
+    known = {(row["seed"], row["updates"]): row for row in results["rows"]}
+    assert len(known) == 100
+    assert known.keys() == set(product(range(20), luck.UPDATES))
+    assert min(luck.UPDATES) >= 5_000
+    assert max(luck.UPDATES) <= 40_000
+    for (_, updates), row in known.items():
+        means = [row[name]["mean"] for name in demo.ALGORITHMS]
+        assert all(isinstance(value, float) for values in means for value in values)
+        after = [values[results["inner_steps"].index(5)] for values in means]
+        assert after[0] < after[1] / (3 if updates >= 20_000 else 2)
+
+
+@pytest.mark.parametrize("seed", [0, 3])  # with which the demo of before printed nan
+def test_two_of_the_demo_s_runs(seed: int) -> None:
+    row = luck.run(seed, 5_000)
+    means = [row[name]["mean"] for name in demo.ALGORITHMS]
+    assert all(isinstance(value, float) for values in means for value in values)
+    assert means[0][demo.SHOWN_STEPS.index(5)] < means[1][demo.SHOWN_STEPS.index(5)] / 2
