@@ -243,7 +243,7 @@ def test_soak(tmp_path: Path) -> None:
         "fit",
         "--config",
         str(Path(__file__).parents[1] / "configs" / "sinusoid.yaml"),
-        "--trainer.max_steps=60000",
+        "--trainer.max_steps=40000",
     ]
     options += ["--data.batches_per_epoch=2000", "--data.val_tasks=30", "--model.updates_per_step=10"]
     options += ["--trainer.val_check_interval=100", "--checkpoint.every_n_train_steps=150", "--ckpt_path=last"]
@@ -281,7 +281,8 @@ def test_soak(tmp_path: Path) -> None:
         if first.returncode is None:
             first.send_signal(getattr(signal, kind if kind.startswith("SIG") else "SIGKILL"))
         said = first.communicate()[1]
-        assert "Traceback" not in said, said
+        if not (said.endswith("KeyboardInterrupt\n") and not begun.exists()):  # while Python itself loads torch
+            assert "Traceback" not in said, said
         assert first.returncode in (1, 130, 143, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT), said
         if second is not None:
             time.sleep(0.5)
