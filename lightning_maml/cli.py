@@ -73,6 +73,8 @@ QUIET_WARNINGS = (
     r"\s*By default only one JsonargparseDeprecationWarning",
     r"\s*Unable to serialize instance",  # said of the string of a `str | Callable`
     r"The dirpath has changed from",
+    # of the best, which looks at the files that are there, and at no state
+    r"(?s)Be aware that when using `ckpt_path`, .*: \[\"(Model|Best)Checkpoint[^\"]*\"\]",
     r"Checkpoint directory .* exists and is not empty",  # a run that goes on; another one is refused
     r"LightningCLI's args parameter is intended",  # `main` gives them on purpose
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",

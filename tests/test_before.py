@@ -33,6 +33,7 @@ CHECKPOINTS = sorted(path.stem for path in BEFORE.glob("*.ckpt"))
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*could not find the monitored key"),
     pytest.mark.filterwarnings("ignore:The conjugate gradients of the implicit"),
+    pytest.mark.filterwarnings("ignore:.*tasks diverged"),
     # said once a process, of the first of these tests
     pytest.mark.filterwarnings(r"ignore:\s*(By default only one Jsonarg|``instantiate_classes`` was)"),
 ]

@@ -18,7 +18,8 @@ def shortened(phi: Parameters, proposed: Parameters, height: Callable[[Parameter
         height: what the step is to lower, ``[T]``, at any parameters; what is NaN lowers nothing.
 
     Example:
-        >>> phi, proposed = {"x": torch.tensor([1.0, 1.0, 0.0])}, {"x": torch.tensor([0.5, -3.0, 1.0])}
+        >>> from torch import tensor
+        >>> phi, proposed = {"x": tensor([1.0, 1.0, 0.0])}, {"x": tensor([0.5, -3.0, 1.0])}
         >>> shortened(phi, proposed, lambda where: where["x"] ** 2)
         {'x': tensor([0.5000, 0.0000, 0.0000])}
     """
