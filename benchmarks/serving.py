@@ -111,9 +111,11 @@ def main() -> None:
         module, seconds = train(*CONTENDERS[name], options.updates, data)
         data.setup("test")
         found = served(module, [data.sample("test", at) for at in range(-(-TASKS // PER_UPDATE))])
-        rows[name] = {way: [float(mean), float(half)] for way, (mean, half, _) in found.items()}
+        rows[name] = {way: [float(each.mean), float(each.ci95)] for way, each in found.items()}
         rows[name] |= {"seconds": round(seconds)}
-        said = "  ".join(f"{way} {100 * mean:.1f} ± {100 * half:.1f} %" for way, (mean, half, _) in found.items())
+        said = "  ".join(
+            f"{way} {100 * each.mean.item():.1f} ± {100 * each.ci95.item():.1f} %" for way, each in found.items()
+        )
         print(f"{name:10}  {said}  ({seconds:.0f} s)", flush=True)
         if options.json:
             content = {"benchmark": "serving", "updates": options.updates, **about(), "rows": rows}
