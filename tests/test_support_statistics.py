@@ -416,6 +416,8 @@ def test_the_table_is_the_one_that_was_measured(repository):
     for row in results["rows"].values():
         assert row["exported, eval"][0] == pytest.approx(row["one at a time"][0], abs=1e-3)
         assert row["exported, train"][0] == pytest.approx(row["one at a time"][0], abs=1e-3)
+    alone = {name: row["one at a time"][0] for name, row in results["rows"].items()}
+    assert alone["support"] > max(alone["running"], alone["group norm"])
     support, batch = results["rows"]["support"], results["rows"]["batch"]
     assert support["one at a time"] == support["all at once"]
     assert batch["one at a time"][0] < 0.3 < support["one at a time"][0] < batch["all at once"][0]
