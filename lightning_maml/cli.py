@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jsonargparse
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -26,10 +27,11 @@ from lightning_maml.checks import check_not_negative, check_positive, check_seed
 from lightning_maml.complaints import complaint, shortened
 from lightning_maml.configuration import bounded_parsing, named_in, read_configuration
 from lightning_maml.data import TaskStream
+from lightning_maml.engine import Engine
+from lightning_maml.learner import Algorithm
 from lightning_maml.module import MetaModule
 from lightning_maml.results import Published
 from lightning_maml.rl import MetaRLModule
-from lightning_maml.training import parse_as_the_command_line
 
 SUBCOMMANDS = {
     "fit": "meta-train, validating on the way; keeps the best and the last checkpoint",
@@ -147,7 +149,8 @@ class MetaCLI(LightningCLI):
     """
 
     def __init__(self, args: Sequence[str] | None = None, module: type[MetaModule | MetaRLModule] = MetaModule) -> None:
-        parse_as_the_command_line()
+        # Both are dataclasses or have some as subclasses, of which jsonargparse takes the base class alone by itself.
+        jsonargparse.set_parsing_settings(subclasses_enabled=[Algorithm, Engine])
         bounded_parsing()
         super().__init__(
             module,

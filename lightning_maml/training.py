@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import jsonargparse
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
@@ -19,7 +18,6 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_maml import checkpoints
 from lightning_maml.checks import check_not_negative, check_positive, check_whole
-from lightning_maml.engine import Engine
 from lightning_maml.learner import Algorithm
 from lightning_maml.metrics import Interval, TaskMean
 from lightning_maml.results import results_table, test_results, write_json
@@ -316,11 +314,3 @@ class MetaTraining(LightningModule):
 def _check_rates(check: Callable[..., None], optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         check(**{"lr of the optimizer": float(group["lr"])})
-
-
-def parse_as_the_command_line() -> None:
-    """Let functions and subclasses stand for an algorithm or an engine, as in configurations and their checkpoints.
-
-    Both are dataclasses or have some as subclasses, of which jsonargparse takes the base class alone by itself.
-    """
-    jsonargparse.set_parsing_settings(subclasses_enabled=[Algorithm, Engine])

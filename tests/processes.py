@@ -7,7 +7,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,16 @@ def wait(processes: list[Any], seconds: float = 600) -> list[int]:
         process.join()
     assert not hanging, f"processes {hanging} were still running after {seconds} seconds"
     return [process.exitcode for process in processes]
+
+
+def until(condition: Callable[[], bool], running: Sequence[Any] = (), seconds: float = 60) -> None:
+    """Waits for a condition, or for one of the processes to end."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"nothing within {seconds} seconds"
+        if any(process.exitcode is not None for process in running):
+            return
+        time.sleep(0.002)
 
 
 def run(function: Callable[..., Any], folder: Path, world_size: int, *arguments: Any) -> list[Any]:

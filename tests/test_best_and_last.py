@@ -22,6 +22,7 @@ from lightning_maml import MLP, MetaModule, cli, maml
 from lightning_maml.checkpoints import BestCheckpoint, FolderInUseError, FolderLock, lock, read_checkpoint, whole_file
 from lightning_maml.checkpoints.lock import Owner
 from lightning_maml.data import SinusoidTasks
+from processes import until
 
 SINUSOID = Path(__file__).parents[1] / "configs" / "sinusoid.yaml"
 
@@ -236,13 +237,6 @@ def test_a_signal_saves_and_ends(tmp_path: Path, sent: str, status: int) -> None
     step = content(folder / "last.ckpt")["global_step"]
     assert step >= 20
     assert not (folder / ".lock").exists()
-
-
-def until(condition: Any, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"nothing within {seconds} seconds"
-        time.sleep(0.01)
 
 
 # Whose folder it is

@@ -28,6 +28,7 @@ from benchmarks.endurance import endure
 from lightning_maml import MetaModule, maml
 from lightning_maml.checkpoints import BestCheckpoint, whole_file
 from lightning_maml.data import SinusoidTasks
+from processes import until
 
 
 class Started(Callback):
@@ -88,15 +89,6 @@ def train(folder: Path, updates: int, per_step: int, world_size: int, every: int
 
 def halved(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
     return torch.optim.lr_scheduler.StepLR(optimizer, 50, 0.5)
-
-
-def until(condition: Any, running: list[Any], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"nothing within {seconds} seconds"
-        if any(process.exitcode is not None for process in running):
-            return
-        time.sleep(0.002)
 
 
 def started(folder: Path, running: list[Any]) -> bool:

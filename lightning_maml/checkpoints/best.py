@@ -1,6 +1,5 @@
 """The best checkpoint: of the parameters that earned the score."""
 
-import contextlib
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -10,8 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lightning_maml.checkpoints.files import keep_previous, read_checkpoint, whole_file
-from lightning_maml.checkpoints.last import LastCheckpoint
+from lightning_maml.checkpoints.files import PREVIOUS, keep_previous, whole_file, whole_or_previous
+from lightning_maml.checkpoints.last import NAME, LastCheckpoint
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -115,25 +114,20 @@ class BestCheckpoint(ModelCheckpoint):
     def _taken_along(self, resumed: Path) -> dict[str, float]:
         """The best of the folder that ``resumed`` lies in, in this run's folder: ``{path: score}``, the best first."""
         scores: dict[Path, float] = {}
-        for path in resumed.parent.glob(f"*{self.FILE_EXTENSION}"):
-            if path.name.startswith("previous_") and path.with_name(path.name.removeprefix("previous_")).exists():
+        names = {path.name.removeprefix(PREVIOUS) for path in resumed.parent.glob(f"*{self.FILE_EXTENSION}")}
+        for name in names - {NAME}:
+            try:
+                path, content = whole_or_previous(resumed.with_name(name))
+            except ValueError as error:
+                rank_zero_warn(f"{error} The run goes on without it.")
                 continue
-            own = path.with_name(path.name.removeprefix("previous_"))
-            for file in dict.fromkeys((path, path.with_name(f"previous_{own.name}"))):
-                with contextlib.suppress(FileNotFoundError):
-                    try:
-                        content = read_checkpoint(file, "meta")
-                    except ValueError as error:
-                        rank_zero_warn(f"{error} The run goes on without it.")
-                        continue
-                    if (score := self._score(content, own.name)) is not None:
-                        scores[file] = score
-                        break
+            if (score := self._score(content, name)) is not None:
+                scores[path] = score
         sign = 1 if self.mode == "min" else -1
         chosen = sorted(scores, key=lambda path: sign * scores[path])
         placed: dict[str, float] = {}
         for path in chosen if self.save_top_k < 0 else chosen[: self.save_top_k]:
-            place = Path(self.dirpath or "") / path.name.removeprefix("previous_")
+            place = Path(self.dirpath or "") / path.name.removeprefix(PREVIOUS)
             if path.absolute() != place.absolute():
                 with whole_file(place) as copy:
                     copy.write(path.read_bytes())

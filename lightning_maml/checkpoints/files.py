@@ -18,9 +18,12 @@ import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _load
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_maml.checkpoints.lock import Owner
 from lightning_maml.checkpoints.plain import check_form, check_plain
+
+PREVIOUS = "previous_"
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -80,18 +83,42 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     _sync_folder(path.parent)
 
 
-def keep_previous(path: Path) -> Path:
-    """Has the file at ``path``, if there is one, under a second name too, ``previous_<name>``, which is returned."""
-    previous = path.with_name(f"previous_{path.name}")
-    if path.is_file():
-        other = path.with_name(f".{previous.name}.{Owner.this().name}.partial")
-        _unlink(other)
-        try:
-            other.hardlink_to(path)
-        except OSError:  # not every file system has two names for one file
-            shutil.copy2(path, other)
-        other.replace(previous)
-    return previous
+def _previous(path: Path) -> Path:
+    """Where the file that was at ``path`` before is kept."""
+    return path.with_name(f"{PREVIOUS}{path.name}")
+
+
+def keep_previous(path: Path) -> None:
+    """Has the file at ``path``, if there is one, under a second name too, ``previous_<name>``."""
+    if not path.is_file():
+        return
+    previous = _previous(path)
+    other = path.with_name(f".{previous.name}.{Owner.this().name}.partial")
+    _unlink(other)
+    try:
+        other.hardlink_to(path)
+    except OSError:  # not every file system has two names for one file
+        shutil.copy2(path, other)
+    other.replace(previous)
+
+
+def whole_or_previous(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint at ``path`` and what it holds but for tensors, or, where it is damaged or gone, the one before.
+
+    Raises:
+        FileNotFoundError: there is neither.
+        ValueError: it is damaged, and so is the one before, or there is none.
+    """
+    try:
+        return path, read_checkpoint(path, "meta")
+    except (FileNotFoundError, ValueError) as error:
+        previous = _previous(path)
+        if not previous.is_file():
+            raise
+        content = read_checkpoint(previous, "meta")
+        if path.is_file():
+            rank_zero_warn(f"{error} The one before, {previous.name}, is taken instead.")
+        return previous, content
 
 
 def _forget_partial_files(path: Path) -> None:
@@ -215,11 +242,17 @@ def random_state() -> dict[str, Any]:
 
 def restore_random_state(state: dict[str, Any]) -> None:
     """Puts the generators back to where :func:`random_state` found them."""
+    numpy_state, python_state = legacy_states(state)
     torch.set_rng_state(state["torch"].cpu())
-    name, keys, position, has_gauss, gauss = state["numpy"]
-    numpy_state = (name, keys.cpu().numpy().astype(np.uint32), int(position), int(has_gauss), gauss)
     np.random.set_state(numpy_state)  # noqa: NPY002
-    version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal), gauss_next))
+    random.setstate(python_state)
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+def legacy_states(state: dict[str, Any]) -> tuple[Any, Any]:
+    """What numpy's and Python's generators take, of a state that :func:`random_state` found."""
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    version, internal, gauss_next = state["python"]
+    numpy_state = (name, keys.cpu().numpy().astype(np.uint32), int(position), int(has_gauss), gauss)
+    return numpy_state, (version, tuple(internal), gauss_next)

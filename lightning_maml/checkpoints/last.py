@@ -189,10 +189,8 @@ class LastCheckpoint(Checkpoint):
     # What
 
     def _save_or_end(self, trainer: Trainer) -> None:
-        told = self._told(trainer)
-        if self.best is not None or told:
-            self._save(trainer)
-        if not told:
+        self._save(trainer)
+        if not self._told(trainer):
             return
         path = self._path(trainer)
         what = "nothing saved: the trainer has no ModelCheckpoint" if path is None else f"saved to {path}"

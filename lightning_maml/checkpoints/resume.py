@@ -4,9 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_utilities.core.rank_zero import rank_zero_warn
-
-from lightning_maml.checkpoints.files import read_checkpoint
+from lightning_maml.checkpoints.files import whole_or_previous
 
 CONFIGURATION = "configuration"
 """Under which a checkpoint holds what its run was asked for: ``{"model": ..., "data": ..., "seed_everything": ...}``.
@@ -48,7 +46,7 @@ def last_of_this_run(
     reasons: list[str] = []
     for path in sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True):
         try:
-            whole, content = _whole(path)
+            whole, content = whole_or_previous(path)
         except ValueError as error:
             reasons.append(str(error))
             continue
@@ -63,19 +61,6 @@ def last_of_this_run(
         f"Expected a run of this configuration for --ckpt_path last but found none. The newest: {reasons[0]} "
         f"Either {what}, or go on with that one by --ckpt_path FILE."
     )
-
-
-def _whole(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint at ``path`` and what it holds, or the one before, where it is damaged."""
-    try:
-        return path, read_checkpoint(path, "meta")
-    except ValueError as error:
-        previous = path.with_name(f"previous_{path.name}")
-        if not previous.is_file():
-            raise
-        content = read_checkpoint(previous, "meta")
-        rank_zero_warn(f"{error} The one before, {previous.name}, is taken instead.")
-        return previous, content
 
 
 def _different(content: Mapping[str, Any], own: Mapping[str, Any], training: bool) -> Iterator[str]:

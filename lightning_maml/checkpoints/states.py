@@ -1,6 +1,7 @@
 """States that a checkpoint brings back: of the form that this run's own have, and naming no file of anybody else's."""
 
 import os
+import random
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
+
+from lightning_maml.checkpoints.files import legacy_states
 
 LOOPS = ("loops.fit_loop", "loops.validate_loop", "loops.test_loop")
 # What optimisers remember of each element of a parameter; some remember other things.
@@ -113,15 +116,11 @@ def _check_same_form(state: Any, own: Any, where: str) -> None:
 
 def _check_random_state(state: Any) -> None:
     """Tries a state on generators that nobody draws from."""
-    import random
-
     try:
+        numpy_state, python_state = legacy_states(state)
         torch.Generator().set_state(state["torch"].cpu())
-        name, keys, position, has_gauss, gauss = state["numpy"]
-        numpy_state = (name, keys.cpu().numpy().astype(np.uint32), int(position), int(has_gauss), gauss)
         np.random.RandomState().set_state(numpy_state)
-        version, internal, gauss_next = state["python"]
-        random.Random().setstate((version, tuple(internal), gauss_next))
+        random.Random().setstate(python_state)
         if "cuda" in state and (not isinstance(state["cuda"], Tensor) or state["cuda"].dtype is not torch.uint8):
             raise TypeError("that of CUDA is no tensor of bytes")
     except Exception as error:
