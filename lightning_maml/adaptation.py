@@ -40,7 +40,7 @@ class Adapted:
 
     @property
     def diverged(self) -> Tensor:
-        """``[T]``: whose support loss was, at some step, not finite or higher than before the first one."""
+        """``[T]``: whose support loss is, after the last step, not finite or higher than before the first one."""
         return diverged(self.support_losses, self.problem.inner)[:, -1]
 
     def predict(self, inputs: Tensor, *, dropout: bool = False) -> Tensor:
@@ -102,7 +102,7 @@ class Evaluation:
     predictions: Tensor
     """``[T, steps + 1, Nq, ...]``, for the query inputs."""
     diverged: Tensor
-    """``[T, steps + 1]``: whose support loss was, at this step or before, not finite or higher than at step 0."""
+    """``[T, steps + 1]``: whose support loss is, after this step, not finite or higher than before the first one."""
 
 
 def meta_loss(

@@ -93,22 +93,23 @@ def _misfit(module: Any, inputs: Tensor) -> str | None:
 
 
 def diverged(support_losses: Tensor, inner: InnerLoop) -> Tensor:
-    """Which tasks have diverged by which inner step, ``[T, steps + 1]`` as ``support_losses``.
+    """Which tasks have diverged after which inner step, ``[T, steps + 1]`` as ``support_losses``.
 
-    One has where its support loss was not finite, or higher than before the first step. Losses on mini-batches are of
-    other rows each, and there only what is not finite counts.
+    A task has where its support loss is not finite, or higher than before the first step: it would be better off
+    without the steps. One that comes down again later has not, at that later step; of the sinusoids of the demo, every
+    tenth goes up on its way. Losses on mini-batches are of other rows each, and there only what is not finite counts.
 
     Example:
         >>> from torch import tensor
         >>> from lightning_maml.inner import SGD
-        >>> diverged(tensor([[1.0, 0.5, 0.9], [1.0, 2.0, 0.9]]), SGD())
-        tensor([[False, False, False],
-                [False,  True,  True]])
+        >>> diverged(tensor([[1.0, 0.5, 2.0], [1.0, 2.0, 0.9]]), SGD())
+        tensor([[False, False,  True],
+                [False,  True, False]])
     """
     bad = ~support_losses.isfinite()
     if type(inner.parts.rows) is AllRows and type(inner).rows is InnerLoop.rows:
         bad |= support_losses > support_losses[:, :1]
-    return bad.cumsum(1) > 0
+    return bad
 
 
 def warning_of_divergence(which: Tensor) -> str | None:
@@ -117,8 +118,8 @@ def warning_of_divergence(which: Tensor) -> str | None:
     if not numbers:
         return None
     return (
-        f"{len(numbers)} of {len(which)} tasks diverged ({_some_tasks(numbers)}): the support loss is not finite, or "
-        "higher than before the first inner step. safeguard=True shortens such steps."
+        f"{len(numbers)} of {len(which)} tasks diverged ({_some_tasks(numbers)}): after the last inner step the "
+        "support loss is not finite, or higher than before the first. safeguard=True shortens steps that raise it."
     )
 
 

@@ -40,7 +40,7 @@ def test_results(values: Mapping[str, Interval], diverged: Tensor | None, **abou
     """The content of ``metrics.json``: per-step mean, 95% interval and median of each value, and what they are of.
 
     ``values`` are ``{"loss": interval, ...}``, each with one entry for each inner step from 0; ``diverged`` is how many
-    tasks have diverged by then; ``about`` is plain data: algorithm, seed, checkpoint and the like. A number that is not
+    tasks have diverged there; ``about`` is plain data: algorithm, seed, checkpoint and the like. A number that is not
     finite is ``None``, as JSON has no word for it.
     """
     loss = next(iter(values.values()))

@@ -86,7 +86,7 @@ class MetaTraining(LightningModule):
     def _evaluated(self, batch: Any) -> tuple[dict[str, Tensor], Tensor | None]:
         """Each of the values before and after each inner step, ``{name: [T, test_steps + 1]}``.
 
-        And whether tasks have diverged by then, ``[T, test_steps + 1]``, where they may.
+        And whether tasks have diverged there, ``[T, test_steps + 1]``, where they may.
         """
 
     @abstractmethod
@@ -237,7 +237,7 @@ class MetaTraining(LightningModule):
         return {name: Interval(*map(torch.atleast_1d, mean.compute())) for name, mean in self.task_means.items()}
 
     def _diverged(self) -> Tensor | None:
-        """How many tasks have diverged by which inner step, ``[test_steps + 1]``."""
+        """How many tasks have diverged after which inner step, ``[test_steps + 1]``."""
         if self.task_divergence is None:
             return None
         share = self.task_divergence.compute()
