@@ -251,7 +251,6 @@ FEW = ["engine fused", "uneven shares", "several updates, uneven", "imaml, uneve
     ],
 )
 def test_processes_give_the_numbers_of_one(tmp_path: Path, world_size: int, names: list[str]) -> None:
-    quiet()
     results = processes.run(train_and_test, tmp_path, world_size, tmp_path, world_size, names)
     for name in names:
         expected = expected_gradients(CASES[name])
@@ -284,4 +283,7 @@ def test_processes_give_the_numbers_of_one(tmp_path: Path, world_size: int, name
             if stage == "test":
                 ci95 = 1.96 * losses[:, 2].std().item() / count**0.5
                 assert said["test/loss_step_2_ci95"] == pytest.approx(ci95, rel=1e-6)
+                assert said["test/loss_step_2_median"] == pytest.approx(losses[:, 2].median().item(), rel=1e-6)
+                diverged = torch.cat([part.diverged for part in each]).sum(0)
+                assert [said[f"test/diverged_step_{step}"] for step in range(3)] == diverged.tolist()
                 assert result["tasks"] == count

@@ -20,6 +20,7 @@ def check(metric: TaskMean, values: torch.Tensor, rtol: float = 1e-12) -> None:
     result = metric.compute()
     np.testing.assert_allclose(result.mean.reshape(-1), mean, rtol=rtol)
     np.testing.assert_allclose(result.ci95.reshape(-1), ci95, rtol=rtol)
+    np.testing.assert_array_equal(result.median.reshape(-1), np.median(values.double().numpy(), 0))
     assert int(result.tasks) == len(values)
 
 
@@ -100,6 +101,41 @@ def test_split_over_processes(sizes):
         states.append(metric._all())
     for metric in processes:
         check(metric, values)
+
+
+def test_the_median_of_values_that_are_not_finite():
+    """They are the worst of all: behind the others, whichever sign a NaN has."""
+    nan, inf = float("nan"), float("inf")
+    metric = TaskMean(size=3)
+    metric.update(torch.tensor([[nan, 1.0, -nan], [3.0, inf, 2.0], [1.0, nan, nan], [2.0, 4.0, 1.0]]))
+    assert metric.compute().median.tolist()[:1] == [2.5]
+    metric.update(torch.tensor([[1.0, 2.0, nan]]))
+    result = metric.compute()
+    assert result.median.tolist()[:2] == [2.0, 4.0]
+    assert result.median[2].isnan()
+    assert result.mean.isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("values", "others"),
+    [
+        ([1.0] * 19 + [20.0], 1.0),  # more than all others together
+        ([1.0] * 19 + [18.0], None),
+        ([1.0] * 19 + [float("inf")], 1.0),
+        ([1.0] * 19 + [float("nan")], 1.0),
+        ([1.0] * 18 + [float("nan")] * 2, None),  # not one task
+        ([1.0, -1.0] * 9 + [1.0, -20.0], 1 / 19),  # the largest in magnitude, whatever its sign
+        ([0.0] * 20, None),
+        ([0.0] * 19 + [1.0], 0.0),
+    ],
+)
+@pytest.mark.parametrize("where", [0, 7])
+def test_the_mean_without_the_one_task_that_makes_it(values, others, where):
+    metric = TaskMean()
+    for part in torch.tensor(values).roll(where).split(6):
+        metric.update(part)
+    found = metric.compute().of_others.item()
+    assert found == pytest.approx(others) if others is not None else np.isnan(found)
 
 
 def test_too_few_tasks_have_no_interval():

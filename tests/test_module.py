@@ -348,11 +348,59 @@ def test_metrics_json_and_table(tmp_path, capsys):
         for step in range(3):
             assert written[name]["mean"][step] == pytest.approx(tested[f"test/{name}_step_{step}"], rel=1e-6)
             assert written[name]["ci95"][step] == pytest.approx(tested[f"test/{name}_step_{step}_ci95"], rel=1e-6)
+            assert written[name]["median"][step] == pytest.approx(tested[f"test/{name}_step_{step}_median"], rel=1e-6)
     printed = capsys.readouterr().out
     assert "Test of maml on 6 tasks" in printed
     assert "largest_error" in printed
     assert f"{tested['test/loss_step_2']:.4f} ± {tested['test/loss_step_2_ci95']:.4f}" in printed
     assert "Test metric" not in printed  # Lightning's own table of the same numbers
+
+
+def with_one_that_runs_away(tasks: int = 12) -> list[TaskBatch]:
+    """Two meta-batches; the inputs of the last task are too large for the inner rate."""
+    batches = sinusoids(2, tasks=tasks // 2, seed=4)
+    for value in (batches[1].support_inputs, batches[1].support_targets):
+        value[-1] *= 40
+    return batches
+
+
+def test_what_diverges_is_counted_and_said(tmp_path, capsys):
+    subject, batches = module(algorithm=maml(lr=0.05, steps=2)), with_one_that_runs_away()
+    each = [evaluate(subject.network, subject.algorithm, batch, loss="mse") for batch in batches]
+    losses, diverged = (torch.cat([getattr(one, name) for one in each]) for name in ("query_losses", "diverged"))
+    assert diverged.sum(0).tolist() == [0, 1, 1]
+    assert losses[-1, 1] > losses[:-1, 1].sum()
+    run = trainer(tmp_path)
+    (tested,) = run.test(subject, loader(batches))
+    printed = capsys.readouterr().out
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written["diverged"] == [0, 1, 1]
+    assert [tested[f"test/diverged_step_{step}"] for step in range(3)] == [0, 1, 1]
+    assert written["loss"]["median"] == pytest.approx(losses.sort(0).values[5:7].mean(0).tolist(), rel=1e-6)
+    assert written["loss"]["mean"] == pytest.approx(losses.mean(0).tolist(), rel=1e-6)
+    assert re.search(r"^ +inner step +query loss +median +diverged$", printed, re.MULTILINE)
+    assert (
+        "One task is more than half of the mean query loss after inner steps 1, 2; without it the mean after 2 is "
+        f"{losses[:-1, 2].mean():.4f}."
+    ) in printed
+    (validated,) = run.validate(subject, loader(batches), verbose=False)
+    assert validated["val/diverged"] == 1
+
+
+def test_under_the_safeguard_nothing_diverges_and_the_table_names_it(tmp_path, capsys):
+    subject = module(algorithm=maml(lr=0.05, steps=2), safeguard=True)
+    (tested,) = trainer(tmp_path).test(subject, loader(with_one_that_runs_away()))
+    assert [tested[f"test/diverged_step_{step}"] for step in range(3)] == [0, 0, 0]
+    assert "Test of maml on 12 tasks, with safeguard, mean ± 95% interval:" in capsys.readouterr().out
+    assert json.loads((tmp_path / "metrics.json").read_text())["safeguard"] is True
+    (predictions,) = trainer(tmp_path).predict(subject, loader(with_one_that_runs_away()[1:]))
+    assert predictions[-1].abs().max() < 1e3
+
+
+def test_of_a_handful_of_tasks_one_may_be_half_of_the_mean(tmp_path, capsys):
+    subject = module(algorithm=maml(lr=0.05, steps=2))
+    trainer(tmp_path).test(subject, loader(with_one_that_runs_away(10)))
+    assert "One task" not in capsys.readouterr().out
 
 
 def test_quiet_test_prints_nothing(tmp_path, capsys):
