@@ -51,9 +51,10 @@ def main(args: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         logging.getLogger(library).setLevel(logging.WARNING)
     updates = options.steps or _updates_in(options.seconds, ALGORITHMS.values(), options.seed)
     print(
-        f"Regression of sine waves y = A sin(x - phase), {SHOTS} examples of each new one. Network: 1-40-40-1.\n"
-        f"Training: {updates:,} updates of 25 tasks for each of MAML (2 inner steps) and the pretrained baseline\n"
-        "(all tasks at once, no inner loop); the outer rate falls to 0 along a cosine.\n"
+        f"Regression of sine waves y = A sin(x - phase), {SHOTS} examples of each new one,\n"
+        f"by a network 1-40-40-1. Training: {updates:,} updates of 25 tasks for each of MAML\n"
+        "(2 inner steps) and the pretrained baseline (all tasks at once, no inner loop);\n"
+        "the outer rate falls to 0 along a cosine.\n"
     )
     results = {name: run(name, updates, options.seed) for name in ALGORITHMS}
     rows = [["inner steps", *(f"{name:>16}" for name in results)]]
@@ -61,11 +62,13 @@ def main(args: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         loss = f"test/loss_step_{step}"
         rows.append([str(step), *(f"{found[loss]:.3f} ± {found[f'{loss}_ci95']:.3f}" for found in results.values())])
     print(
-        f"\nMean squared error on 600 held-out tasks after some inner steps on their {SHOTS} examples, ± 95% interval:",
+        "\nMean squared error on 600 held-out tasks, ± 95% interval, after some inner steps",
+        f"on the {SHOTS} examples of each:",
         *("", *aligned(rows), ""),
-        "At test a step that does not lower the error on the examples is halved (safeguard=True). The paper has 1",
-        "inner step, a constant rate and no safeguard: in some runs a task then runs away, and the mean with it.",
-        "Its protocol (70,000 updates):  lightning-maml fit --config configs/sinusoid.yaml",
+        "At test a step that does not lower the error on the examples is halved",
+        "(safeguard=True). The paper has 1 inner step, a constant rate and no safeguard:",
+        "in some runs a task then runs away, and the mean with it. Its protocol:",
+        "  lightning-maml fit --config configs/sinusoid.yaml    (70,000 updates)",
         sep="\n",
     )
     return results
