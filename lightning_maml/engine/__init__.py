@@ -4,7 +4,18 @@ from lightning_maml.engine.base import Engine, MetaOutput, Problem
 from lightning_maml.engine.batched import Batched
 from lightning_maml.engine.choice import named_engine, run_on
 from lightning_maml.engine.eager import Eager
-from lightning_maml.engine.fused import Fused
+from lightning_maml.engine.fused import Fused, KernelError
 from lightning_maml.engine.graphed import Graphed
 
-__all__ = ["Batched", "Eager", "Engine", "Fused", "Graphed", "MetaOutput", "Problem", "named_engine", "run_on"]
+__all__ = [
+    "Batched",
+    "Eager",
+    "Engine",
+    "Fused",
+    "Graphed",
+    "KernelError",
+    "MetaOutput",
+    "Problem",
+    "named_engine",
+    "run_on",
+]

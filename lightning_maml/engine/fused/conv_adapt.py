@@ -22,6 +22,10 @@ class Convolutional(Recognised):
     features: int
     """That the linear layer expects."""
 
+    @property
+    def variant(self) -> Any:
+        return tuple(self.kind.items())
+
     def network(self, images: Tensor) -> Any:
         """The ``Network`` for images ``[T, N, C, H, W]``.
 

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
@@ -17,6 +17,7 @@ from lightning_maml.coverage import SGD_UPDATE, refused
 from lightning_maml.engine.base import Engine, MetaOutput, Problem
 from lightning_maml.engine.batched import Batched
 from lightning_maml.engine.chunks import meta_loss_in_chunks
+from lightning_maml.engine.fused import first_call
 from lightning_maml.engine.fused.conv_adapt import ConvAdapt
 from lightning_maml.engine.fused.mlp_adapt import MlpAdapt, Precision
 from lightning_maml.engine.fused.operator import Operator, OperatorLoop, UnrecognisedError
@@ -42,14 +43,17 @@ class Fused(Engine):
             emulation of the kernels. The CPU computes in the parameters' dtype.
         compile: on a CPU, these operators compiled by the machine's C compiler: some seconds, once on a machine. What
             they do not cover is refused. A GPU's kernels are compiled in any case.
+        verify: on a GPU, compare each kernel once in a process with :class:`Batched`, on the first 8 tasks it gets.
 
     Raises:
         ValueError: an argument is out of range.
+        KernelError: of a call, where a GPU's kernel differs from :class:`Batched` twice, by more than a thousandth.
     """
 
     kernel: Literal["auto", "mlp_adapt", "sgd_update"] = "auto"
     precision: Precision = "tf32x3"
     compile: bool = False
+    verify: bool = True
     name = "fused"
 
     def __post_init__(self) -> None:
@@ -112,14 +116,29 @@ class Fused(Engine):
         return None, None, "; ".join(dict.fromkeys(reasons)) or f"kernel={self.kernel!r} leaves them out"
 
     def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
+        if not self._agrees(first_call.meta_gradient, problem, *tasks.sets):
+            return Batched().meta_loss(problem, tasks)
         operator, found, _ = self._found(problem, *tasks.sets)
         loop: Any = partial(OperatorLoop, problem, operator, found) if operator else partial(FlatLoop, problem)
         return meta_loss_in_chunks(problem, tasks, len(tasks), loop)
 
     def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
+        if not self._agrees(first_call.adaptation, problem, support):
+            return Batched().trajectory(problem, support)
         operator, found, _ = self._found(problem, support)
         loop = OperatorLoop(problem, operator, found, support) if operator else TaskLoop(problem, support)
         return loop.trajectory()
+
+    def _agrees(self, numbers: Any, problem: Problem, *sets: Set) -> bool:
+        """Whether a kernel may run this, see :func:`~lightning_maml.engine.fused.first_call.agrees`."""
+        if not self.verify or sets[0][0].device.type not in first_call.CHECKED_ON:
+            return True
+        operator, found, _ = self._found(problem, *sets)
+        precision = self.precision if operator else "ieee"
+        kernel = (operator.name, found.variant) if operator else ("sgd_update", problem.inner.shared_rates)
+        rule = type(problem.algorithm.meta_gradient).__name__
+        variant = (*kernel, problem.loss.kind, precision, rule, next(iter(problem.parameters.values())).dtype)
+        return first_call.agrees(variant, precision, numbers, replace(self, verify=False), problem, *sets)
 
     def predict(self, problem: Problem, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
         return Batched().predict(problem, phi, inputs, step)

@@ -27,6 +27,10 @@ class Perceptron(Recognised):
     """``[in, hidden ..., out]``."""
     activation: str
 
+    @property
+    def variant(self) -> Any:
+        return self.activation, *self.widths
+
 
 @dataclass(frozen=True)
 class MlpAdapt(Operator):

@@ -34,13 +34,18 @@ def require(met: bool, reason: str) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Recognised:
+class Recognised(ABC):
     """A network as an operator takes it: all its parameters in one row of ``P`` numbers."""
 
     shapes: dict[str, torch.Size]
     """Of the parameters, by name, in the order in which they lie in the row."""
     outputs: int
     """The size of a prediction."""
+
+    @property
+    @abstractmethod
+    def variant(self) -> Any:
+        """What of it a kernel is compiled for."""
 
 
 def unpack_tasks(flat: Tensor, shapes: Mapping[str, torch.Size]) -> Parameters:
