@@ -18,12 +18,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks import contenders, workloads
 from benchmarks.about import about
 from benchmarks.history import append
 from benchmarks.history import main as compare
+from benchmarks.machine import known_device
 from benchmarks.measure import Row, measure, steady
 from benchmarks.sweep import main as sweep
 
@@ -43,7 +42,7 @@ def main() -> int:
     parser.add_argument("--inner-steps", type=int, nargs="+", default=[5])
     parser.add_argument("--contenders", default=",".join(contenders.NAMES), help="separated by commas")
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", type=known_device, default="cpu")
     parser.add_argument("--json", type=Path, help="written anew")
     parser.add_argument("--csv", type=Path, help="added to")
     options = parser.parse_args()
@@ -55,8 +54,6 @@ def main() -> int:
             parser.error(f"Expected `--{option.replace('_', '-')}` to be at least 1 but got {getattr(options, option)}")
     if options.rounds < 2:
         parser.error(f"Expected `--rounds` to be at least 2 but got {options.rounds}")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("Expected a GPU that torch can use for `--device cuda` but there is none")
     written: list[dict[str, Any]] = []
     failed = False
     for tasks in options.tasks:

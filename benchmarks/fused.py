@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from benchmarks.machine import device_name, known_device, synchronize
 from lightning_maml import MLP, Batched, Fused, Graphed, TaskBatch, maml, meta_loss
 from lightning_maml.data import import_learn2learn
 
@@ -147,23 +148,23 @@ def learn2learn(network: nn.Module, tasks: TaskBatch, steps: int) -> Run:
 def contenders(count: int, steps: int, device: str, compiled: bool) -> tuple[dict[str, Run], dict[str, str], Any]:
     """What runs at this number of tasks, what does not and why, and the problem."""
     network, tasks = problem(count, device)
-    on_gpu = device != "cpu"
     makers: dict[str, Callable[[], Run]] = {}
-    if count <= 256:
+    if count <= 256:  # which take a task at a time
         makers["learn2learn"] = lambda: learn2learn(network, tasks, steps)
+        makers["eager"] = lambda: engine_run(network, tasks, steps, "eager")
     makers["batched"] = lambda: engine_run(network, tasks, steps, "batched")
-    for precision in ("tf32x3", "ieee", "tf32") if on_gpu else ("ieee",):
-        name = f"fused, {precision}" if on_gpu else "fused"
+    for precision in ("ieee",) if device == "cpu" else ("tf32x3", "ieee", "tf32"):
+        name = "fused" if device == "cpu" else f"fused, {precision}"
         fused: Any = Fused(kernel="mlp_adapt", precision=precision)  # type: ignore[arg-type]
         makers[name] = lambda fused=fused: engine_run(network, tasks, steps, fused)
-    if on_gpu:
+    if device == "cuda":
         for engine in (Batched(), Fused(kernel="mlp_adapt")):
             made: Any = Graphed(engine)
             makers[f"{engine.name}, CUDA graph"] = lambda made=made: engine_run(network, tasks, steps, made)
     if compiled:
         makers["batched, compile"] = lambda: engine_run(network, tasks, steps, Batched(compile=True))
         makers["torch.compile(vmap)"] = lambda: compiled_vmap(network, tasks, steps)
-        if on_gpu:
+        if device == "cuda":
             makers["torch.compile(vmap), CUDA graph"] = lambda: compiled_vmap(network, tasks, steps, "reduce-overhead")
             makers["vmap, CUDA graph"] = lambda: graphed_vmap(network, tasks, steps)
         makers["JAX jit"] = lambda: jax_run(network, tasks, steps)
@@ -191,17 +192,15 @@ def check(runs: dict[str, Run], network: nn.Module, tasks: TaskBatch, steps: int
     return errors
 
 
-def measure(runs: dict[str, Run], count: int, device: str) -> dict[str, dict[str, float]]:
+def measure(runs: dict[str, Run], count: int) -> dict[str, dict[str, float]]:
     """Milliseconds of each contender: median, 10th and 90th percentile over rounds that all take part in."""
 
     def timed(run: Run, times: int) -> float:
-        if device != "cpu":
-            torch.cuda.synchronize()
+        synchronize()
         start = time.perf_counter()
         for _ in range(times):
             run()
-        if device != "cpu":
-            torch.cuda.synchronize()
+        synchronize()
         return (time.perf_counter() - start) / times
 
     times = {}
@@ -214,7 +213,7 @@ def measure(runs: dict[str, Run], count: int, device: str) -> dict[str, dict[str
             seconds[name].append(timed(run, times[name]))
     rows = {}
     for name, values in seconds.items():
-        deciles = statistics.quantiles(values, n=10)
+        deciles = statistics.quantiles(values, n=10, method="inclusive")
         rows[name] = {
             "median_ms": 1e3 * statistics.median(values),
             "p10_ms": 1e3 * deciles[0],
@@ -229,7 +228,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, nargs="+", default=[25, 256])
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=known_device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compiled", action="store_true", help="torch.compile, CUDA graphs and JAX too")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -239,7 +238,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if options.device != "cpu" else platform.machine(),
+        "device": device_name(options.device),
         "threads": torch.get_num_threads(),
         "steps": options.steps,
         "rounds": options.rounds,
@@ -251,7 +250,7 @@ def main() -> None:
             if not error < 1e-2:
                 left_out[name] = f"its meta-gradient is wrong by {error:.1e}: no time is reported"
                 del runs[name]
-        rows = measure(runs, options.rounds, options.device)
+        rows = measure(runs, options.rounds)
         for name, row in rows.items():
             row["error"] = errors[name]
             print(f"T={count:5} {name:32}", "  ".join(f"{key} {value:9.3g}" for key, value in row.items()), flush=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
+import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,17 +34,39 @@ def _best(call: Callable[[], Any]) -> float:
     call()
     best = float("inf")
     for _ in range(REPEATS):
-        _synchronize()
+        synchronize()
         start = time.perf_counter()
         call()
-        _synchronize()
+        synchronize()
         best = min(best, time.perf_counter() - start)
     return best
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Waits for the GPU, where a benchmark has put something there."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
+
+
+def known_device(name: str) -> str:
+    """The name of a device on which torch can make a tensor, as an argument of a command line.
+
+    Raises:
+        argparse.ArgumentTypeError: there is none such.
+    """
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise argparse.ArgumentTypeError(
+            f"expected a device that torch can use here but got {name!r}: {reason}"
+        ) from error
+    return name
+
+
+def device_name(device: str) -> str:
+    """What a device is called."""
+    return torch.cuda.get_device_name() if device == "cuda" else platform.machine() if device == "cpu" else device
 
 
 def peak_memory_mb(run: Callable[[], Any], device: torch.device | str = "cpu") -> float | None:

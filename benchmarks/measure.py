@@ -81,7 +81,7 @@ def measure(problem: Problem, names: list[str], rounds: int) -> tuple[dict[str, 
     work, peak = counter.get_total_flops() * len(problem.tasks), sgemm_rate(problem.device)
     copy = copy_rate(problem.device)
     for name, values in samples.items():
-        deciles, median = statistics.quantiles(values, n=10), statistics.median(values)
+        deciles, median = statistics.quantiles(values, n=10, method="inclusive"), statistics.median(values)
         rows[name] |= {
             "median_ms": 1e3 * median,
             "p10_ms": 1e3 * deciles[0],

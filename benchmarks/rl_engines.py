@@ -59,7 +59,7 @@ def measure(tasks: int, steps: int, rounds: int) -> dict[str, Any]:
             samples[engine].append(seconds(lambda engine=engine: objectives[engine](rollouts), 1))
     rows = []
     for engine, values in samples.items():
-        deciles, median = statistics.quantiles(values, n=10), statistics.median(values)
+        deciles, median = statistics.quantiles(values, n=10, method="inclusive"), statistics.median(values)
         ratio = statistics.median(a / b for a, b in zip(samples["batched"], values, strict=True))
         row = {"median_ms": 1e3 * median, "p10_ms": 1e3 * deciles[0], "p90_ms": 1e3 * deciles[-1]}
         rows.append({"engine": engine, **row, "times_batched": ratio, "meta_gradient_rel_error": errors[engine]})

@@ -44,8 +44,8 @@ def sample(folder: str, rounds: int) -> dict[str, dict[str, float]]:
     return {
         name: {
             "median_ms": statistics.median(values),
-            "p10_ms": statistics.quantiles(values, n=10)[0],
-            "p90_ms": statistics.quantiles(values, n=10)[-1],
+            "p10_ms": statistics.quantiles(values, n=10, method="inclusive")[0],
+            "p90_ms": statistics.quantiles(values, n=10, method="inclusive")[-1],
             "times_faster": base / statistics.median(values),
         }
         for name, values in found.items()
