@@ -29,7 +29,8 @@ GLOBAL, SHARED = 0x7F0000000000, 1024
 GUARD = 4096
 """Bytes around each tensor's storage that belong to nobody."""
 MOST_FINDINGS = 256
-MOST_INSTRUCTIONS = 2_000_000_000
+MOST_INSTRUCTIONS = 200_000_000
+"""Of a launch: more is an endless loop."""
 COUNTED = ("count", "lanes", "sectors", "wavefronts", "missed", "stall")
 
 
