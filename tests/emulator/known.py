@@ -37,6 +37,13 @@ def twice(p_in, p_scratch, p_out):
 
 
 @triton.jit
+def lanes(p_in, p_scratch, p_out):
+    """Two lanes of a warp write one place in one instruction, other values each."""
+    o = tl.arange(0, 128)
+    tl.store(p_out + o % 16 + o // 32 * 32, tl.load(p_in + o))
+
+
+@triton.jit
 def meet(p_in, p_scratch, p_out):
     """All programs write the same place."""
     o = tl.arange(0, 128)
@@ -68,17 +75,6 @@ def onto_input(p_in, p_scratch, p_out):
 
 
 @triton.jit
-def fused_sum(p_a, p_b, p_out, n, APART: tl.constexpr):
-    """Shares of each row's sum of products. Lanes that hold the same sum got it by other roundings, by fused adds."""
-    o = tl.arange(0, 16)[:, None] * n + tl.arange(0, 128)[None, :]
-    mask = (tl.arange(0, 128) < n)[None, :]
-    products = tl.load(p_a + o, mask=mask, other=0.0) * tl.load(p_b + o, mask=mask, other=0.0)
-    if APART:
-        products = tl.where(mask, products, 0.0)
-    tl.store(p_out + o, products / tl.sum(products, 1)[:, None], mask=mask)
-
-
-@triton.jit
 def product(p_a, p_b, p_out, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr):
     """``A @ B.T``, rows divided by their sums: a product, other layouts, reductions over lanes and over warps."""
     m, n, k = tl.arange(0, M), tl.arange(0, N), tl.arange(0, K)
@@ -92,19 +88,13 @@ def product(p_a, p_b, p_out, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, 
     tl.store(p_out + m[:, None] * N + n[None, :], c)
 
 
-def faults_of(kernel: str, schedule: str | int = "forward", programs: int = 1, **constants: int) -> list[str]:
-    """What the emulator has against a kernel of this file."""
+def verdict(
+    kernel: str, schedule: str | int = "forward", programs: int = 1, **constants: int
+) -> tuple[list[str], list[str]]:
+    """Faults of a kernel of this file, and remarks."""
     x = torch.arange(128.0)
     with Emulation(80, schedule, megabytes=2) as emulation:
         globals()[kernel][(programs,)](x, x.new_empty(128), x.new_empty(128), **constants, num_warps=4)
-    return emulation.faults()
-
-
-def of_fused_sum(apart: bool) -> tuple[list[str], list[str]]:
-    """Its faults and remarks."""
-    x = torch.rand(16, 127, generator=torch.Generator().manual_seed(3))
-    with Emulation(90, megabytes=2) as emulation:
-        fused_sum[(1,)](x, x.flip(0).contiguous(), x.new_empty(16, 127), 127, int(apart), num_warps=4)
     return emulation.faults(), emulation.remarks()
 
 
