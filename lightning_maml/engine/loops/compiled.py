@@ -1,33 +1,22 @@
 """Inner loops on graphs of a single step, compiled by TorchInductor."""
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch._functorch.partitioners import min_cut_rematerialization_partition
-from torch._inductor.compile_fx import compile_fx_inner
-from torch._inductor.decomposition import select_decomp_table
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_maml.engine.base import Problem, attach
 from lightning_maml.engine.coverage import AT_THE_END
-from lightning_maml.engine.loops.checkpointed import CheckpointedLoop, Tensors, restore_rng, rng_state
+from lightning_maml.engine.loops.checkpointed import CheckpointedLoop, Tensors
 from lightning_maml.engine.loops.loop import TaskLoop
+from lightning_maml.engine.loops.tracing import halves, inductor, trace
 from lightning_maml.inner import Parameters, State, of_step
 from lightning_maml.meta_gradient import Query
 from lightning_maml.tasks import Set
-
-_OPTIONS: dict[str, Any] = {}
-if isinstance(getattr(torch._inductor.config.cpp, "enable_floating_point_contract_flag", None), str):
-    # a fused multiply-add rounds once instead of twice; a fifth faster on small products
-    _OPTIONS["cpp.enable_floating_point_contract_flag"] = "fast"
-
-Graph = Callable[[list[Tensor]], Tensors]
-"""A compiled graph. It empties the list it is given, so that what nobody else holds is freed on the way."""
 
 # One entry a network, and in it one for each kind of problem: graphs live as long as the network does. On disk, torch's
 # own cache keeps them between runs.
@@ -223,152 +212,12 @@ class CompiledLoop(CheckpointedLoop):
         """The graph of ``function`` on lists of tensors, compiled where it is met for the first time."""
         flat = [tensor for arg in args for tensor in arg]
         if kind not in self.graphs:
-            self.graphs[kind] = _inductor(_trace(function, args, flat))
+            self.graphs[kind] = inductor(trace(function, args, flat))
         return self.graphs[kind](flat)
 
     def _split(self, step: int, spec: Any, arguments: Sequence[Tensors], flat: list[Tensor]) -> tuple[Any, ...]:
-        """A step and its way back as two graphs, the second fed by the first, and compiled once it is called for.
-
-        Between them, where what is kept lies: whether among the inputs of the first, else its outputs, and the place.
-        """
+        """A step and its way back as two graphs, see :func:`halves`."""
         # nobody knows before how many tensors the state after a step holds
         *following, _ = self._step(step, 1, spec, *arguments)
         v = [torch.zeros_like(value, memory_format=torch.contiguous_format) for value in following]
-        traced = _trace(partial(self._forth_and_back, step, 2, spec), (*arguments, v), [*flat, *v])
-        for index, node in enumerate(traced.graph.find_nodes(op="placeholder")):  # as the partitioner knows them
-            kind = "primals" if index < len(flat) else "tangents"
-            node.name = node.target = f"{kind}_{index + 1}"
-        traced.recompile()
-        forth, back = min_cut_rematerialization_partition(traced, [*flat, *v], num_fwd_outputs=len(v) + 1)
-        # what is kept of the inputs needs no way through the graph
-        inputs = forth.graph.find_nodes(op="placeholder")
-        output: Any = forth.graph.output_node()
-        results, saved = output.args[0][: len(v) + 1], output.args[0][len(v) + 1 :]
-        computed = [*results, *dict.fromkeys(node for node in saved if node not in inputs)]
-        output.args = (computed,)
-        forth.recompile()
-        kept = [(node in inputs, (inputs if node in inputs else computed).index(node)) for node in saved]
-        return _inductor(forth), kept, cache(partial(_inductor, back))
-
-
-def _trace(function: Callable[..., list[Tensor]], args: Sequence[Tensors], flat: list[Tensor]) -> torch.fx.GraphModule:
-    """What ``function`` does to lists of tensors, as a graph of elementary operations on the flat list."""
-    lengths = [len(arg) for arg in args]
-
-    def flattened(*values: Tensor) -> list[Tensor]:
-        rest = iter(values)
-        outputs = function(*([next(rest) for _ in range(length)] for length in lengths))
-        return [output.detach().contiguous() for output in outputs]
-
-    device = flat[0].device
-    before = rng_state(device)
-    traced = make_fx(flattened)(*flat)
-    if not torch.equal(before, rng_state(device)):
-        restore_rng(device, before)
-        raise NotImplementedError(
-            "Expected a network without randomness for `compile=True` but its forward draws random numbers "
-            "(dropout while training?): the backward could not draw the same again. Use compile=False."
-        )
-    # The casts of autocast are in the trace already. Functional, because the partitioner cannot cut through writing in
-    # place; by the compiler's own decompositions, because it knows views and cheap operations by these names.
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        functional = torch.func.functionalize(_WithLoops(traced).run)
-        retrace = make_fx(functional, select_decomp_table(), tracing_mode="fake", _allow_non_fake_inputs=True)
-        return retrace(*flat)
-
-
-def _inductor(traced: torch.fx.GraphModule) -> Graph:
-    output: Any = traced.graph.output_node()
-    with traced.graph.inserting_before(output):  # outputs that are views would be made anew on every call
-        output.args = ([_owned(traced.graph, node) for node in output.args[0]],)
-    traced.recompile()
-    inputs = [node.meta["val"] for node in traced.graph.find_nodes(op="placeholder")]
-    # without AOTAutograd, which would do over again what _trace has done, and stand in the way of every call
-    with torch.no_grad(), torch._inductor.config.patch(_OPTIONS):
-        return compile_fx_inner(traced, inputs, is_inference=True)
-
-
-SMALL = 2**15
-"""The multiplications of one task's matrix product up to which plain loops beat a library call on a CPU."""
-
-
-def _owned(graph: torch.fx.Graph, node: Any) -> Any:
-    schema = getattr(node.target, "_schema", None)
-    views = node.op == "placeholder" or (schema is not None and schema.returns[0].alias_info is not None)
-    return graph.call_function(torch.ops.aten.clone.default, (node,)) if views else node
-
-
-class _WithLoops(torch.fx.Interpreter):
-    """A graph with its small matrix products as plain arithmetic, of which the compiler makes one kernel with the rest.
-
-    A product is laid out as it is used: an update in the layout of the weight is one loop with the product itself.
-    """
-
-    def __init__(self, traced: torch.fx.GraphModule) -> None:
-        super().__init__(traced)
-        self.transposes: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def run_node(self, node: torch.fx.Node) -> Any:
-        args, kwargs = self.fetch_args_kwargs_from_env(node)
-        if node.target is torch.ops.aten.transpose.int and args[0].ndim == 3 and {d % 3 for d in args[1:]} == {1, 2}:
-            return self._transpose(args[0])
-        if node.target in (torch.ops.aten.bmm.default, torch.ops.aten.baddbmm.default) and not kwargs:
-            *bias, a, b = args
-            if _small(a, b):
-                if _turned(node):
-                    product = self._transpose(self._product(self._transpose(b), self._transpose(a)))
-                else:
-                    product = self._product(a, b)
-                return bias[0] + product if bias else product
-        return super().run_node(node)
-
-    def _transpose(self, value: Tensor) -> Tensor:
-        """Of a transpose, the value itself: the compiler then sees that they are one."""
-        if id(value) not in self.transposes:
-            turned = value.mT
-            self.transposes |= {id(value): (value, turned), id(turned): (turned, value)}
-        return self.transposes[id(value)][1]
-
-    def _product(self, a: Tensor, b: Tensor) -> Tensor:
-        rows, inner, columns = *a.shape[1:], b.shape[2]
-        if inner == 1:
-            return a * b
-        if columns == 1:
-            return (a * self._transpose(b)).sum(2, keepdim=True)
-        if rows == 1:
-            return (self._transpose(a) * b).sum(1, keepdim=True)
-        a, b = _stored(a), _stored(b)
-        if b.stride(2) == 1:
-            return _along_columns(a, b)
-        if a.stride(1) == 1:
-            return self._transpose(_along_columns(self._transpose(b), self._transpose(a)))
-        return (a.unsqueeze(2) * b.mT.unsqueeze(1)).sum(3)
-
-
-def _turned(node: torch.fx.Node) -> bool:
-    """Whether nothing but the transpose of a node is used in the end, be it after sums with others."""
-    transpose, add = torch.ops.aten.transpose.int, torch.ops.aten.add.Tensor
-    return bool(node.users) and all(
-        (user.target is transpose and not _turned(user)) or (user.target is add and _turned(user))
-        for user in node.users
-    )
-
-
-def _small(a: Tensor, b: Tensor) -> bool:
-    rows, inner, columns = *a.shape[1:], b.shape[2]
-    return 1 in (rows, inner, columns) or (a.device.type == "cpu" and rows * inner * columns <= SMALL)
-
-
-def _along_columns(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` as a loop along the contiguous columns of ``b``, some terms a turn: twice as fast as one."""
-    terms = next((terms for terms in (5, 4, 6, 3, 7, 2) if a.shape[2] % terms == 0), 1)
-    a, b = a.unflatten(2, (-1, terms)), b.unflatten(1, (-1, terms))
-    total = a[:, :, :, 0:1] * b[:, None, :, 0]
-    for term in range(1, terms):
-        total = total + a[:, :, :, term : term + 1] * b[:, None, :, term]
-    return total.sum(2)
-
-
-def _stored(value: Tensor) -> Tensor:
-    """A hint to the compiler to keep the value in memory as it lies rather than to compute it at each use."""
-    return torch.ops.prims.inductor_force_stride_order(value, value.stride())
+        return halves(trace(partial(self._forth_and_back, step, 2, spec), (*arguments, v), [*flat, *v]), flat, v)
