@@ -61,7 +61,7 @@ def inductor(traced: torch.fx.GraphModule) -> Graph:
 
 
 def halves(traced: torch.fx.GraphModule, flat: Sequence[Tensor], v: Sequence[Tensor]) -> tuple[Any, ...]:
-    """A function and its way back, cut in two: the first graph feeds the second, which is compiled once it is asked for.
+    """A function and its way back, cut in two: the first graph feeds the second, compiled once it is asked for.
 
     Between them, where what is kept lies: whether among the inputs of the first, else its outputs, and the place.
     """
