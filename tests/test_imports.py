@@ -27,6 +27,7 @@ OPTIONAL = (
 LEVELS = {
     "checks": 0,
     "complaints": 0,
+    "generators": 0,
     "tasks": 0,
     "inner": 1,
     "losses": 2,

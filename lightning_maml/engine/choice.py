@@ -13,9 +13,9 @@ from torch import nn
 
 from lightning_maml.engine.base import Engine, Problem
 from lightning_maml.engine.batched import Batched
-from lightning_maml.engine.checkpointed import restore_rng, rng_state
 from lightning_maml.engine.eager import Eager
 from lightning_maml.engine.fused import Fused
+from lightning_maml.generators import restore_rng, rng_state
 from lightning_maml.tasks import Set
 
 _NAMED: dict[str, type[Engine]] = {"eager": Eager, "batched": Batched, "fused": Fused}

@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_maml.coverage import AT_THE_END
 from lightning_maml.engine.base import Problem, attach
-from lightning_maml.engine.checkpointed import CheckpointedLoop, Tensors, restore_rng, rng_state
+from lightning_maml.engine.checkpointed import CheckpointedLoop, Tensors
 from lightning_maml.engine.loop import TaskLoop
+from lightning_maml.generators import restore_rng, rng_state
 from lightning_maml.inner import Parameters, State, of_step
 from lightning_maml.meta_gradient import Query
 from lightning_maml.tasks import Set

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_maml.engine.base import Engine, Problem
 from lightning_maml.engine.batched import Batched
-from lightning_maml.engine.checkpointed import restore_rng, rng_state
+from lightning_maml.generators import restore_rng, rng_state
 from lightning_maml.tasks import Set, TaskBatch
 
 CHECKED_ON = {"cuda"}
