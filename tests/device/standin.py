@@ -159,7 +159,7 @@ _generators: dict[int, Any] = {}  # those of the device, by what torch keeps of 
 
 
 class Generator(torch.Generator):
-    """``torch.Generator``, on the stand-in device too. (Operators on the CPU take these, where CUDA's are refused.)"""
+    """``torch.Generator``, on the stand-in device too; operators on the CPU take these, where CUDA's are refused."""
 
     def __new__(cls, device: Any = "cpu") -> Generator:
         return super().__new__(cls, CPU if torch.device(device).type == NAME else device)
@@ -480,8 +480,8 @@ def is_pinned(tensor: Tensor, device: Any = None) -> bool:
 
 # Autocast: the operators that lie in the CPU's lists, so that numbers are the CPU's
 
-_CAST = "mm bmm addmm baddbmm matmul linear conv1d conv2d conv3d".split()
-_FULL = "mse_loss binary_cross_entropy nll_loss_nd".split()
+_CAST = ["mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "conv1d", "conv2d", "conv3d"]
+_FULL = ["mse_loss", "binary_cross_entropy", "nll_loss_nd"]
 
 
 def _autocast(name: str, dtype: Callable[[], torch.dtype]) -> None:
