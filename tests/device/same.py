@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -27,7 +28,8 @@ def assert_same(run: Callable[[torch.device], Any], off: float = 0.0, host: int 
     assert any(isinstance(one, Tensor) and one.numel() for one, _ in pairs), "nothing was compared"
     for one, other in pairs:
         if not isinstance(one, Tensor):
-            assert one == other
+            near = pytest.approx(other, rel=off, abs=off, nan_ok=True) if isinstance(one, float) else other
+            assert one == near, f"{one} on the CPU and {other} there"
             continue
         assert isinstance(other, StandIn), f"a result lies on {other.device}"
         assert one.dtype == other.dtype
