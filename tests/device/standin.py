@@ -191,6 +191,9 @@ class StandIn(Tensor):
     def __repr__(self, **_: Any) -> str:
         return f"StandIn({self.numbers!r})"
 
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if self.ndim == 0 else repr(self)
+
     def data_ptr(self) -> int:
         """What a launched kernel gets."""
         return self.numbers.data_ptr()
@@ -271,6 +274,8 @@ class _Operator:
     takes_scalars: bool
     """Whether it takes tensors without dimensions from the CPU."""
     draws: bool
+    composite: bool
+    """Whether it is made of others, which inference mode leaves to the backend."""
 
     @classmethod
     @cache
@@ -279,15 +284,18 @@ class _Operator:
         written = tuple(
             place for place, each in enumerate(schema.arguments) if each.alias_info and each.alias_info.is_write
         )
+        composite = func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
         returns = any(each.alias_info and each.alias_info.is_write for each in schema.returns)
         takes = torch.Tag.pointwise in func.tags or name in _SCALARS_OF_THE_HOST or name.startswith("_foreach_")
-        return cls(name, written, returns, takes, torch.Tag.nondeterministic_seeded in func.tags)
+        return cls(name, written, returns, takes, torch.Tag.nondeterministic_seeded in func.tags, composite)
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if func.namespace == "lightning_maml":
         return _launch(func, args, kwargs)
     operator = _Operator.of(func)
+    if operator.composite:
+        return func.decompose(*args, **kwargs)
     name = operator.name
     if name in ("copy_", "_to_copy"):
         return _copy(func, name, args, kwargs)
@@ -560,8 +568,7 @@ class StandInAccelerator(Accelerator):
 
 def trainer_arguments() -> dict[str, Any]:
     """What makes a trainer train on the device."""
-    accelerator = StandInAccelerator()
-    return {"strategy": SingleDeviceStrategy(DEVICE, accelerator), "accelerator": accelerator, "devices": 1}
+    return {"strategy": SingleDeviceStrategy(DEVICE, StandInAccelerator()), "devices": 1}
 
 
 def numbers_of(value: Any) -> Any:
