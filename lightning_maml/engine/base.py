@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_maml.coverage import Needs
-from lightning_maml.engine.layers import POINTWISE
-from lightning_maml.engine.structure import fingerprint, has_backward_hooks, is_sequence
+from lightning_maml.engine.coverage import Needs
+from lightning_maml.engine.functional.layers import POINTWISE
+from lightning_maml.engine.functional.structure import fingerprint, has_backward_hooks, is_sequence
 from lightning_maml.inner import InnerLoop, Parameters, tensors_of
 from lightning_maml.learner import Algorithm, per_step_names
 from lightning_maml.losses import TaskLoss

@@ -23,7 +23,7 @@ from lightning_maml.rl.estimators import Estimator
 from lightning_maml.rl.outer import PPO, TRPO, Outer
 from lightning_maml.rl.policies import Policy
 from lightning_maml.rl.trust_region import trust_region_step
-from lightning_maml.training import ClipAlgorithm, LRSchedulerCallable, MetaTraining, OptimizerCallable
+from lightning_maml.training.base import ClipAlgorithm, LRSchedulerCallable, MetaTraining, OptimizerCallable
 
 
 @dataclass(frozen=True, eq=False)

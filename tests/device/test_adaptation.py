@@ -26,7 +26,7 @@ from lightning_maml import (
     meta_loss,
     save_adapted,
 )
-from lightning_maml.meta_update import meta_update
+from lightning_maml.training.meta_update import meta_update
 from problems import make_problem
 from same import assert_same
 from standin import DEVICE, host_copies

@@ -12,7 +12,7 @@ from torch.utils import backend_registration
 
 import standin
 from lightning_maml import TaskBatch, maml, meta_loss
-from lightning_maml.meta_update import meta_update
+from lightning_maml.training.meta_update import meta_update
 from problems import make_problem
 from same import assert_same
 from standin import DEVICE, NAME, StandIn, host_copies

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_maml import Conv4, MetaModule, OmniglotTasks, SinusoidTasks, TaskBatch, maml, meta_sgd
-from lightning_maml.checkpoints import BestCheckpoint, random_state, restore_random_state
-from lightning_maml.meter import Meter
 from lightning_maml.networks import MLP
+from lightning_maml.saving import BestCheckpoint, random_state, restore_random_state
+from lightning_maml.training.meter import Meter
 from same import assert_same
 from standin import DEVICE, NAME, StandIn, host_copies, is_pinned, trainer_arguments
 from test_data_omniglot import small, write_npz

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from lightning_maml.checks import check_one_of
-from lightning_maml.coverage import SGD_UPDATE, refused
 from lightning_maml.engine.base import Engine, MetaOutput, Problem
-from lightning_maml.engine.batched import Batched
-from lightning_maml.engine.chunks import meta_loss_in_chunks
+from lightning_maml.engine.coverage import SGD_UPDATE, refused
 from lightning_maml.engine.fused import first_call
 from lightning_maml.engine.fused.conv_adapt import ConvAdapt
 from lightning_maml.engine.fused.mlp_adapt import MlpAdapt, Precision
 from lightning_maml.engine.fused.operator import Operator, OperatorLoop, UnrecognisedError
 from lightning_maml.engine.fused.sgd_update import FlatLoop
-from lightning_maml.engine.loop import TaskLoop
+from lightning_maml.engine.loops.batched import Batched
+from lightning_maml.engine.loops.chunks import meta_loss_in_chunks
+from lightning_maml.engine.loops.loop import TaskLoop
 from lightning_maml.inner import Parameters
 from lightning_maml.tasks import Set, TaskBatch
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_maml.coverage import ADAPTATION, Runs
 from lightning_maml.engine.base import Problem
+from lightning_maml.engine.coverage import ADAPTATION, Runs
 from lightning_maml.engine.fused.operator import Operator, OperatorLoop, Recognised, UnrecognisedError, layers_of
 from lightning_maml.tasks import Set
 
