@@ -13,8 +13,8 @@ from torch import nn
 
 from lightning_maml.engine.base import Engine, Problem
 from lightning_maml.engine.fused import Fused
+from lightning_maml.engine.generators import restore_rng, rng_state
 from lightning_maml.engine.loops.batched import Batched
-from lightning_maml.engine.loops.checkpointed import restore_rng, rng_state
 from lightning_maml.engine.loops.eager import Eager
 from lightning_maml.tasks import Set
 

@@ -28,7 +28,7 @@ def diverged(support_losses: Tensor, inner: InnerLoop) -> Tensor:
 
 def warning_of_divergence(which: Tensor) -> str | None:
     """What to say of an adaptation in which some tasks, ``[T]``, diverged; None where none did."""
-    numbers = which.nonzero().flatten().tolist()
+    numbers = [task for task, bad in enumerate(which.tolist()) if bad]  # of a device one copy, where `nonzero` asks
     if not numbers:
         return None
     return (
@@ -39,7 +39,8 @@ def warning_of_divergence(which: Tensor) -> str | None:
 
 def bad_tasks(values: Tensor) -> list[int]:
     """The tasks whose ``values [T, ...]`` hold NaN or infinities."""
-    return (~values.isfinite()).unsqueeze(-1).flatten(1).any(1).nonzero().flatten().tolist()
+    bad = (~values.isfinite()).unsqueeze(-1).flatten(1).any(1)
+    return [task for task, one in enumerate(bad.tolist()) if one]
 
 
 def some_tasks(numbers: list[int]) -> str:

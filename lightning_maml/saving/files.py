@@ -20,6 +20,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _load
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from lightning_maml.engine.generators import accelerator, restore_rng, rng_state
 from lightning_maml.saving.lock import Owner
 from lightning_maml.saving.plain import check_form, check_plain
 
@@ -235,8 +236,8 @@ def random_state() -> dict[str, Any]:
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *map(float, rest)],
         "python": random.getstate(),
     }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()  # of this process's device
+    if (device := accelerator()) is not None:
+        state[device.type] = rng_state(device)
     return state
 
 
@@ -246,8 +247,9 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     np.random.set_state(numpy_state)  # noqa: NPY002
     random.setstate(python_state)
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].cpu())
+    device = accelerator()
+    if device is not None and device.type in state:
+        restore_rng(device, state[device.type].cpu())
 
 
 def legacy_states(state: dict[str, Any]) -> tuple[Any, Any]:

@@ -38,7 +38,7 @@ def check_plain(content: dict[Any, Any], values: bool = True) -> None:
         if depth > DEPTH:
             raise ValueError(f"it is nested more than {DEPTH} deep at {where[:60]}...")
         if isinstance(value, Tensor):
-            _check_tensor(value, where, values)
+            _check_tensor(value, where, values, safe)
         elif not isinstance(value, (*SCALARS, Mapping, list, tuple, set, frozenset)) and type(value) not in safe:
             name = value.__name__ if callable(value) and hasattr(value, "__name__") else type(value).__name__
             home = getattr(value, "__module__", type(value).__module__)
@@ -83,8 +83,8 @@ def _walk(value: Any, where: str, depth: int, seen: set[int]) -> Iterator[tuple[
                 stack += [(f"{where}[{index}]"[-200:], one, depth + 1) for index, one in enumerate(value)]
 
 
-def _check_tensor(value: Tensor, where: str, values: bool) -> None:
-    if type(value) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
+def _check_tensor(value: Tensor, where: str, values: bool, safe: set[type]) -> None:
+    if type(value) not in {Tensor, torch.nn.Parameter, torch.nn.Buffer, *safe}:
         raise ValueError(f"{where} is a tensor of the class {type(value).__name__}")
     if value.layout is not torch.strided or value.is_quantized or value.is_nested:
         raise ValueError(f"{where} is a tensor of the layout {value.layout}, and not a dense one")

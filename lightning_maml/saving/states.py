@@ -121,8 +121,9 @@ def _check_random_state(state: Any) -> None:
         torch.Generator().set_state(state["torch"].cpu())
         np.random.RandomState().set_state(numpy_state)
         random.Random().setstate(python_state)
-        if "cuda" in state and (not isinstance(state["cuda"], Tensor) or state["cuda"].dtype is not torch.uint8):
-            raise TypeError("that of CUDA is no tensor of bytes")
+        for device in state.keys() - {"torch", "numpy", "python"}:
+            if not isinstance(state[device], Tensor) or state[device].dtype is not torch.uint8:
+                raise TypeError(f"that of {device!r:.20} is no tensor of bytes")
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise ValueError(f"its random_states are none ({reason})") from None

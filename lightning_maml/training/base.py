@@ -202,7 +202,9 @@ class MetaTraining(LightningModule):
 
     def on_test_end(self) -> None:
         """Prints the table and writes ``metrics.json`` into the logger's folder, or the trainer's root folder."""
-        intervals, diverged = self._intervals(), self._diverged()
+        # to the host at once, and not number by number
+        intervals = {name: Interval(*(part.cpu() for part in one)) for name, one in self._intervals().items()}
+        diverged = None if (counts := self._diverged()) is None else counts.cpu()
         folder = self.trainer.log_dir or self.trainer.default_root_dir  # on every process: Lightning broadcasts it
         tasks = int(next(iter(intervals.values())).tasks)
         if not self.trainer.is_global_zero or tasks == 0:

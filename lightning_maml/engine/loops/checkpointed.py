@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_maml.engine.base import Problem
+from lightning_maml.engine.generators import restore_rng, rng_state
 from lightning_maml.engine.loops.loop import TaskLoop
 from lightning_maml.inner import InnerLoop, Parameters, State
 from lightning_maml.tasks import Set
@@ -39,17 +40,6 @@ class _Unroll(torch.autograd.Function):
         between = [upstream[at : at + size] for at in range(0, len(upstream) - size, size)]
         v, extras = ctx.loop.go_back(ctx.kept, upstream[-size:], ctx.order, between)
         return None, None, None, *v, *extras
-
-
-def rng_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def restore_rng(device: torch.device, state: Tensor | None) -> None:
-    if state is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    elif state is not None:
-        torch.set_rng_state(state)
 
 
 class CheckpointedLoop(TaskLoop):

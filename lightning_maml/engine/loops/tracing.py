@@ -11,7 +11,8 @@ from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lightning_maml.engine.loops.checkpointed import Tensors, restore_rng, rng_state
+from lightning_maml.engine.generators import restore_rng, rng_state
+from lightning_maml.engine.loops.checkpointed import Tensors
 from lightning_maml.engine.loops.products import WithLoops
 
 _OPTIONS: dict[str, Any] = {}
