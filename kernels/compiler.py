@@ -23,7 +23,7 @@ import torch
 
 from lightning_maml.kernels.cache import kept
 
-__all__ = ["Problem", "failure", "load"]
+__all__ = ["Problem", "build", "failure", "load"]
 
 FLAGS = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
 FLAGS += ["-Werror=switch"]  # what Python has a name for and C no case
@@ -73,6 +73,30 @@ def _run(call: list[str]) -> subprocess.CompletedProcess[str]:
         raise RuntimeError(f"{shlex.join(call)} did not end within {PATIENCE} s") from None
 
 
+def build(name: str, source: str, flags: Sequence[str]) -> ctypes.CDLL:
+    """The library of a source's text, kept between runs under a key that begins with ``name``.
+
+    Raises:
+        OSError: the folder of libraries is not the user's own, or cannot be written.
+        RuntimeError: there is no compiler, or it fails.
+    """
+    command, headers = _compiler(), Path(__file__).parent
+    text = [
+        source,
+        *(header.read_text() for header in sorted(headers.glob("*.h"))),
+        str((flags, CHOICES, command)),
+        _run([*command, "--version"]).stdout,
+        _processor(),
+    ]
+
+    def into(library: Path) -> None:
+        path = library.with_name(f"{name}.c")
+        path.write_text(source)
+        _build([*command, *flags, f"-I{headers}", str(path)], library)
+
+    return ctypes.CDLL(str(kept(f"{name}_{hashlib.sha256(''.join(text).encode()).hexdigest()[:24]}", into)))
+
+
 @lru_cache
 def load(source: Path, dtype: torch.dtype, problem: type[Problem]) -> ctypes.CDLL | str:
     """The library of a source, where REAL is ``dtype`` and INTEGER is as wide; or why there is none.
@@ -85,19 +109,8 @@ def load(source: Path, dtype: torch.dtype, problem: type[Problem]) -> ctypes.CDL
         f"-D{name}={value if isinstance(value, int | str) else ','.join(value).upper()}"
         for name, value in constants.items()
     ]
-    shared = Path(__file__).parent  # where the headers are
     try:
-        command = _compiler()
-        text = [
-            source.read_text(),
-            *(header.read_text() for header in sorted(shared.glob("*.h"))),
-            str((FLAGS, CHOICES, command, definitions)),
-            _run([*command, "--version"]).stdout,
-            _processor(),
-        ]
-        key = f"{source.parent.name}_{real}_{hashlib.sha256(''.join(text).encode()).hexdigest()[:24]}"
-        call = [*command, *FLAGS, *definitions, f"-I{shared}", str(source)]
-        library = ctypes.CDLL(str(kept(key, lambda built: _build(call, built))))
+        library = build(f"{source.parent.name}_{real}", source.read_text(), [*FLAGS, *definitions])
     except (OSError, RuntimeError) as error:
         return str(error)
     library.size_of_problem.restype = ctypes.c_int64

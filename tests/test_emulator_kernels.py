@@ -1,9 +1,8 @@
-"""The kernels' PTX, warp by warp on the CPU: by an emulator that lies beside the checkout."""
+"""The kernels' PTX, warp by warp on the CPU."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +15,8 @@ RUN = """
 import sys
 
 import torch
-from emulator import Emulation
 
+from lightning_maml.kernels.emulator import Emulation
 from lightning_maml.kernels.mlp_adapt import size
 from lightning_maml.kernels.mlp_adapt.kernel import launch
 
@@ -36,33 +35,25 @@ for count in classes:
 """
 
 
-def findings(repository: Path, folder: Path, architecture: int, precision: str, *classes: int) -> str:
+def findings(folder: Path, architecture: int, precision: str, *classes: int) -> str:
     """What the emulator has against the cross-entropy of so many classes: faults, and lanes that disagree."""
-    emulator = repository / "../shared/ptx"
-    if not (emulator / "emulator.py").is_file():
-        pytest.skip("the emulator is not beside this checkout: no ../shared/ptx/emulator.py")
-    if shutil.which("gcc") is None:
-        pytest.skip("the emulator needs gcc")
-    for name in ("emulator.py", "ptx.py", "engine.c"):  # it builds where it lies, which may be write-protected
-        (folder / name).write_bytes((emulator / name).read_bytes())
     (folder / "run.py").write_text(RUN)
     # the interpreter, which the other tests use, compiles nothing
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(folder / "triton")
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-W", "ignore", folder / "run.py", precision, architecture, *classes]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_lanes_agree_on_the_sums_of_many_classes(repository: Path, tmp_path: Path):
+def test_lanes_agree_on_the_sums_of_many_classes(tmp_path: Path):
     """A product that is fused into a sum over lanes leaves the last bit to the lane that writes last."""
-    assert findings(repository, tmp_path, 90, "tf32x3", 64) == ""
+    assert findings(tmp_path, 90, "tf32x3", 64) == ""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["ieee", "tf32x3", "tf32", "bf16"])
 @pytest.mark.parametrize("architecture", [80, 90, 100])
-def test_lanes_agree_everywhere(architecture: int, precision: str, repository: Path, tmp_path: Path):
-    assert findings(repository, tmp_path, architecture, precision, 5, 32, 33, 64, 65, 128) == ""
+def test_lanes_agree_everywhere(architecture: int, precision: str, tmp_path: Path):
+    assert findings(tmp_path, architecture, precision, 5, 32, 33, 64, 65, 128) == ""

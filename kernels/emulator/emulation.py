@@ -1,0 +1,312 @@
+"""The project's own launch code, on the CPU: Triton compiles as for a GPU, and the PTX that comes out is emulated."""
+
+from __future__ import annotations
+
+import ctypes as C
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+from numpy.typing import NDArray
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from lightning_maml.kernels.emulator.clock import BARRIER, COST, FAR, LATENCY
+from lightning_maml.kernels.emulator.engine import KINDS, SHADOW, Finding, State, engine
+from lightning_maml.kernels.emulator.operations import CLASSES
+from lightning_maml.kernels.emulator.ptx import Program, UnsupportedError, parse
+
+__all__ = ["Emulation", "Found", "Launch"]
+
+GLOBAL, SHARED = 0x7F0000000000, 1024
+"""Where global and shared memory begin."""
+GUARD = 4096
+"""Bytes around each tensor's storage that belong to nobody."""
+MOST_FINDINGS = 256
+MOST_INSTRUCTIONS = 2_000_000_000
+COUNTED = ("count", "lanes", "sectors", "wavefronts", "missed", "stall")
+
+
+@lru_cache(None)
+def _decoded(text: str, scheduled: bool) -> Program:
+    return parse(text, LATENCY if scheduled else None)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Something that the emulator saw in a launch: a fault, or a remark."""
+
+    kernel: str
+    what: str
+    fault: bool
+    where: str
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.kernel}: {self.what} ({self.count} times): {self.where}"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What one launch of a kernel did; arrays are ``[instructions]``, summed over warps and programs."""
+
+    kernel: str
+    program: Program
+    compiled: Any
+    """Triton's ``CompiledKernel``."""
+    programs: int
+    warps: int
+    shared: int
+    """Bytes of shared memory of a program."""
+    count: NDArray[np.int64]
+    """How often a warp issued it."""
+    lanes: NDArray[np.int64]
+    """How many lanes took part."""
+    sectors: NDArray[np.int64]
+    """Sectors of 32 bytes of global memory that it touched."""
+    wavefronts: NDArray[np.int64]
+    """How often shared memory was passed through."""
+    missed: NDArray[np.int64]
+    """Of the sectors, those that the program had not loaded since they were last written."""
+    stall: NDArray[np.int64]
+    """Cycles that warps waited for what it makes."""
+    barriers: int
+    """Of a program."""
+    cycles: int
+    """Of the last program, alone on its multiprocessor: a model, not a measurement."""
+    slots: int
+    """Issue slots of its busiest warp."""
+    findings: list[Found]
+
+    def of(self, *kinds: str) -> NDArray[np.bool_]:
+        """Which instructions are of these classes."""
+        return np.array([instruction.kind in kinds for instruction in self.program.instructions])
+
+
+class _Driver:
+    """As much of a driver as Triton asks for before it launches."""
+
+    def __init__(self, arch: int) -> None:
+        self.arch = arch
+
+    def get_current_device(self) -> int:
+        return self.arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, 32)
+
+
+class Emulation:
+    """Inside, launches of Triton kernels with tensors on the CPU are emulated.
+
+    Memory that ``new_empty`` and ``empty_like`` give inside is filled with NaN, is the only memory that kernels may
+    write, and counts as never written until they do. Every tensor has guards around its storage that belong to nobody.
+    One emulation at a time: it takes the place of Triton's driver, of ``new_empty`` and of ``empty_like``.
+
+    Args:
+        arch: the compute capability, 80, 90 or 100.
+        schedule: in which order warps run between two barriers: ``"forward"``, ``"backward"``, or the seed of a random
+            interleaving.
+        programs: how many programs of a launch run, all of them where it is not given.
+        rz: tensor cores round sums towards zero, as they do, or to nearest.
+        operands: of a tf32 product ``"cut"`` off after 10 bits, as tensor cores do, ``"rounded"``, or ``"exact"``.
+        change: of the PTX's text, before it runs: what a fault in a kernel would look like.
+        scheduled: instructions in an order that an assembler could choose within basic blocks, for the clock.
+        megabytes: of global memory.
+
+    Raises:
+        RuntimeError: there is no C compiler, or the process runs Triton's interpreter, which compiles nothing.
+    """
+
+    def __init__(
+        self,
+        arch: int = 90,
+        schedule: str | int = "forward",
+        *,
+        programs: int | None = None,
+        rz: bool = True,
+        operands: str = "cut",
+        change: Callable[[str], str] | None = None,
+        scheduled: bool = False,
+        megabytes: int = 96,
+    ) -> None:
+        self.arch, self.schedule, self.limit, self.rz = arch, schedule, programs, rz
+        self.operands = ("cut", "rounded", "exact").index(operands)
+        self.change, self.scheduled, self.size = change, scheduled, megabytes << 20
+        self.launches: list[Launch] = []
+
+    def faults(self) -> list[str]:
+        """What no launch may do: races; uses of memory that is not there, not written, or not its own."""
+        return [str(found) for launch in self.launches for found in launch.findings if found.fault]
+
+    def remarks(self) -> list[str]:
+        """What a GPU forgives, and what is worth a look."""
+        return [str(found) for launch in self.launches for found in launch.findings if not found.fault]
+
+    def __enter__(self) -> Emulation:
+        if triton.knobs.runtime.interpret:
+            raise RuntimeError(
+                "Expected Triton to compile but TRITON_INTERPRET is set: unset it before kernels are imported."
+            )
+        engine()
+        self._memory = np.zeros(self.size, np.uint8)  # pages that nobody touches cost nothing
+        self._region = np.zeros(self.size // 4, np.uint8)
+        self._shadow = np.zeros(self.size // 4, SHADOW)
+        self._l1 = np.zeros(self.size // 32, np.uint32)
+        self._epoch = self._stamp = 0
+        self._top = GUARD
+        self._storages: dict[int, tuple[int, int, bool, Tensor]] = {}  # place, bytes, whether kernels may write it
+        self._fresh: dict[int, Tensor] = {}
+        self._saved = (JITFunction.run, Tensor.new_empty, torch.empty_like, triton.runtime.driver._active)
+        run, new_empty, empty_like, _ = self._saved
+
+        def poisoned(tensor: Tensor) -> Tensor:
+            if tensor.is_floating_point():
+                tensor.fill_(float("nan"))
+            self._fresh[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        def emulated(function: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+            compiled = run(function, *args, grid=grid, warmup=True, **kwargs)
+            named = {name: value for name, value in kwargs.items() if name in function.arg_names}
+            bound = function.signature.bind(*args, **named)
+            self._launch(compiled, dict(bound.arguments), grid[0] if isinstance(grid, tuple) else grid)
+            return compiled
+
+        triton.runtime.driver.set_active(_Driver(self.arch))
+        JITFunction.run = emulated
+        setattr(Tensor, "new_empty", lambda *args, **kwargs: poisoned(new_empty(*args, **kwargs)))  # noqa: B010
+        setattr(torch, "empty_like", lambda *args, **kwargs: poisoned(empty_like(*args, **kwargs)))  # noqa: B010
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        JITFunction.run, Tensor.new_empty, torch.empty_like, triton.runtime.driver._active = self._saved  # type: ignore[method-assign]
+        del self._memory, self._region, self._shadow, self._l1, self._storages, self._fresh
+
+    def _address(self, tensor: Tensor) -> int:
+        storage = tensor.untyped_storage()
+        key, size = storage.data_ptr(), storage.nbytes()
+        if key not in self._storages or self._storages[key][1] < size:
+            place = -(-self._top // 512) * 512
+            self._top = place + size + GUARD
+            if self._top > self.size:
+                raise MemoryError(
+                    f"Expected tensors of less than {self.size >> 20} MB but got more: raise `megabytes`."
+                )
+            fresh = key in self._fresh
+            words = slice(place // 4, (place + size + 3) // 4)
+            self._region[words] = 3 if fresh else 1
+            self._shadow["init"][words] = not fresh
+            self._storages[key] = (place, size, fresh, tensor)
+        return GLOBAL + self._storages[key][0] + tensor.data_ptr() - key
+
+    def _copy(self, into: bool) -> None:
+        """Tensors into the emulator's memory, or what kernels may have written of it back."""
+        for place, size, writable, tensor in self._storages.values():
+            if not size or not (into or writable):
+                continue
+            pointer = C.cast(tensor.untyped_storage().data_ptr(), C.POINTER(C.c_uint8))
+            host = np.ctypeslib.as_array(pointer, (size,))
+            if into:
+                self._memory[place : place + size] = host
+            else:
+                host[:] = self._memory[place : place + size]
+
+    def _parameters(self, program: Program, compiled: Any, arguments: dict[str, Any]) -> dict[str, int]:
+        kinds = {name: kind for name, kind in compiled.src.signature.items() if kind != "constexpr"}
+        if len(program.parameters) not in (len(kinds), len(kinds) + 2):  # Triton's own scratch, of no bytes here
+            raise UnsupportedError(
+                f"Expected a parameter for each of {len(kinds)} arguments but got {program.parameters}."
+            )
+        known = dict.fromkeys(program.parameters, 0)
+        for label, (name, kind) in zip(program.parameters, kinds.items(), strict=False):
+            value = arguments[name]
+            if isinstance(value, Tensor):
+                known[label] = self._address(value)
+            elif kind.startswith("fp"):
+                known[label] = int(np.float32(value).view(np.uint32))
+            else:
+                known[label] = int(value) & 0xFFFFFFFFFFFFFFFF
+        return known
+
+    def _launch(self, compiled: Any, arguments: dict[str, Any], programs: int) -> None:
+        text = compiled.asm["ptx"]
+        program = _decoded(self.change(text) if self.change else text, self.scheduled)
+        known = self._parameters(program, compiled, arguments)
+        self._copy(into=True)
+        n, shared = len(program.code), compiled.metadata.shared
+        totals = {name: np.zeros(n, np.int64) for name in COUNTED}
+        memory, shadow = np.zeros(max(shared, 16), np.uint8), np.zeros(max(shared, 16) // 2 + 1, SHADOW)
+        # registers hold what no kernel makes
+        init_r = np.full(max(program.count["r"], 1), 0x7FC0DEAD, np.uint32)
+        init_q = np.full(max(program.count["q"], 1), 0x7FC0DEAD7FC0DEAD, np.uint64)
+        init_p = np.zeros(max(program.count["p"], 1), np.uint32)
+        latency, cost = (np.array([table[name] for name in CLASSES], np.int32) for table in (LATENCY, COST))
+        findings = (Finding * MOST_FINDINGS)()
+        for name in ("wcta", "rcta"):
+            self._shadow[name][: self._top // 4 + 1] = -1
+        state = State(
+            code=program.code.ctypes.data, n=n, warps=program.threads // 32,
+            nr=program.count["r"], nq=program.count["q"], np=program.count["p"], nu=sum(program.count.values()),
+            init_r=init_r.ctypes.data, init_q=init_q.ctypes.data, init_p=init_p.ctypes.data,
+            tid_x=program.constants.get(("r", "%tid.x"), -1), laneid=program.constants.get(("r", "%laneid"), -1),
+            global_=self._memory.ctypes.data, gbase=GLOBAL, gsize=self.size,
+            region=self._region.ctypes.data, gshadow=self._shadow.ctypes.data,
+            shared=memory.ctypes.data, sbase=SHARED, ssize=shared, sshadow=shadow.ctypes.data,
+            l1=self._l1.ctypes.data, latency=latency.ctypes.data, cost=cost.ctypes.data,
+            far_latency=FAR, bar_latency=BARRIER, rz=int(self.rz), operands=self.operands,
+            epoch=self._epoch, l1_stamp=self._stamp, findings=C.addressof(findings), most=MOST_INSTRUCTIONS,
+            **{name: array.ctypes.data for name, array in totals.items()},
+        )  # fmt: skip
+        launched = programs if self.limit is None else min(programs, self.limit)
+        mode = {"forward": 0, "backward": 1}.get(str(self.schedule), 2)
+        seed = int(self.schedule) * 7919 if mode == 2 else 0
+        for cta in range(launched):
+            special = {
+                "%tid.x": 0, "%laneid": 0, "%ctaid.x": cta, "%nctaid.x": programs, "%ntid.x": program.threads,
+                "global_smem": SHARED, **known,
+            }  # fmt: skip
+            special |= {f"%{name}.{axis}": int(name[0] == "n") for name in _GEOMETRY for axis in "yz"}
+            for (kind, what), index in program.constants.items():
+                number = what if isinstance(what, int) else special.get(what)
+                if number is None:
+                    raise UnsupportedError(f"Expected symbols that the emulator knows but got {what}.")
+                if kind == "r":
+                    init_r[index] = number & 0xFFFFFFFF
+                elif kind == "q":
+                    init_q[index] = number
+                else:
+                    init_p[index] = 0xFFFFFFFF if number else 0
+            if engine().run_program(C.byref(state), cta, mode, seed + cta + 1):
+                break
+        self._epoch, self._stamp = state.epoch, state.l1_stamp
+        self._copy(into=False)
+        self.launches.append(
+            Launch(
+                program.name, program, compiled, launched, program.threads // 32, shared, **totals,
+                barriers=state.barriers // max(launched, 1), cycles=state.cycles, slots=state.slots,
+                findings=[_found(program, item) for item in findings[: state.nfindings]],
+            )
+        )  # fmt: skip
+
+
+_GEOMETRY = ("tid", "ctaid", "ntid", "nctaid")
+
+
+def _found(program: Program, item: Finding) -> Found:
+    places = [program.instructions[pc] for pc in (item.pc, item.pc2) if pc >= 0]
+    where = "  <->  ".join(f"PTX line {place.line} ({place.source}): {place.text}" for place in places)
+    where += f"  [program {item.cta}, warps {item.warp} and {item.warp2}, lane {item.lane}, address {item.address:#x}]"
+    what, fault = list(KINDS.items())[item.kind]
+    return Found(program.name, what, fault, where, item.count)
