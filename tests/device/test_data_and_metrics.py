@@ -54,7 +54,7 @@ def test_a_stream_makes_the_same_tasks_there_and_waits_for_nothing(tmp_path: Pat
 
 
 def test_images_that_lie_there() -> None:
-    """They stay there, and rows of them are drawn on the CPU: whether they are finite and the labels are asked for once."""
+    """They stay there, and rows of them are drawn on the CPU: finite numbers and labels are asked for once."""
     images, labels = torch.rand(24, 1, 6, 6), torch.arange(24) // 6
 
     def run(device: torch.device) -> list[Any]:
