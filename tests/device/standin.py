@@ -610,9 +610,11 @@ class StandInAccelerator(Accelerator):
         return NAME
 
 
-def trainer_arguments() -> dict[str, Any]:
-    """What makes a trainer train on the device."""
-    return {"strategy": SingleDeviceStrategy(DEVICE, StandInAccelerator()), "devices": 1}
+class OnTheDevice(SingleDeviceStrategy):
+    """The strategy that trains there: ``--trainer.strategy.class_path standin.OnTheDevice``."""
+
+    def __init__(self) -> None:
+        super().__init__(DEVICE, StandInAccelerator())
 
 
 def numbers_of(value: Any) -> Any:
