@@ -69,7 +69,11 @@ def refused(needs: Needs, runs: Runs) -> str | None:
         >>> refused(frozenset({("rule", Joint)}), {"rule": {Unrolled, FirstOrder}})
         'the meta-gradient rule is Joint, none of FirstOrder, Unrolled'
     """
-    missing = [(kind, what) for kind, what in needs if what not in runs.get(kind, ())]
+    missing = []
+    for kind, what in needs:
+        known = runs.get(kind, ())
+        if known is not ANYTHING and what not in known:
+            missing.append((kind, what))
     if not missing:
         return None
     # the same one on every process, whatever order a set has there

@@ -72,7 +72,7 @@ class Networks:
 
     def __call__(self, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
         """Inputs ``[T, N, ...]`` -> predictions ``[T, N, ...]``, with the constants of a step; None: the last one's."""
-        if not any(prefix + MEAN in phi for prefix in self.norms):
+        if not self.norms or not any(prefix + MEAN in phi for prefix in self.norms):
             return self._run(phi, inputs, step)[0]
         with training_is(False, self.norms.values()):
             return self._run(phi, inputs, step, "stored")[0]
@@ -102,7 +102,7 @@ class Networks:
             return torch.stack(outputs), {name: torch.stack([found[name] for found in founds]) for name in founds[0]}
         if self.layers is None:
             own = dict.fromkeys((*phi, *(prefix + name for prefix in self.norms for name in (MEAN, VAR))))
-            self.layers = list(_layers(self.network, own, constants, self.tied))
+            self.layers = _layers(self.network, own, constants, self.tied)
         found: Parameters = {}
         for layer in self.layers:
             inputs, seen = layer(phi, constants, inputs, norm)
@@ -151,8 +151,13 @@ class _Layer(NamedTuple):
         self, phi: Parameters, constants: Mapping[str, Tensor], inputs: Tensor, norm: Pass
     ) -> tuple[Tensor, Parameters]:
         """In the batched form of its own, if it has one (:data:`LAYERS`), else under ``vmap``; and what is recorded."""
-        own = {name: phi[full] for name, full in self.own if full in phi}
-        shared = {name: constants[full] for name, full in self.shared}
+        own: Parameters = {}
+        shared: Parameters = {}
+        for name, full in self.own:
+            if full in phi:
+                own[name] = phi[full]
+        for name, full in self.shared:
+            shared[name] = constants[full]
         kind, tensors = type(self.module), {*map(type, (inputs, *own.values(), *shared.values()))}
         if self.plain and (tensors <= PLAIN or all(each in ORDINARY for each in tensors)):
             if kind in POINTWISE:
@@ -167,15 +172,15 @@ class _Layer(NamedTuple):
 
 def _layers(
     network: nn.Module, phi: Iterable[str], constants: Iterable[str], tied: dict[str, str] | None
-) -> Iterator[_Layer]:
+) -> list[_Layer]:
     """The layers that a network runs in turn, or the network in one piece, where parameters are tied."""
+    layers = []
     for name, module, what in layers_of(network) if tied is None else [("", network, None)]:
         prefix = f"{name}." if name else ""
-        own, shared = (
-            [(full.removeprefix(prefix), full) for full in names if full.startswith(prefix)]
-            for names in (phi, constants)
-        )
-        yield _Layer(module, prefix, what is None and tied is None, own, shared, tied)
+        own = [(full.removeprefix(prefix), full) for full in phi if full.startswith(prefix)]
+        shared = [(full.removeprefix(prefix), full) for full in constants if full.startswith(prefix)]
+        layers.append(_Layer(module, prefix, what is None and tied is None, own, shared, tied))
+    return layers
 
 
 def _attention(*args: Any, enable_gqa: bool = False, **kwargs: Any) -> Tensor:

@@ -1,6 +1,5 @@
 """What a module computes, known by its exact class: nothing on the instance, and no hook, may have changed it."""
 
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -53,15 +52,19 @@ def is_sequence(module: nn.Module) -> bool:
     return _derived(kind) and kind.forward is nn.Sequential.forward
 
 
-def layers_of(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module, str | None]]:
+def layers_of(module: nn.Module) -> list[tuple[str, nn.Module, str | None]]:
     """What a network runs in turn, with names and what :func:`changed` says: layers of nested sequences, or itself."""
-    what = changed(module)
-    if what is not None or not is_sequence(module):
-        yield name, module, what
-        return
-    for child, layer in module._modules.items():  # named_children() leaves out repeated layers
-        assert layer is not None
-        yield from layers_of(layer, f"{name}.{child}" if name else child)
+    layers, waiting = [], [("", module)]
+    while waiting:
+        name, module = waiting.pop()
+        what = changed(module)
+        if what is not None or not is_sequence(module):
+            layers.append((name, module, what))
+            continue
+        for child, layer in reversed(module._modules.items()):  # named_children() leaves out repeated layers
+            assert layer is not None
+            waiting.append((f"{name}.{child}" if name else child, layer))
+    return layers
 
 
 @lru_cache(1024)

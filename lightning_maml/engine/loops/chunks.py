@@ -45,15 +45,16 @@ def meta_loss_in_chunks(
     leaves = problem.leaves(*(value for _, value in tasks.named()))
     gradients: Sequence[Tensor] = ()
     outputs: list[tuple[Tensor, Tensor, Tensor]] = []
-    for start in range(0, len(tasks), size):
-        chunk = tasks if size >= len(tasks) else tasks[start : start + size]
+    count = len(tasks)
+    for start in range(0, count, size):
+        chunk = tasks if size >= count else tasks[start : start + size]
         loop = loop_of(*chunk.sets)
         query = problem.algorithm.meta_gradient(loop)
-        share = loop.gradients(query, len(chunk) / len(tasks), leaves)
+        share = loop.gradients(query, min(size, count - start) / count, leaves)
         gradients = [a + b for a, b in zip(gradients, share, strict=True)] if outputs else share
         outputs.append((query.task_losses, query.predictions, loop.support_history()))
         # a loss without a graph is the mean already
-        mean = None if size < len(tasks) or query.loss.requires_grad else query.loss
+        mean = None if size < count or query.loss.requires_grad else query.loss
         del loop, query
     task_losses, predictions, support_losses = map(_joined, zip(*outputs, strict=True))
     loss = task_losses.mean() if mean is None else mean
