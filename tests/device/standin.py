@@ -18,7 +18,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.accelerators import Accelerator
@@ -58,8 +58,21 @@ _open: list[HostCopies] = []
 _cpu_generator = torch.Generator  # the real one: torch knows no way to make one of a backend in Python
 _pinned: weakref.WeakSet[Any] = weakref.WeakSet()  # storages
 _under_way: list[Callable[[], None]] = []
-launches: list[str] = []
-"""The operators of ``lightning_maml`` that ran here by what is registered for CUDA."""
+_guarded: list[torch.device] = []
+ARCHITECTURE = 90
+
+
+class Launched(NamedTuple):
+    """An operator of the library that ran by what is registered for CUDA."""
+
+    operator: str
+    kernels: list[str]
+    """That Triton compiled and the emulator ran, in order."""
+
+
+launches: list[Launched] = []
+fault: dict[str, Callable[[str], str]] = {}
+"""``{"of PTX": change}``: kernels that are not what they should be."""
 
 
 @contextmanager
@@ -464,8 +477,38 @@ def _launch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return kernels[None](*args, **kwargs)
     if "cuda" not in kernels:
         raise NotImplementedError(f"Could not run '{func._schema.name}' with arguments from the 'CUDA' backend.")
-    launches.append(func._schema.name.removeprefix("lightning_maml::"))
-    return kernels["cuda"](*args, **kwargs)
+    tensors = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, Tensor)]
+    if not all(isinstance(one, StandIn) for one in tensors):  # a kernel would read the host's memory
+        raise RuntimeError(f"Expected all tensors of {func._schema.name} to be on {DEVICE}.")
+    from lightning_maml.kernels.emulator import Emulation  # which needs Triton
+
+    guards = len(_guarded)
+    with Emulation(ARCHITECTURE, change=fault.get("of PTX")) as emulation:
+        out = kernels["cuda"](*args, **kwargs)
+    names = [each.kernel for each in emulation.launches]
+    if faults := emulation.faults():
+        raise RuntimeError(f"{func._schema.name} on {DEVICE}: {faults[0]}")
+    if names and _guarded[guards:] != [DEVICE]:
+        raise RuntimeError(
+            f"{names} were launched outside of `with torch.cuda.device(...)`, on whatever device is current."
+        )
+    launches.append(Launched(func._schema.name.removeprefix("lightning_maml::"), names))
+    return out
+
+
+class _Guard(torch.cuda.device):
+    """``torch.cuda.device``, which on this device notes that it was entered."""
+
+    def __init__(self, device: Any) -> None:
+        self.standin = isinstance(device, torch.device) and device.type == NAME
+        if not self.standin:
+            super().__init__(device)
+
+    def __enter__(self) -> None:
+        _guarded.append(DEVICE) if self.standin else super().__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        return None if self.standin else super().__exit__(*error)
 
 
 # Pinned memory: torch asks a backend's hooks for it, which Python cannot write
@@ -525,6 +568,7 @@ def install() -> None:
     torch.Tensor.pin_memory = _pin_memory  # type: ignore[assignment]
     torch.Tensor.is_pinned = is_pinned  # type: ignore[assignment]
     torch.accelerator.synchronize = synchronize
+    torch.cuda.device = _Guard  # type: ignore[misc]
     # so that `Module.to` leaves each parameter the object that it is, as between a CPU and a GPU
     torch.__future__.set_swap_module_params_on_conversion(True)
 
@@ -566,9 +610,11 @@ class StandInAccelerator(Accelerator):
         return NAME
 
 
-def trainer_arguments() -> dict[str, Any]:
-    """What makes a trainer train on the device."""
-    return {"strategy": SingleDeviceStrategy(DEVICE, StandInAccelerator()), "devices": 1}
+class OnTheDevice(SingleDeviceStrategy):
+    """The strategy that trains there: ``--trainer.strategy.class_path standin.OnTheDevice``."""
+
+    def __init__(self) -> None:
+        super().__init__(DEVICE, StandInAccelerator())
 
 
 def numbers_of(value: Any) -> Any:

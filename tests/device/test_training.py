@@ -15,12 +15,12 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_maml import Conv4, MetaModule, OmniglotTasks, SinusoidTasks, TaskBatch, maml, meta_sgd
+from lightning_maml import Conv4, MetaModule, OmniglotTasks, SinusoidTasks, TaskBatch, cli, maml, meta_sgd
 from lightning_maml.networks import MLP
 from lightning_maml.saving import BestCheckpoint, random_state, restore_random_state
 from lightning_maml.training.meter import Meter
 from same import assert_same
-from standin import DEVICE, NAME, StandIn, host_copies, is_pinned, trainer_arguments
+from standin import DEVICE, NAME, OnTheDevice, StandIn, host_copies, is_pinned
 from test_data_omniglot import small, write_npz
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def _nothing_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trainer(device: torch.device, folder: Path, **more: Any) -> Trainer:
-    where = trainer_arguments() if device.type == NAME else {"accelerator": "cpu", "devices": 1}
+    where = {"strategy": OnTheDevice()} if device.type == NAME else {"accelerator": "cpu", "devices": 1}
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     return Trainer(**{"default_root_dir": folder / device.type, "enable_checkpointing": False} | where | quiet | more)
 
@@ -274,3 +274,37 @@ def test_batches_of_a_loader_come_by_pinned_memory(tmp_path: Path) -> None:
 
     assert_same(run)
     assert pinned == [False] * 5 + [True] * 5
+
+
+# The command line
+
+
+def test_the_command_line_trains_there_goes_on_and_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``--ckpt_path``, of one run that was stopped, and of the best."""
+    monkeypatch.chdir(tmp_path)
+    config = str(Path(__file__).parents[2] / "configs" / "sinusoid.yaml")
+    small = [
+        "--config",
+        config,
+        "--model.network.hidden=[8]",
+        "--model.updates_per_step=2",
+        "--model.engine=batched",
+        "--data.val_tasks=3",
+    ]
+    small += ["--data.test_tasks=3", "--data.batches_per_epoch=4", "--trainer.enable_progress_bar=false"]
+
+    def weights_of(name: str, *parts: str) -> dict[str, Tensor]:
+        there = (
+            ["--trainer.strategy.class_path=standin.OnTheDevice", "--trainer.accelerator=auto"]
+            if name == "there"
+            else ["--trainer.accelerator=cpu"]
+        )
+        for steps, *more in parts:
+            run = [*small, *there, f"--checkpoint.dirpath={name}", f"--trainer.max_steps={steps}", *more]
+            assert cli.main(["fit", "--debug", *run]) == 0
+        assert cli.main(["test", *small, *there, f"--checkpoint.dirpath={name}", f"--ckpt_path={name}/best.ckpt"]) == 0
+        return torch.load(Path(name) / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+
+    whole = weights_of("here", (8,))
+    parts = weights_of("there", (4,), (8, "--ckpt_path=there/last.ckpt"))
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())

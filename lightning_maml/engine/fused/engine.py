@@ -82,7 +82,7 @@ class Fused(Engine):
             return f"expected a problem that {names} covers but {reason}.{advice}"
         if (what := refused(problem.needs(*sets), SGD_UPDATE)) is not None:
             return f"{what}. Use engine='batched'."
-        on_gpu = sets[0][0].device.type == "cuda"
+        on_gpu = not sets[0][0].is_cpu
         return "on a GPU it needs Triton, which is not installed." if on_gpu and find_spec("triton") is None else None
 
     def supports(self, problem: Problem, *sets: Set) -> str | None:
