@@ -1,6 +1,6 @@
 """``python -m MODULE ARGUMENT ...`` with the stand-in device registered: how benchmarks/gpu.sh is rehearsed.
 
-    python tests/device/rehearse.py MODULE [ARGUMENT ...]
+python tests/device/rehearse.py MODULE [ARGUMENT ...]
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ def main() -> None:
     here = Path(__file__).resolve().parent
     sys.path[:0] = [str(here.parents[1]), str(here.parent)]
     os.environ.pop("TRITON_INTERPRET", None)  # the emulator runs what Triton compiles
+
     import standin
-    from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
+    from lightning_maml.engine import coverage
 
     standin.install()
-    StrategyRegistry.register(
-        standin.NAME, SingleDeviceStrategy, device=standin.DEVICE, accelerator=standin.StandInAccelerator()
-    )
+    coverage.SGD_UPDATE["device"].add(standin.NAME)  # type: ignore[attr-defined]  # and so for `mlp_adapt`
+    coverage.PLAIN.add(standin.StandIn)
     sys.argv = sys.argv[1:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
