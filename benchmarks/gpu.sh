@@ -14,7 +14,7 @@ case "${1:-}" in --train | --rehearse) mode=${1#--} && shift ;; esac
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
-device=cuda accelerator=cuda omniglot=${OMNIGLOT:-.carry/omniglot}
+device=cuda where=(--trainer.accelerator=cuda) omniglot=${OMNIGLOT:-.carry/omniglot}
 run=("$python" -W ignore -m)
 scratch=$(mktemp -d) && trap 'rm -rf "$scratch"' EXIT
 few=(25 256 1024 4096) many=(4 25 64 256 1024 4096) rounds=11
@@ -22,7 +22,7 @@ sinusoid=(--trainer.max_steps=20000 --model.scheduler.init_args.total_steps=2000
 images=(--trainer.max_time=00:00:03:30)
 if [[ $mode == rehearse ]]; then
   # the same commands, with the device registered first; a kernel runs in the emulator, some seconds a task
-  device=standin accelerator=standin
+  device=standin where=(--trainer.accelerator=auto --trainer.strategy=standin)
   run=("$python" -W ignore tests/device/rehearse.py)
   few=(2) many=(2) rounds=2
   sinusoid=(--trainer.max_steps=4 --model.updates_per_step=2 --data.tasks_per_batch=2 --data.val_tasks=2 --data.test_tasks=2
@@ -68,12 +68,12 @@ to_published() { # to_published SECONDS NAME MONITOR MODE THRESHOLD OPTION...: u
   local limit=$1 name=$2 monitor=$3 order=$4 threshold=$5 stop=EarlyStopping folder=$scratch/$2
   shift 5
   part "$limit" "$name" "${run[@]}" lightning_maml.cli fit --config "configs/$name.yaml" "$@" \
-    --trainer.accelerator="$accelerator" --trainer.logger=lightning.pytorch.loggers.CSVLogger \
+    "${where[@]}" --trainer.logger=lightning.pytorch.loggers.CSVLogger \
     --trainer.logger.save_dir="$folder" --trainer.enable_progress_bar=false --checkpoint.dirpath="$folder/checkpoints" \
     --trainer.callbacks+="$stop" --trainer.callbacks.monitor="$monitor" --trainer.callbacks.mode="$order" \
     --trainer.callbacks.patience=100000 --trainer.callbacks.stopping_threshold="$threshold"
   part 60 "$name, test" "${run[@]}" lightning_maml.cli test --config "configs/$name.yaml" "$@" \
-    --trainer.accelerator="$accelerator" --trainer.logger=false --trainer.default_root_dir="$folder" \
+    "${where[@]}" --trainer.logger=false --trainer.default_root_dir="$folder" \
     --ckpt_path "$folder/checkpoints/best.ckpt"
   cp "$folder/metrics.json" "$out/trained_$name.json"
 }
