@@ -1,6 +1,6 @@
 """``python -m MODULE ARGUMENT ...`` with the stand-in device registered: how benchmarks/gpu.sh is rehearsed.
 
-    python tests/device/rehearse.py MODULE [ARGUMENT ...]
+python tests/device/rehearse.py MODULE [ARGUMENT ...]
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ def main() -> None:
     here = Path(__file__).resolve().parent
     sys.path[:0] = [str(here.parents[1]), str(here.parent)]
     os.environ.pop("TRITON_INTERPRET", None)  # the emulator runs what Triton compiles
-    import standin
     from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
+
+    import standin
 
     standin.install()
     StrategyRegistry.register(
