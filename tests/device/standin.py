@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.accelerators import Accelerator, AcceleratorRegistry
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from torch import Tensor
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_flatten, tree_map
@@ -569,6 +570,8 @@ def install() -> None:
     torch.Tensor.is_pinned = is_pinned  # type: ignore[assignment]
     torch.accelerator.synchronize = synchronize
     torch.cuda.device = _Guard  # type: ignore[misc]
+    AcceleratorRegistry.register(NAME, StandInAccelerator)  # as in `--trainer.accelerator=standin`
+    _AcceleratorConnector._choose_strategy = _choose_strategy  # type: ignore[method-assign]
     # so that `Module.to` leaves each parameter the object that it is, as between a CPU and a GPU
     torch.__future__.set_swap_module_params_on_conversion(True)
 
@@ -610,11 +613,12 @@ class StandInAccelerator(Accelerator):
         return NAME
 
 
-class OnTheDevice(SingleDeviceStrategy):
-    """The strategy that trains there: ``--trainer.strategy.class_path standin.OnTheDevice``."""
+def _choose_strategy(self: Any) -> Any:
+    """For Lightning, one device that is neither CUDA's nor Apple's is the CPU: other accelerators bring a strategy."""
+    return SingleDeviceStrategy(DEVICE) if isinstance(self.accelerator, StandInAccelerator) else _chosen(self)
 
-    def __init__(self) -> None:
-        super().__init__(DEVICE, StandInAccelerator())
+
+_chosen = _AcceleratorConnector._choose_strategy
 
 
 def numbers_of(value: Any) -> Any:
