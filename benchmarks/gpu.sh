@@ -22,13 +22,16 @@ sinusoid=(--trainer.max_steps=20000 --model.scheduler.init_args.total_steps=2000
 images=(--trainer.max_time=00:00:03:30)
 if [[ $mode == rehearse ]]; then
   # the same commands, with the device registered first; a kernel runs in the emulator, some seconds a task
-  device=standin where=(--trainer.accelerator=auto --trainer.strategy.class_path=standin.OnTheDevice)
+  device=standin where=(--trainer.accelerator=standin)
   run=("$python" -W ignore tests/device/rehearse.py)
   few=(2) many=(2) rounds=2 variants="ACTIVATION=relu LOSS=mse PRECISION=tf32x3"
   sinusoid=(--trainer.max_steps=4 --model.updates_per_step=2 --data.tasks_per_batch=2 --data.val_tasks=2 --data.test_tasks=2
     --data.batches_per_epoch=2 --model.test_steps=1)
   images=(--trainer.max_steps=2 --data.tasks_per_batch=2 --data.val_tasks=2 --data.test_tasks=2 --data.batches_per_epoch=2
-    --model.network.init_args.hidden=4)
+    --model.network.init_args.hidden=4 --model.network.init_args.ways=2 --data.ways=2 "--data.split=[3,2,2]")
+  omniglot=$scratch/omniglot  # a handful of drawings, in the layout of the real ones
+  PYTHONPATH=tests "$python" -c 'import pathlib, sys, test_data_omniglot; test_data_omniglot.write_npz(pathlib.Path(sys.argv[1]))' \
+    "$(mkdir -p "$omniglot" && echo "$omniglot")"
 fi
 
 part() { # part SECONDS NAME COMMAND...

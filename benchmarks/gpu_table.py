@@ -38,12 +38,13 @@ def modelled_ms(rows: list[dict[str, Any]], tasks: int, precision: str) -> float
 
 def table(folder: Path) -> str:
     """The Markdown of all that is there."""
-    lines = ["# A GPU, measured beside modelled", ""]
+    contents = [_read(folder / f"{name}.json") for name in ("fused", "fused_compilers")]
+    rehearsed = any(content is not None and content["device"] == "standin" for content in contents)
+    what = "A rehearsal on the stand-in device: no number is a measurement" if rehearsed else "Measured beside modelled"
+    lines = [f"# {what}", ""]
     inspected = _read(folder / "inspect.json")
     rows = inspected["variants"] if inspected else []
-    for name in ("fused", "fused_compilers"):
-        if (content := _read(folder / f"{name}.json")) is None:
-            continue
+    for content in filter(None, contents):
         lines += [f"## {content['benchmark']}: {content['device']}, torch {content['torch']}, {content['date']}", ""]
         lines += [
             "| tasks | contender | median ms | p10 | p90 | error | modelled ms |",
