@@ -3,7 +3,10 @@
     python -m lightning_maml.kernels.inspect [--arch sm_90] [--json FILE]
 
 Every variant is compiled for every architecture that has products of its precision; registers and stack are what
-``cuobjdump`` reads in the result, or what stands at the end of AMD's assembly. Estimates of the time of a task follow.
+``cuobjdump`` reads in the result, or what stands at the end of AMD's assembly. Cycles, barriers, the share of useful
+multiply-adds and the bytes moved are of one program in the emulator: a model, not a measurement (``modelled.py``). Only
+NVIDIA's PTX is emulated.
+
 The exit code is 1 where a variant has more than 512 bytes of stack, exceeds the shared memory of a program, or takes
 more than 60 s to compile. AMD's architecture is reported, and fails nothing.
 """
@@ -16,22 +19,17 @@ import os
 import platform
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lightning_maml.kernels.chips import CHIPS, Amd
-from lightning_maml.kernels.estimate import estimate
+from lightning_maml.kernels.modelled import NOTHING, modelled
 
-__all__ = ["Report", "Variant", "estimates", "inspect", "ships", "variants"]
+__all__ = ["Report", "Variant", "inspect", "ships", "variants"]
 
 MOST_STACK = 512
 MOST_SECONDS = 60.0
-WORKLOADS: dict[str, tuple[list[int], int, int, int]] = {
-    "sinusoid": ([1, 40, 40, 1], 10, 10, 5),
-    "policy of two times 100": ([2, 100, 100, 2], 20, 20, 1),
-}
-"""What times are estimated for: widths, rows of the support and of the query set, inner steps."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,11 @@ class Report:
     resident_programs: int
     instructions: int
     compile_seconds: float
+    cycles: int | None
+    barriers: int | None
+    useful: float | None
+    bytes_moved: int | None
+    not_modelled: str
     faults: list[str]
 
 
@@ -106,30 +109,22 @@ def ships() -> list[tuple[Variant, str]]:
 
 def inspect(variant: Variant, architecture: str) -> Report:
     """Compile a variant for an architecture of :data:`~lightning_maml.kernels.chips.CHIPS`, and read what came out."""
-    import triton
-    from triton.compiler import ASTSource
-
-    from lightning_maml.kernels.mlp_adapt import kernel as mlp
-    from lightning_maml.kernels.sgd_update import kernel as sgd
-
-    function = getattr(sgd if variant.kernel == "sgd_update_kernel" else mlp, variant.kernel)
-    signature = {name: "constexpr" if name in variant.constants else _kind(name) for name in function.arg_names}
-    source = ASTSource(function, signature, constexprs={(n,): v for n, v in _positions(function, variant).items()})
-    start = time.perf_counter()
     chip, warps = CHIPS[architecture], variant.compiler["num_warps"]
-    options = dict(variant.compiler)
-    if isinstance(chip, Amd):
-        options.pop("maxnreg", None)  # it has no such limit
     faults = []
     registers = stack = instructions = shared = 0
+    model = NOTHING
+    start = time.perf_counter()
     try:
-        compiled = triton.compile(source, target=chip.target(), options=options)
-        seconds = time.perf_counter() - start
+        compiled, seconds = _compiled(_function(variant.kernel), variant.constants, architecture)
         registers, stack, instructions = chip.usage(compiled)
         shared = compiled.metadata.shared
+        model = modelled(
+            variant.kernel, variant.constants, chip, lambda function, of: _compiled(function, of, architecture)[0]
+        )
     except RuntimeError as error:  # the compiler's own failures
         seconds = time.perf_counter() - start
         faults.append(f"does not compile: {error}")
+        model = replace(NOTHING, not_modelled="it does not compile")
     if stack > MOST_STACK:
         faults.append(f"{stack} bytes of stack")
     if shared > chip.shared_per_program:
@@ -147,40 +142,51 @@ def inspect(variant: Variant, architecture: str) -> Report:
         chip.resident(registers, shared, warps),
         instructions,
         round(seconds, 2),
-        faults,
+        **asdict(model),
+        faults=faults,
     )
 
 
-def _positions(function: Any, variant: Variant) -> dict[int, Any]:
-    return {function.arg_names.index(name): value for name, value in variant.constants.items()}
+def _function(kernel: str) -> Any:
+    from lightning_maml.kernels.mlp_adapt import kernel as mlp
+    from lightning_maml.kernels.sgd_update import kernel as sgd
+
+    return getattr(sgd if kernel == "sgd_update_kernel" else mlp, kernel)
+
+
+_KEPT: dict[str, tuple[Any, float]] = {}
+"""What was compiled, by name: what goes back wants what goes there to have run."""
+
+
+def _compiled(function: Any, constants: dict[str, Any], architecture: str) -> tuple[Any, float]:
+    """A kernel, and how many seconds its compiling took."""
+    import triton
+    from triton.compiler import ASTSource
+
+    from lightning_maml.kernels.mlp_adapt import kernel as mlp
+    from lightning_maml.kernels.sgd_update import kernel as sgd
+
+    name = f"{architecture} {Variant(function.__name__, constants, {})}"
+    if name not in _KEPT:
+        chip = CHIPS[architecture]
+        options = dict(sgd.COMPILER if function is sgd.sgd_update_kernel else mlp.COMPILER)
+        if isinstance(chip, Amd):
+            options.pop("maxnreg", None)  # it has no such limit
+        signature = {part: "constexpr" if part in constants else _kind(part) for part in function.arg_names}
+        places = {(function.arg_names.index(part),): value for part, value in constants.items()}
+        source = ASTSource(function, signature, constexprs=places)
+        start = time.perf_counter()
+        compiled = triton.compile(source, target=chip.target(), options=options)
+        _KEPT[name] = compiled, time.perf_counter() - start
+    return _KEPT[name]
 
 
 def _kind(name: str) -> str:
     if name == "p_table":
         return "*i32"
+    if name in ("weight_decay", "momentum"):
+        return "fp32"
     return "*fp32" if name.startswith("p_") else "i32"
-
-
-def estimates(reports: list[Report]) -> list[dict[str, Any]]:
-    """What a task takes on paper, by the default kernels among ``reports``: :mod:`~lightning_maml.kernels.estimate`."""
-    rows = []
-    for architecture, chip in CHIPS.items():
-        precision = chip.precisions()[0]
-        wanted = {"ACTIVATION": "relu", "LOSS": "mse", "PRECISION": precision, "BN": 64}
-        resident = [
-            report.resident_programs
-            for report in reports
-            if report.architecture == architecture and wanted.items() <= report.constants.items()
-        ]
-        if not resident:
-            continue
-        for workload, problem in WORKLOADS.items():
-            found = estimate(chip, min(resident), *problem, precision)
-            times = {f"{name}_us": float(f"{value:.3g}") for name, value in asdict(found).items()}
-            rows.append(
-                {"workload": workload, "chip": chip.name, "precision": precision, **times, "bound": found.bound}
-            )
-    return rows
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -199,19 +205,19 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         report = inspect(variant, architecture)
         reports.append(report)
+        numbers = (report.cycles, report.barriers, report.useful, report.bytes_moved)
+        cycles, barriers, useful, moved = ("-" if number is None else str(number) for number in numbers)
         print(
             f"{report.architecture:6} {variant!s:108} registers {report.registers:3}  "
             f"stack {report.stack_bytes:4}  shared {report.shared_bytes:6}  resident {report.resident_programs:2}  "
-            f"instructions {report.instructions:5}  {report.compile_seconds:5.1f} s  {', '.join(report.faults)}",
+            f"instructions {report.instructions:5}  {report.compile_seconds:5.1f} s  cycles {cycles:>7}  "
+            f"barriers {barriers:>4}  useful {useful:>6}  bytes {moved:>7}  {', '.join(report.faults)}",
             flush=True,
         )
-    on_paper = estimates(reports)
-    if on_paper:
-        print("\nMicroseconds of a task on a chip full of tasks, on paper and not measured:\n")
-        print(f"{'':26}{'chip':16}{'products':10}{'compute':>9}{'memory':>9}{'latency':>9}  bound")
-    for row in on_paper:
-        times = "".join(f"{row[f'{name}_us']:9.3g}" for name in ("compute", "memory", "latency"))
-        print(f"{row['workload']:26}{row['chip']:16}{row['precision']:10}{times}  {row['bound']}")
+    print()
+    for reason in sorted({report.not_modelled for report in reports if report.not_modelled}):
+        print(f"-: {reason}")
+    print("Cycles, barriers, useful multiply-adds and bytes are of one program: a model, not a measurement.")
     faulty = [report for report in reports if report.faults and not isinstance(CHIPS[report.architecture], Amd)]
     print(f"\n{len(reports)} compiled, {len(faulty)} outside of the limits")
     if chosen.json:
@@ -221,9 +227,10 @@ def main(arguments: list[str] | None = None) -> int:
             "date": time.strftime("%Y-%m-%d"),
         }
         chosen.json.parent.mkdir(parents=True, exist_ok=True)
-        rows = [",\n".join(f"  {json.dumps(row)}" for row in part) for part in (map(asdict, reports), on_paper)]
+        rows = ",\n".join(f"  {json.dumps(asdict(report))}" for report in reports)
+        model = "cycles, barriers, useful and bytes_moved are of one program: a model, not a measurement"
         chosen.json.write_text(
-            f'{{"versions": {json.dumps(versions)},\n"variants": [\n{rows[0]}\n],\n"estimates": [\n{rows[1]}\n]}}\n'
+            f'{{"versions": {json.dumps(versions)},\n"model": {json.dumps(model)},\n"variants": [\n{rows}\n]}}\n'
         )
     return 1 if faulty or not reports else 0
 

@@ -29,7 +29,8 @@ GLOBAL, SHARED = 0x7F0000000000, 1024
 GUARD = 4096
 """Bytes around each tensor's storage that belong to nobody."""
 MOST_FINDINGS = 256
-MOST_INSTRUCTIONS = 2_000_000_000
+MOST_INSTRUCTIONS = 200_000_000
+"""Of a launch: more is an endless loop."""
 COUNTED = ("count", "lanes", "sectors", "wavefronts", "missed", "stall")
 
 
@@ -121,6 +122,7 @@ class Emulation:
         operands: of a tf32 product ``"cut"`` off after 10 bits, as tensor cores do, ``"rounded"``, or ``"exact"``.
         change: of the PTX's text, before it runs: what a fault in a kernel would look like.
         scheduled: instructions in an order that an assembler could choose within basic blocks, for the clock.
+        compiled: gives the compiled kernel of a Triton function and its compile-time arguments, in place of the JIT.
         megabytes: of global memory.
 
     Raises:
@@ -137,11 +139,12 @@ class Emulation:
         operands: str = "cut",
         change: Callable[[str], str] | None = None,
         scheduled: bool = False,
+        compiled: Callable[[Any, dict[str, Any]], Any] | None = None,
         megabytes: int = 96,
     ) -> None:
         self.arch, self.schedule, self.limit, self.rz = arch, schedule, programs, rz
         self.operands = ("cut", "rounded", "exact").index(operands)
-        self.change, self.scheduled, self.size = change, scheduled, megabytes << 20
+        self.change, self.scheduled, self.compiled, self.size = change, scheduled, compiled, megabytes << 20
         self.launches: list[Launch] = []
 
     def faults(self) -> list[str]:
@@ -176,10 +179,14 @@ class Emulation:
             return tensor
 
         def emulated(function: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-            compiled = run(function, *args, grid=grid, warmup=True, **kwargs)
             named = {name: value for name, value in kwargs.items() if name in function.arg_names}
-            bound = function.signature.bind(*args, **named)
-            self._launch(compiled, dict(bound.arguments), grid[0] if isinstance(grid, tuple) else grid)
+            arguments = dict(function.signature.bind(*args, **named).arguments)
+            if self.compiled:
+                constants = {part.name: arguments[part.name] for part in function.params if part.is_constexpr}
+                compiled = self.compiled(function, constants)
+            else:
+                compiled = run(function, *args, grid=grid, warmup=True, **kwargs)
+            self._launch(compiled, arguments, grid[0] if isinstance(grid, tuple) else grid)
             return compiled
 
         triton.runtime.driver.set_active(_Driver(self.arch))
