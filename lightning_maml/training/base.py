@@ -142,6 +142,13 @@ class MetaTraining(LightningModule):
             self.trainer.strategy.checkpoint_io = saving.SafeCheckpointIO()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._restore_random_state()
+
+    def on_validation_start(self) -> None:
+        if not self.trainer.sanity_checking:  # a run that goes on may begin with a validation, which is of rollouts
+            self._restore_random_state()
+
+    def _restore_random_state(self) -> None:
         if self._random_states is not None:  # now, as what Lightning does before a first batch may draw, too
             if len(self._random_states) == self.trainer.world_size:
                 saving.restore_random_state(self._random_states[self.trainer.global_rank])

@@ -299,7 +299,7 @@ class MetaModule(MetaTraining):
             values["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
             if self.rates is not None:
                 values |= {f"rate/{name}": rate.detach().mean() for name, rate in self.rates.named_parameters()}
-            row = {f"train/{name}": float(value) for name, value in values.items()}
+            row = {f"train/{name}": value for name, value in _on_host(values).items()}
             row["epoch"] = self.trainer.current_epoch
             for logger in self.trainer.loggers:
                 logger.log_metrics(row, step=self.trainer.global_step)
@@ -370,6 +370,13 @@ class MetaModule(MetaTraining):
             safeguard=self.safeguard,
         )
         return adapted.predict(query_inputs)
+
+
+def _on_host(values: dict[str, Any]) -> dict[str, float]:
+    """The numbers of scalars, those of a device by one copy."""
+    there = {name: value for name, value in values.items() if isinstance(value, Tensor) and not value.is_cpu}
+    numbers = dict(zip(there, torch.stack([*there.values()]).tolist(), strict=True)) if there else {}
+    return {name: numbers[name] if name in numbers else float(value) for name, value in values.items()}
 
 
 def as_task_batch(batch: Any) -> TaskBatch:

@@ -30,6 +30,7 @@ from lightning_maml.training.meta_update import meta_update
 from problems import make_problem
 from same import assert_same
 from standin import DEVICE, host_copies
+from test_choice import Item, tasks_of
 from test_family import PRESETS, small
 
 ENGINES = {
@@ -215,6 +216,21 @@ def test_data_that_is_not_finite_raises_once_a_loss_is_not() -> None:
     tasks.query_targets[1, 2] = torch.nan
     with pytest.raises(ValueError, match="`query_targets` holds NaN or infinite values in task 1 of 3"):
         meta_update(network, maml(0.1, 2), tasks, loss="mse")
+
+
+def test_auto_goes_on_to_eager_with_the_devices_random_numbers_where_they_were() -> None:
+    """What a network has drawn before torch refused it all tasks at once must not count."""
+
+    def run(device: torch.device) -> list[Any]:
+        torch.manual_seed(0)
+        network, tasks = Item(drops=0.5).double().to(device), tasks_of().to(device)
+        torch.manual_seed(2)
+        with pytest.warns(UserWarning, match="'auto' goes on with 'eager'"):
+            output = meta_loss(network, maml(0.1, 2), tasks, loss="mse")
+        return results(output, [*network.parameters()])
+
+    copies = assert_same(run)
+    assert len(copies) == 4 * 3, copies.of  # the network's own, in four forwards of three tasks
 
 
 # What stopped every call on a GPU

@@ -22,6 +22,7 @@ from lightning_maml.rl import (
     Navigation2D,
 )
 from lightning_maml.rl.adaptation import MetaObjective
+from lightning_maml.saving import BestCheckpoint
 from same import assert_same
 from standin import DEVICE, host_copies
 from test_training import trainer
@@ -35,8 +36,8 @@ def module(**more: Any) -> MetaRLModule:
     return made
 
 
-def data() -> EnvironmentTasks:
-    return EnvironmentTasks(Navigation2D(horizon=6), tasks_per_batch=3, batches_per_epoch=2, val_tasks=3, test_tasks=3)
+def data(batches_per_epoch: int = 2) -> EnvironmentTasks:
+    return EnvironmentTasks(Navigation2D(horizon=6), 3, batches_per_epoch=batches_per_epoch, val_tasks=3, test_tasks=3)
 
 
 OUTER = {"ppo": PPO(epochs=3), "trpo": TRPO(max_kl=0.01, cg_steps=4)}
@@ -90,6 +91,25 @@ def test_actions_that_are_numbers() -> None:
         return [actions, policy.mode(outputs), policy.log_probs(outputs, actions), policy.kl(outputs, outputs.flip(0))]
 
     assert_same(run, host=0)
+
+
+def test_a_run_of_reinforcement_learning_goes_on(tmp_path: Path) -> None:
+    def run(device: torch.device) -> list[Any]:
+        ends = []
+        for stops in ((2,), (1, 2)):  # meta-iterations
+            last = None
+            for epochs in stops:
+                one, folder = module(), tmp_path / f"{device.type}{len(stops)}{epochs}"
+                best = BestCheckpoint(folder, monitor="val/return", mode="max", save_last=True)
+                saved = {"enable_checkpointing": True, "callbacks": [best]}
+                runs = trainer(device, folder, max_epochs=epochs, num_sanity_val_steps=0, **saved)
+                runs.fit(one, data(batches_per_epoch=1), ckpt_path=last)
+                last = folder / "last.ckpt"
+            ends.append([value.to(device) for value in one.state_dict().values()])
+        assert all(torch.equal(value, other) for value, other in zip(*ends, strict=True))
+        return ends
+
+    assert_same(run)
 
 
 # Who waits for the device: once for each outer step, and once for each step of a line search

@@ -15,7 +15,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_maml import Conv4, MetaModule, OmniglotTasks, SinusoidTasks, TaskBatch, cli, maml, meta_sgd
+from lightning_maml import Algorithm, Conv4, MetaModule, OmniglotTasks, SinusoidTasks, TaskBatch, cli, maml, meta_sgd
 from lightning_maml.networks import MLP
 from lightning_maml.saving import BestCheckpoint, random_state, restore_random_state
 from lightning_maml.training.meter import Meter
@@ -121,9 +121,10 @@ def test_training_waits_once_for_each_meta_update(tmp_path: Path, updates_per_st
     assert not [each for each in copies.of if "/loops/" in each or "/optim" in each], copies.of
 
 
-def test_a_logged_step_waits_for_its_row(tmp_path: Path) -> None:
-    """The losses in one copy; and the norm of the meta-gradient, which is known after those."""
-    one, data = module(), sinusoids()
+@pytest.mark.parametrize("algorithm", [maml(0.01, 2), meta_sgd(0.01, 2)])
+def test_a_logged_step_waits_for_its_row(tmp_path: Path, algorithm: Algorithm) -> None:
+    """Means of the losses in one copy, and in another the norm of the meta-gradient and all learned rates."""
+    one, data = module(algorithm=algorithm), sinusoids()
     logger = CSVLogger(tmp_path)
     runs = trainer(DEVICE, tmp_path, max_steps=12, limit_val_batches=0, logger=logger, log_every_n_steps=4)
     with host_copies() as copies:
@@ -220,7 +221,17 @@ def test_checkpoints_are_the_cpus_and_load_anywhere(tmp_path: Path) -> None:
     assert_same(run)
 
 
-# Mixed precision
+# Precision
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_a_precision_of_its_own(tmp_path: Path, precision: Any) -> None:
+    def run(device: torch.device) -> list[Any]:
+        one, data = module(), sinusoids()
+        trainer(device, tmp_path, max_steps=3, precision=precision, limit_val_batches=0).fit(one, data)
+        return [value.to(device) for value in weights(one)]
+
+    assert_same(run)
 
 
 @pytest.mark.parametrize("network", [lambda: MLP(1, [8], 1), with_dropout])
