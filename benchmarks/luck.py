@@ -18,8 +18,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.about import about
-from lightning_maml import demo
-from lightning_maml.results import write_json
+from lightning_maml.cli import demo
+from lightning_maml.training.results import write_json
 
 UPDATES = (5_000, 7_500, 10_000, 20_000, 40_000)
 

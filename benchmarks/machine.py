@@ -18,7 +18,7 @@ REPEATS = 5
 
 def sgemm_rate(device: torch.device | str = "cpu", size: int = 1024) -> float:
     """FLOP/s of a matrix product in float32, the best of 5."""
-    size = size if torch.device(device).type == "cpu" else 8 * size
+    size = 8 * size if torch.device(device).type == "cuda" else size
     a, b = (torch.randn(size, size, device=device) for _ in range(2))
     return 2 * size**3 / _best(lambda: a @ b)
 

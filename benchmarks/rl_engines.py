@@ -116,7 +116,7 @@ def main() -> int:
     options = parser.parse_args()
     if min(options.tasks) < 1 or options.rounds < 2:
         parser.error("Expected at least 1 task and 2 rounds")
-    cli._keep_freed_memory()
+    cli.keep_freed_memory()
     runs = [measure(tasks, options.inner_steps, options.rounds) for tasks in options.tasks]
     parts = profile(options.rounds)
     if options.json:

@@ -1,4 +1,4 @@
-"""Prints the tables of who runs what in README.md and docs/engines.md, from the sets in lightning_maml/coverage.py.
+"""Prints the tables of who runs what in README.md and docs/engines.md, from lightning_maml/engine/coverage.py.
 
 ``python docs/who_runs_what.py`` prints them; ``--write`` puts them between their marks in both files.
 """
@@ -13,8 +13,9 @@ from typing import Any, get_args
 from torch import nn
 
 import lightning_maml
-from lightning_maml import coverage, inner, meta_gradient, presets
-from lightning_maml.coverage import Runs
+from lightning_maml import inner, meta_gradient, presets
+from lightning_maml.engine import coverage
+from lightning_maml.engine.coverage import Runs
 from lightning_maml.inner import LearnedRate
 from lightning_maml.learner import BatchNorm
 

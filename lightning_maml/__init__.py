@@ -7,11 +7,11 @@ from lightning_maml.engine import Batched, Eager, Engine, Fused, Graphed, MetaOu
 from lightning_maml.inner import SGD, Adam, Part, Prototypes, Rates, SharpnessAware, Sign, Zeros
 from lightning_maml.learner import Algorithm
 from lightning_maml.meta_gradient import FirstOrder, Implicit, Joint, MultiStep, Reptile, Unrolled
-from lightning_maml.module import MetaModule
 from lightning_maml.networks import MLP, Conv4, ResNet12
 from lightning_maml.presets import *  # noqa: F403
+from lightning_maml.saving.weights import load_adapted, save_adapted
 from lightning_maml.tasks import TaskBatch
-from lightning_maml.weights import load_adapted, save_adapted
+from lightning_maml.training.module import MetaModule
 
 __all__ = [
     "MLP",

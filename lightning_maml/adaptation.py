@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_maml.diagnosis import bad_tasks, diverged, warning_of_divergence
 from lightning_maml.engine import Engine, MetaOutput, Problem, run_on
 from lightning_maml.engine.base import autocast_on
-from lightning_maml.engine.forward import batch_norm_mode
-from lightning_maml.engine.statistics import training_is
+from lightning_maml.engine.divergence import bad_tasks, diverged, warning_of_divergence
+from lightning_maml.engine.functional.forward import batch_norm_mode
+from lightning_maml.engine.functional.statistics import training_is
+from lightning_maml.engine.functional.stored import detach_from_mode, say_once
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import Loss, task_loss
-from lightning_maml.serving import detach_from_mode, say_once
 from lightning_maml.tasks import TaskBatch
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
-from lightning_maml.cli import main
+from lightning_maml.cli.command_line import main
 
 
 class Pace(Callback):

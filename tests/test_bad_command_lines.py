@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from lightning_maml import cli
-from lightning_maml.complaints import complaint
+from lightning_maml.cli.complaints import complaint
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -24,6 +25,8 @@ from lightning_maml import SGD, Algorithm, Joint, MetaModule, Part, SinusoidTask
 from lightning_maml.data import TaskStream
 from lightning_maml.networks import Context
 from lightning_maml.rl import MetaRLModule, Navigation2D
+from lightning_maml.saving.configuration import check_yaml
+from lightning_maml.saving.moved import MOVED
 
 BEFORE = Path(__file__).parent / "before"
 
@@ -307,3 +310,26 @@ def test_what_ran_still_runs(name: str) -> None:
 @pytest.mark.parametrize("name", who_ran.COMPILED)
 def test_what_was_compiled_is_still_compiled(name: str) -> None:
     check_what_runs(name, [who_ran.COMPILING])
+
+
+@pytest.mark.parametrize("module", sorted(MOVED))
+def test_names_of_before_resolve(module: str) -> None:
+    """In files and on the command line: of every class of a module that has moved."""
+    home = importlib.import_module(f"lightning_maml.{MOVED[module]}")
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module(f"lightning_maml.{module}")
+    classes = [
+        name for name, value in vars(home).items() if isinstance(value, type) and value.__module__ == home.__name__
+    ]
+    assert classes or module == "checkpoints"
+    for name in classes:
+        (read,) = check_yaml(f"[lightning_maml.{module}.{name}]")
+        assert read == f"lightning_maml.{MOVED[module]}.{name}"
+
+
+def test_a_name_of_before_on_the_command_line(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--trainer.fast_dev_run=1", "--model.engine=lightning_maml.engine.batched.Batched"]
+    assert cli.main(["fit", "--config", str(repository / "configs/sinusoid.yaml"), *options]) == 0

@@ -1,6 +1,9 @@
 """The benchmarks' gate, and what they say of what cannot run. No speed is tested."""
 
 import json
+import os
+import re
+import subprocess
 import sys
 from itertools import product
 from pathlib import Path
@@ -17,7 +20,8 @@ from benchmarks.machine import peak_memory_mb
 from benchmarks.measure import relative_error, sensitivity
 from benchmarks.problem import Problem
 from benchmarks.sweep import fit, series
-from lightning_maml import TaskBatch, demo
+from lightning_maml import TaskBatch
+from lightning_maml.cli import demo
 
 
 def call(monkeypatch, *arguments):
@@ -185,3 +189,29 @@ def test_two_of_the_demo_s_runs(seed: int) -> None:
     means = [row[name]["mean"] for name in demo.ALGORITHMS]
     assert all(isinstance(value, float) for values in means for value in values)
     assert means[0][demo.SHOWN_STEPS.index(5)] < means[1][demo.SHOWN_STEPS.index(5)] / 2
+
+
+def test_the_day_on_which_a_gpu_comes_is_rehearsed(repository: Path, tmp_path: Path) -> None:
+    """Every command of gpu.sh, small, on the stand-in device."""
+    command = ["bash", "benchmarks/gpu.sh", "--rehearse", str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        command,
+        cwd=repository,
+        env=environment | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    parts = re.findall(r"^== (.+): exit code (\d+)", done.stdout, re.MULTILINE)
+    assert len(parts) == 14
+    assert [part for part in parts if part[1] != "0"] == [], done.stdout[-8000:]
+    assert done.returncode == 0
+    table = (tmp_path / "table.md").read_text()
+    assert table.startswith("# A rehearsal on the stand-in device: no number is a measurement")
+    for contender in ("fused, tf32x3", "fused, ieee", "fused, tf32", "batched", "eager", "learn2learn"):
+        found = re.findall(rf"^\| 2 \| {contender} \| (.*) \|$", table, re.MULTILINE)
+        assert len(found) >= 2
+        assert "left out" not in "".join(found)
+    assert "## omniglot_5w1s, trained" in table
+    assert "## sinusoid, trained" in table

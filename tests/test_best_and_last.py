@@ -19,9 +19,9 @@ from lightning.pytorch.callbacks import Callback
 
 import processes
 from lightning_maml import MLP, MetaModule, cli, maml
-from lightning_maml.checkpoints import BestCheckpoint, FolderInUseError, FolderLock, lock, read_checkpoint, whole_file
-from lightning_maml.checkpoints.lock import Owner
 from lightning_maml.data import SinusoidTasks
+from lightning_maml.saving import BestCheckpoint, FolderInUseError, FolderLock, lock, read_checkpoint, whole_file
+from lightning_maml.saving.lock import Owner
 from processes import until
 
 SINUSOID = Path(__file__).parents[1] / "configs" / "sinusoid.yaml"

@@ -12,8 +12,9 @@ import pytest
 import torch
 import yaml
 
-from lightning_maml import cli, demo
-from lightning_maml.module import MetaModule
+from lightning_maml import cli
+from lightning_maml.cli import demo
+from lightning_maml.training.module import MetaModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -313,7 +314,7 @@ from lightning_maml import cli
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
 if sys.argv[1] == "kept":
-    cli._keep_freed_memory()
+    cli.keep_freed_memory()
 before = resident()
 tensors = [torch.ones(1 << 22) for _ in range(16)]  # of 16 MB
 del tensors

@@ -31,8 +31,9 @@ from lightning_maml import (
     reptile,
 )
 from lightning_maml.adaptation import _running
-from lightning_maml.coverage import GRAPHED
-from lightning_maml.engine import Problem, graphed
+from lightning_maml.engine import Problem
+from lightning_maml.engine.coverage import GRAPHED
+from lightning_maml.engine.loops import graphed
 from lightning_maml.losses import task_loss
 from problems import make_problem, meta_gradient, reference, relative_error
 

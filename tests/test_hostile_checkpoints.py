@@ -19,9 +19,9 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.core.saving import save_hparams_to_tags_csv
 
 from lightning_maml import MLP, MetaModule, SinusoidTasks, adapt, cli, load_adapted, maml, save_adapted
-from lightning_maml.checkpoints import build, read_checkpoint
-from lightning_maml.configuration import named_in, read_configuration
 from lightning_maml.rl import EnvironmentTasks, GaussianPolicy, MetaRLModule, Navigation2D
+from lightning_maml.saving import build, read_checkpoint
+from lightning_maml.saving.configuration import named_in, read_configuration
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EVIL = """
@@ -83,13 +83,13 @@ FUNCTIONS = [
     "torch.nn.parallel.data_parallel",
     "torch.optim.swa_utils.update_bn",
     "torch.optim.lr_scheduler.LambdaLR.load_state_dict",
-    "lightning_maml.cli.main",
-    "lightning_maml.cli.sys.exit",
-    "lightning_maml.reproduce.main",
-    "lightning_maml.demo.main",
+    "lightning_maml.cli.command_line.main",
+    "lightning_maml.cli.command_line.sys.exit",
+    "lightning_maml.cli.reproduce.main",
+    "lightning_maml.cli.demo.main",
     "lightning_maml.save_adapted",
-    "lightning_maml.weights.save_adapted",
-    "lightning_maml.checkpoints.whole_file",
+    "lightning_maml.saving.weights.save_adapted",
+    "lightning_maml.saving.whole_file",
     "lightning_maml.data.load_omniglot",
     "lightning_maml.presets.maml",
 ]

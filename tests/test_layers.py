@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
-from lightning_maml.engine.layers import batch_norm, conv2d, linear, patches, scatter
+from lightning_maml.engine.functional.layers import batch_norm, conv2d, linear, patches, scatter
 
 
 def random(*shape: int) -> torch.Tensor:

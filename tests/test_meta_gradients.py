@@ -214,7 +214,7 @@ def test_compiled_under_a_rule_of_ones_own():
 
 
 def test_compiled_graphs_are_shared_between_steps():
-    from lightning_maml.engine.compiled import _GRAPHS
+    from lightning_maml.engine.loops.compiled import _GRAPHS
 
     module, tasks = make_problem("mlp", "mse")
     for steps in (1, 2, 7):

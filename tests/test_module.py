@@ -17,8 +17,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_maml import TaskBatch, evaluate, maml, meta_loss, pretrained
-from lightning_maml.module import MetaModule
 from lightning_maml.networks import MLP, Conv4
+from lightning_maml.training.module import MetaModule
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -558,7 +558,7 @@ def test_divergence_names_the_meta_parameters(tmp_path):
 
 
 def test_divergence_names_the_data():
-    from lightning_maml.diagnosis import explain_divergence
+    from lightning_maml.training.divergence import explain_divergence
 
     tasks = sinusoids(1, tasks=4)[0]
     tasks.query_targets[1, 0], tasks.query_targets[3, 2] = math.nan, math.inf

@@ -39,10 +39,10 @@ from lightning_maml import (
     reptile,
     save_adapted,
 )
-from lightning_maml.checkpoints import random_state, restore_random_state
 from lightning_maml.data import SinusoidTasks
 from lightning_maml.engine import MetaOutput
-from lightning_maml.meta_update import meta_update
+from lightning_maml.saving import random_state, restore_random_state
+from lightning_maml.training.meta_update import meta_update
 from problems import make_problem, meta_gradient, relative_error
 
 BAD, ROOT = 1e200, 0.0

@@ -26,8 +26,8 @@ from torch import nn
 import processes
 from benchmarks.endurance import endure
 from lightning_maml import MetaModule, maml
-from lightning_maml.checkpoints import BestCheckpoint, whole_file
 from lightning_maml.data import SinusoidTasks
+from lightning_maml.saving import BestCheckpoint, whole_file
 from processes import until
 
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from lightning_maml import cli
-from lightning_maml.reproduce import Comparison, protocols
-from lightning_maml.results import Published
+from lightning_maml.cli.reproduce import Comparison, protocols
+from lightning_maml.training.results import Published
 
 SMALL = ["--data.val_tasks=4", "--data.test_tasks=6", "--trainer.enable_progress_bar=false"]
 

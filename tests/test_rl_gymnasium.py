@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_maml.cli import main
+from lightning_maml.cli.command_line import main
 from lightning_maml.rl import CategoricalPolicy, Collector, EnvironmentTasks, GaussianPolicy, GymnasiumTasks
 
 

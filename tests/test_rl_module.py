@@ -16,7 +16,7 @@ from torch import Tensor
 
 import processes
 from lightning_maml import MLP, Algorithm, maml, maml_pp, meta_sgd, pretrained
-from lightning_maml.cli import main
+from lightning_maml.cli.command_line import main
 from lightning_maml.rl import (
     PPO,
     TRPO,

@@ -26,8 +26,8 @@ from lightning_maml import (
     maml,
     save_adapted,
 )
-from lightning_maml.coverage import GRAPHED
 from lightning_maml.engine import Engine, Problem
+from lightning_maml.engine.coverage import GRAPHED
 from lightning_maml.losses import task_loss
 from lightning_maml.networks import StepBatchNorm2d
 from problems import LOSSES, make_problem
@@ -234,7 +234,7 @@ def test_steps_that_all_lower_the_loss_are_the_same_bits(engine):
 
 
 def test_without_a_safeguard_no_step_is_judged(monkeypatch):
-    monkeypatch.setattr("lightning_maml.engine.loop.shortened", partial(pytest.fail, "a step was judged"))
+    monkeypatch.setattr("lightning_maml.engine.loops.loop.shortened", partial(pytest.fail, "a step was judged"))
     module, batch = make_problem("mlp", "mse")
     evaluate(module, maml(0.01, 2), batch, loss="mse", engine="batched")
 

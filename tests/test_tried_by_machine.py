@@ -40,8 +40,8 @@ from lightning_maml import (
     proto_maml,
     reptile,
 )
-from lightning_maml.checkpoints import read_checkpoint
 from lightning_maml.data import load_omniglot
+from lightning_maml.saving import read_checkpoint
 from problems import meta_gradient, reference
 
 CONFIGS = Path(__file__).parents[1] / "configs"

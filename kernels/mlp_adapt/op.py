@@ -235,7 +235,7 @@ def _check(
             f"but got {list(widths)}."
         )
     check_parameters(theta, rates, size(widths), f"the widths {list(widths)}")
-    if theta.device.type == "cuda" and theta.dtype != torch.float32:
+    if not theta.is_cpu and theta.dtype != torch.float32:
         raise ValueError(f"Expected float32 on a GPU but got {theta.dtype}.")
     for inputs, targets in zip(batch[::2], batch[1::2], strict=True):
         if inputs.ndim != 3 or inputs.shape[2] != widths[0] or not 1 <= inputs.shape[1] <= MOST_ROWS:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from lightning_maml import checkpoints
+from lightning_maml import saving
 from lightning_maml.checks import check_whole
 from lightning_maml.tasks import TaskBatch
 
@@ -96,9 +96,9 @@ class TaskStream(LightningDataModule):
         **kwargs: Any,
     ) -> Self:
         """The data of a checkpoint, where a subclass has saved its arguments; what it names as of ``MetaModule``."""
-        content = checkpoints.read_checkpoint(checkpoint_path, map_location, weights_only is not False)
-        config = checkpoints.hyper_parameters(content, "datamodule_hyper_parameters", hparams_file)
-        stream = checkpoints.build(cls, config, kwargs, allow)
+        content = saving.read_checkpoint(checkpoint_path, map_location, weights_only is not False)
+        config = saving.hyper_parameters(content, "datamodule_hyper_parameters", hparams_file)
+        stream = saving.build(cls, config, kwargs, allow)
         if cls.__qualname__ in content:
             stream.load_state_dict(content[cls.__qualname__])
         return stream

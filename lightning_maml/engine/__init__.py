@@ -1,11 +1,11 @@
 """How a batch of tasks runs. Every engine gives the same numbers; each says what it cannot run, and why."""
 
 from lightning_maml.engine.base import Engine, MetaOutput, Problem
-from lightning_maml.engine.batched import Batched
 from lightning_maml.engine.choice import named_engine, run_on
-from lightning_maml.engine.eager import Eager
 from lightning_maml.engine.fused import Fused, KernelError
-from lightning_maml.engine.graphed import Graphed
+from lightning_maml.engine.loops.batched import Batched
+from lightning_maml.engine.loops.eager import Eager
+from lightning_maml.engine.loops.graphed import Graphed
 
 __all__ = [
     "Batched",

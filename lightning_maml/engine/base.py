@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_maml.coverage import Needs
-from lightning_maml.engine.layers import POINTWISE
-from lightning_maml.engine.structure import fingerprint, has_backward_hooks, is_sequence
+from lightning_maml.engine.coverage import Needs
+from lightning_maml.engine.functional.layers import POINTWISE
+from lightning_maml.engine.functional.structure import fingerprint, has_backward_hooks, is_sequence
 from lightning_maml.inner import InnerLoop, Parameters, tensors_of
 from lightning_maml.learner import Algorithm, per_step_names
 from lightning_maml.losses import TaskLoss
@@ -107,12 +107,15 @@ class Problem:
     @cached_property
     def _named_modules(self) -> list[tuple[str, nn.Module]]:
         """Every module under each of its names, with the dot behind it."""
-        return list(_walk(self.network, ""))
+        return _walk(self.network)
 
     @cached_property
     def plain(self) -> bool:
         """Whether the network is linear layers and activations alone, which know no modes of their own."""
-        return all(type(one) is nn.Linear or type(one) in POINTWISE or is_sequence(one) for one in self.modules)
+        for one in self.modules:
+            if type(one) is not nn.Linear and type(one) not in POINTWISE and not is_sequence(one):
+                return False
+        return True
 
     @cached_property
     def norms(self) -> dict[str, nn.Module]:
@@ -195,12 +198,16 @@ def autocast_on(device: torch.device) -> bool:
 _knows_autocast = cache(torch.amp.is_autocast_available)
 
 
-def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    """As ``named_modules(remove_duplicate=False)``, which takes several times as long."""
-    yield prefix, module
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from _walk(child, f"{prefix}{name}.")
+def _walk(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """As ``named_modules(remove_duplicate=False)``, which takes several times as long, with a dot behind each name."""
+    found, waiting = [], [("", module)]
+    while waiting:
+        prefix, module = waiting.pop()
+        found.append((prefix, module))
+        for name, child in reversed(module._modules.items()):
+            if child is not None:
+                waiting.append((f"{prefix}{name}.", child))
+    return found
 
 
 class Engine(ABC):

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from lightning_maml.engine.base import Engine, Problem
-from lightning_maml.engine.batched import Batched
-from lightning_maml.engine.checkpointed import restore_rng, rng_state
-from lightning_maml.engine.eager import Eager
 from lightning_maml.engine.fused import Fused
+from lightning_maml.engine.generators import restore_rng, rng_state
+from lightning_maml.engine.loops.batched import Batched
+from lightning_maml.engine.loops.eager import Eager
 from lightning_maml.tasks import Set
 
 _NAMED: dict[str, type[Engine]] = {"eager": Eager, "batched": Batched, "fused": Fused}

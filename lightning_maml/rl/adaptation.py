@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_maml.checks import check_not_negative, check_one_of
-from lightning_maml.coverage import ROLLOUTS, refused
 from lightning_maml.engine import Batched, Engine, Fused
+from lightning_maml.engine.coverage import ROLLOUTS, refused
 from lightning_maml.inner import Parameters, tensors_of
 from lightning_maml.learner import Algorithm
 from lightning_maml.meta_gradient import Query, training_steps

@@ -90,5 +90,6 @@ def linear_feature_baseline(rollouts: Rollouts, returns: Tensor) -> Tensor:
     features = (features * rollouts.mask.unsqueeze(-1)).flatten(1, 2)  # [T, N H, F]
     ridge = 1e-5 * torch.eye(features.shape[-1]).to(seen)
     targets = (returns.double() * rollouts.mask).flatten(1).unsqueeze(-1)
-    weights = torch.linalg.solve(features.mT @ features + ridge, features.mT @ targets)
+    # not `solve`, which waits for the device to say whether a matrix was singular: with the ridge none is
+    weights, _ = torch.linalg.solve_ex(features.mT @ features + ridge, features.mT @ targets)
     return (features @ weights).view(returns.shape).to(returns)

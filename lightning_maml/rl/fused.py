@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from lightning_maml.engine.functional.structure import changed
 from lightning_maml.engine.fused.mlp_adapt import Perceptron, recognise
 from lightning_maml.engine.fused.operator import UnrecognisedError, unpack_tasks
-from lightning_maml.engine.structure import changed
 from lightning_maml.inner import Parameters
 from lightning_maml.rl.environments import Rollouts
 from lightning_maml.rl.estimators import Estimator

@@ -23,7 +23,7 @@ from lightning_maml.rl.estimators import Estimator
 from lightning_maml.rl.outer import PPO, TRPO, Outer
 from lightning_maml.rl.policies import Policy
 from lightning_maml.rl.trust_region import trust_region_step
-from lightning_maml.training import ClipAlgorithm, LRSchedulerCallable, MetaTraining, OptimizerCallable
+from lightning_maml.training.base import ClipAlgorithm, LRSchedulerCallable, MetaTraining, OptimizerCallable
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +208,8 @@ class MetaRLModule(MetaTraining):
                 gradients = [self._sum(gradient * share) for gradient in value.gradients]
                 loss, kl = self._sum(value.loss * share), self._sum(value.kl * share)
             norm = torch.nn.utils.get_total_norm(gradients)
-            if not norm.isfinite():
+            # TRPO's step is finite: so is the loss after it, or it would not have been taken
+            if not isinstance(objective.outer, TRPO) and not norm.isfinite():
                 raise ValueError(
                     f"Expected a finite meta-gradient but it is {float(norm)} in meta-iteration "
                     f"{self._place()['step']:.0f}: use a smaller inner rate, or `gradient_clip_val`, and look at the "

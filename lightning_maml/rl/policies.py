@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_maml.checks import check_positive
-from lightning_maml.engine.forward import Networks
-from lightning_maml.engine.layers import LAYERS
+from lightning_maml.engine.functional.forward import Networks
+from lightning_maml.engine.functional.layers import LAYERS
 from lightning_maml.inner import Parameters
 from lightning_maml.networks.layers import Layers
 from lightning_maml.networks.mlp import MLP

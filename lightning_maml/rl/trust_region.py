@@ -56,7 +56,7 @@ def trust_region_step(
             with torch.no_grad():
                 torch._foreach_copy_(leaves, torch._foreach_add(origin, step))
             loss, kl = (mean(value.detach()) for value in objective.loss_and_kl(rollouts))
-            if loss < before and kl <= outer.max_kl:
+            if (loss < before) & (kl <= outer.max_kl):  # one question: a device is waited for at each
                 return [*step], loss, kl
     finally:
         with torch.no_grad():

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_maml.coverage import CONV_ADAPT, MEANS
 from lightning_maml.engine.base import Problem
+from lightning_maml.engine.coverage import CONV_ADAPT, MEANS
 from lightning_maml.engine.fused.operator import Named, Operator, OperatorLoop, Recognised, layers_of, require
 from lightning_maml.tasks import Set
 

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from lightning_maml.checks import check_one_of
-from lightning_maml.coverage import SGD_UPDATE, refused
 from lightning_maml.engine.base import Engine, MetaOutput, Problem
-from lightning_maml.engine.batched import Batched
-from lightning_maml.engine.chunks import meta_loss_in_chunks
+from lightning_maml.engine.coverage import SGD_UPDATE, refused
 from lightning_maml.engine.fused import first_call
 from lightning_maml.engine.fused.conv_adapt import ConvAdapt
 from lightning_maml.engine.fused.mlp_adapt import MlpAdapt, Precision
 from lightning_maml.engine.fused.operator import Operator, OperatorLoop, UnrecognisedError
 from lightning_maml.engine.fused.sgd_update import FlatLoop
-from lightning_maml.engine.loop import TaskLoop
+from lightning_maml.engine.loops.batched import Batched
+from lightning_maml.engine.loops.chunks import meta_loss_in_chunks
+from lightning_maml.engine.loops.loop import TaskLoop
 from lightning_maml.inner import Parameters
 from lightning_maml.tasks import Set, TaskBatch
 
@@ -82,7 +82,7 @@ class Fused(Engine):
             return f"expected a problem that {names} covers but {reason}.{advice}"
         if (what := refused(problem.needs(*sets), SGD_UPDATE)) is not None:
             return f"{what}. Use engine='batched'."
-        on_gpu = sets[0][0].device.type == "cuda"
+        on_gpu = not sets[0][0].is_cpu
         return "on a GPU it needs Triton, which is not installed." if on_gpu and find_spec("triton") is None else None
 
     def supports(self, problem: Problem, *sets: Set) -> str | None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_maml.engine.base import Engine, Problem
-from lightning_maml.engine.batched import Batched
-from lightning_maml.engine.checkpointed import restore_rng, rng_state
+from lightning_maml.engine.generators import restore_rng, rng_state
+from lightning_maml.engine.loops.batched import Batched
 from lightning_maml.tasks import Set, TaskBatch
 
 CHECKED_ON = {"cuda"}

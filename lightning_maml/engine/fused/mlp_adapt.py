@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_maml.coverage import ADAPTATION, Runs
 from lightning_maml.engine.base import Problem
+from lightning_maml.engine.coverage import ADAPTATION, Runs
 from lightning_maml.engine.fused.operator import Operator, OperatorLoop, Recognised, UnrecognisedError, layers_of
 from lightning_maml.tasks import Set
 
@@ -48,7 +48,7 @@ class MlpAdapt(Operator):
 
     def recognise(self, problem: Problem, *sets: Set) -> Perceptron:
         found = recognise(problem.network)
-        if sets[0][0].device.type == "cuda" and next(iter(problem.parameters.values())).dtype != torch.float32:
+        if not sets[0][0].is_cpu and next(iter(problem.parameters.values())).dtype != torch.float32:
             raise UnrecognisedError("on a GPU it computes in float32 alone")
         for inputs, targets in sets:
             if inputs.ndim != 3 or inputs.shape[2] != found.widths[0]:
@@ -58,7 +58,7 @@ class MlpAdapt(Operator):
         return found
 
     def unavailable(self, like: Tensor) -> str | None:
-        if like.device.type == "cuda":
+        if not like.is_cpu:
             if torch.version.hip is not None and "tf32" in self.precision:
                 return f"AMD's GPUs have no products of {self.precision!r}. Use precision='ieee' or 'bf16'."
             return "on a GPU it needs Triton, which is not installed." if find_spec("triton") is None else None
@@ -72,7 +72,7 @@ class MlpAdapt(Operator):
         from lightning_maml.kernels.mlp_adapt import mlp_adapt, native
 
         kind = (loop.found.widths, loop.found.activation, loop.loss.kind, order, rates.requires_grad)
-        if self.compile and loop.theta.device.type == "cpu":
+        if self.compile and loop.theta.is_cpu:
             # past torch's dispatcher, which costs a tenth of a small meta-batch: what it checks is known by now
             return native.adapt(loop.theta, rates, *loop.batch, *kind)
         return mlp_adapt(loop.theta, rates.detach(), *loop.batch, *kind, self.precision)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from lightning_maml.coverage import Runs
-from lightning_maml.engine import structure
 from lightning_maml.engine.base import Problem
-from lightning_maml.engine.loop import TaskLoop
+from lightning_maml.engine.coverage import Runs
+from lightning_maml.engine.functional import structure
+from lightning_maml.engine.loops.loop import TaskLoop
 from lightning_maml.inner import InnerLoop, Parameters
 from lightning_maml.meta_gradient import Query
 from lightning_maml.tasks import Set
@@ -63,7 +63,7 @@ class Operator(ABC):
     @property
     @abstractmethod
     def runs(self) -> Runs:
-        """See :mod:`lightning_maml.coverage`."""
+        """See :mod:`lightning_maml.engine.coverage`."""
 
     @abstractmethod
     def recognise(self, problem: Problem, *sets: Set) -> Any:

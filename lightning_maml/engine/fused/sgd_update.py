@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_maml.engine.fused.operator import rate_of, unpack_tasks
-from lightning_maml.engine.loop import TaskLoop
+from lightning_maml.engine.loops.loop import TaskLoop
 from lightning_maml.inner import Parameters, Slope, State, norms
 
 ROW = "row"

@@ -1,0 +1,150 @@
+"""The command line: ``lightning-maml fit|validate|test|predict --config ...``, ``reproduce`` and ``demo``."""
+
+import argparse
+import ctypes
+import logging
+import os
+import platform
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_maml import saving
+from lightning_maml.cli import demo, reproduce
+from lightning_maml.cli.complaints import complaint
+from lightning_maml.cli.meta_cli import MetaCLI
+from lightning_maml.cli.parser import SUBCOMMANDS
+from lightning_maml.rl import MetaRLModule
+from lightning_maml.saving.configuration import named_in, read_configuration
+from lightning_maml.saving.moved import moved
+from lightning_maml.training.module import MetaModule
+
+QUIET_WARNINGS = (
+    # What these say is true of ordinary data loaders or is Lightning's own business: no user can act on it.
+    r"The '\w+' does not have many workers",
+    r"(?s).* deprecated in v4\.\d+\.\d+ and will be removed in v5",  # jsonargparse, of what LightningCLI calls
+    r"\s*By default only one JsonargparseDeprecationWarning",
+    r"\s*Unable to serialize instance",  # said of the string of a `str | Callable`
+    r"The dirpath has changed from",
+    # of the best, which looks at the files that are there, and at no state
+    r"(?s)Be aware that when using `ckpt_path`, .*: \[\"(Model|Best)Checkpoint[^\"]*\"\]",
+    r"Checkpoint directory .* exists and is not empty",  # a run that goes on; another one is refused
+    r"LightningCLI's args parameter is intended",  # `main` gives them on purpose
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+)
+
+
+# Group titles, which jsonargparse takes from the first line of each class's docstring, and the groups' order.
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed, up to a gigabyte: each step frees what the next one needs again.
+
+    It would give buffers of megabytes back to the system, which takes a fifth of a step of the RL example to map them
+    anew. The process is ours: a library must not do that to somebody else's.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for parameter, value in ((-1, 1 << 30), (-3, 1 << 25)):  # M_TRIM_THRESHOLD; M_MMAP_THRESHOLD, its largest
+            libc.mallopt(parameter, value)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status.
+
+    Whatever goes wrong is said in a line on stderr: status 2 where the command line could not be read, 130 where
+    Ctrl-C ended it, 141 where nobody reads what it prints, else 1. With ``--debug`` the exception comes as it is.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"] or ["--help"]
+    keep_freed_memory()
+    with warnings.catch_warnings():
+        for message in QUIET_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+            logging.getLogger(name).addFilter(_has_something_to_say)
+        try:
+            status = _run(given)
+        except KeyboardInterrupt:
+            status = _interrupted()
+        except SystemExit as stop:
+            if debug and stop.__cause__ is not None:  # the parser's
+                raise stop.__cause__ from None
+            # which a trainer ends with a status of its own, unless it came at the end of a training step
+            if not isinstance(stop.__context__, KeyboardInterrupt) and stop.code != 128 + signal.SIGINT:
+                if status := _flushed(0):
+                    return status
+                raise
+            status = _interrupted()
+        except Exception as error:
+            if debug:
+                raise
+            status = _said(error)
+        return _flushed(status)
+
+
+def _run(given: Sequence[str]) -> int:
+    if given[0] == "demo":
+        demo.main(given[1:])
+    elif given[0] == "reproduce":
+        return reproduce.main(given[1:], MetaCLI)
+    elif given[0].startswith("-") and not {*SUBCOMMANDS, "-h", "--help"}.intersection(given):
+        raise ValueError(f"Expected one of {[*SUBCOMMANDS, 'reproduce', 'demo']} to come first but got {given[0]}.")
+    else:
+        given, allowed = _allowed([_of_today(argument) for argument in given])
+        contents = list(_configurations(given))
+        learns_policy = any("policy" in (content.get("model") or ()) for content in contents)
+        with saving.allowing([*allowed, *named_in(contents)]):
+            MetaCLI(given, MetaRLModule if learns_policy else MetaModule)
+    return 0
+
+
+def _interrupted() -> int:
+    print("\nlightning-maml: stopped by Ctrl-C", file=sys.stderr)
+    return 130
+
+
+def _said(error: Exception) -> int:
+    if isinstance(error, BrokenPipeError):  # whoever read, such as `head`, has had enough
+        return 128 + 13  # as a shell reports SIGPIPE
+    print(f"lightning-maml: error: {complaint(error)}", file=sys.stderr)
+    return 1
+
+
+def _flushed(status: int) -> int:
+    """The exit status, after all that was printed is written out: here it can still be said that this fails."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try again, at its end
+        return status or _said(error)
+    return status
+
+
+def _configurations(args: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The contents of the files that ``--config`` names, read before jsonargparse does, which knows no bounds."""
+    for option, value in zip(args, [*args[1:], ""], strict=True):
+        path = Path(value if option in ("--config", "-c") else option.removeprefix("--config="))
+        if (option in ("--config", "-c") or option.startswith("--config=")) and path.is_file():
+            yield read_configuration(path)
+
+
+def _of_today(argument: str) -> str:
+    """An argument with the name of a class that has moved, bare or behind ``--option=``, as it is today."""
+    option, sign, value = argument.rpartition("=")
+    return option + sign + moved(value)
+
+
+def _allowed(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without each ``--allow NAME``, and these names."""
+    parser = argparse.ArgumentParser(prog="lightning-maml", add_help=False, allow_abbrev=False)
+    parser.add_argument("--allow", action="append", default=[], metavar="NAME")
+    options, rest = parser.parse_known_args(args)
+    return rest, options.allow
+
+
+def _has_something_to_say(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(("💡", "TPU available"))

@@ -1,0 +1,185 @@
+"""LightningCLI for meta-learning."""
+
+import atexit
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from lightning_maml import saving
+from lightning_maml.checks import check_not_negative, check_positive, check_seed, check_whole
+from lightning_maml.cli.parser import HELP, SUBCOMMANDS, MetaParser
+from lightning_maml.data import TaskStream
+from lightning_maml.engine import Engine
+from lightning_maml.learner import Algorithm
+from lightning_maml.rl import MetaRLModule
+from lightning_maml.saving.configuration import bounded_parsing
+from lightning_maml.training.module import MetaModule
+from lightning_maml.training.results import Published
+
+TRAINER_NUMBERS = (
+    (check_whole, (1,), ("check_val_every_n_epoch", "accumulate_grad_batches")),
+    (check_whole, (0,), ("log_every_n_steps", "min_epochs", "min_steps")),
+    (check_whole, (-1,), ("num_sanity_val_steps",)),
+    (check_positive, (), ("val_check_interval",)),
+    (check_not_negative, (), ("gradient_clip_val",)),
+)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the configuration beside the logs; without a logger there is no folder of the run's own to put it in."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.folder = trainer.log_dir if trainer.loggers else None  # all processes ask for it together
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.folder is not None:
+            with saving.whole_file(Path(self.folder) / self.config_filename) as file:
+                file.write(self.parser.dump(self.config, skip_none=False).encode())
+
+
+class MetaCLI(LightningCLI):
+    """LightningCLI for :class:`MetaModule`, or :class:`MetaRLModule`, and any data module.
+
+    ``fit`` keeps the best checkpoint by ``val/loss`` and the last one; ``--checkpoint.monitor`` and its neighbours
+    change that. The seed is 0 unless ``--seed_everything`` says otherwise.
+
+    Args:
+        args: what would stand on the command line; None for what does.
+        module: what is trained, with what `data` gives.
+    """
+
+    def __init__(self, args: Sequence[str] | None = None, module: type[MetaModule | MetaRLModule] = MetaModule) -> None:
+        # Both are dataclasses or have some as subclasses, of which jsonargparse takes the base class alone by itself.
+        jsonargparse.set_parsing_settings(subclasses_enabled=[Algorithm, Engine])
+        bounded_parsing()
+        super().__init__(
+            module,
+            LightningDataModule,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,  # MetaModule takes its optimiser as an argument
+            seed_everything_default=0,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},  # which would not write it in one piece
+            parser_class=MetaParser,
+            parser_kwargs={
+                "prog": "lightning-maml",
+                "description": HELP,
+                **{
+                    name: {"usage": f"lightning-maml {name} --config FILE [--option VALUE ...]", "description": what}
+                    for name, what in SUBCOMMANDS.items()
+                },
+            },
+            args=None if args is None else list(args),
+        )
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # Lightning's own puts the trainer's hundred lines first.
+        parser.add_lightning_class_args(self._model_class, "model", subclass_mode=self.subclass_mode_model)
+        parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=self.subclass_mode_data)
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(saving.BestCheckpoint, "checkpoint")
+        what = "what was published for this protocol, for `lightning-maml reproduce`"
+        parser.add_argument("--published", type=Published | None, default=None, help=what)
+        if self._model_class is MetaRLModule:
+            parser.link_arguments("data", "model.environment", lambda data: data.environment, apply_on="instantiate")
+            parser.set_defaults({"checkpoint.monitor": "val/return", "checkpoint.mode": "max"})
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand != "fit":
+            what = "take the network as it is before any training, where there is no --ckpt_path"
+            parser.add_argument("--untrained", action="store_true", help=what)
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Refuses, before anything is built, what Lightning would take and make nothing sensible of."""
+        super().parse_arguments(parser, args)
+        options = self.config[self.config.subcommand]
+        if not isinstance(options.seed_everything, bool):
+            check_seed(seed_everything=options.seed_everything)
+        for check, least, names in TRAINER_NUMBERS:
+            given = {f"trainer.{name}": options.trainer[name] for name in names}
+            check(*least, **{name: value for name, value in given.items() if isinstance(value, int | float)})
+        self._refuse_untrained(self.config.subcommand, options)
+
+    def _refuse_untrained(self, subcommand: str, options: Any) -> None:
+        """Numbers of a network that nobody has trained look like any others."""
+        if subcommand == "fit":
+            return
+        if options.untrained and options.ckpt_path is not None:
+            raise ValueError(f"Expected no --untrained with a checkpoint but got --ckpt_path {options.ckpt_path}.")
+        if not options.untrained and options.ckpt_path is None:
+            raise ValueError(
+                f"Expected a trained network to {subcommand} but got no checkpoint: add --ckpt_path last, or a file's "
+                "path, or --untrained for the network as it is before any training."
+            )
+
+    def after_instantiate_classes(self) -> None:
+        """Refuses more processes than there are tasks before they are started, where the data are a stream.
+
+        Tells the module what was asked for, by which its checkpoints know their run.
+        """
+        if isinstance(self.datamodule, TaskStream):
+            self.datamodule.check_processes(self.trainer.num_devices * self.trainer.num_nodes)
+        parts = ("model", "data", "seed_everything")
+        self.model.configuration = saving.as_plain(
+            {part: self.config_dump[part] for part in parts if part in self.config_dump}
+        )
+
+    def predict(self, **kwargs: Any) -> None:
+        """Saves what ``Trainer.predict`` returns, a list of ``[T, Nq, ...]``, one a batch, as ``predictions.pt``."""
+        predictions = self.trainer.predict(**kwargs)
+        rank = f"_rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
+        path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / f"predictions{rank}.pt"
+        with saving.whole_file(path) as file:
+            torch.save(predictions, file)
+        print(f"Written to {path}")
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """``--ckpt_path last`` is the newest one of this configuration's runs: Lightning looks at the new run alone.
+
+        It is None, said aloud, where `fit` finds none: one command can then start a run and go on with it.
+        """
+        options = super()._prepare_subcommand_kwargs(subcommand)
+        if options.get("ckpt_path") != "last":
+            return options
+        trainer, logger = self.trainer, self.trainer.logger
+        given = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+        if given and given[0]:
+            folder, pattern = Path(given[0]), "last*.ckpt"
+        elif logger is not None:
+            folder = Path(logger.save_dir or trainer.default_root_dir) / str(logger.name)
+            pattern = "*/checkpoints/last*.ckpt"
+        else:
+            folder, pattern = Path(trainer.default_root_dir), "checkpoints/last*.ckpt"
+        training = subcommand == "fit"
+        found = saving.last_of_this_run(folder, pattern, self.model.configuration, training=training)
+        if found is None and not training:
+            raise FileNotFoundError(f"Expected a checkpoint for --ckpt_path last but {folder} has no {pattern}.")
+        if found is None:
+            rank_zero_info(f"No {folder / pattern}: training starts from the beginning.")
+            return {**options, "ckpt_path": None}
+        path, content = found
+        if training:
+            done = content["global_step"]
+            left = ": none is left to train" if 0 <= trainer.max_steps <= done else ""
+            rank_zero_info(f"Going on from {path}, after {done:,} of {trainer.max_steps:,} meta-updates{left}.")
+            if trainer.is_global_zero:  # the run may be going on in another process
+                lock = saving.FolderLock(path.parent)
+                lock.acquire()
+                atexit.register(lock.release)
+        return {**options, "ckpt_path": str(path)}
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would put the checkpoint's hyper-parameters over what the user has asked for.
+        pass

@@ -1,0 +1,1 @@
+"""A network called with the parameters of many tasks at once."""

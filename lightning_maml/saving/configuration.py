@@ -1,0 +1,172 @@
+"""Configurations, read within bounds: a YAML file of a few bytes can stand for more than memory holds."""
+
+import ast
+import contextlib
+import csv
+import functools
+import io
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from lightning_maml.saving.moved import with_moved
+
+BYTES = 2**18
+"""The size of a file; the configurations of this library have up to 3,000 bytes."""
+DEPTH = 50
+"""How deep values are nested."""
+VALUES = 20_000
+"""How many there are where every alias is written out."""
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "timestamp", "set", "merge")
+
+
+def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
+    r"""The content of a YAML file, which is a dictionary, of at most 256 KiB, nested 50 deep, with 20,000 values.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is larger, is no text in UTF-8, no YAML, or no dictionary; or a tag asks for an object.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "bomb.yaml"
+        >>> _ = path.write_text("a: &a [1, 1]\n" + "".join(f"{n}: &{n} [*{p}, *{p}]\n" for p, n in zip("abc", "bcd")))
+        >>> len(read_configuration(path)["d"])
+        2
+        >>> _ = path.write_text("[" * 100)
+        >>> read_configuration(path)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected a configuration in .../bomb.yaml but it is nested more than 50 deep (line 1).
+    """
+    try:
+        content = check_yaml(_text(path))
+    except ValueError as error:
+        raise ValueError(f"Expected a configuration in {path} but {error}.") from None
+    if not isinstance(content, dict):
+        got = "an empty file" if content is None else type(content).__name__
+        raise ValueError(f"Expected {path} to be a configuration of sections but got {got}.")
+    return content
+
+
+def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The content of a CSV file of keys and values, as Lightning writes them: Python's literals, or text.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is too large, or no such table.
+    """
+    try:
+        rows = list(csv.reader(io.StringIO(_text(path)), delimiter=","))[1:]
+        if any(len(row) != 2 for row in rows):
+            raise ValueError("a line has another number of entries than a key and a value")
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"Expected a table of keys and values in {path} but {error}.") from None
+    return {key: _literal(value) for key, value in rows}
+
+
+def named_in(contents: Iterable[Any]) -> list[str]:
+    """The full names that stand under ``class_path``, or in the place of a value, in configurations."""
+    names, values = [], list(contents)
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            values += value.values()
+        elif isinstance(value, list):
+            values += value
+        elif isinstance(value, str) and "." in value and all(part.isidentifier() for part in value.split(".")):
+            names.append(value)
+    return names
+
+
+def bounded_parsing() -> None:
+    """Has jsonargparse check every YAML text, of files within files and of options, too, before it parses it."""
+    if getattr(jsonargparse.get_loader("yaml"), "__wrapped__", None) is None:
+        jsonargparse.set_loader("yaml", _bounded(jsonargparse.get_loader("yaml")), (yaml.YAMLError,))
+
+
+def _bounded(load: Callable[[str], Any]) -> Callable[[str], Any]:
+    @functools.wraps(load)
+    def bounded(stream: str) -> Any:
+        with contextlib.suppress(yaml.YAMLError):  # which the loader itself tells of
+            _check(stream)
+        return with_moved(load(stream))
+
+    return bounded
+
+
+def check_yaml(text: str) -> Any:
+    """The value of a YAML text, within the bounds.
+
+    Raises:
+        ValueError: it is beyond them, or no YAML; says where.
+    """
+    try:
+        _check(text)
+        return with_moved(yaml.load(text, Loader=_LOADER))
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark is not None else ""
+        raise ValueError(f"it is no YAML: {getattr(error, 'problem', None) or type(error).__name__}{where}") from None
+
+
+def _check(text: str) -> None:
+    """Raise ValueError where the parser's events, every alias written out, are beyond the bounds."""
+    sizes: dict[str, int | None] = {}
+    open_: list[tuple[str | None, int]] = []
+    total = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        line = f"line {event.start_mark.line + 1}"
+        anchor = getattr(event, "anchor", None)
+        if isinstance(event, yaml.AliasEvent):
+            if sizes.get(anchor or "", 0) is None:
+                raise ValueError(f"*{anchor} stands for what it is in ({line})")
+            total += sizes.get(anchor or "", 0) or 0
+        elif isinstance(event, yaml.NodeEvent):
+            if event.tag and event.tag not in ("!", *(f"tag:yaml.org,2002:{name}" for name in _TAGS)):
+                tag = event.tag.replace("tag:yaml.org,2002:", "!!")[:80]
+                raise ValueError(f"its tag {tag} asks for an object, and configurations are plain data ({line})")
+            total += 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_.append((anchor, total))
+            if anchor:
+                sizes[anchor] = None
+            if len(open_) > DEPTH:
+                raise ValueError(f"it is nested more than {DEPTH} deep ({line})")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            begun, before = open_.pop()
+            if begun:
+                sizes[begun] = total - before + 1
+        elif isinstance(event, yaml.ScalarEvent) and anchor:
+            sizes[anchor] = 1
+        if total > VALUES:
+            raise ValueError(f"it stands for more than {VALUES:,} values, aliases written out ({line})")
+
+
+def _text(path: str | os.PathLike[str]) -> str:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"Expected a file at {path} but there is none.")
+    with Path(path).open("rb") as file:
+        content = file.read(BYTES + 1)
+    if len(content) > BYTES:
+        raise ValueError(f"it is larger than {BYTES:,} bytes")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is no text in UTF-8 (byte {error.start} is 0x{content[error.start]:02x})") from None
+    if "\0" in text:
+        raise ValueError("it is no text: it has a zero byte")
+    return text
+
+
+def _literal(value: str) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value

@@ -1,0 +1,34 @@
+"""Where modules stood before: files and command lines written then go on naming what is in them."""
+
+from typing import Any
+
+MOVED = {
+    "checkpoints": "saving",
+    "engine.batched": "engine.loops.batched",
+    "engine.eager": "engine.loops.eager",
+    "engine.graphed": "engine.loops.graphed",
+    "module": "training.module",
+    "starts": "inner.start",
+}
+"""Modules of ``lightning_maml``, without its name."""
+
+
+def moved(name: str) -> str:
+    """The full name by which a class or function is found today.
+
+    Example:
+        >>> moved("lightning_maml.engine.batched.Batched"), moved("torch.nn.Linear")
+        ('lightning_maml.engine.loops.batched.Batched', 'torch.nn.Linear')
+    """
+    library, _, inside = name.partition(".")
+    module, _, last = inside.rpartition(".")
+    return f"{library}.{MOVED[module]}.{last}" if library == "lightning_maml" and module in MOVED else name
+
+
+def with_moved(value: Any) -> Any:
+    """Plain data with every such name in it as it is today."""
+    if isinstance(value, str):
+        return moved(value)
+    if isinstance(value, dict):
+        return {key: with_moved(each) for key, each in value.items()}
+    return [with_moved(each) for each in value] if isinstance(value, list) else value

@@ -1,0 +1,101 @@
+"""Which run's last checkpoint one goes on from: a run knows itself by its configuration."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_maml.saving.files import whole_or_previous
+
+CONFIGURATION = "configuration"
+"""Under which a checkpoint holds what its run was asked for: ``{"model": ..., "data": ..., "seed_everything": ...}``.
+"""
+
+ASIDE = {"engine", "accumulate_tasks", "root", "download"}
+"""Settings that change no number: how it is computed, and where the data lie."""
+
+PLAIN = (dict, list, tuple, str, int, float, bool, type(None))
+
+LEARNED = ("network", "policy", "algorithm", "loss")
+"""What of the section ``model`` a test has to share with the training."""
+
+
+def as_plain(value: Any) -> Any:
+    """A configuration as plain data: what is linked to another part of it is an object, and goes without saying."""
+    if isinstance(value, dict):
+        return {name: as_plain(part) for name, part in value.items() if isinstance(part, PLAIN)}
+    return [as_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def last_of_this_run(
+    folder: Path, pattern: str, own: Mapping[str, Any], *, training: bool
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint in ``folder`` of a run that was asked for the same; a damaged one by the whole one before.
+
+    Args:
+        folder: where the runs are.
+        pattern: of the files in it.
+        own: this run's configuration, see :data:`CONFIGURATION`.
+        training: compare model, data and seed, as a run that goes on has to; else what was learned, alone.
+
+    Returns:
+        Where it is and what it holds; None where there are no such files.
+
+    Raises:
+        ValueError: there are, and all are of other runs, or damaged; says what differs.
+    """
+    reasons: list[str] = []
+    for path in sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            whole, content = whole_or_previous(path)
+        except ValueError as error:
+            reasons.append(str(error))
+            continue
+        different = [*_different(content, own, training)]
+        if not different:
+            return whole, content
+        reasons.append(f"{path} differs in {', '.join(different[:3])}{', ...' if len(different) > 3 else ''}.")
+    if not reasons:
+        return None
+    what = "leave out --ckpt_path to start this one" if training else "name the one that you mean"
+    raise ValueError(
+        f"Expected a run of this configuration for --ckpt_path last but found none. The newest: {reasons[0]} "
+        f"Either {what}, or go on with that one by --ckpt_path FILE."
+    )
+
+
+def _different(content: Mapping[str, Any], own: Mapping[str, Any], training: bool) -> Iterator[str]:
+    found = content.get(CONFIGURATION)
+    if not isinstance(found, dict):  # of an older version, which holds the model's alone
+        found = {"model": content.get("hyper_parameters") or {}}
+    if training:
+        yield from differences(found, own)
+    else:
+        learned = {name: value for name, value in found["model"].items() if name in LEARNED}
+        yield from differences(learned, own["model"], "model.")
+
+
+def differences(found: Any, own: Any, at: str = "") -> Iterator[str]:
+    """What differs between two configurations, in words. What the one that was found does not know is left aside.
+
+    Example:
+        >>> [*differences({"seed": 0, "lr": 0.1}, {"seed": 1, "lr": 0.1, "new": 2})]
+        ['seed (0 there, 1 here)']
+    """
+    if isinstance(found, dict) and isinstance(own, dict):
+        for name in found:
+            if name not in ASIDE and not str(name).startswith("_"):
+                yield from differences(found[name], own.get(name), f"{at}{name}.")
+    elif not _same(found, own):
+        yield f"{at.removesuffix('.')} ({_short(found)} there, {_short(own)} here)"
+
+
+def _same(one: Any, other: Any) -> bool:
+    lists = isinstance(one, Sequence) and isinstance(other, Sequence) and not isinstance(one, str)
+    return [*one] == [*other] if lists else bool(one == other)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict) and "class_path" in value:
+        value = value["class_path"]
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

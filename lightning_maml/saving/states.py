@@ -1,0 +1,171 @@
+"""States that a checkpoint brings back: of the form that this run's own have, and naming no file of anybody else's."""
+
+import os
+import random
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from lightning_maml.saving.files import legacy_states
+
+LOOPS = ("loops.fit_loop", "loops.validate_loop", "loops.test_loop")
+# What optimisers remember of each element of a parameter; some remember other things.
+ELEMENTWISE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg")
+
+
+def check_states(checkpoint: dict[str, Any], trainer: Trainer, path: Any) -> None:
+    """Has callbacks and loops get from a checkpoint only what they may; changes ``checkpoint``.
+
+    Lightning's ``ModelCheckpoint`` removes files that its state names: names of what lies outside of its folder, with
+    all links followed, are dropped with a warning. ``best_model_path``, which is only read, may lie beside ``path``.
+
+    Raises:
+        ValueError: a state is of another form than this run's own, or the checkpoint has no states.
+    """
+    try:
+        loops, states = checkpoint.get("loops") or {}, checkpoint.get("callbacks") or {}
+        for where in LOOPS:
+            name = where.removeprefix("loops.")
+            if name in loops:
+                _check_same_form(loops[name], getattr(trainer, name).state_dict(), where)
+        for stopping in trainer.early_stopping_callbacks:
+            if states.get(stopping.state_key):
+                _check_same_form(states[stopping.state_key], stopping.state_dict(), "callbacks.EarlyStopping")
+        if trainer.training:
+            for name in ("loops", "optimizer_states", "lr_schedulers"):
+                if checkpoint.get(name) is None:
+                    raise ValueError(f"it has no {name}, without which no training goes on")
+            if "fit_loop" not in loops:
+                raise ValueError("it has no loops.fit_loop, without which no training goes on")
+            for state in checkpoint.get("random_states") or []:
+                _check_random_state(state)
+    except ValueError as error:
+        raise ValueError(f"Expected states of a run such as this one but of {path} this is wrong: {error}.") from None
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.state_key in states:
+            states[callback.state_key] = _own_files(dict(states[callback.state_key]), callback, path)
+
+
+def check_optimization(checkpoint: dict[str, Any], optimizer: Any, scheduler: Any, path: Any) -> None:
+    """Raise ValueError where the states of optimiser and scheduler are not of the form that these have."""
+    try:
+        (state,) = checkpoint["optimizer_states"]
+        if state.keys() != {"state", "param_groups"} or len(state["param_groups"]) != len(optimizer.param_groups):
+            raise ValueError("its optimizer_states are those of another optimizer")
+        own = optimizer.state_dict()["param_groups"]
+        for group, known in zip(state["param_groups"], own, strict=True):
+            if not isinstance(group, Mapping) or group.get("params") != known["params"]:
+                raise ValueError("its optimizer_states are of other parameters")
+            for name, value in group.items():
+                if name in known:  # schedulers add entries, of numbers
+                    _check_same_form(value, known[name], f"optimizer_states.{name}")
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if not isinstance(state["state"], Mapping) or not state["state"].keys() <= set(range(len(parameters))):
+            raise ValueError("its optimizer_states are of other parameters")
+        for index, values in state["state"].items():
+            for name, value in values.items():
+                if name in ELEMENTWISE and value.shape != parameters[index].shape:
+                    raise ValueError(
+                        f"optimizer_states have {name} of shape {list(value.shape)} for a parameter of "
+                        f"{list(parameters[index].shape)}"
+                    )
+        if scheduler is not None:
+            states = checkpoint["lr_schedulers"]
+            if len(states) != 1:
+                raise ValueError(f"it has states of {len(states)} lr_schedulers, and here is one")
+            own = scheduler.state_dict()
+            for name, value in states[0].items():  # which become attributes; versions of torch differ in their names
+                if name not in own and hasattr(type(scheduler), name):
+                    raise ValueError(f"lr_schedulers has {name!r:.60}, which is a method")
+                _check_same_form(value, own.get(name), f"lr_schedulers.{name}")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"Expected states of a run such as this one but of {path} this is wrong: {error}.") from None
+
+
+def _check_same_form(state: Any, own: Any, where: str) -> None:
+    """Raise ValueError where a state has other names or kinds than the own one: loading it sets attributes."""
+    if isinstance(own, Mapping):
+        if not isinstance(state, Mapping):
+            raise ValueError(f"{where} is {type(state).__name__}")
+        if where.endswith("state_dict"):  # what a loop keeps besides, such as of its loaders
+            return
+        if where not in LOOPS and any(not isinstance(value, Mapping) for value in own.values()):
+            missing = own.keys() - state.keys()
+            if missing:
+                raise ValueError(f"{where} lacks {sorted(missing)}")
+        for name, value in state.items():
+            if name not in own and where in LOOPS:
+                continue  # of another version of Lightning, which passes over it
+            if name not in own:
+                raise ValueError(f"{where} has {name!r:.60}, which is unknown")
+            _check_same_form(value, own[name], f"{where}.{name}")
+    elif isinstance(own, bool | int | float | Tensor):
+        number = isinstance(state, int | float) or (isinstance(state, Tensor) and state.numel() == 1)
+        if state is not None and not number:
+            raise ValueError(f"{where} is {type(state).__name__} instead of a number")
+    elif isinstance(own, str | list | tuple) and state is not None and not isinstance(state, str | list | tuple):
+        raise ValueError(f"{where} is {type(state).__name__} instead of {type(own).__name__}")
+
+
+def _check_random_state(state: Any) -> None:
+    """Tries a state on generators that nobody draws from."""
+    try:
+        numpy_state, python_state = legacy_states(state)
+        torch.Generator().set_state(state["torch"].cpu())
+        np.random.RandomState().set_state(numpy_state)
+        random.Random().setstate(python_state)
+        for device in state.keys() - {"torch", "numpy", "python"}:
+            if not isinstance(state[device], Tensor) or state[device].dtype is not torch.uint8:
+                raise TypeError(f"that of {device!r:.20} is no tensor of bytes")
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise ValueError(f"its random_states are none ({reason})") from None
+
+
+def _own_files(state: dict[str, Any], callback: ModelCheckpoint, path: Any) -> dict[str, Any]:
+    """The state of a ModelCheckpoint without names of files that are not its own."""
+    folder = callback.dirpath
+    beside = Path(path).parent if isinstance(path, str | os.PathLike) else None
+    dropped = []
+    for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        value = state.get(name, "")
+        folders = (folder, beside) if name == "best_model_path" else (folder,)
+        if value and not any(_lies_in(value, one, callback.FILE_EXTENSION) for one in folders):
+            dropped.append(value)
+            state[name] = ""
+    state.setdefault("best_model_path", "")
+    state.setdefault("best_model_score", None)
+    models = state.get("best_k_models") or {}
+    models = models if isinstance(models, Mapping) else {}
+    kept = {
+        file: score
+        for file, score in models.items()
+        if _lies_in(file, folder, callback.FILE_EXTENSION) and isinstance(score, Tensor) and score.numel() == 1
+    }
+    dropped += [file for file in models if file not in kept]
+    state["best_k_models"] = kept
+    if state.get("kth_best_model_path") not in kept:
+        state["kth_best_model_path"] = next(iter(kept), "")
+    # of another folder Lightning takes over nothing but the best one's path, and says so
+    if dropped and folder is not None and state.get("dirpath", folder) == folder:
+        warnings.warn(
+            f"The checkpoint {path} names files as those of a ModelCheckpoint that do not lie in its folder {folder}; "
+            f"they are left alone: {', '.join(sorted({repr(one)[:100] for one in dropped})[:3])}.",
+            stacklevel=2,
+        )
+    return state
+
+
+def _lies_in(file: Any, folder: Any, extension: str) -> bool:
+    """Whether it is a checkpoint's name in a folder, wherever links lead."""
+    if not isinstance(file, str) or not folder or "://" in file or ".." in Path(file).parts or "\0" in file:
+        return False
+    inside = Path(folder).resolve() in Path(file).resolve().parents
+    return inside and file.endswith(extension) and not Path(file).is_dir()

@@ -1,0 +1,1 @@
+"""Meta-training, validation and test under a ``Trainer``."""

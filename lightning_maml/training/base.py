@@ -1,0 +1,325 @@
+"""What training on batches of tasks and on rollouts have in common: all of Lightning but the training step."""
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.saving import _default_map_location
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from lightning_maml import saving
+from lightning_maml.checks import check_not_negative, check_positive, check_whole
+from lightning_maml.learner import Algorithm
+from lightning_maml.metrics import Interval, TaskMean
+from lightning_maml.training.results import results_table, test_results, write_json
+
+OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
+LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
+ClipAlgorithm = Literal["norm", "value"]
+
+
+class MetaTraining(LightningModule):
+    """Optimisers, evaluation of tasks by inner steps, tables and checkpoints of a meta-training.
+
+    Args:
+        name: of the attribute that ``learned`` becomes, and so of its tensors in checkpoints.
+        learned: what is meta-learned. The learned rates stand behind it: optimisers know parameters by their order.
+        algorithm, optimizer, scheduler, test_steps, gradient_clip_val, gradient_clip_algorithm: as in ``MetaModule``.
+        values: names of what tasks are judged by.
+        may_diverge: whether :meth:`_evaluated` tells which tasks have diverged.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        learned: nn.Module,
+        algorithm: Algorithm,
+        *,
+        values: Sequence[str],
+        may_diverge: bool,
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None,
+        test_steps: int | None,
+        gradient_clip_val: float | None,
+        gradient_clip_algorithm: ClipAlgorithm,
+    ) -> None:
+        super().__init__()
+        if not callable(optimizer):
+            raise TypeError(
+                "Expected `optimizer` to be a function from parameters to an optimizer, such as "
+                f"`lambda parameters: torch.optim.Adam(parameters, lr=1e-3)`, but got {type(optimizer).__name__}."
+            )
+        test_steps = algorithm.inner.steps if test_steps is None else test_steps
+        check_whole(0, test_steps=test_steps)
+        if gradient_clip_val is not None and not gradient_clip_val > 0:
+            raise ValueError(f"Expected `gradient_clip_val` to be positive or None but got {gradient_clip_val!r}.")
+        if gradient_clip_algorithm not in ("norm", "value"):
+            raise ValueError(
+                f"Expected `gradient_clip_algorithm` to be 'norm' or 'value' but got {gradient_clip_algorithm!r}."
+            )
+        self.add_module(name, learned)
+        self.rates = algorithm.initial_rates(learned)
+        self.algorithm = algorithm.with_rates(self.rates)
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.test_steps = test_steps
+        self.gradient_clip_val = gradient_clip_val
+        self.gradient_clip_algorithm = gradient_clip_algorithm
+        means = nn.ModuleDict({name: TaskMean(test_steps + 1) for name in values})
+        self.task_means: dict[str, TaskMean] = means  # type: ignore[assignment]
+        self._last = saving.LastCheckpoint()
+        self.configuration: dict[str, Any] | None = None  # of the command line, as plain data
+        self.task_divergence = TaskMean(test_steps + 1) if may_diverge else None
+        self._random_states: list[Any] | None = None
+        self._resumed: dict[str, Any] | None = None
+
+    @abstractmethod
+    def _evaluated(self, batch: Any) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Each of the values before and after each inner step, ``{name: [T, test_steps + 1]}``.
+
+        And whether tasks have diverged there, ``[T, test_steps + 1]``, where they may.
+        """
+
+    @abstractmethod
+    def _place(self) -> dict[str, float]:
+        """Where training is, as loggers get it beside what was validated."""
+
+    def _about_test(self) -> dict[str, Any]:
+        """What ``metrics.json`` says besides, as plain data."""
+        return {}
+
+    # Optimisation
+
+    def _trained(self) -> list[Tensor]:
+        """What the outer optimiser trains."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def configure_optimizers(self) -> Any:
+        """The outer optimiser, over learned rates too, and the scheduler, which advances by meta-update."""
+        if not (trained := self._trained()):
+            raise ValueError("Expected something to meta-train but no parameter of the network is trainable.")
+        optimizer = self.optimizer(trained)
+        scheduler = None if self.scheduler is None else self.scheduler(optimizer)
+        if self._resumed is not None:  # what the checkpoint has for these is loaded next
+            saving.check_optimization(self._resumed, optimizer, scheduler, self.trainer.ckpt_path)
+            self._resumed = None
+        # a rate of 0 is where a warm-up starts
+        _check_rates(check_positive if scheduler is None else check_not_negative, optimizer)
+        if scheduler is None:
+            return optimizer
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ValueError(
+                "Expected a `scheduler` that advances by meta-update but got ReduceLROnPlateau, which waits for a "
+                "validation value; use CosineAnnealingLR, MultiStepLR or another one."
+            )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        # Automatic and manual optimisation come here, with gradients unscaled and not yet clipped by the trainer.
+        if self.gradient_clip_val is not None:
+            self.clip_gradients(optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)
+
+    def configure_callbacks(self) -> list[Any]:
+        """What saves the last checkpoint, at SIGTERM if at nothing else."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        made = [callback.last for callback in callbacks if isinstance(callback, saving.BestCheckpoint)]
+        self._last = next(filter(None, made), self._last)
+        # attached already where a trainer goes on with this module: Lightning would say that one overrides the other
+        return [] if self._last in callbacks else [self._last]
+
+    def setup(self, stage: str) -> None:
+        """Checkpoints that are written in one piece and read as plain data, where no others were asked for."""
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = saving.SafeCheckpointIO()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._restore_random_state()
+
+    def on_validation_start(self) -> None:
+        if not self.trainer.sanity_checking:  # a run that goes on may begin with a validation, which is of rollouts
+            self._restore_random_state()
+
+    def _restore_random_state(self) -> None:
+        if self._random_states is not None:  # now, as what Lightning does before a first batch may draw, too
+            if len(self._random_states) == self.trainer.world_size:
+                saving.restore_random_state(self._random_states[self.trainer.global_rank])
+            self._random_states = None
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.trainer.world_size == 1:
+            return values
+        return self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum").to(values.device)
+
+    def _counts(self, *own: int) -> list[int]:
+        """Sums over all processes of each one's own counts.
+
+        On the way all learn whether one was told to end, and whether it is time for the first to save.
+        """
+        if self.trainer.world_size == 1:
+            return list(own)
+        last, first = self._last, self.trainer.is_global_zero
+        words = last.received is not None, first and last.time_is_up
+        *counts, told, due = self._sum(torch.tensor([*own, *map(int, words)])).tolist()
+        last.agreed, last.due_for_all = last.agreed or told > 0, last.due_for_all or due > 0
+        return counts
+
+    # Validation and test
+
+    def on_validation_epoch_start(self) -> None:
+        for mean in filter(None, (*self.task_means.values(), self.task_divergence)):
+            mean.reset()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        values, diverged = self._evaluated(batch)
+        for name, each in values.items():
+            self.task_means[name].update(each)
+        if self.task_divergence is not None and diverged is not None:
+            self.task_divergence.update(diverged)
+
+    def on_validation_epoch_end(self) -> None:
+        values: dict[str, Tensor] = {}
+        for name, interval in self._intervals().items():
+            values |= {f"val/{name}": interval.mean[-1], f"val/{name}_step_0": interval.mean[0]}
+        if (diverged := self._diverged()) is not None:
+            values["val/diverged"] = diverged[-1]
+        self._log_evaluation(values)
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        values: dict[str, Tensor] = {}
+        for name, interval in self._intervals().items():
+            for step, mean in enumerate(interval.mean):
+                of_step = {"": mean, "_ci95": interval.ci95[step], "_median": interval.median[step]}
+                values |= {f"test/{name}_step_{step}{what}": value for what, value in of_step.items()}
+        if (diverged := self._diverged()) is not None:
+            values |= {f"test/diverged_step_{step}": count for step, count in enumerate(diverged)}
+        self._log_evaluation(values)
+
+    def on_test_end(self) -> None:
+        """Prints the table and writes ``metrics.json`` into the logger's folder, or the trainer's root folder."""
+        # to the host at once, and not number by number
+        intervals = {name: Interval(*(part.cpu() for part in one)) for name, one in self._intervals().items()}
+        diverged = None if (counts := self._diverged()) is None else counts.cpu()
+        folder = self.trainer.log_dir or self.trainer.default_root_dir  # on every process: Lightning broadcasts it
+        tasks = int(next(iter(intervals.values())).tasks)
+        if not self.trainer.is_global_zero or tasks == 0:
+            return
+        if self.trainer.test_loop.verbose:
+            print(self._table(intervals, diverged))
+            self.trainer.test_loop.verbose = False  # ours stands for Lightning's own list of the same numbers
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        path = Path(folder) / "metrics.json"
+        checkpoint, seed = self.trainer.ckpt_path, os.environ.get("PL_GLOBAL_SEED")
+        content = test_results(
+            intervals,
+            diverged,
+            algorithm=self.algorithm.name,
+            **self._about_test(),
+            seed=int(seed) if seed else None,
+            data_seed=getattr(getattr(self.trainer, "datamodule", None), "seed", None),
+            checkpoint=str(checkpoint) if checkpoint else None,
+        )
+        write_json(path, content)
+        rank_zero_info(f"Written to {path}")
+
+    def _table(self, intervals: dict[str, Interval], diverged: Tensor | None) -> str:
+        """The table of a test, and all that is to be said of it."""
+        return results_table(intervals, f"\n{self._tested(intervals)}, mean ± 95% interval:", diverged)
+
+    def _tested(self, intervals: dict[str, Interval]) -> str:
+        return f"Test of {self.algorithm.name} on {int(next(iter(intervals.values())).tasks)} tasks"
+
+    def _intervals(self) -> dict[str, Interval]:
+        return {name: Interval(*map(torch.atleast_1d, mean.compute())) for name, mean in self.task_means.items()}
+
+    def _diverged(self) -> Tensor | None:
+        """How many tasks have diverged after which inner step, ``[test_steps + 1]``."""
+        if self.task_divergence is None:
+            return None
+        share = self.task_divergence.compute()
+        return (torch.atleast_1d(share.mean).nan_to_num() * share.tasks).round()
+
+    def _log_evaluation(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            shown = name.removeprefix("val/") in self.task_means
+            # Equal on all processes; sync_dist only keeps Lightning from warning that it might not be.
+            self.log(name, value.float(), prog_bar=shown, sync_dist=True, batch_size=1)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.log_dict(self._place(), sync_dist=True, batch_size=1)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        states = [saving.random_state()] * self.trainer.world_size
+        if len(states) > 1:  # every process comes here, the first one writes
+            torch.distributed.all_gather_object(states, states[0])
+        checkpoint["random_states"] = states
+        if self.configuration is not None:
+            checkpoint[saving.CONFIGURATION] = self.configuration
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        path = self._trainer.ckpt_path if self._trainer else None
+        if self.strict_loading:
+            saving.check_fits(checkpoint["state_dict"], self.state_dict(), path)
+        if self._trainer:
+            saving.check_states(checkpoint, self.trainer, path)
+        if self._trainer and self.trainer.training:
+            self._random_states = checkpoint.get("random_states")
+            self._resumed = checkpoint
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        *,
+        allow: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> Self:
+        """The module of a checkpoint, as :meth:`LightningModule.load_from_checkpoint`, but read as plain data.
+
+        What the hyper-parameters name is imported and called only where it is the library's or torch's, and what its
+        parameter's annotation wants: networks, presets, losses, optimisers, engines. ``allow`` adds to these.
+
+        Args:
+            checkpoint_path, map_location, hparams_file, strict, weights_only: as of Lightning.
+            allow: what the file may name besides: modules, ``["my_package.losses"]``, or full names.
+            kwargs: arguments that are given here, whatever the file says of them.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, names what is not allowed, or holds objects other than plain data;
+                ``weights_only=False`` reads these.
+        """
+        content = saving.read_checkpoint(
+            checkpoint_path, map_location or _default_map_location, weights_only is not False
+        )
+        config = saving.hyper_parameters(content, "hyper_parameters", hparams_file)
+        module = saving.build(cls, config, kwargs, allow)
+        module.configure_model()
+        module.on_load_checkpoint(content)
+        module.load_state_dict(content["state_dict"], strict=module.strict_loading if strict is None else strict)
+        tensors = (value for value in content["state_dict"].values() if isinstance(value, Tensor))
+        device = next((value.device for value in tensors), torch.device("cpu"))
+        return module.to(device)
+
+
+def _check_rates(check: Callable[..., None], optimizer: Optimizer) -> None:
+    for group in optimizer.param_groups:
+        check(**{"lr of the optimizer": float(group["lr"])})

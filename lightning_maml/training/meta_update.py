@@ -1,0 +1,145 @@
+"""One meta-update's gradient from as many tasks as there are: a few at a time, and without those that diverge."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lightning_maml.adaptation import meta_loss
+from lightning_maml.engine import Engine, MetaOutput, Problem
+from lightning_maml.engine.base import attach
+from lightning_maml.engine.divergence import bad_tasks
+from lightning_maml.learner import Algorithm
+from lightning_maml.losses import Loss, task_loss
+from lightning_maml.tasks import TaskBatch
+from lightning_maml.training.divergence import explain_divergence
+
+OnDivergence = Literal["skip", "zero", "raise"]
+"""What becomes of a task whose loss or meta-gradient is not finite. ``"skip"``: the mean is taken over the others.
+``"zero"``: its gradient counts as zero, so that the others' weights do not change. ``"raise"``: an error."""
+
+
+@dataclass(frozen=True, eq=False)
+class MetaUpdate(MetaOutput):
+    """What the finite tasks of a meta-batch, ``T'`` of ``T``, have to say: their mean, or zeros without any."""
+
+    tasks: TaskBatch | None
+    """The finite tasks; None without any."""
+    finite: list[bool]
+    """Of each task of the meta-batch, ``[T]``."""
+    explanation: str
+    """Why the first task that is not finite is not; empty where all are."""
+
+
+def meta_update(
+    network: nn.Module,
+    algorithm: Algorithm,
+    tasks: TaskBatch,
+    *,
+    loss: Loss,
+    engine: Engine | str = "auto",
+    accumulate_tasks: int | None = None,
+) -> MetaUpdate:
+    """The meta-gradient of a meta-batch, ``accumulate_tasks`` tasks at a time, of its finite tasks alone.
+
+    Every rule's meta-gradient is a mean over tasks, so that parts add up to the whole, weighted by their sizes. Where a
+    part is not finite, it runs again without the tasks whose losses are to blame, and where that does not help, one
+    task after another: an ordinary update pays a look at its numbers and nothing else.
+
+    Args:
+        network, algorithm, tasks, loss, engine: as in :func:`~lightning_maml.meta_loss`.
+        accumulate_tasks: how many tasks run at once; None for all.
+
+    Raises:
+        ValueError: as :func:`~lightning_maml.meta_loss`; and data that is not finite, which no policy leaves out.
+
+    Example:
+        >>> from lightning_maml import maml
+        >>> x = torch.randn(5, 10, 1)
+        >>> far = torch.ones(5, 1, 1)
+        >>> far[3] = 1e30  # of this task the loss is infinite
+        >>> update = meta_update(nn.Linear(1, 1), maml(lr=0.1, steps=2), TaskBatch(x, x * far, x, x), loss="mse")
+        >>> update.finite, len(update.task_losses)
+        ([True, True, True, False, True], 4)
+    """
+    size = accumulate_tasks or len(tasks)
+    parts = [tasks] if size >= len(tasks) else [tasks[start : start + size] for start in range(0, len(tasks), size)]
+    run = _Run(algorithm, partial(meta_loss, network, algorithm, loss=loss, engine=engine))
+    outputs: list[tuple[Tensor, ...]] = []
+    total: tuple[Tensor, ...] | None = None
+    for part in parts:
+        for chosen, output in run.finite_parts(part):
+            if len(chosen) == len(tasks):  # the ordinary case: all at once, and all finite
+                return MetaUpdate(**vars(output), tasks=tasks, finite=run.finite, explanation="")
+            share = torch._foreach_mul(output.gradients, float(len(chosen)))
+            total = share if total is None else torch._foreach_add(total, share)
+            outputs.append((output.task_losses, output.predictions, output.support_losses, *_values(chosen)))
+    leaves = Problem(network, algorithm, task_loss(loss)).leaves()
+    rest: TaskBatch | None = None
+    if total is None:
+        losses = predictions = leaves[0].new_zeros(0)
+        support_losses, mean = losses.unsqueeze(1), losses.sum()
+        total = tuple(torch.zeros_like(leaf) for leaf in leaves)
+    else:
+        losses, predictions, support_losses, *values = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        rest, mean = TaskBatch(*values), losses.mean()
+        total = torch._foreach_div(total, float(len(losses)))
+    surrogate = attach(mean, total, leaves)
+    return MetaUpdate(mean, surrogate, losses, predictions, support_losses, rest, run.finite, run.explanation)
+
+
+@dataclass
+class _Run:
+    algorithm: Algorithm
+    meta_loss: Callable[[TaskBatch], MetaOutput]
+    finite: list[bool] = field(default_factory=list)
+    """Of each task so far."""
+    explanation: str = ""
+
+    def finite_parts(self, tasks: TaskBatch) -> Iterator[tuple[TaskBatch, MetaOutput]]:
+        """The finite ones of ``tasks``, in one part or in several; says of each in :attr:`finite` whether it is."""
+        output = self.meta_loss(tasks)
+        if _is_finite(output):
+            self.finite += [True] * len(tasks)
+            yield tasks, output
+            return
+        explanation = explain_divergence(tasks, output.support_losses, self.algorithm, output.task_losses)
+        if any(map(bad_tasks, _values(tasks))):
+            raise ValueError(explanation)  # on an accelerator nobody has looked before
+        self.explanation = self.explanation or explanation
+        good = output.task_losses.isfinite()
+        if len(tasks) == 1 or not bool(good.any()):
+            self.finite += [False] * len(tasks)
+            return
+        if not bool(good.all()):
+            rest = TaskBatch(*(value[good] for value in _values(tasks)))
+            output = self.meta_loss(rest)
+            if _is_finite(output):
+                self.finite += good.tolist()
+                yield rest, output
+                return
+        # finite losses with a gradient that is not: in a batch nothing tells whose it is
+        for task, plausible in enumerate(good.tolist()):
+            if plausible:
+                yield from self.finite_parts(tasks[task : task + 1])
+            else:
+                self.finite.append(False)
+
+
+def _is_finite(output: MetaOutput) -> bool:
+    # one number for all of them, so that an accelerator is waited for once
+    norms = torch._foreach_norm(output.gradients)
+    return bool(torch.stack([output.loss.to(norms[0].dtype), *norms]).sum().isfinite()) if norms else True
+
+
+def _values(tasks: TaskBatch) -> list[Tensor]:
+    return [value for _, value in tasks.named()]
+
+
+def check_on_divergence(policy: str) -> None:
+    """Raise ValueError where ``policy`` is no :data:`OnDivergence`."""
+    if policy not in get_args(OnDivergence):
+        raise ValueError(f"Expected `on_divergence` to be one of {get_args(OnDivergence)} but got {policy!r}.")

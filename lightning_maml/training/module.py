@@ -1,0 +1,404 @@
+"""The LightningModule: logging, optimisers, phases, and no numerics."""
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_maml.adaptation import adapt, evaluate
+from lightning_maml.checks import check_whole
+from lightning_maml.engine import Engine
+from lightning_maml.learner import Algorithm
+from lightning_maml.losses import task_loss
+from lightning_maml.metrics import Interval, resolve_metric
+from lightning_maml.tasks import TaskBatch
+from lightning_maml.training.base import ClipAlgorithm, LRSchedulerCallable, MetaTraining, OptimizerCallable
+from lightning_maml.training.divergence import explaining_misfits
+from lightning_maml.training.meta_update import MetaUpdate, OnDivergence, check_on_divergence, meta_update
+from lightning_maml.training.meter import Meter
+
+
+class MetaModule(MetaTraining):
+    """Meta-trains ``network`` by ``algorithm`` under any :class:`~lightning.pytorch.Trainer`.
+
+    A batch is a :class:`TaskBatch`, or its four tensors in a tuple. ``fit``, ``validate``, ``test`` and ``predict`` run
+    with the trainer's defaults. Logged are
+
+    - ``train/loss`` and ``train/<metric>`` after adaptation, ``train/support_loss_before`` and ``_after`` the inner
+      loop, each the mean over all tasks since the last logged step, of all processes; ``train/diverged_tasks``, how
+      many of these were left out of it; ``train/meta_gradient_norm`` before clipping, ``train/rate/<name>`` (learned
+      inner rates), ``train/learning_rate``, ``train/tasks_per_second``;
+    - ``val/loss`` and ``val/<metric>`` after the last inner step, and the same with ``_step_0`` before the first;
+    - ``test/loss_step_<k>`` and ``test/<metric>_step_<k>`` after ``k`` inner steps, each with ``_ci95``, the half-width
+      of the 95% confidence interval over tasks. ``test`` also prints them as a table and writes ``metrics.json``.
+
+    Loggers count meta-updates, whatever ``updates_per_step`` is. Callbacks can monitor ``train/loss`` and
+    ``train/<metric>`` and everything of validation and test.
+
+    Under ``Trainer(strategy="ddp")`` each process has its share of every meta-batch, and the meta-gradient is that of
+    one process with all the tasks. Checkpoints are written in one piece and read as plain data, and hold what a run
+    that was killed needs in order to end at the very parameters it would have ended at. SIGTERM saves and ends.
+
+    Args:
+        network: any module; its parameters are what is meta-learned.
+        algorithm: how tasks adapt and how the meta-gradient is formed: ``maml(lr=0.01, steps=5)`` or another preset. On
+            the command line ``lightning_maml.maml`` or another preset's name, then for instance
+            ``--model.algorithm.steps 5``.
+        loss: ``"mse"``, ``"cross_entropy"`` or a function ``(predictions [N, ...], targets [N, ...]) -> scalar``, the
+            mean over the rows of one task. The parameters of one that is a module are meta-learned, too.
+        optimizer: makes the outer optimiser from the parameters. Adam with rate 1e-3 by default, as in the paper.
+        scheduler: makes a learning-rate scheduler from the optimiser; it advances once a meta-update.
+        engine: ``"auto"``, ``"eager"``, ``"batched"`` or an engine object.
+        metric: ``"accuracy"``, ``"mse"`` or a function ``(predictions [T, N, ...], targets [T, N, ...]) -> [T]``. By
+            default accuracy with cross-entropy, and none with other losses.
+        test_steps: inner steps in validation, test and prediction; by default the algorithm's.
+        updates_per_step: meta-updates run in one training step, to spread the cost of Lightning's own loop, which
+            exceeds that of a small meta-update. The parameters are those of as many ordinary steps. A batch is then a
+            tuple of up to this many task batches, as this package's data modules give. The trainer's ``max_steps``
+            still counts meta-updates; its epochs and intervals count training steps.
+        gradient_clip_val: clips the meta-gradient. Lightning refuses ``Trainer(gradient_clip_val=...)`` where
+            ``updates_per_step`` is above 1; this one works everywhere.
+        gradient_clip_algorithm: ``"norm"`` or ``"value"``.
+        accumulate_tasks: how many tasks of a meta-batch run at once, for meta-batches that memory does not hold; None
+            for all. The meta-gradient is the same.
+        safeguard: in validation, test and prediction, and never in training, halve a task's inner step where it does
+            not lower the task's support loss, see :func:`~lightning_maml.adapt`.
+        on_divergence: what becomes of a task whose loss or meta-gradient is not finite: ``"skip"`` leaves it out of the
+            mean, ``"zero"`` counts its gradient as zero, ``"raise"`` is an error. Where more than half of a meta-batch
+            diverges, any of them raises, with the cause.
+
+    Raises:
+        ValueError: an argument is out of range.
+        TypeError: ``network`` or ``algorithm`` is something else.
+
+    Example:
+        >>> from lightning_maml import MLP, maml
+        >>> module = MetaModule(MLP(1, [40, 40], 1), maml(lr=0.01, steps=5), loss="mse", updates_per_step=20)
+        >>> module.automatic_optimization
+        False
+    """
+
+    network: nn.Module
+
+    def __init__(
+        self,
+        network: nn.Module,
+        algorithm: Algorithm,
+        loss: Literal["mse", "cross_entropy"] | Callable[..., Any] | str = "mse",
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        scheduler: LRSchedulerCallable | None = None,
+        engine: Engine | str = "auto",
+        metric: Literal["accuracy", "mse"] | Callable[..., Any] | str | None = None,
+        test_steps: int | None = None,
+        updates_per_step: int = 1,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: ClipAlgorithm = "norm",
+        accumulate_tasks: int | None = None,
+        on_divergence: OnDivergence = "skip",
+        safeguard: bool = False,
+    ) -> None:
+        given = {**locals()}
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"Expected `network` to be an nn.Module but got {type(network).__name__}.")
+        if not isinstance(algorithm, Algorithm):
+            raise TypeError(f"Expected `algorithm` to be one such as maml(lr=0.01, steps=5) but got {algorithm!r}.")
+        check_whole(1, updates_per_step=updates_per_step)
+        if accumulate_tasks is not None:
+            check_whole(1, accumulate_tasks=accumulate_tasks)
+        check_on_divergence(on_divergence)
+        task_loss(loss)
+        chosen = resolve_metric(metric, loss)
+        super().__init__(
+            "network",
+            network,
+            algorithm,
+            values=["loss", *([chosen[0]] if chosen else [])],
+            may_diverge=True,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            test_steps=test_steps,
+            gradient_clip_val=gradient_clip_val,
+            gradient_clip_algorithm=gradient_clip_algorithm,
+        )
+        # A checkpoint must load with weights_only=True, so it holds plain data alone: the whole configuration where the
+        # command line gives it (load_from_checkpoint then needs no arguments), otherwise what is plain already.
+        if _given_hyperparameters.get() is not None:
+            self.save_hyperparameters()
+        else:
+            del given["scheduler"]
+            plain = {name: value for name, value in given.items() if isinstance(value, str | int | float | None)}
+            self.save_hyperparameters(plain)
+        self.loss = loss
+        self.engine = engine
+        self.updates_per_step = updates_per_step
+        self.automatic_optimization = updates_per_step == 1
+        self.accumulate_tasks = accumulate_tasks
+        self.on_divergence = on_divergence
+        self.safeguard = safeguard
+        self._metric = chosen
+        self._meter = Meter()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The network before any adaptation: ``[N, ...] -> [N, ...]``."""
+        return self.network(inputs)
+
+    def configure_callbacks(self) -> list[Any]:
+        """What saves the last checkpoint; here Lightning's checks have not been made yet, and ours say what to do."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+            raise NotImplementedError(
+                f"Expected whole parameters in each process but {type(strategy).__name__} splits them over processes, "
+                "and an inner loop needs all of them for every task: use strategy='ddp', and for less memory "
+                "MetaModule(accumulate_tasks=...) and Batched(checkpoint='step')."
+            )
+        if not self.automatic_optimization and self.trainer.training:
+            self._check_manual_optimization()
+        return super().configure_callbacks()
+
+    def _check_manual_optimization(self) -> None:
+        updates = f"MetaModule(updates_per_step={self.updates_per_step})"
+        for name, none, instead in (
+            ("gradient_clip_val", (None, 0), "MetaModule(gradient_clip_val=...)"),
+            ("accumulate_grad_batches", (1,), "more tasks in a batch, with MetaModule(accumulate_tasks=...)"),
+        ):
+            value = getattr(self.trainer, name)
+            if value not in none:
+                raise ValueError(
+                    f"Expected no Trainer({name}={value}) with {updates}, which optimises by itself: use {instead}, or "
+                    "updates_per_step=1."
+                )
+        for callback in self.trainer.checkpoint_callbacks:
+            if not isinstance(callback, ModelCheckpoint):
+                continue
+            if callback._train_time_interval is not None:
+                raise ValueError(
+                    f"Expected no ModelCheckpoint(train_time_interval=...) with {updates}: Lightning never saves by "
+                    "time where a module optimises by itself. Use every_n_train_steps."
+                )
+            every = callback._every_n_train_steps
+            batches = getattr(getattr(self.trainer, "datamodule", None), "batches_per_epoch", 0)
+            if every and (every % self.updates_per_step or batches % self.updates_per_step):
+                raise ValueError(
+                    f"Expected ModelCheckpoint(every_n_train_steps={every}) and the batches of an epoch, {batches}, to "
+                    f"be multiples of the {self.updates_per_step} updates_per_step: Lightning saves where the number "
+                    "of updates at the end of a training step is a multiple of every_n_train_steps."
+                )
+
+    # Training
+
+    def on_fit_start(self) -> None:
+        self._meter = Meter()
+        if torch.backends.cuda.is_built() and not torch.cuda.is_available():
+            # Lightning asks torch to look for devices through the driver's library. Where there is none, every step of
+            # an optimizer would look for it on the disk again; CUDA's own answer, that there is no device, is at hand.
+            os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+        if not self.automatic_optimization:
+            # of a checkpoint at the end of a training step it says that it was not taken in the middle of one
+            warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+
+    def on_validation_end(self) -> None:
+        self._meter.restart_clock()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """One meta-update (returns the surrogate loss), or ``updates_per_step`` of them."""
+        self._meter.training_steps += 1
+        if self.automatic_optimization:
+            return self._surrogate(as_task_batch(batch))
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
+        for tasks in self._task_batches(batch):
+            surrogate = self._surrogate(tasks)
+            optimizer.zero_grad()
+            self.manual_backward(surrogate)
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+        return None
+
+    def _surrogate(self, tasks: TaskBatch) -> Tensor:
+        """What backward is to be called on, so that the average over processes is the mean over all finite tasks."""
+        update = self._meta_update(tasks)
+        kept = len(update.task_losses)
+        all_kept, everything = self._counts(kept, len(tasks))
+        if all_kept < everything:
+            self._left_out(update, all_kept, everything)
+        metric = None
+        if self._metric and update.tasks is not None:
+            metric = self._metric[1](update.predictions, update.tasks.query_targets)
+        self._meter.add(len(tasks), update.task_losses, update.support_losses, metric)
+        weight = kept * self.trainer.world_size / (everything if self.on_divergence == "zero" else all_kept)
+        return update.surrogate if weight == 1 else update.surrogate * weight
+
+    @explaining_misfits
+    def _meta_update(self, tasks: TaskBatch) -> MetaUpdate:
+        algorithm = self.algorithm.at(self.global_step)  # which counts meta-updates, and goes on after resuming
+        at_once = min(len(tasks), self.accumulate_tasks or len(tasks))
+        try:
+            return meta_update(
+                self.network, algorithm, tasks, loss=self.loss, engine=self.engine, accumulate_tasks=at_once
+            )
+        except torch.OutOfMemoryError as error:
+            how = f"run fewer at once by MetaModule(accumulate_tasks={at_once // 2}) or" if at_once > 1 else "use"
+            raise torch.OutOfMemoryError(
+                f"Expected {at_once} tasks of {algorithm.inner.steps} inner steps to fit into the device's memory but "
+                f"they did not: {how} engine=Batched(checkpoint='step'), whose memory hardly grows with the number of "
+                f"steps; both leave the meta-gradient what it is. ({error})"
+            ) from error
+
+    def _left_out(self, update: MetaUpdate, kept: int, everything: int) -> None:
+        """Counts, warns and, where too many tasks diverge, raises: on all processes alike."""
+        own = update.explanation or "the tasks are those of another process, which says more."
+        if self.on_divergence == "raise":
+            raise ValueError(own)
+        if 2 * kept < everything:
+            raise ValueError(f"{own} {everything - kept} of {everything} tasks diverge.")
+        if not self._meter.warned:
+            rank_zero_warn(
+                f"{everything - kept} of the {everything} tasks of meta-update {self.global_step} diverged and "
+                f"{'count as zero' if self.on_divergence == 'zero' else 'are left out'}. {own} "
+                "train/diverged_tasks counts them; this is said once. on_divergence='raise' stops instead."
+            )
+            self._meter.warned = True
+
+    def _task_batches(self, batch: Any) -> Sequence[TaskBatch]:
+        several = isinstance(batch, list | tuple) and not any(isinstance(part, Tensor) for part in batch)
+        if not several or not 1 <= len(batch) <= self.updates_per_step:
+            got = f"{len(batch)} of them" if several else "one task batch"
+            raise ValueError(
+                f"Expected a tuple of up to updates_per_step={self.updates_per_step} task batches in a training step "
+                f"but got {got}: this package's data modules make such tuples; with another data loader make them "
+                "in its collate function, or set updates_per_step=1."
+            )
+        left = self.trainer.max_steps - self.trainer.global_step if self.trainer.max_steps >= 0 else len(batch)
+        return [as_task_batch(tasks) for tasks in batch[:left]]
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self._logs_now():
+            gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+            self._meter.gradient_norms.append(nn.utils.get_total_norm(gradients))
+        super().on_before_optimizer_step(optimizer)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # self.log costs as much as a small meta-update: the progress bar gets its numbers twice a second, the loggers
+        # theirs at the steps they ask for, all in one row.
+        logged = self._logs_now()
+        if not logged and not self._meter.show_due():
+            return
+        # between logged steps this process's own: each has a clock of its own
+        values = self._meter.collect(self.task_means, self._sum if logged else None)
+        shown = {f"train/{name}": values[name] for name in self.task_means}
+        if logged:
+            values["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+            if self.rates is not None:
+                values |= {f"rate/{name}": rate.detach().mean() for name, rate in self.rates.named_parameters()}
+            row = {f"train/{name}": value for name, value in _on_host(values).items()}
+            row["epoch"] = self.trainer.current_epoch
+            for logger in self.trainer.loggers:
+                logger.log_metrics(row, step=self.trainer.global_step)
+                logger.save()
+        self.log_dict(shown, prog_bar=True, logger=False, on_step=True, on_epoch=False, batch_size=1)
+        if logged or self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # never logged, it would grow
+            self._meter.restart()
+
+    def _logs_now(self) -> bool:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and self._meter.training_steps % every == 0
+
+    # Validation and test
+
+    @explaining_misfits
+    def _evaluated(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
+        tasks = as_task_batch(batch)
+        evaluation = evaluate(
+            self.network,
+            self.algorithm,
+            tasks,
+            loss=self.loss,
+            engine=self.engine,
+            steps=self.test_steps,
+            safeguard=self.safeguard,
+        )
+        values = {"loss": evaluation.query_losses}
+        if self._metric is not None:
+            name, metric = self._metric
+            each = [metric(predictions, tasks.query_targets) for predictions in evaluation.predictions.unbind(1)]
+            values[name] = torch.stack(each, 1)
+        return values, evaluation.diverged
+
+    def _about_test(self) -> dict[str, Any]:
+        return {"safeguard": self.safeguard}
+
+    def _place(self) -> dict[str, float]:
+        # By itself Lightning would count training steps here, and then names no epoch where it is given a step.
+        return {"step": float(self.trainer.global_step), "epoch": float(self.trainer.current_epoch)}
+
+    def _tested(self, intervals: dict[str, Interval]) -> str:
+        return super()._tested(intervals) + (", with safeguard" if self.safeguard else "")
+
+    def _table(self, intervals: dict[str, Interval], diverged: Tensor | None) -> str:
+        named = {"query loss" if name == "loss" else name: intervals[name] for name in intervals}
+        return super()._table(named, diverged)
+
+    # Prediction
+
+    @explaining_misfits
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Adapts to each task's support set and predicts its query rows: ``[T, Nq, ...]``.
+
+        ``batch`` is a :class:`TaskBatch`, whose query targets are not used, or a tuple ``(support_inputs,
+        support_targets, query_inputs)``. The module's own weights stay as they are.
+        """
+        if not _tensors(batch, 3):
+            batch = [value for _, value in as_task_batch(batch).named()]
+        support_inputs, support_targets, query_inputs = batch[:3]
+        algorithm = self.algorithm.with_steps(self.test_steps)
+        adapted = adapt(
+            self.network,
+            algorithm,
+            support_inputs,
+            support_targets,
+            loss=self.loss,
+            engine=self.engine,
+            safeguard=self.safeguard,
+        )
+        return adapted.predict(query_inputs)
+
+
+def _on_host(values: dict[str, Any]) -> dict[str, float]:
+    """The numbers of scalars, those of a device by one copy."""
+    there = {name: value for name, value in values.items() if isinstance(value, Tensor) and not value.is_cpu}
+    numbers = dict(zip(there, torch.stack([*there.values()]).tolist(), strict=True)) if there else {}
+    return {name: numbers[name] if name in numbers else float(value) for name, value in values.items()}
+
+
+def as_task_batch(batch: Any) -> TaskBatch:
+    """A :class:`TaskBatch` as it is, or one built from a tuple or list of its four tensors.
+
+    Raises:
+        ValueError: ``batch`` is anything else.
+    """
+    if isinstance(batch, TaskBatch):
+        return batch
+    if _tensors(batch, 4):
+        return TaskBatch(*batch)
+    got = type(batch).__name__
+    if isinstance(batch, list | tuple | dict):
+        parts = batch.values() if isinstance(batch, dict) else batch
+        shapes = [str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+        got += f" of {len(batch)}: {', '.join(shapes)}"
+    raise ValueError(
+        "Expected a batch of tasks, TaskBatch(support_inputs, support_targets, query_inputs, query_targets) with "
+        f"tensors [tasks, rows, ...], or those four tensors in a tuple, but got {got}."
+    )
+
+
+def _tensors(batch: Any, number: int) -> bool:
+    return isinstance(batch, list | tuple) and len(batch) == number and all(isinstance(part, Tensor) for part in batch)

@@ -1,0 +1,222 @@
+"""The engine fused on the stand-in device: the very Python that launches on a GPU, and the emulator behind it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import standin
+from lightning_maml import (
+    SGD,
+    Fused,
+    Graphed,
+    TaskBatch,
+    adapt,
+    evaluate,
+    fomaml,
+    maml,
+    meta_loss,
+    meta_sgd,
+    pretrained,
+)
+from lightning_maml.engine import coverage
+from lightning_maml.engine.fused import KernelError, first_call
+from lightning_maml.kernels.mlp_adapt import mlp_adapt
+from lightning_maml.kernels.sgd_update import sgd_update
+from lightning_maml.networks import MLP
+from lightning_maml.training.meta_update import meta_update
+from same import assert_same
+from standin import DEVICE, NAME, StandIn, host_copies
+from test_training import module, sinusoids, trainer
+
+pytest.importorskip("triton", reason="needs Triton")
+
+
+@pytest.fixture(autouse=True)
+def _as_a_gpu() -> Iterator[None]:
+    """The engine runs on the CPU and on CUDA, of tensors without a class of their own: and here, in float32."""
+    torch.set_default_dtype(torch.float32)
+    devices: Any = coverage.SGD_UPDATE["device"]
+    devices.add(NAME)
+    coverage.PLAIN.add(StandIn)
+    standin.launches.clear()
+    yield
+    devices.remove(NAME)
+    coverage.PLAIN.remove(StandIn)
+
+
+def problem(device: torch.device, loss: str, network: Any = None) -> tuple[nn.Module, TaskBatch]:
+    torch.manual_seed(0)
+    module = MLP(2, [6], 3, init="default") if network is None else network()
+    inputs = torch.randn(2, 2, 5, 2)
+    targets = torch.randint(3, (2, 2, 5)) if loss == "cross_entropy" else torch.randn(2, 2, 5, 3)
+    return module.to(device), TaskBatch(inputs[0], targets[0], inputs[1], targets[1]).to(device)
+
+
+def meta_gradient(network: nn.Module, algorithm: Any, tasks: TaskBatch, loss: str, engine: Any) -> list[Any]:
+    rates = algorithm.initial_rates(network)
+    if rates is not None:
+        algorithm = algorithm.with_rates(rates.to(tasks.support_inputs.device))
+    output = meta_loss(network, algorithm, tasks, loss=loss, engine=engine)
+    output.surrogate.backward()
+    trained = [*network.parameters(), *(() if rates is None else rates.parameters())]
+    return [output.task_losses, output.predictions, output.support_losses, *(value.grad for value in trained)]
+
+
+def unverified(**more: Any) -> Fused:
+    return Fused(verify=False, **more)
+
+
+CASES = [
+    (maml(0.1, 2), "mse", ["mlp_forward", "mlp_backward"]),
+    (maml(0.1, 2), "cross_entropy", ["mlp_forward", "mlp_backward"]),
+    (fomaml(0.1, 2), "mse", ["mlp_forward"]),
+    (pretrained(0.1, 2), "cross_entropy", ["mlp_forward"]),
+    (meta_sgd(0.1, 2), "mse", ["mlp_forward", "mlp_backward"]),
+]
+
+
+@pytest.mark.parametrize("algorithm, loss, kernels", CASES)
+def test_a_whole_adaptation_is_one_operator(algorithm: Any, loss: str, kernels: list[str]) -> None:
+    def run(device: torch.device) -> list[Any]:
+        network, tasks = problem(device, loss)
+        return meta_gradient(network, algorithm, tasks, loss, unverified())
+
+    assert_same(run, off=1e-5, host=0)
+    assert standin.launches == [("mlp_adapt", kernels)]
+
+
+def test_ieee_products_and_two_hidden_layers() -> None:
+    def run(device: torch.device) -> list[Any]:
+        network, tasks = problem(device, "mse", lambda: MLP(2, [6, 5], 3, activation="gelu", init="default"))
+        return meta_gradient(network, maml(0.1, 1), tasks, "mse", unverified(precision="ieee"))
+
+    assert_same(run, off=1e-5, host=0)
+
+
+@pytest.mark.parametrize("safeguard", [False, True])
+def test_trajectories(safeguard: bool) -> None:
+    def run(device: torch.device) -> list[Any]:
+        network, tasks = problem(device, "mse")
+        chosen: dict[str, Any] = {"loss": "mse", "engine": unverified(), "safeguard": safeguard}
+        adapted = adapt(network, maml(0.1, 2), *tasks.sets[0], **chosen)
+        evaluation = evaluate(network, maml(0.1, 2), tasks, **chosen)
+        found = [*adapted.parameters.values(), adapted.support_losses, adapted.predict(tasks.query_inputs)]
+        return [*found, *vars(evaluation).values()]
+
+    # adapt asks whom to warn of; the safeguard, which tasks have to run again, in adapt and in evaluate
+    assert_same(run, off=1e-5, host=2 if safeguard else 1)
+    assert standin.launches == [("mlp_trajectory", ["mlp_forward"])] * 2
+
+
+@pytest.mark.parametrize("inner", [SGD(0.1, 2), SGD(0.1, 2, momentum=0.9, weight_decay=0.1), SGD(0.1, 2, max_norm=0.1)])
+def test_any_network_steps_by_one_launch(inner: SGD) -> None:
+    def run(device: torch.device) -> list[Any]:
+        network, tasks = problem(device, "mse", lambda: nn.Sequential(nn.Linear(2, 4), nn.ELU(), nn.Linear(4, 3)))
+        return meta_gradient(network, replace(maml(), inner=inner), tasks, "mse", unverified())
+
+    assert_same(run, off=1e-5, host=0)
+    assert standin.launches == [("sgd_update", ["sgd_update_kernel"])] * 2
+
+
+def test_a_meta_update_waits_once() -> None:
+    def run(device: torch.device) -> list[Any]:
+        network, tasks = problem(device, "mse")
+        return [*meta_update(network, maml(0.1, 2), tasks, loss="mse", engine=unverified()).gradients]
+
+    assert_same(run, off=1e-5, host=1)
+
+
+def test_training(tmp_path: Path) -> None:
+    def run(device: torch.device) -> list[Any]:
+        one, data = module(engine=unverified()), sinusoids()
+        trainer(device, tmp_path, max_steps=3, limit_val_batches=0).fit(one, data)
+        return [value.to(device) for value in one.state_dict().values()]
+
+    assert_same(run, off=1e-5)
+    assert [each.operator for each in standin.launches] == ["mlp_adapt"] * 3
+
+
+# The first call of a kernel is compared
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_call, "CHECKED_ON", {NAME})
+    monkeypatch.setattr(first_call, "_agreed", set())
+    monkeypatch.setattr(first_call, "_differed", set())
+
+
+@pytest.mark.usefixtures("checked")
+def test_a_right_kernel_is_compared_once() -> None:
+    network, tasks = problem(DEVICE, "mse")
+    meta_loss(network, maml(0.1, 2), tasks, loss="mse", engine=Fused())
+    assert len(standin.launches) == 2
+    with host_copies() as copies:
+        meta_loss(network, maml(0.1, 2), tasks, loss="mse", engine=Fused())
+    assert len(standin.launches) == 3
+    assert not copies.of  # nor is the device waited for ever after
+
+
+@pytest.mark.usefixtures("checked")
+def test_a_corrupted_kernel_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def corrupted(text: str) -> str:
+        assert "fma.rn.f32" in text or "sub.f32" in text
+        return re.sub(r"sub\.f32", "add.f32", text)
+
+    monkeypatch.setitem(standin.fault, "of PTX", corrupted)
+    network, tasks = problem(DEVICE, "mse")
+    expected = meta_loss(network, maml(0.1, 2), tasks, loss="mse", engine="batched")
+    with pytest.warns(UserWarning, match="Engine='batched' ran this call"):
+        found = meta_loss(network, maml(0.1, 2), tasks, loss="mse", engine=Fused())
+    assert torch.equal(found.task_losses, expected.task_losses)
+    with pytest.raises(KernelError, match=r"off engine='batched'.* Please report this line"):
+        meta_loss(network, maml(0.1, 2), tasks, loss="mse", engine=Fused())
+
+
+# What a launch must not be
+
+
+def test_a_tensor_of_the_host_in_a_launch_raises() -> None:
+    phi, rate = torch.randn(2, 5), torch.tensor(0.1)
+    for place in range(3):
+        arguments = [phi.to(DEVICE), phi.to(DEVICE), rate.to(DEVICE)]
+        arguments[place] = arguments[place].cpu()
+        with pytest.raises(RuntimeError, match="Expected all tensors"):
+            sgd_update(*arguments)
+
+
+def test_double_precision_is_refused() -> None:
+    network, tasks = problem(DEVICE, "mse")
+    with pytest.raises(NotImplementedError, match="on a GPU it computes in float32 alone"):
+        meta_loss(network.double(), maml(0.1, 2), tasks.to(torch.float64), loss="mse", engine=Fused(kernel="mlp_adapt"))
+    theta, x, y = (torch.zeros(shape, dtype=torch.float64, device=DEVICE) for shape in ((33,), (1, 2, 2), (1, 2, 3)))
+    with pytest.raises(ValueError, match="Expected float32 on a GPU but got torch.float64"):
+        mlp_adapt(theta[:9], theta.new_ones(1, 1), x, y, x, y, [2, 3])
+
+
+def test_a_launch_outside_of_the_guard_of_its_device_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    phi = torch.randn(2, 5).to(DEVICE)
+    with pytest.raises(RuntimeError, match=r"outside of `with torch.cuda.device"):
+        sgd_update(phi, phi, torch.tensor(0.1).to(DEVICE))
+
+
+def test_what_is_of_cuda_by_name_is_refused() -> None:
+    network, tasks = problem(DEVICE, "mse")
+    with pytest.raises(NotImplementedError, match="the device is standin, none of cuda"):
+        meta_loss(network, maml(0.1, 2), tasks, loss="mse", engine=Graphed())
+
+
+def test_auto_takes_no_operator_that_nobody_has_measured_there() -> None:
+    network, tasks = problem(DEVICE, "mse")
+    meta_loss(network, maml(0.1, 2), tasks, loss="mse")
+    assert not standin.launches
