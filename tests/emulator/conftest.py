@@ -8,8 +8,6 @@ import pytest
 
 from worker import Worker
 
-pytest.importorskip("triton", reason="needs Triton")
-
 
 @pytest.fixture(scope="session")
 def emulated() -> Iterator[Worker]:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("triton", reason="needs Triton")
+
 import known
 from worker import Worker
 

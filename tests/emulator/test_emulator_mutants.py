@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+pytest.importorskip("triton", reason="needs Triton")
+
 import emulated as e
 import mutants
 from worker import Worker

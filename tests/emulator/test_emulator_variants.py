@@ -6,6 +6,8 @@ from itertools import combinations, product
 
 import pytest
 
+pytest.importorskip("triton", reason="needs Triton")
+
 import emulated as e
 from lightning_maml.kernels.inspect import variants
 from lightning_maml.kernels.mlp_adapt import ACTIVATIONS, LOSSES, PRECISIONS
