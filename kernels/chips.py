@@ -1,4 +1,4 @@
-"""The chips that the kernels are compiled for: what a multiprocessor holds, and how fast the whole is on paper."""
+"""The chips that the kernels are compiled for: what a multiprocessor holds, and how many there are."""
 
 from __future__ import annotations
 
@@ -14,21 +14,16 @@ __all__ = ["CHIPS", "Amd", "Chip", "Nvidia"]
 
 @dataclass(frozen=True)
 class Chip:
-    """One chip of an architecture; speeds are its maker's peaks for the dense case."""
+    """One chip of an architecture."""
 
     name: str
     multiprocessors: int
     hertz: float
-    flops: dict[str, float]
-    """By precision, of the units that a product of that precision runs on; ``"tf32x3"`` takes three of tf32."""
-    bytes_per_second: float
+    precisions: tuple[str, ...]
+    """That it has products of."""
     shared: int
     """Bytes of shared memory that all programs resident on a multiprocessor divide."""
     shared_per_program: int
-
-    def precisions(self) -> tuple[str, ...]:
-        """Those that the chip has products of."""
-        return tuple(self.flops)
 
     def resident(self, registers: int, shared: int, warps: int) -> int:
         """How many programs of ``warps`` warps a multiprocessor holds at once."""
@@ -109,20 +104,10 @@ class Amd(Chip):
 
 
 KIB = 1024
+_PRECISIONS = ("tf32x3", "ieee", "tf32", "bf16")
 CHIPS: dict[str, Chip] = {
-    "sm_80": Nvidia(
-        "A100 SXM 80 GB", 108, 1.41e9, {"tf32x3": 156e12 / 3, "ieee": 19.5e12, "tf32": 156e12, "bf16": 312e12}, 2.04e12,
-        164 * KIB, 163 * KIB, capability=80,
-    ),
-    "sm_90": Nvidia(
-        "H100 SXM", 132, 1.98e9, {"tf32x3": 495e12 / 3, "ieee": 67e12, "tf32": 495e12, "bf16": 989e12}, 3.35e12,
-        228 * KIB, 227 * KIB, capability=90,
-    ),
-    "sm_100": Nvidia(
-        "B200", 148, 1.97e9, {"tf32x3": 1100e12 / 3, "ieee": 75e12, "tf32": 1100e12, "bf16": 2250e12}, 8e12,
-        228 * KIB, 227 * KIB, capability=100,
-    ),
-    "gfx942": Amd(
-        "MI300X", 304, 2.1e9, {"ieee": 163.4e12, "bf16": 1307e12}, 5.3e12, 64 * KIB, 64 * KIB, architecture="gfx942"
-    ),
-}  # fmt: skip
+    "sm_80": Nvidia("A100 SXM 80 GB", 108, 1.41e9, _PRECISIONS, 164 * KIB, 163 * KIB, capability=80),
+    "sm_90": Nvidia("H100 SXM", 132, 1.98e9, _PRECISIONS, 228 * KIB, 227 * KIB, capability=90),
+    "sm_100": Nvidia("B200", 148, 1.97e9, _PRECISIONS, 228 * KIB, 227 * KIB, capability=100),
+    "gfx942": Amd("MI300X", 304, 2.1e9, ("ieee", "bf16"), 64 * KIB, 64 * KIB, architecture="gfx942"),
+}

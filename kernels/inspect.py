@@ -103,7 +103,7 @@ def ships() -> list[tuple[Variant, str]]:
         (variant, architecture)
         for variant in variants()
         for architecture, chip in CHIPS.items()
-        if variant.constants.get("PRECISION", "ieee") in chip.precisions()
+        if variant.constants.get("PRECISION", "ieee") in chip.precisions
     ]
 
 
