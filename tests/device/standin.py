@@ -395,6 +395,8 @@ def _copy(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _to_host(func: Any, target: Any, source: StandIn, kwargs: dict[str, Any], later: bool) -> Tensor:
+    if target is not None and not is_pinned(target):
+        later = False  # what is not page-locked is waited for
     numbers = source.numbers.clone()
     out: Tensor = func(numbers, **tree_map(_plain, kwargs)) if target is None else target
     if target is None and out is numbers:
