@@ -578,6 +578,21 @@ def install() -> None:
     torch.__future__.set_swap_module_params_on_conversion(True)
 
 
+@contextmanager
+def as_a_gpu() -> Iterator[None]:
+    """The engine fused takes the device for a GPU, and its tensors for such as have nothing of their own."""
+    from lightning_maml.engine import coverage
+
+    devices: Any = coverage.SGD_UPDATE["device"]  # of all operators that run on CUDA
+    devices.add(NAME)
+    coverage.PLAIN.add(StandIn)
+    try:
+        yield
+    finally:
+        devices.remove(NAME)
+        coverage.PLAIN.remove(StandIn)
+
+
 # Lightning
 
 
