@@ -315,5 +315,5 @@ def _found(program: Program, item: Finding) -> Found:
     places = [program.instructions[pc] for pc in (item.pc, item.pc2) if pc >= 0]
     where = "  <->  ".join(f"PTX line {place.line} ({place.source}): {place.text}" for place in places)
     where += f"  [program {item.cta}, warps {item.warp} and {item.warp2}, lane {item.lane}, address {item.address:#x}]"
-    what, fault = list(KINDS.items())[item.kind]
+    what, fault = list(KINDS.values())[item.kind]
     return Found(program.name, what, fault, where, item.count)

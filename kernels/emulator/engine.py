@@ -16,22 +16,22 @@ __all__ = ["KINDS", "SHADOW", "Finding", "State", "engine"]
 SOURCE = Path(__file__).with_name("engine.c")
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fwrapv", "-shared", "-fPIC"]
 KINDS = {
-    "race: write after write": True,
-    "race: read after write": True,
-    "race: write after read": True,
-    "two warps write the same value": False,
-    "read of memory never written": True,
-    "outside of memory": True,
-    "misaligned": True,
-    "write to an input": True,
-    "not all lanes take part": True,
-    "warps at different barriers": True,
-    "lanes of a warp without bar.warp.sync": False,
-    "two programs meet in memory": True,
-    "lanes write different values to one place": False,
-    "endless": True,
+    "RACE_WW": ("race: write after write", True),
+    "RACE_RW": ("race: read after write", True),
+    "RACE_WR": ("race: write after read", True),
+    "SAME_WW": ("two warps write the same value", False),
+    "UNINIT": ("read of memory never written", True),
+    "OUTSIDE": ("outside of memory", True),
+    "MISALIGNED": ("misaligned", True),
+    "READONLY": ("write to an input", True),
+    "DIVERGED": ("not all lanes take part", True),
+    "MISMATCH": ("warps at different barriers", True),
+    "INTRA": ("lanes of a warp without bar.warp.sync", False),
+    "PROGRAMS": ("two programs meet in memory", True),
+    "CONFLICT": ("lanes write different values to one place", False),
+    "ENDLESS": ("endless", True),
 }
-"""What is found, in the order of its numbers in C, and whether it is a fault; what is not is a remark."""
+"""What is found, by its name in C: in words, and whether it is a fault; what is not is a remark."""
 SHADOW = np.dtype(
     [
         ("wepoch", "u4"), ("repoch", "u4"), ("wwarp", "u1"), ("rmask", "u1"), ("wlane", "u1"), ("init", "u1"),
@@ -78,10 +78,14 @@ def engine() -> C.CDLL:
     Raises:
         RuntimeError: there is no C compiler.
     """
-    text = SOURCE.read_text().replace("@DEFINES@", defines()).replace("@CASES@", cases())
+    numbers = "\n".join(f"#define {name} {number}" for number, name in enumerate(KINDS))
+    text = SOURCE.read_text().replace("/*@DEFINES@*/", f"{defines()}\n{numbers}").replace("/*@CASES@*/", cases())
     try:
         library = build("emulator", text, FLAGS)
     except (OSError, RuntimeError) as error:
         raise RuntimeError(f"Expected to compile the emulator but {error}") from None
+    library.size_of_state.restype = C.c_int64
+    if (size := library.size_of_state()) != C.sizeof(State):
+        raise RuntimeError(f"Expected the emulator's state to have {C.sizeof(State)} bytes but in C it has {size}.")
     library.run_program.argtypes = [C.POINTER(State), C.c_int, C.c_int, C.c_uint64]
     return library

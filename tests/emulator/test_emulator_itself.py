@@ -64,10 +64,10 @@ def test_without_a_compiler_it_says_so(tmp_path: Path, emulated: Worker):
     )
 
 
-def test_in_the_interpreter_it_says_so():
-    """In this very process, where kernels are defined for it."""
+def test_in_the_interpreter_it_says_so(monkeypatch: pytest.MonkeyPatch):
     from lightning_maml.kernels.emulator import Emulation
 
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(RuntimeError, match="Expected Triton to compile but TRITON_INTERPRET is set"), Emulation(90):
         pass
 
