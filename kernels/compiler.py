@@ -28,7 +28,13 @@ __all__ = ["Problem", "build", "failure", "load"]
 FLAGS = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
 FLAGS += ["-Werror=switch"]  # what Python has a name for and C no case
 # what not every compiler knows, the best first; without OpenMP all tasks run in one thread
-CHOICES = (["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"], ["-mcpu=native"], [])
+CHOICES: tuple[list[str], ...] = (
+    ["-march=native", "-fopenmp"],
+    ["-mcpu=native", "-fopenmp"],
+    ["-march=native"],
+    ["-mcpu=native"],
+    [],
+)
 PATIENCE = 120
 """Seconds that a call of the compiler may take: a large one takes ten."""
 RETURNS = ("done", "out_of_range", "no_memory", "unknown")

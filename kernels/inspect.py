@@ -7,7 +7,7 @@ Every variant is compiled for every architecture that has products of its precis
 multiply-adds and the bytes moved are of one program in the emulator: a model, not a measurement (``modelled.py``). Only
 NVIDIA's PTX is emulated.
 
-The exit code is 1 where a variant has more than 512 bytes of stack, exceeds the shared memory of a program, or takes
+The exit code is 1 where a variant has more than 272 bytes of stack, exceeds the shared memory of a program, or takes
 more than 60 s to compile. AMD's architecture is reported, and fails nothing.
 """
 
@@ -28,7 +28,7 @@ from lightning_maml.kernels.modelled import NOTHING, modelled
 
 __all__ = ["Report", "Variant", "inspect", "ships", "variants"]
 
-MOST_STACK = 512
+MOST_STACK = 272
 MOST_SECONDS = 60.0
 
 

@@ -161,31 +161,6 @@ def test_configurations_run(config, request):
     lightning_maml("fit", "--config", str(config), "--trainer.fast_dev_run=1", *few, *images)
 
 
-@pytest.mark.parametrize("config", sorted(CONFIGS.rglob("[!r]*.yaml")), ids=lambda path: path.stem)
-def test_configurations_say_the_papers_protocol(config):
-    content = yaml.safe_load(config.read_text())
-    algorithm, data = content["model"]["algorithm"]["init_args"], content["data"]["init_args"]
-    assert data["test_tasks"] == 600
-    expected = {
-        "sinusoid": (70_000, 25, 0.001, 1),  # the default of the paper's code
-        "sinusoid_meta_sgd": (70_000, 25, 0.01, 1),
-        "sinusoid_pretrained": (70_000, 25, 0.01, 10),
-        "sinusoid_reptile": (70_000, 25, 0.01, 10),
-        "omniglot_5w1s": (60_000, 32, 5 * 0.4, 1),
-        "omniglot_20w1s": (60_000, 16, 20 * 0.1, 5),
-        "sinusoid_original": (70_000, 25, 0.001, 1),
-        "omniglot_5w5s": (60_000, 32, 5 * 0.4, 1),
-        "omniglot_20w5s": (60_000, 16, 20 * 0.1, 5),
-        "omniglot_5w1s_fomaml": (60_000, 32, 5 * 0.4, 1),
-        "omniglot_20w1s_fomaml": (60_000, 16, 20 * 0.1, 5),
-        "omniglot_5w1s_reptile": (100_000, 5, 0.001, 5),
-        "omniglot_5w1s_imaml": (20_000, 32, 0.1, 16),
-        "omniglot_5w1s_meta_sgd": (60_000, 32, 0.4, 1),
-        "omniglot_5w1s_maml_pp": (50_000, 8, 0.1, 5),
-    }[config.stem]
-    assert (content["trainer"]["max_steps"], data["tasks_per_batch"], algorithm["lr"], algorithm["steps"]) == expected
-
-
 def test_print_config_can_be_run_again(capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["fit", *SMALL, "--model.algorithm.learn_lr=per_parameter", "--print_config"])

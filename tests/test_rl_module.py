@@ -216,9 +216,13 @@ class Infinite(Navigation2D):
         return place, seen, rewards * torch.inf, done
 
 
-def test_a_meta_gradient_that_is_not_finite_ends_training_with_its_cause(tmp_path: Path) -> None:
-    module = MetaRLModule(GaussianPolicy(2, 2, hidden=[5]), maml(0.1, 1), Infinite(horizon=3), trajectories=2)
-    with pytest.raises(ValueError, match="Expected a finite meta-gradient but it is nan in meta-iteration 1"):
+@pytest.mark.parametrize("outer, where", [(PPO(), " in meta-iteration 1: use"), (TRPO(), ": use")])
+def test_a_meta_gradient_that_is_not_finite_ends_training_with_its_cause(
+    tmp_path: Path, outer: Any, where: str
+) -> None:
+    policy = GaussianPolicy(2, 2, hidden=[5])
+    module = MetaRLModule(policy, maml(0.1, 1), Infinite(horizon=3), outer=outer, trajectories=2)
+    with pytest.raises(ValueError, match=f"Expected a finite meta-gradient but it is nan{where}"):
         _trainer(tmp_path, logger=False, num_sanity_val_steps=0).fit(module, _tasks())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import count
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ def conv_adapt(
     order: int,
 ) -> Adaptation:
     """As the operator (``op.py``), and the parameters on the way."""
-    function = {"mse": F.mse_loss, "cross_entropy": F.cross_entropy}[loss]
+    function: Any = {"mse": F.mse_loss, "cross_entropy": F.cross_entropy}[loss]
     theta, rates = theta.detach().requires_grad_(), rates.detach().requires_grad_()
     task_losses, predictions, support_losses, paths = [], [], [], []
     for task in range(len(support_inputs)):

@@ -55,10 +55,12 @@ def adapt(
         targets = [None if labels is None else F.one_hot(labels, widths[-1]).to(theta.dtype) for labels in targets]
     batch = [support_inputs, targets[0], query_inputs, targets[1]]
     parts = []
-    for chunk in zip(*([None] * count if part is None else part.tensor_split(count) for part in batch), strict=True):
-        key = (len(chunk[0]), rows, queries, tuple(widths), steps, activation, loss, theta.dtype)
+    chunks: Any = ([None] * count if part is None else part.tensor_split(count) for part in batch)
+    for inputs, labels, asked, answers in zip(*chunks, strict=True):
+        key = (len(inputs), rows, queries, tuple(widths), steps, activation, loss, theta.dtype)
         # the plan's buffers are one thread's own
-        parts.append(_plan(threading.get_ident(), *key).run(theta, rates, *chunk, order, rates_grad, tasks))
+        plan = _plan(threading.get_ident(), *key)
+        parts.append(plan.run(theta, rates, inputs, labels, asked, answers, order, rates_grad, tasks))
     if count == 1:
         return in_torchs_order(parts[0], widths)
     cat = [torch.cat([result[i] for result in parts]) for i in (0, 1, 2, 5)]

@@ -87,4 +87,4 @@ def unavailable(dtype: torch.dtype = torch.float32) -> str | None:
 
 def lanes(dtype: torch.dtype = torch.float32) -> int:
     """How many tasks run at once, where the operator is available: fewer take as long."""
-    return int(load(SOURCE, dtype, _Problem).lanes())  # type: ignore[union-attr]
+    return int(load(SOURCE, dtype, _Problem).lanes())

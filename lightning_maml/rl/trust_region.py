@@ -1,5 +1,6 @@
 """TRPO's step: the natural gradient of the return after adaptation, as long as a trust region allows."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -27,7 +28,7 @@ def trust_region_step(
         mean: of a tensor over all processes.
 
     Raises:
-        ValueError: the objective has something else outside.
+        ValueError: the objective has something else outside, or its gradient is not finite.
     """
     outer = objective.outer
     if not isinstance(outer, TRPO):
@@ -44,9 +45,15 @@ def trust_region_step(
     b = -mean(_flatten_dense_tensors(gradient)).unsqueeze(0)
     x, *_ = conjugate_gradients(fisher, b, outer.cg_steps, torch.zeros_like(b))
     curvature = x[0] @ fisher(x)[0]
+    steepness, length = torch.stack([curvature, b.norm()]).tolist()  # what a device is waited for, once
+    if not math.isfinite(length):
+        raise ValueError(
+            f"Expected a finite meta-gradient but it is {length}: use a smaller inner rate, and look at the "
+            "environment's rewards."
+        )
     before = mean(loss.detach())
     zeros = [torch.zeros_like(leaf) for leaf in leaves]
-    if not curvature > 0:
+    if not steepness > 0:
         return zeros, before, mean(kl.detach())
     full = _unflatten_dense_tensors(x[0] * (2 * outer.max_kl / curvature).sqrt(), leaves)
     origin = [leaf.detach().clone() for leaf in leaves]

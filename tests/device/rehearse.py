@@ -18,13 +18,11 @@ def main() -> None:
     os.environ.pop("TRITON_INTERPRET", None)  # the emulator runs what Triton compiles
 
     import standin
-    from lightning_maml.engine import coverage
 
     standin.install()
-    coverage.SGD_UPDATE["device"].add(standin.NAME)  # type: ignore[attr-defined]  # and so for `mlp_adapt`
-    coverage.PLAIN.add(standin.StandIn)
     sys.argv = sys.argv[1:]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    with standin.as_a_gpu():
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -395,6 +395,8 @@ def _copy(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _to_host(func: Any, target: Any, source: StandIn, kwargs: dict[str, Any], later: bool) -> Tensor:
+    if target is not None and not is_pinned(target):
+        later = False  # what is not page-locked is waited for
     numbers = source.numbers.clone()
     out: Tensor = func(numbers, **tree_map(_plain, kwargs)) if target is None else target
     if target is None and out is numbers:
@@ -574,6 +576,21 @@ def install() -> None:
     _AcceleratorConnector._choose_strategy = _choose_strategy  # type: ignore[method-assign]
     # so that `Module.to` leaves each parameter the object that it is, as between a CPU and a GPU
     torch.__future__.set_swap_module_params_on_conversion(True)
+
+
+@contextmanager
+def as_a_gpu() -> Iterator[None]:
+    """The engine fused takes the device for a GPU, and its tensors for such as have nothing of their own."""
+    from lightning_maml.engine import coverage
+
+    devices: Any = coverage.SGD_UPDATE["device"]  # of all operators that run on CUDA
+    devices.add(NAME)
+    coverage.PLAIN.add(StandIn)
+    try:
+        yield
+    finally:
+        devices.remove(NAME)
+        coverage.PLAIN.remove(StandIn)
 
 
 # Lightning

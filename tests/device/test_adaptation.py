@@ -38,6 +38,7 @@ ENGINES = {
     "batched": "batched",
     "chunks": Batched(chunk_size=2),
     "checkpoint": Batched(checkpoint="step"),
+    "chunks and checkpoint": Batched(chunk_size=2, checkpoint="step"),
 }
 LOOPS = {
     "momentum": lightning_maml.SGD(0.1, 2, momentum=0.9),

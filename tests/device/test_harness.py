@@ -170,6 +170,13 @@ def test_a_copy_to_the_host_that_does_not_block_has_not_arrived() -> None:
         assert not copies.of
     torch.accelerator.synchronize()
     assert torch.equal(here, torch.ones(3))
+    with host_copies() as copies:
+        assert torch.equal(torch.zeros(3).copy_(there, non_blocking=True), torch.ones(3))  # nor is that memory pinned
+    assert len(copies) == 1
+    with host_copies() as copies:
+        assert torch.zeros(3).pin_memory().copy_(there, non_blocking=True).isnan().all()
+    assert not copies.of
+    torch.accelerator.synchronize()
 
 
 def test_pinned_memory_is_not_to_be_written_to_while_it_is_copied() -> None:

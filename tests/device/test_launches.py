@@ -27,14 +27,13 @@ from lightning_maml import (
     meta_sgd,
     pretrained,
 )
-from lightning_maml.engine import coverage
 from lightning_maml.engine.fused import KernelError, first_call
 from lightning_maml.kernels.mlp_adapt import mlp_adapt
 from lightning_maml.kernels.sgd_update import sgd_update
 from lightning_maml.networks import MLP
 from lightning_maml.training.meta_update import meta_update
 from same import assert_same
-from standin import DEVICE, NAME, StandIn, host_copies
+from standin import DEVICE, NAME, host_copies
 from test_training import module, sinusoids, trainer
 
 pytest.importorskip("triton", reason="needs Triton")
@@ -42,15 +41,11 @@ pytest.importorskip("triton", reason="needs Triton")
 
 @pytest.fixture(autouse=True)
 def _as_a_gpu() -> Iterator[None]:
-    """The engine runs on the CPU and on CUDA, of tensors without a class of their own: and here, in float32."""
+    """In float32, as kernels compute."""
     torch.set_default_dtype(torch.float32)
-    devices: Any = coverage.SGD_UPDATE["device"]
-    devices.add(NAME)
-    coverage.PLAIN.add(StandIn)
     standin.launches.clear()
-    yield
-    devices.remove(NAME)
-    coverage.PLAIN.remove(StandIn)
+    with standin.as_a_gpu():
+        yield
 
 
 def problem(device: torch.device, loss: str, network: Any = None) -> tuple[nn.Module, TaskBatch]:

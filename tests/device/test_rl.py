@@ -16,8 +16,10 @@ from lightning_maml.rl import (
     PPO,
     TRPO,
     CategoricalPolicy,
+    Collector,
     EnvironmentTasks,
     GaussianPolicy,
+    GymnasiumTasks,
     MetaRLModule,
     Navigation2D,
 )
@@ -165,3 +167,17 @@ def test_an_environment_that_waits_is_noticed(tmp_path: Path) -> None:
     with host_copies() as copies:
         runs.fit(one, data())
     assert len([each for each in copies.of if "test_rl.py" in each or "environments.py" in each]) == 2 * 3 * 6
+
+
+def test_simulators_on_the_host_get_their_actions_in_one_copy_a_step() -> None:
+    pytest.importorskip("gymnasium", reason="needs gymnasium")
+    import test_rl_gymnasium  # noqa: F401  # registers a point on a line
+
+    environment = GymnasiumTasks("tests/Line-v0", horizon=4)
+    collect = Collector(environment, GaussianPolicy(1, 1, hidden=[4]).to(DEVICE), torch.zeros(2, 1, device=DEVICE), 3)
+    with host_copies() as copies:
+        rollouts = collect(
+            {name: value.expand(2, *value.shape) for name, value in collect.policy.named_parameters()}, 0
+        )
+    assert rollouts.rewards.device == rollouts.observations.device == DEVICE
+    assert len(copies) == 1 + 4, copies.of  # the goals, and the actions of each step
