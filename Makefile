@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 # Errors are printed, progress and warnings are not.
@@ -20,8 +21,8 @@ help: ## what there is
 demo: $(VENV)/.ready ## meta-train the sinusoid for about a minute, then test on held-out tasks
 	@$(BIN)/lightning-maml demo $(ARGS)
 
-test: $(VENV)/.ready ## run the tests and the docstrings' examples, without those marked slow (ARGS="-m slow" for these)
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.ready ## run the tests and the docstrings' examples, in two processes (WORKERS=8), without those marked slow (ARGS="-m slow" for these)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 coverage: $(VENV)/.ready ## the same, and which lines they run
 	@$(BIN)/python -m pytest --cov=lightning_maml --cov=kernels --cov-report=term $(ARGS)

@@ -16,9 +16,13 @@ if not torch.cuda.is_available():
 REPOSITORY = Path(__file__).parents[1]
 OMNIGLOT = REPOSITORY / "../shared/data/omniglot"
 
-# The tensors of the tests are small: threads beyond two cost more than they bring. OMP_NUM_THREADS wins.
+# The tensors of the tests are small: threads beyond two cost more than they bring, and beyond one where tests run in
+# several processes, whose children have one, too. OMP_NUM_THREADS wins.
 if "OMP_NUM_THREADS" not in os.environ:
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    torch.set_num_threads(min(2, os.cpu_count() or 1) if alone else 1)
+    if not alone:
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)
