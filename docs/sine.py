@@ -10,7 +10,8 @@ import argparse
 from pathlib import Path
 
 import torch
-from matplotlib import pyplot, rcParams
+from matplotlib import pyplot as plt
+from matplotlib import rcParams
 from torch import Tensor
 
 from lightning_maml import adapt
@@ -57,7 +58,7 @@ def draw(updates: int, to: Path) -> None:
     )
     grid = torch.linspace(-5, 5, 101)[:, None]
     support = torch.tensor(SUPPORT)
-    figure, axes = pyplot.subplots(1, len(ALGORITHMS), figsize=(9, 3.6), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(ALGORITHMS), figsize=(9, 3.6), sharey=True, layout="constrained")
     for axis, name in zip(axes, ALGORITHMS, strict=True):
         axis.plot(grid, sine(grid), color=INK, linewidth=5, alpha=0.35, label="the new sine")
         for (steps, style), curve in zip(STEPS.items(), curves(name, updates, grid).values(), strict=True):

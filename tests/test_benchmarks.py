@@ -112,6 +112,21 @@ def test_the_page_of_results_shows_the_table_that_was_measured(repository):
     assert markdown(results) in (repository / "docs/results.md").read_text()
 
 
+def test_the_page_of_results_shows_the_speeds_that_were_measured(repository):
+    text = (repository / "docs/results.md").read_text()
+    for file, name, tasks in (
+        ("sinusoid", "sinusoid", 25),
+        ("sinusoid", "sinusoid", 256),
+        ("omniglot_5w1s", "Conv4", 8),
+    ):
+        rows = json.loads((repository / f"benchmarks/results/{file}.json").read_text())
+        taken = {row["contender"]: row["median_ms"] for row in rows if row["tasks"] == tasks}
+        contenders = ("batched", "fused", "batched_compile", "fused_compile", "jax")
+        ratios = [taken["learn2learn"] / taken[which] if which in taken else None for which in contenders]
+        cells = ["-" if ratio is None else f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}" for ratio in ratios]
+        assert f"| {name}, {tasks} tasks | {' | '.join(cells)} |\n" in text
+
+
 def test_a_gate_knows_a_meta_gradient_that_jumps():
     network = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.ReLU(), torch.nn.Linear(1, 1))
     x = torch.ones(1, 1, 1)

@@ -119,7 +119,7 @@ def test_the_version_is_that_of_pyproject(wheel: Path, repository: Path, tmp_pat
     )
     assert (done.stdout.strip(), done.returncode) == (project["version"], 0), done.stderr
     with pytest.raises(AttributeError, match="no attribute 'version_of_another'"):
-        lightning_maml.version_of_another
+        _ = lightning_maml.version_of_another
 
 
 def test_make_installs_the_learn2learn_of_pyproject(repository: Path) -> None:
