@@ -20,7 +20,7 @@ from lightning_maml.cli.demo import ALGORITHMS, train
 SEED = 0
 UPDATES = 10_000
 AMPLITUDE, PHASE = 3.5, 1.0
-SUPPORT = [[-3.6], [-2.1], [-0.4], [0.9], [2.2]]  # on the left half alone: the right is for what training has taught
+SUPPORT = [[-3.6], [-2.1], [-0.4], [0.9], [2.2]]  # none to the right of 2.2: how the sine goes on there, training has taught
 STEPS = {0: ":", 1: "--", 10: "-"}
 INK = "#808890"  # is read on white and on black
 COLOURS = {"MAML": "#2f81f7", "pretrained": "#d9622b"}
@@ -58,16 +58,16 @@ def draw(updates: int, to: Path) -> None:
     )
     grid = torch.linspace(-5, 5, 101)[:, None]
     support = torch.tensor(SUPPORT)
-    figure, axes = plt.subplots(1, len(ALGORITHMS), figsize=(9, 3.6), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(ALGORITHMS), figsize=(9, 3.9), sharey=True, layout="constrained")
     for axis, name in zip(axes, ALGORITHMS, strict=True):
         axis.plot(grid, sine(grid), color=INK, linewidth=5, alpha=0.35, label="the new sine")
         for (steps, style), curve in zip(STEPS.items(), curves(name, updates, grid).values(), strict=True):
             label = {0: "before", 1: "after 1 step"}.get(steps, f"after {steps} steps")
             axis.plot(grid, curve, style, color=COLOURS[name], linewidth=1.8, label=label)
         axis.plot(support, sine(support), "o", color=INK, markersize=7, label="its 5 examples")
-        axis.set(title=name, xlim=(-5, 5), ylim=(-1.9 * AMPLITUDE, 1.3 * AMPLITUDE), xticks=range(-4, 5, 2))
+        axis.set(title=name, xlim=(-5, 5), ylim=(-1.2 * AMPLITUDE, 1.2 * AMPLITUDE), xticks=range(-4, 5, 2))
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(loc="lower center", ncols=3, frameon=False, fontsize=9)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False, fontsize=9)
     figure.savefig(to, transparent=True, metadata={"Date": None})
 
 

@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[1]
 EAGER: Runs = dict.fromkeys(coverage.BATCHED, coverage.ANYTHING)
 ENGINES: dict[str, Runs] = {
     "`eager`": EAGER,
-    "`batched`, `checkpoint`": coverage.BATCHED,
-    "`Batched(compile=True)`": coverage.COMPILED,
+    "`batched`": coverage.BATCHED,
+    "compiled": coverage.COMPILED,
     "`sgd_update`": coverage.SGD_UPDATE,
     "`mlp_adapt`": coverage.ADAPTATION,
     "`conv_adapt`": coverage.CONV_ADAPT,

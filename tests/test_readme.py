@@ -140,9 +140,9 @@ def test_the_picture_is_small_and_names_what_it_shows(repository: Path) -> None:
 
 def test_make_help_lists_every_target(repository: Path) -> None:
     makefile = (repository / "Makefile").read_text()
-    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE)
+    targets = re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE)
     printed = subprocess.run(["make", "help"], cwd=repository, capture_output=True, text=True, check=True).stdout
-    assert re.findall(r"^  make (\w+)", printed, flags=re.MULTILINE) == phony.split()
+    assert re.findall(r"^  make (\w+)", printed, flags=re.MULTILINE) == targets
 
 
 def test_configs_and_commands_named_in_the_readme_exist(repository: Path) -> None:
