@@ -20,7 +20,13 @@ from lightning_maml.cli.demo import ALGORITHMS, train
 SEED = 0
 UPDATES = 10_000
 AMPLITUDE, PHASE = 3.5, 1.0
-SUPPORT = [[-3.6], [-2.1], [-0.4], [0.9], [2.2]]  # none to the right of 2.2: how the sine goes on there, training has taught
+SUPPORT = [
+    [-3.6],
+    [-2.1],
+    [-0.4],
+    [0.9],
+    [2.2],
+]  # none to the right of 2.2: how the sine goes on there, training has taught
 STEPS = {0: ":", 1: "--", 10: "-"}
 INK = "#808890"  # is read on white and on black
 COLOURS = {"MAML": "#2f81f7", "pretrained": "#d9622b"}
