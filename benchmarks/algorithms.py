@@ -186,7 +186,7 @@ def run(problem: Problem, contender: Contender, updates: int, seed: int, **data:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The table of a file of results, for the README."""
+    """The table of a file of results, for docs/results.md."""
     lines = ["| | inner steps in training | after 1 | after 5 | after 10 |", "|---|--:|--:|--:|--:|"]
     for name, row in results["rows"].items():
         (metric,) = set(row) & {"loss", "accuracy"}

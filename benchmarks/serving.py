@@ -2,10 +2,10 @@
 
     python -m benchmarks.serving --root data/omniglot [--updates 3000] [--only NAME ...] [--json FILE]
 
-Omniglot 5-way 1-shot: README's short run (16 tasks an update, 1 query a class), once for each way to normalise. Each is
-tested on 600 tasks of unseen characters, after 3 inner steps, and each row of it in three ways: all 5 query rows of a
-task at once, one row at a time, and one row at a time by ``adapted.network(t)``, in evaluation and in training mode,
-which have to agree. Rows in the file are added to, not replaced, where ``--only`` names some.
+Omniglot 5-way 1-shot: the short run of docs/results.md (16 tasks an update, 1 query a class), once for each way to
+normalise. Each is tested on 600 tasks of unseen characters, after 3 inner steps, and each row of it in three ways: all
+5 query rows of a task at once, one row at a time, and one row at a time by ``adapted.network(t)``, in evaluation and
+in training mode, which have to agree. Rows in the file are added to, not replaced, where ``--only`` names some.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Prints the tables of who runs what in README.md and docs/engines.md, from lightning_maml/engine/coverage.py.
+"""Prints the tables of who runs what in docs/engines.md, from lightning_maml/engine/coverage.py.
 
-``python docs/who_runs_what.py`` prints them; ``--write`` puts them between their marks in both files.
+``python docs/who_runs_what.py`` prints them; ``--write`` puts them between their marks.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[1]
 EAGER: Runs = dict.fromkeys(coverage.BATCHED, coverage.ANYTHING)
 ENGINES: dict[str, Runs] = {
     "`eager`": EAGER,
-    "`batched`, `checkpoint`": coverage.BATCHED,
-    "`Batched(compile=True)`": coverage.COMPILED,
+    "`batched`": coverage.BATCHED,
+    "compiled": coverage.COMPILED,
     "`sgd_update`": coverage.SGD_UPDATE,
     "`mlp_adapt`": coverage.ADAPTATION,
     "`conv_adapt`": coverage.CONV_ADAPT,
@@ -84,21 +84,27 @@ def of_parts() -> str:
     return table("needs", loops | parts | rates | rules | losses | norms | own)
 
 
-TABLES = {"README.md": of_presets, "docs/engines.md": of_parts}
-MARKS = "<!-- who runs what: docs/who_runs_what.py --write -->\n", "\n<!-- end -->"
+FILE = ROOT / "docs" / "engines.md"
+TABLES = {"presets": of_presets, "parts": of_parts}
 
 
-def written(file: str) -> str:
-    """The text of a file with its table as it is now."""
-    text, (begin, end) = (ROOT / file).read_text(), MARKS
-    return re.sub(
-        f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: begin + TABLES[file]() + end, text, flags=re.DOTALL
-    )
+def written() -> str:
+    """The text of docs/engines.md with its tables as they are now."""
+    text = FILE.read_text()
+    for name, made in TABLES.items():
+        begin, end = f"<!-- {name}: docs/who_runs_what.py --write -->\n", "\n<!-- end -->"
+        text, found = re.subn(
+            f"({re.escape(begin)}).*?({re.escape(end)})", rf"\g<1>{made()}\g<2>", text, flags=re.DOTALL
+        )
+        if found != 1:
+            raise ValueError(
+                f"Expected {FILE.name} to have one table between {begin.strip()!r} and an end, but got {found}."
+            )
+    return text
 
 
 if __name__ == "__main__":
-    for file in TABLES:
-        if "--write" in sys.argv:
-            (ROOT / file).write_text(written(file))
-        else:
-            print(f"{file}\n\n{TABLES[file]()}\n")
+    if "--write" in sys.argv:
+        FILE.write_text(written())
+    else:
+        print(*(made() for made in TABLES.values()), sep="\n\n")

@@ -1,5 +1,7 @@
 """MAML and its family for PyTorch Lightning: a batch of tasks in, adapted networks and one meta-gradient out."""
 
+from importlib.metadata import version
+
 from lightning_maml import presets
 from lightning_maml.adaptation import Adapted, Evaluation, adapt, evaluate, meta_loss
 from lightning_maml.data import Learn2LearnTasks, OmniglotTasks, SinusoidTasks
@@ -52,3 +54,10 @@ __all__ = [
     "save_adapted",
 ]
 __all__ += presets.__all__
+
+
+def __getattr__(name: str) -> str:
+    # asked of the metadata only when it is wanted: a copy of the sources that was never installed imports, too
+    if name == "__version__":
+        return version("lightning-maml")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

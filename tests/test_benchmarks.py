@@ -100,16 +100,31 @@ def test_compare_refuses_what_is_no_measurement(monkeypatch, tmp_path, capsys):
         assert reason in capsys.readouterr().err
 
 
-def test_the_readme_shows_the_table_that_was_measured(repository):
+def test_the_page_of_results_shows_the_table_that_was_measured(repository):
     results = json.loads((repository / "benchmarks/results/algorithms_sinusoid.json").read_text())
     assert list(results["rows"]) == list(SINUSOID)
-    assert markdown(results) in (repository / "README.md").read_text()
+    assert markdown(results) in (repository / "docs/results.md").read_text()
     # what the issue of meta-learning is about: far below the baseline, and learned rates below a fixed one
     after_one = {name: row["loss"]["1"][0] for name, row in results["rows"].items()}
     assert after_one["meta_sgd"] < after_one["maml"] < after_one["pretrained"] / 2
     results = json.loads((repository / "benchmarks/results/algorithms_omniglot.json").read_text())
     assert set(results["rows"]) == set(OMNIGLOT)
-    assert markdown(results) in (repository / "README.md").read_text()
+    assert markdown(results) in (repository / "docs/results.md").read_text()
+
+
+def test_the_page_of_results_shows_the_speeds_that_were_measured(repository):
+    text = (repository / "docs/results.md").read_text()
+    for file, name, tasks in (
+        ("sinusoid", "sinusoid", 25),
+        ("sinusoid", "sinusoid", 256),
+        ("omniglot_5w1s", "Conv4", 8),
+    ):
+        rows = json.loads((repository / f"benchmarks/results/{file}.json").read_text())
+        taken = {row["contender"]: row["median_ms"] for row in rows if row["tasks"] == tasks}
+        contenders = ("batched", "fused", "batched_compile", "fused_compile", "jax")
+        ratios = [taken["learn2learn"] / taken[which] if which in taken else None for which in contenders]
+        cells = ["-" if ratio is None else f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}" for ratio in ratios]
+        assert f"| {name}, {tasks} tasks | {' | '.join(cells)} |\n" in text
 
 
 def test_a_gate_knows_a_meta_gradient_that_jumps():

@@ -1,4 +1,4 @@
-"""The README's table of algorithms is complete, and its costs are those of the committed measurement."""
+"""The tables of algorithms are complete, and their costs are those of the committed measurement."""
 
 from __future__ import annotations
 
@@ -13,26 +13,31 @@ from benchmarks import family
 from lightning_maml import presets
 
 ROW = re.compile(r"^\| `(\w+)` *\|(.*)\|$", re.MULTILINE)
+# a page, the head of its table, and how many cells a row has beside the preset
+TABLES = {"README.md": ("| preset | paper ", 2), "docs/guide.md": ("| preset | what is particular ", 1)}
+COSTS = {"docs/results.md": ("| preset | MLP: time, memory ", 2)}
 
 
-def cells(repository: Path) -> dict[str, list[str]]:
+def cells(repository: Path, page: str, head: str) -> dict[str, list[str]]:
     """The cells of each preset's row."""
-    text = (repository / "README.md").read_text()
-    table = text[text.index("| preset ") :].split("\n\n")[0]
-    return {name: [cell.strip() for cell in rest.split(" | ")] for name, rest in ROW.findall(table)}
+    text = (repository / page).read_text()
+    table = text[text.index(head) :].split("\n\n")[0]
+    return {name: [cell.strip() for cell in re.split(r"(?<!\\)\|", rest)] for name, rest in ROW.findall(table)}
 
 
-def test_the_table_has_every_preset(repository):
-    rows = cells(repository)
+@pytest.mark.parametrize(("page", "head", "width"), [(page, *table) for page, table in (TABLES | COSTS).items()])
+def test_the_table_has_every_preset(repository, page, head, width):
+    rows = cells(repository, page, head)
     assert sorted(rows) == sorted(presets.__all__) == sorted(family.ALGORITHMS)
-    assert {len(row) for row in rows.values()} == {5}
+    assert {len(row) for row in rows.values()} == {width}
     assert all(all(row) for row in rows.values())
 
 
-def test_costs_in_the_readme_are_the_measured_ones(repository):
+def test_costs_on_the_page_of_results_are_the_measured_ones(repository):
     results = json.loads((repository / "benchmarks/results/family/costs.json").read_text())
     assert sorted(results["workloads"]) == sorted(family.TASKS)
-    for preset, (*_, mlp, conv4) in cells(repository).items():
+    ((page, (head, _)),) = COSTS.items()
+    for preset, (mlp, conv4) in cells(repository, page, head).items():
         for cell, workload in (mlp, "mlp"), (conv4, "conv4"):
             found = results["workloads"][workload]
             row = found["rows"].get(preset)

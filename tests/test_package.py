@@ -14,6 +14,8 @@ from zipfile import ZipFile
 
 import pytest
 
+import lightning_maml
+
 
 @pytest.fixture(scope="module")
 def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -102,6 +104,22 @@ def test_installed_wheel_imports(wheel: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     package = tmp_path / "lightning_maml"
     assert done.stdout.splitlines() == [str(package / "__init__.py"), str(package / "kernels" / "__init__.py")]
+
+
+def test_the_version_is_that_of_pyproject(wheel: Path, repository: Path, tmp_path: Path) -> None:
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    with ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", "import lightning_maml; print(lightning_maml.__version__)"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout.strip(), done.returncode) == (project["version"], 0), done.stderr
+    with pytest.raises(AttributeError, match="no attribute 'version_of_another'"):
+        _ = lightning_maml.version_of_another
 
 
 def test_make_installs_the_learn2learn_of_pyproject(repository: Path) -> None:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
-WITH_CODE = ("README.md", "docs/engines.md", "docs/serving.md")
+WITH_CODE = ("README.md", "docs/guide.md", "docs/engines.md", "docs/rl.md", "docs/serving.md")
+DOCUMENTS = (
+    *WITH_CODE,
+    "docs/results.md",
+    "docs/reliability.md",
+    "docs/distributed.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+)
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -52,22 +60,89 @@ def test_python_blocks_run(repository: Path, tmp_path: Path, document: str) -> N
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def _prose(path: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def _leads_somewhere(document: Path, link: str) -> bool:
+    """Whether a file is there, and in Markdown the heading after ``#``."""
+    name, _, heading = link.partition("#")
+    path = document.parent / name if name else document
+    if not path.exists() or not heading:
+        return path.exists()
+    return heading in {_anchor(found) for found in re.findall(r"^#+ (.*)$", _prose(path), flags=re.MULTILINE)}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(repository: Path, document: str) -> None:
-    text = (repository / document).read_text()
-    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
-    anchors = {_anchor(heading) for heading in re.findall(r"^#+ (.*)$", prose, flags=re.MULTILINE)}
-    links = [link for link in LINK.findall(prose) if "://" not in link]
-    broken = [link for link in links if link.startswith("#") and link[1:] not in anchors]
-    broken += [link for link in links if not link.startswith("#") and not (repository / link.split("#")[0]).exists()]
-    assert broken == []
+    path = repository / document
+    links = [link for link in LINK.findall(_prose(path)) if "://" not in link]
+    assert [link for link in links if not _leads_somewhere(path, link)] == []
 
 
 def test_the_tables_of_who_runs_what_are_printed_from_the_sets(repository: Path) -> None:
     script = runpy.run_path(str(repository / "docs" / "who_runs_what.py"))
-    for file in script["TABLES"]:
-        assert script["written"](file) == (repository / file).read_text(), "python docs/who_runs_what.py --write"
-        assert "| ● |" in script["written"](file)
+    text = (repository / "docs" / "engines.md").read_text()
+    assert script["written"]() == text, "python docs/who_runs_what.py --write"
+    assert text.count("<!-- end -->") == len(script["TABLES"]) == 2
+
+
+def test_the_readme_is_short(repository: Path) -> None:
+    lines = (repository / "README.md").read_text().splitlines()
+    assert len(lines) <= 150
+    assert max(map(len, lines)) <= 128
+    assert max(len(line) for line in lines if line.startswith("|")) <= 120  # tables, in a terminal
+
+
+# what makes a command of the README short; those of make are the tests themselves and the demo, see test_cli.py
+SHORTENED = {
+    "fit": ["--trainer.max_steps", "40", "--data.batches_per_epoch", "40"],
+    "test": [],
+    "reproduce": ["--max_updates", "40"],
+}
+
+
+def _commands(text: str) -> list[list[str]]:
+    """The words of each line of the ``bash`` blocks."""
+    blocks = re.findall(r"^```bash\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line]
+
+
+def test_bash_blocks_run(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(repository / "configs")
+    ran = set()
+    for program, *words in _commands((repository / "README.md").read_text()):
+        if program == "make":
+            continue
+        assert program == "lightning-maml"
+        command = [sys.executable, "-m", "lightning_maml.cli", *words, *SHORTENED[words[0]]]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        assert done.returncode == 0, (words, done.stderr[-3000:])
+        ran.add(words[0])
+    assert ran == {*SHORTENED}
+
+
+def test_every_block_is_run_by_a_test(repository: Path) -> None:
+    kinds = re.findall(r"^```(\S*)$", (repository / "README.md").read_text(), flags=re.MULTILINE)[::2]
+    assert set(kinds) == {"python", "bash"}
+
+
+def test_the_picture_is_small_and_names_what_it_shows(repository: Path) -> None:
+    path = repository / "docs" / "sine.svg"
+    text = path.read_text()
+    assert path.stat().st_size < 100_000
+    assert "<image" not in text
+    assert "<font" not in text
+    for words in ("MAML", "pretrained", "before", "after 1 step", "after 10 steps", "its 5 examples"):
+        assert words in text
+    assert "docs/sine.svg" in (repository / "README.md").read_text()
+
+
+def test_make_help_lists_every_target(repository: Path) -> None:
+    makefile = (repository / "Makefile").read_text()
+    targets = re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE)
+    printed = subprocess.run(["make", "help"], cwd=repository, capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"^  make (\w+)", printed, flags=re.MULTILINE) == targets
 
 
 def test_configs_and_commands_named_in_the_readme_exist(repository: Path) -> None:

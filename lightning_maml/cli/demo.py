@@ -94,6 +94,11 @@ def _compared(options: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 def run(name: str, updates: int, seed: int) -> dict[str, float]:
     """Trains one of :data:`ALGORITHMS` and tests it on 600 held-out tasks: what the test logs."""
+    return train(name, updates, seed)[1]
+
+
+def train(name: str, updates: int, seed: int) -> tuple[MetaModule, dict[str, float]]:
+    """Trains one of :data:`ALGORITHMS`: the module, and what its test on 600 held-out tasks logs."""
     seed_everything(seed, verbose=False)  # both start from the same weights
     module = _module(ALGORITHMS[name], updates)
     tasks = SinusoidTasks(shots=10, test_shots=SHOTS, batches_per_epoch=updates, val_tasks=0, seed=seed)
@@ -111,7 +116,7 @@ def run(name: str, updates: int, seed: int) -> dict[str, float]:
         )
         trainer.fit(module, tasks)
         (result,) = trainer.test(module, tasks, verbose=False)
-    return dict(result)
+    return module, dict(result)
 
 
 def _module(algorithm: Algorithm, updates: int = 1) -> MetaModule:
