@@ -105,6 +105,9 @@ for _f in ("", ".ftz"):
     _op(f"neg{_f}.f32", "rr", f"B(-{_a})", "fp")
     _op(f"max{_f}.f32", "rrr", f"{_out}(fmaxf({_a},{_b}))", "fp")
     _op(f"min{_f}.f32", "rrr", f"{_out}(fminf({_a},{_b}))", "fp")
+    # of three operands, as sm_100 has it
+    OPS[f"max{_f}.f32 of 3"] = "rrrr", f"{_out}(fmaxf(fmaxf({_a},{_b}),{_c}))", "fp"
+    OPS[f"min{_f}.f32 of 3"] = "rrrr", f"{_out}(fminf(fminf({_a},{_b}),{_c}))", "fp"
     _op(f"div.full{_f}.f32 div.rn{_f}.f32 div.approx{_f}.f32", "rrr", f"{_out}({_a}/{_b})", "fdiv")
     _op(f"rcp.approx{_f}.f32 rcp.rn{_f}.f32", "rr", f"{_out}(1.0f/{_a})", "mufu")
     _op(f"sqrt.approx{_f}.f32 sqrt.rn{_f}.f32", "rr", f"{_out}(sqrtf({_a}))", "mufu")

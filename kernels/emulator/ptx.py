@@ -204,10 +204,10 @@ class _Decoder:
         elif parts[0] in ("bra", "bar", "barrier", "ret", "exit", "membar", "fence"):
             name = self._control(instruction, parts, tokens)
         else:
-            signature, _, instruction.kind = OPS[opcode]
-            if len(tokens) != len(signature):
+            name = opcode if len(OPS[opcode][0]) == len(tokens) else f"{opcode} of {len(tokens) - 1}"
+            if name not in OPS:
                 raise UnsupportedError(f"{len(tokens)} operands of {opcode}")
-            name = opcode
+            signature, _, instruction.kind = OPS[name]
             registers = [(kind, self._operand(token, kind)) for kind, token in zip(signature, tokens, strict=True)]
             instruction.results, instruction.operands = registers[:1], registers[1:]
         instruction.numbers |= {"op": CODES[name], "cls": CLASSES.index(instruction.kind)}
