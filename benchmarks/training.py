@@ -31,6 +31,7 @@ from torch import nn
 
 from benchmarks.about import about
 from lightning_maml import Conv4, MetaModule, OmniglotTasks, evaluate, maml, meta_loss
+from lightning_maml.cli import demo
 from lightning_maml.data import import_learn2learn, load_omniglot
 
 WAYS, SHOTS, QUERIES = 5, 1, 1
@@ -125,17 +126,9 @@ Look = Callable[[nn.Module], bool]
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what Lightning says to every trainer."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "pytorch_lightning")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with demo.quiet("lightning.pytorch", "pytorch_lightning", level=logging.ERROR), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def fit(library: Any, logger: Any, module: Any, data: Any, setting: Setting, clock: Clock) -> Clock:

@@ -48,17 +48,17 @@ def main(args: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     check_seed(seed=options.seed)
     if options.steps is not None:
         check_whole(1, steps=options.steps)
-    with _quiet():
+    with quiet("lightning.pytorch", "lightning.fabric"):
         return _compared(options)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what Lightning says of each trainer."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+def quiet(*names: str, level: int = logging.WARNING) -> Iterator[None]:
+    """Without what Lightning's loggers say of each trainer, below ``level``."""
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.WARNING)
+        logger.setLevel(level)
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_maml.engine.base import Engine, Problem
 from lightning_maml.engine.fused import Fused
-from lightning_maml.engine.generators import restore_rng, rng_state
+from lightning_maml.engine.generators import way_back
 from lightning_maml.engine.loops.batched import Batched
 from lightning_maml.engine.loops.eager import Eager
 from lightning_maml.tasks import Set
@@ -71,7 +71,7 @@ def run_on(
                 return fused, run(fused)
     chosen = Batched() if asked is None else asked
     reason = chosen.unsupported(problem, *sets) if sets or asked is None else None
-    states: list[tuple[torch.device, torch.Tensor]] = []
+    back: Callable[[], None] | None = None
     if asked is None:
         known = _KNOWN.setdefault(problem.network, {})
         modes = tuple([module.training for module in problem.modules])
@@ -79,8 +79,7 @@ def run_on(
         key = algorithm.needs, algorithm.batch_norm, type(problem.loss), problem.loss.kind, modes, reason
         if isinstance(known.get(key), Eager):
             return known[key], run(known[key])
-        places = {torch.device("cpu"), next(iter(problem.names.values())).device}
-        states = [(place, rng_state(place)) for place in places]
+        back = way_back(next(iter(problem.names.values())).device)
     elif reason is not None:
         raise NotImplementedError(f"Engine {chosen.name!r} cannot run this: {reason}")
     failed: Exception | None = None
@@ -93,8 +92,8 @@ def run_on(
             failed = error
             reason = f"torch refuses to run all tasks in one call ({str(error).strip().splitlines()[0]})."
     if reason is not None:
-        for place, state in states:
-            restore_rng(place, state)
+        if back is not None:
+            back()
         result = run(Eager())  # what fails here, too, is no matter of engines
         if asked is not None:
             raise NotImplementedError(

@@ -1,5 +1,6 @@
 """The random numbers that a device draws: the state of its generator, and the way back to it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +27,17 @@ def restore_rng(device: torch.device, state: Tensor | None) -> None:
     if state is not None:
         module, which = _module(device)
         module.set_rng_state(state, *which)
+
+
+def way_back(device: torch.device) -> Callable[[], None]:
+    """What has the CPU and a device draw once more what they draw from here on."""
+    states = [(place, rng_state(place)) for place in {torch.device("cpu"), device}]
+
+    def back() -> None:
+        for place, state in states:
+            restore_rng(place, state)
+
+    return back
 
 
 def _module(device: torch.device) -> tuple[Any, tuple[torch.device, ...]]:

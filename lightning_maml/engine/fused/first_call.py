@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_maml.engine.base import Engine, Problem
-from lightning_maml.engine.generators import restore_rng, rng_state
+from lightning_maml.engine.generators import way_back
 from lightning_maml.engine.loops.batched import Batched
 from lightning_maml.tasks import Set, TaskBatch
 
@@ -83,16 +83,10 @@ def agrees(
         return True
     few = tuple((inputs[:TASKS], targets[:TASKS]) for inputs, targets in sets)
     nudged = tuple((_nudged(inputs), targets) for inputs, targets in few)
-    states = [(place, rng_state(place)) for place in {torch.device("cpu"), device}]
-
-    def restored() -> None:
-        for place, state in states:
-            restore_rng(place, state)
-
-    found = []
+    back, found = way_back(device), []
     for one, data in ((engine, few), (Batched(), few), (Batched(), nudged)):
         found.append(numbers(one, problem, *data))
-        restored()
+        back()
     ours, theirs, others = found
     if not all(bool(value.isfinite().all()) for kinds in (theirs, others) for kind in kinds for value in kind.values):
         return True
