@@ -30,7 +30,7 @@ if [[ $mode == rehearse ]]; then
   images=(--trainer.max_steps=2 --data.tasks_per_batch=2 --data.val_tasks=2 --data.test_tasks=2 --data.batches_per_epoch=2
     --model.network.init_args.hidden=4 --model.network.init_args.ways=2 --data.ways=2 "--data.split=[3,2,2]")
   omniglot=$scratch/omniglot  # a handful of drawings, in the layout of the real ones
-  PYTHONPATH=tests "$python" -c 'import pathlib, sys, test_data_omniglot; test_data_omniglot.write_npz(pathlib.Path(sys.argv[1]))' \
+  PYTHONPATH=tests "$python" -c 'import pathlib, sys, drawings; drawings.write_npz(pathlib.Path(sys.argv[1]))' \
     "$(mkdir -p "$omniglot" && echo "$omniglot")"
 fi
 
@@ -45,9 +45,10 @@ part() { # part SECONDS NAME COMMAND...
 tests() { # hypothesis is not there, and its tests stay at home
   case $mode in
     measure) part 150 tests "$python" -m pytest -q -p no:cacheprovider --junitxml="$out/tests.xml" --durations=5 \
-      tests/test_kernels_sgd_update.py tests/test_kernels_mlp_adapt.py tests/test_engine_fused.py tests/test_engine_graphed.py ;;
+      tests/kernels/test_kernels_{sgd_update,mlp_adapt}.py tests/engine/fused/test_engine_fused.py \
+      tests/engine/loops/test_engine_graphed.py ;;
     rehearse) part 150 tests "$python" -m pytest -q -p no:cacheprovider --junitxml="$out/tests.xml" \
-      tests/test_kernels_sgd_update.py -k second_order ;;
+      tests/kernels/test_kernels_sgd_update.py -k second_order ;;
   esac
 }
 

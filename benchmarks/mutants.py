@@ -26,7 +26,7 @@ from typing import Any
 
 from benchmarks.about import about
 
-FAMILY, MAML = "tests/test_family.py", "tests/test_meta_gradients.py"
+FAMILY, MAML = "tests/test_family.py", "tests/meta_gradient/test_meta_gradients.py"
 RULES = (
     "(implicit or damping or proximal or tolerance or conjugate or saddle or inner_loop_diverges or multi_step or "
     "annealing or reptile or rejects or chunks_add or tells_the_algorithm) "
@@ -54,12 +54,12 @@ TESTS: dict[str, list[str]] = {
         "(first_order and mlp and not learn2learn) or rule_rejects",
     ],
     "kernels/sgd_update/op.py": [
-        "tests/test_kernels_sgd_update.py",
+        "tests/kernels/test_kernels_sgd_update.py",
         "-k",
         "operator or second_order or what_does_not_fit",
     ],
     "kernels/mlp_adapt/op.py": [
-        "tests/test_kernels_mlp_adapt.py",
+        "tests/kernels/test_kernels_mlp_adapt.py",
         *("-k", OPERATOR),
     ],
 }

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_choice import Item, tasks_of
 from torch import Tensor, nn
 
 import lightning_maml
@@ -30,7 +31,6 @@ from lightning_maml.training.meta_update import meta_update
 from problems import make_problem
 from same import assert_same
 from standin import DEVICE, host_copies
-from test_choice import Item, tasks_of
 from test_family import PRESETS, small
 
 ENGINES = {

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from test_data_learn2learn import Listed
 from torch import Tensor, nn
 
+from drawings import small, write_npz
 from lightning_maml import Learn2LearnTasks, SinusoidTasks, TaskBatch
 from lightning_maml.data import EpisodeSampler, TaskStream
 from lightning_maml.metrics import TaskMean, accuracy, mse
 from lightning_maml.rl import EnvironmentTasks, Navigation2D
 from same import assert_same
 from standin import DEVICE, NAME, host_copies, numbers_of
-from test_data_learn2learn import Listed
-from test_data_omniglot import small, write_npz
 
 
 def omniglot(root: Path, rotations: Any) -> TaskStream:

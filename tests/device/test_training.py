@@ -15,13 +15,13 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from drawings import small, write_npz
 from lightning_maml import Algorithm, Conv4, MetaModule, OmniglotTasks, SinusoidTasks, TaskBatch, cli, maml, meta_sgd
 from lightning_maml.networks import MLP
 from lightning_maml.saving import BestCheckpoint, random_state, restore_random_state
 from lightning_maml.training.meter import Meter
 from same import assert_same
 from standin import DEVICE, NAME, StandIn, host_copies, is_pinned
-from test_data_omniglot import small, write_npz
 
 CPU = torch.device("cpu")
 

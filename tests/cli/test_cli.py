@@ -16,7 +16,7 @@ from lightning_maml import cli
 from lightning_maml.cli import demo
 from lightning_maml.training.module import MetaModule
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*could not find the monitored key")
 

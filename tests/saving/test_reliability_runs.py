@@ -234,7 +234,7 @@ def test_soak(tmp_path: Path) -> None:
     options = [
         "fit",
         "--config",
-        str(Path(__file__).parents[1] / "configs" / "sinusoid.yaml"),
+        str(Path(__file__).parents[2] / "configs" / "sinusoid.yaml"),
         "--trainer.max_steps=40000",
     ]
     options += ["--data.batches_per_epoch=2000", "--data.val_tasks=30", "--model.updates_per_step=10"]

@@ -1,7 +1,7 @@
 """Makes the data beside it, with the package that is imported: that of commit 3b76928, before the redesign.
 
-``PYTHONPATH=CHECKOUT:tests python tests/before/make.py`` makes everything that the configurations do not say, and
-``... make.py maml who_ran`` some of it: what is promised anew, and nothing else.
+``PYTHONPATH=CHECKOUT:tests:tests/saving python tests/saving/before/make.py`` makes everything that the configurations
+do not say, and ``... make.py maml who_ran`` some of it: what is promised anew, and nothing else.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import test_before as cases
 import torch
 
-import test_before as cases
 import who_ran
 
 WITHOUT_CHECKPOINT = ("algorithm_", "maml_", "navigation_", "reptile_")  # but maml_pp

@@ -18,7 +18,7 @@ from torch import nn
 from lightning_maml import cli
 from lightning_maml.cli.complaints import complaint
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 SHORT = [
     "--trainer.max_steps=2",

@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 import pytest
-import torch
-
 import test_kernels_conv_adapt as convolutional
 import test_kernels_mlp_adapt as perceptrons
 import test_kernels_policy_gradient as policies
+import torch
+
 from lightning_maml.kernels import compiler
 from lightning_maml.kernels.conv_adapt import native as conv_adapt
 from lightning_maml.kernels.mlp_adapt import naive as mlp_formula

@@ -23,7 +23,7 @@ from lightning_maml.rl import EnvironmentTasks, GaussianPolicy, MetaRLModule, Na
 from lightning_maml.saving import build, read_checkpoint
 from lightning_maml.saving.configuration import named_in, read_configuration
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 EVIL = """
 from pathlib import Path
 import torch

@@ -24,7 +24,7 @@ from lightning_maml.saving import BestCheckpoint, FolderInUseError, FolderLock, 
 from lightning_maml.saving.lock import Owner
 from processes import until
 
-SINUSOID = Path(__file__).parents[1] / "configs" / "sinusoid.yaml"
+SINUSOID = Path(__file__).parents[2] / "configs" / "sinusoid.yaml"
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory"),

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-CONFIGS = {path.stem: path for path in (Path(__file__).parents[1] / "configs").rglob("*.yaml")}
-RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
+CONFIGS = {path.stem: path for path in (Path(__file__).parents[2] / "configs").rglob("*.yaml")}
+RESULTS = Path(__file__).parents[2] / "docs" / "results.md"
 WITHOUT_CODE = {"sinusoid_meta_sgd", "omniglot_5w1s_meta_sgd", "sinusoid_reptile"}
 
 # What stands for a part that a configuration does not name; the advantages of MetaRLModule are made of their defaults.

@@ -9,10 +9,10 @@ pytest.importorskip("hypothesis", reason="needs hypothesis")
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_kernels_mlp_adapt import assert_equal, launch, operands
 
 from lightning_maml.kernels.mlp_adapt import ACTIVATIONS, LOSSES, mlp_adapt
 from lightning_maml.kernels.mlp_adapt.naive import mlp_adapt as naive
-from test_kernels_mlp_adapt import assert_equal, launch, operands
 
 
 @settings(max_examples=4, deadline=None, derandomize=True)
