@@ -107,7 +107,8 @@ class OmniglotTasks(TaskStream):
 
     def build(self, stage: Stage, drawn: tuple[Tensor, ...], device: torch.device) -> TaskBatch:
         """Inputs ``[T, N, 1, 28, 28]`` and labels ``[T, N]``."""
-        return self.samplers[stage].gather(*drawn, device)
+        rows, turns = drawn
+        return self.samplers[stage].gather(rows, turns, device)
 
 
 def load_omniglot(root: str | Path) -> Tensor:
