@@ -1,6 +1,6 @@
 """How a task adapts: an inner loop and the parts it is made of."""
 
-from lightning_maml.inner.adapts import Adapts, Everything, Matching, Part, Where, head_names
+from lightning_maml.inner.adapts import Adapts, Named, Part, head_names
 from lightning_maml.inner.base import (
     At,
     Holder,

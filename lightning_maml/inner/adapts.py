@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from lightning_maml.checks import check_one_of
 
@@ -31,39 +31,24 @@ def head_names(names: Iterable[str], head: str | None = None) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Everything:
-    """All of them."""
+class Named:
+    """Those whose names a regular expression finds something in, or a predicate is true of; None for all of them."""
 
-    def choose(self, names: list[str]) -> list[str]:
-        return names
-
-
-@dataclass(frozen=True)
-class Matching:
-    """Those whose names a regular expression finds something in."""
-
-    pattern: str
+    which: str | Callable[[str], bool] | None = None
 
     def __post_init__(self) -> None:
         try:
-            re.compile(self.pattern)
+            re.compile(self.which if isinstance(self.which, str) else "")
         except re.error as error:
             raise ValueError(
-                f"Expected `adapts` to be a regular expression but got {self.pattern!r}: {error}."
+                f"Expected `adapts` to be a regular expression but got {self.which!r}: {error}."
             ) from error
 
     def choose(self, names: list[str]) -> list[str]:
-        return [name for name in names if re.search(self.pattern, name)]
-
-
-@dataclass(frozen=True)
-class Where:
-    """Those whose names a predicate is true of."""
-
-    predicate: Callable[[str], bool]
-
-    def choose(self, names: list[str]) -> list[str]:
-        return [name for name in names if self.predicate(name)]
+        if self.which is None:
+            return names
+        chosen = re.compile(self.which).search if isinstance(self.which, str) else self.which
+        return [name for name in names if chosen(name)]
 
 
 @dataclass(frozen=True)
@@ -95,12 +80,3 @@ class Part:
 
 Adapts = str | Part | Callable[[str], bool] | None
 """Which parameters adapt: None for all, a regular expression or a predicate over their names, or :class:`Part`."""
-
-
-def choice(adapts: Any) -> Any:
-    """The part that an argument ``adapts`` stands for: an object with a method ``choose`` is one itself."""
-    if adapts is None:
-        return Everything()
-    if isinstance(adapts, str):
-        return Matching(adapts)
-    return adapts if hasattr(adapts, "choose") else Where(adapts)

@@ -9,14 +9,8 @@ from lightning_maml.checks import check_whole
 class Context(nn.Module):
     """A learned vector appended to every row, for the next layer: ``[N, features] -> [N, features + size]``.
 
-    Its parameter is named ``context``, and starts at zero. Zintgraf et al. (2019, https://arxiv.org/abs/1810.03642) put
-    it before the first layer in regression.
-
-    Args:
-        size: the number of context parameters.
-
-    Raises:
-        ValueError: ``size`` is not a positive integer.
+    Its parameter, ``context [size]``, starts at zero. Zintgraf et al. (2019, https://arxiv.org/abs/1810.03642) put it
+    before the first layer in regression.
 
     Example:
         >>> nn.Sequential(Context(4), nn.Linear(1 + 4, 1))(torch.zeros(10, 1)).shape

@@ -18,9 +18,6 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
     most below that divide them), ``"layer"`` by each row's own over all of it, ``"none"`` not at all. Of these only
     ``"batch"`` makes a prediction depend on the other rows of its task.
 
-    Raises:
-        ValueError: ``norm`` is unknown.
-
     Example:
         >>> make_norm("group", 12).num_groups
         6

@@ -18,12 +18,10 @@ class LowRank(nn.Module):
 
     Args:
         linear: the layer, kept as ``base``.
-        rank: of the adapter, r.
-        scale: s.
+        rank, scale: r and s of the adapter.
 
     Example:
-        >>> linear = nn.Linear(3, 2)
-        >>> x = torch.randn(5, 3)
+        >>> linear, x = nn.Linear(3, 2), torch.randn(5, 3)
         >>> torch.equal(LowRank(linear, rank=2)(x), linear(x))
         True
     """
@@ -57,8 +55,8 @@ def add_lora(
     """Puts an adapter beside the linear layers of ``network``, in place, and returns it.
 
     Args:
-        network: any module; exact ``nn.Linear`` layers are replaced by :class:`LowRank`. Those inside of
-            ``nn.MultiheadAttention`` are of another class and stay: it reads their weights past them.
+        network: any module; exact ``nn.Linear`` layers become :class:`LowRank`. Those of ``nn.MultiheadAttention``,
+            which reads their weights past them, are of another class and stay.
         rank, scale: of each adapter.
         layers: a regular expression for the names of the layers; None for all of them.
         freeze: whether everything but the adapters stops learning (``requires_grad=False``).
@@ -81,7 +79,7 @@ def add_lora(
     ]
     if not found:
         raise ValueError(
-            f"Expected linear layers to put adapters beside, inside of a module, but {layers!r} finds none."
+            f"Expected linear layers to put adapters beside, inside of a module, but got none: {layers!r}."
         )
     if freeze:
         network.requires_grad_(False)

@@ -15,10 +15,6 @@ class StepBatchNorm2d(nn.BatchNorm2d):
     it sees, which are the step's own, and keeps no running statistics. A step beyond the last row uses the last, and
     a forward pass outside of any inner loop the first.
 
-    Args:
-        channels: of the images.
-        steps: the number of inner steps.
-
     Example:
         >>> layer = StepBatchNorm2d(8, steps=5)
         >>> layer.weight.shape, layer(torch.randn(2, 8, 4, 4)).shape
@@ -42,11 +38,7 @@ class StepBatchNorm2d(nn.BatchNorm2d):
 def step_batch_norm(network: nn.Module, steps: int) -> nn.Module:
     """Replaces every ``nn.BatchNorm2d`` of ``network`` by a :class:`StepBatchNorm2d`, in place, and returns it.
 
-    Scales and biases start at the layer's own, for every step.
-
-    Args:
-        network: any module with such layers inside.
-        steps: the number of inner steps.
+    Scales and biases start at the layer's own, for every one of the inner ``steps``.
 
     Raises:
         ValueError: there are no such layers with a scale and a bias, or ``steps`` is not a positive integer.
