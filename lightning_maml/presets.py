@@ -23,6 +23,7 @@ def maml(
     lr: Rate = 0.01, steps: int = 5, learn_lr: Learned = None, adapts: Adapts = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
     r"""Model-agnostic meta-learning, with the exact, second-order meta-gradient.
+    Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", ICML 2017.
 
     .. math:: \phi_{k+1} = \phi_k - \alpha \nabla L_{support}(\phi_k), \quad
               \nabla_\theta \tfrac1T \sum_t L_{query}(\phi_m(\theta)), \quad \phi_0 = \theta
@@ -36,8 +37,6 @@ def maml(
         learn_lr: what has a learned rate of its own, see :data:`LearnedRate`; None for a fixed rate.
         adapts: which parameters adapt: None for all, a regular expression or a predicate for names, or :class:`Part`.
         batch_norm: ``"batch"``, ``"running"`` or ``"support"``, see :data:`BatchNorm`.
-
-    Reference: Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", ICML 2017.
 
     Example:
         >>> maml(lr=0.1, steps=3).with_steps(10).inner.steps
@@ -62,13 +61,12 @@ def anil(
     lr: Rate = 0.01, steps: int = 5, head: str | None = None, learn_lr: Learned = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
     r"""Almost no inner loop: :func:`maml` in which only the head adapts; the body is meta-learned and shared.
+    Raghu, Raghu, Bengio, Vinyals, "Rapid Learning or Feature Reuse?", ICLR 2020.
 
     .. math:: \phi_{k+1} = (\theta_{body}, \; \phi_k^{head} - \alpha \nabla_{head} L_{support}(\phi_k))
 
     Args:
         head: a regular expression for the head's parameters; None for the last module that has any, as registered.
-
-    Reference: Raghu, Raghu, Bengio, Vinyals, "Rapid Learning or Feature Reuse?", ICLR 2020.
 
     Example:
         >>> from lightning_maml import MLP
@@ -82,13 +80,12 @@ def boil(
     lr: Rate = 0.01, steps: int = 5, head: str | None = None, learn_lr: Learned = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
     r"""Body only in the inner loop: :func:`maml` in which all but the head adapts; the head is meta-learned and shared.
+    Oh, Yoo, Kim, Yun, "BOIL: Towards Representation Change for Few-shot Learning", ICLR 2021.
 
     .. math:: \phi_{k+1} = (\phi_k^{body} - \alpha \nabla_{body} L_{support}(\phi_k), \; \theta_{head})
 
     Args:
         head: what does not adapt, as in :func:`anil`.
-
-    Reference: Oh, Yoo, Kim, Yun, "BOIL: Towards Representation Change for Few-shot Learning", ICLR 2021.
 
     Example:
         >>> from lightning_maml import MLP
@@ -100,6 +97,7 @@ def boil(
 
 def meta_sgd(lr: float = 0.01, steps: int = 1, adapts: Adapts = None, batch_norm: BatchNorm = "batch") -> Algorithm:
     r"""Meta-SGD: :func:`maml` with a learned inner rate for every single element of the parameters.
+    Li, Zhou, Chen, Li, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", 2017, arXiv:1707.09835.
 
     .. math:: \phi_{k+1} = \phi_k - \alpha \circ \nabla L_{support}(\phi_k), \quad
               \nabla_{(\theta, \alpha)} \tfrac1T \sum_t L_{query}(\phi_m(\theta, \alpha))
@@ -110,8 +108,6 @@ def meta_sgd(lr: float = 0.01, steps: int = 1, adapts: Adapts = None, batch_norm
 
     Args:
         lr: the initial value of all inner rates.
-
-    Reference: Li, Zhou, Chen, Li, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", 2017, arXiv:1707.09835.
 
     Example:
         >>> from torch import nn
@@ -125,17 +121,15 @@ def meta_curvature(
     lr: float = 0.01, steps: int = 5, first_order: bool = False, adapts: Adapts = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
     r"""Meta-Curvature: :func:`maml` in which learned matrices transform each gradient before the step.
+    Park, Oliva, "Meta-Curvature", NeurIPS 2019.
 
     .. math:: \phi_{k+1} = \phi_k - \alpha \, M_o \nabla L_{support}(\phi_k) \, M_i \; M_f
 
-    with a matrix each for a weight's outputs, its inputs and a filter's places, which start as the identity, and a
-    factor for each element of a bias.
+    with matrices for a weight's outputs, inputs and places, from the identity, and a factor for each element of a bias.
 
     Args:
         lr: the inner rate alpha, which stays fixed.
         first_order: inner gradients as constants, as in :func:`fomaml`; the matrices learn all the same.
-
-    Reference: Park, Oliva, "Meta-Curvature", NeurIPS 2019.
 
     Example:
         >>> from torch import nn
@@ -154,6 +148,7 @@ def reptile(
     batch_norm: BatchNorm = "batch",
 ) -> Algorithm:
     r"""Reptile: train on each task's support set, then move the meta-parameters towards where that led.
+    Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", 2018, arXiv:1803.02999.
 
     .. math:: \theta \leftarrow \theta + \epsilon \tfrac1T \sum_t (\phi_m - \theta)
 
@@ -167,8 +162,6 @@ def reptile(
         optimizer: ``"adam"``, the paper's, without momentum (see :class:`Adam`), or ``"sgd"``.
         batch_size: how many support rows a step sees; None for all.
         adapts: which parameters adapt. The others do not learn at all.
-
-    Reference: Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", 2018, arXiv:1803.02999.
 
     Example:
         >>> reptile(lr=1e-3, steps=5, batch_size=10).inner.rows(step=0, support=25).shape
@@ -190,6 +183,7 @@ def imaml(
     batch_norm: BatchNorm = "batch",
 ) -> Algorithm:
     r"""Implicit MAML: the inner loop minimises a proximal loss, and the meta-gradient needs its end alone.
+    Rajeswaran, Finn, Kakade, Levine, "Meta-Learning with Implicit Gradients", NeurIPS 2019.
 
     .. math:: \phi^* = \arg\min_\phi L_{support}(\phi) + \tfrac\lambda2 \lVert \phi - \theta \rVert^2, \quad
               \big((1 + \delta) I + \tfrac1\lambda \nabla^2 L_{support}(\phi^*)\big) \, g = \nabla L_{query}(\phi^*)
@@ -207,8 +201,6 @@ def imaml(
         cg_steps: iterations of conjugate gradients.
         damping: delta, see :class:`Implicit`.
         tolerance: tasks whose proximal gradient has this norm or a smaller one take no further steps.
-
-    Reference: Rajeswaran, Finn, Kakade, Levine, "Meta-Learning with Implicit Gradients", NeurIPS 2019.
 
     Example:
         >>> imaml(proximal=0.5).inner.proximal
@@ -229,16 +221,14 @@ def maml_pp(
     batch_norm: BatchNorm = "batch",
 ) -> Algorithm:
     r"""MAML++: :func:`maml` with what makes it train more steadily, each by a switch of its own.
+    Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019.
 
     - rates per layer and step, learned: ``learn_lr``, None for a fixed rate;
     - the multi-step loss and its annealing: ``multi_step_updates``, 0 to switch it off;
     - derivative-order annealing: ``first_order_updates``, 0 to switch it off. The paper's is half of the training
       (25,000 updates); the authors' published configurations have none;
-    - batch-norm with a scale and a bias for every inner step:
-      :func:`~lightning_maml.networks.step_batch_norm` makes the network's layers such. Statistics are those of the
-      rows that a forward pass sees, and so those of the step by themselves;
-    - the cosine schedule: ``MetaModule(..., scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, updates,
-      eta_min=1e-5))``.
+    - batch-norm with a scale and a bias for every inner step, from :func:`~lightning_maml.networks.step_batch_norm`;
+    - the cosine schedule: ``scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, updates, eta_min=1e-5)``.
 
     What changes as training goes on comes in by :meth:`Algorithm.at`: ``MetaModule`` calls it, a loop of your own has
     to. Test with as many steps as in training: further ones take the last step's rates, which were learned for a step
@@ -249,8 +239,6 @@ def maml_pp(
         lr: the initial inner rates; the default is the paper's, for images and a network with batch-norm.
         multi_step_updates: meta-updates until only the loss after the last step counts, see :class:`MultiStep`.
         first_order_updates: meta-updates of first order before those of second.
-
-    Reference: Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019.
 
     Example:
         >>> maml_pp(steps=2, multi_step_updates=10).at(5).meta_gradient.weights(steps=2)
@@ -269,18 +257,15 @@ def proto_maml(
     batch_norm: BatchNorm = "batch",
 ) -> Algorithm:
     r"""Proto-MAML: :func:`maml` in which each task's linear head starts as the classifier of a prototypical network.
+    Triantafillou et al., "Meta-Dataset: A Dataset of Datasets for Learning to Learn from Few Examples", ICLR 2020.
 
     .. math:: W_c = 2 c_c, \; b_c = -\lVert c_c \rVert^2, \quad c_c = \text{mean support feature of class } c
 
-    The meta-gradient goes through the prototypes too. For classification alone; the number of classes in a
-    task may be smaller than the head's outputs.
+    The meta-gradient goes through the prototypes, too. A task may have fewer classes than the head has outputs.
 
     Args:
         head: the head's weight and bias, as in :func:`anil`: an ``nn.Linear``, the network's last operation.
         first_order: inner gradients as constants, as in :func:`fomaml`; prototypes are differentiated all the same.
-
-    Reference: Triantafillou et al., "Meta-Dataset: A Dataset of Datasets for Learning to Learn from Few Examples",
-    ICLR 2020.
 
     Example:
         >>> import torch
@@ -297,22 +282,19 @@ def cavia(
     lr: Rate = 1.0, steps: int = 1, adapts: Names = r"(^|\.)context$", batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
     r"""CAVIA: only context parameters adapt, from zero in each task; all other parameters are meta-learned and shared.
+    Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, "Fast Context Adaptation via Meta-Learning", ICML 2019.
 
     .. math:: \phi_0 = 0, \quad \phi_{k+1} = \phi_k - \alpha \nabla_\phi L_{support}(\phi_k, \theta), \quad
               \nabla_\theta \tfrac1T \sum_t L_{query}(\phi_m(\theta), \theta)
 
     Args:
         lr: the inner rate; contexts are few, and the paper's is 1.
-        adapts: which parameters are the context; by default those named ``context``, as in
-            :class:`~lightning_maml.networks.Context`.
-
-    Reference: Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, "Fast Context Adaptation via Meta-Learning", ICML 2019.
+        adapts: the context; by default parameters named ``context``, as of :class:`~lightning_maml.networks.Context`.
 
     Example:
         >>> from torch import nn
         >>> from lightning_maml.networks import Context
-        >>> network = nn.Sequential(Context(4), nn.Linear(1 + 4, 40), nn.ReLU(), nn.Linear(40, 1))
-        >>> cavia().inner.adapted(dict(network.named_parameters()))
+        >>> cavia().inner.adapted(dict(nn.Sequential(Context(4), nn.Linear(1 + 4, 1)).named_parameters()))
         ['0.context']
     """
     return Algorithm(SGD(lr, steps, None, adapts, start=Zeros()), Unrolled(), batch_norm, "cavia")
@@ -327,17 +309,15 @@ def lora(
     batch_norm: BatchNorm = "batch",
 ) -> Algorithm:
     r"""MAML on low-rank adapters: only ``A`` and ``B`` of each layer's ``W + (s / r) B A`` adapt.
+    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, for the adapters.
 
     .. math:: (A, B)_{k+1} = (A, B)_k - \alpha \nabla_{(A, B)} L_{support}
 
-    :func:`~lightning_maml.networks.add_lora` puts the adapters into a network and freezes the rest. Parameters that are
-    not frozen are meta-learned and shared.
+    :func:`~lightning_maml.networks.add_lora` puts them into a network; what it does not freeze is learned and shared.
 
     Args:
         adapts: which parameters are the adapters; by default those of ``add_lora``, and of peft.
         first_order: as in :func:`meta_curvature`.
-
-    Reference: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, for the adapters.
 
     Example:
         >>> from torch import nn

@@ -127,7 +127,7 @@ def test_head_and_body_are_all_there_is():
         (lambda: Context(0), "`size` to be a whole number of at least 1 but got 0"),
         (lambda: add_lora(nn.Linear(2, 2)), "linear layers to put adapters beside, inside of a module"),
         (lambda: add_lora(MLP(1, [2], 1), rank=0), "`rank` to be a whole number of at least 1 but got 0"),
-        (lambda: step_batch_norm(MLP(1, [2], 1), 2), "BatchNorm2d layers .* inside of MLP but got none"),
+        (lambda: step_batch_norm(MLP(1, [2], 1), 2), "affine nn.BatchNorm2d layers inside of MLP but got none"),
     ],
 )
 def test_rejects(make, message):

@@ -1,9 +1,12 @@
-"""Which parameters adapt: a choice among their names."""
+"""Which parameters adapt, by their names, and which support rows a step of theirs sees."""
 
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+import torch
+from torch import Tensor
 
 from lightning_maml.checks import check_one_of
 
@@ -11,10 +14,8 @@ from lightning_maml.checks import check_one_of
 def head_names(names: Iterable[str], head: str | None = None) -> list[str]:
     """The parameters of the head among ``names``, which stand in the network's order, as ``named_parameters`` has them.
 
-    ``head`` is a regular expression for them; None for the last module that has parameters of its own.
-
-    Raises:
-        ValueError: ``head`` matches none of them, or there are none.
+    ``head`` is a regular expression for them; None for the last module that has parameters of its own. ValueError where
+    there are none.
 
     Example:
         >>> head_names(["conv.weight", "norm.weight", "head.weight", "head.bias"])
@@ -80,3 +81,28 @@ class Part:
 
 Adapts = str | Part | Callable[[str], bool] | None
 """Which parameters adapt: None for all, a regular expression or a predicate over their names, or :class:`Part`."""
+
+
+@dataclass(frozen=True)
+class AllRows:
+    """All support rows, in every step."""
+
+    def __call__(self, step: int, support: int) -> Tensor | None:
+        return None
+
+
+@dataclass(frozen=True)
+class MiniBatches:
+    """``size`` a step: steps walk through the rows in a random order, of ``seed``, and shuffle them after each pass."""
+
+    size: int
+    seed: int = 0
+
+    def __call__(self, step: int, support: int) -> Tensor | None:
+        """Which of ``support`` rows step ``step`` sees, ``[size]``, of all tasks alike; None where it sees all."""
+        if self.size >= support:
+            return None
+        first, generator = step * self.size, torch.Generator()
+        walks = range(first // support, (first + self.size - 1) // support + 1)
+        orders = [torch.randperm(support, generator=generator.manual_seed((self.seed << 16) + walk)) for walk in walks]
+        return torch.cat(orders)[first % support :][: self.size]

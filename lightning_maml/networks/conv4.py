@@ -16,8 +16,7 @@ class Conv4(Layers):
     - ``"stride"``: convolutions of stride 2, then the mean over what is left of the image (the paper's for Omniglot);
     - ``"max_pool"``: convolutions of stride 1, each followed by 2x2 max-pooling, then everything flattened.
 
-    It is an ``nn.Sequential`` of torch's own layers and :class:`SpatialMean`; the last layer is named ``head``. Which
-    statistics a task's batch-norm uses is the algorithm's ``batch_norm`` option.
+    It is an ``nn.Sequential`` of torch's own layers and :class:`SpatialMean`; the last layer is named ``head``.
 
     Args:
         ways: number of classes of a task, the outputs.
@@ -27,8 +26,7 @@ class Conv4(Layers):
         form: ``"stride"`` or ``"max_pool"``.
         norm: ``"batch"``, the paper's, ``"group"``, ``"layer"`` or ``"none"``, see :func:`make_norm`.
 
-    Raises:
-        ValueError: a size is not positive, a choice unknown, or the image too small for four poolings.
+    ValueError where a size is not positive, a choice unknown, or the image too small for four poolings.
 
     Example:
         >>> import torch

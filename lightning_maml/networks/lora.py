@@ -41,11 +41,9 @@ class LowRank(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        """The layer's own, ``[out]``."""
         return self.base.bias
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """``[..., in] -> [..., out]``."""
         return self.base(inputs) + self.scale * F.linear(F.linear(inputs, self.lora_a), self.lora_b)
 
 
@@ -61,8 +59,7 @@ def add_lora(
         layers: a regular expression for the names of the layers; None for all of them.
         freeze: whether everything but the adapters stops learning (``requires_grad=False``).
 
-    Raises:
-        ValueError: ``rank`` is not a positive integer, the network is itself a linear layer, or has no such layer.
+    ValueError where ``rank`` is not a positive integer, or there is no such layer inside of the network.
 
     Example:
         >>> network = add_lora(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1)), rank=2, layers="^0")
@@ -79,7 +76,7 @@ def add_lora(
     ]
     if not found:
         raise ValueError(
-            f"Expected linear layers to put adapters beside, inside of a module, but got none: {layers!r}."
+            f"Expected linear layers to put adapters beside, inside of a module, but got none ({layers!r})."
         )
     if freeze:
         network.requires_grad_(False)

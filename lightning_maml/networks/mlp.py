@@ -28,8 +28,7 @@ class MLP(Layers):
             little and plain SGD hardly moves. ``"default"`` keeps the initialisation of ``nn.Linear``, which starts at
             once and suits networks of more than three layers.
 
-    Raises:
-        ValueError: a size is not a positive integer, or a choice is unknown.
+    ValueError where a size is not a positive integer, or a choice is unknown.
 
     Example:
         >>> sum(parameter.numel() for parameter in MLP(1, [40, 40], 1).parameters())

@@ -31,8 +31,7 @@ class ResidualBlock(nn.Module):
 class ResNet12(Layers):
     """Four residual blocks, the mean over space, and a linear layer: ``[N, C, H, W] -> [N, ways]``.
 
-    The form and widths are those of Lee et al. (2019, https://arxiv.org/abs/1904.03758), without their DropBlock. The
-    last layer is named ``head``.
+    Form and widths are of Lee et al. (2019, https://arxiv.org/abs/1904.03758), without DropBlock; the last is ``head``.
 
     Args:
         ways: number of classes of a task, the outputs.

@@ -8,6 +8,7 @@ MOVED = {
     "engine.eager": "engine.loops.eager",
     "engine.graphed": "engine.loops.graphed",
     "module": "training.module",
+    "networks.context": "networks.layers",
     "starts": "inner.start",
     **{f"inner.{name}": "inner.transformations" for name in ("clip", "decay", "momentum", "sharpness", "sign")},
     **{f"meta_gradient.{name}": "meta_gradient.unrolled" for name in ("first_order", "joint", "reptile")},

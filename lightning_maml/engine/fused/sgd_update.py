@@ -7,7 +7,8 @@ from torch import Tensor
 
 from lightning_maml.engine.fused.operator import rate_of, unpack_tasks
 from lightning_maml.engine.loops.loop import TaskLoop
-from lightning_maml.inner import Parameters, Slope, State, norms
+from lightning_maml.inner import Parameters, Slope, State
+from lightning_maml.inner.base import norms
 
 ROW = "row"
 
