@@ -39,19 +39,11 @@ OPERATOR = (
 TESTS: dict[str, list[str]] = {
     "lightning_maml/meta_gradient/implicit.py": [FAMILY, "-k", RULES],
     "lightning_maml/meta_gradient/multi_step.py": [FAMILY, "-k", RULES],
-    "lightning_maml/meta_gradient/reptile.py": [FAMILY, "-k", RULES],
-    "lightning_maml/meta_gradient/unrolled.py": [MAML, FAMILY, "-k", "(reference and mlp) or rule_rejects"],
-    "lightning_maml/meta_gradient/first_order.py": [
+    "lightning_maml/meta_gradient/unrolled.py": [
         MAML,
         FAMILY,
         "-k",
-        "(first_order and mlp and not learn2learn) or rule_rejects",
-    ],
-    "lightning_maml/meta_gradient/joint.py": [
-        MAML,
-        FAMILY,
-        "-k",
-        "(first_order and mlp and not learn2learn) or rule_rejects",
+        f"(reference and mlp) or (first_order and mlp and not learn2learn) or {RULES}",
     ],
     "kernels/sgd_update/op.py": [
         "tests/kernels/test_kernels_sgd_update.py",

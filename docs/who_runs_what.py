@@ -64,7 +64,7 @@ def of_parts() -> str:
     loops = {f"inner loop `{name}`": row("inner loop", getattr(inner, name)) for name in ("SGD", "Adam")}
     parts = {
         f"part `{name}`": row("part", part)
-        for name in sorted(inner.__all__)
+        for name in dir(inner)
         if isinstance(part := getattr(inner, name), type) and hasattr(part, "__dataclass_fields__")
         if name not in ("At", "SGD", "Adam", "InnerLoop")
     }
@@ -73,7 +73,7 @@ def of_parts() -> str:
     }
     rules = {
         f"rule `{name}`": row("rule", getattr(meta_gradient, name))
-        for name in sorted(meta_gradient.__all__)
+        for name in dir(meta_gradient)
         if name in lightning_maml.__all__
     }
     own = {f"{kind} of your own": row(kind, Own) for kind in ("inner loop", "part", "rule")}

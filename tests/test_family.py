@@ -121,7 +121,7 @@ def test_head_and_body_are_all_there_is():
         (lambda: Implicit(cg_steps=0), "`cg_steps` to be a whole number of at least 1 but got 0"),
         (lambda: Implicit(damping=-0.1), "`damping` to be finite and not negative but got -0.1"),
         (lambda: run(Algorithm(SGD(), Implicit())), "proximal inner loop .* but got proximal=0.0"),
-        (lambda: MultiStep(first_order_updates=-1), "`first_order_updates` to be a number of meta-updates"),
+        (lambda: MultiStep(first_order_updates=-1), "`first_order_updates` to be finite and not negative"),
         (lambda: run(proto_maml()), "class labels .* to make prototypes of but got targets of shape"),
         (lambda: run(proto_maml(head="weight"), "cross_entropy"), "linear head with a weight and a bias"),
         (lambda: Context(0), "`size` to be a whole number of at least 1 but got 0"),

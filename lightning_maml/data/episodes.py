@@ -53,7 +53,7 @@ class EpisodeSampler:
         if rotations != "none" and (images.ndim < 3 or images.shape[-1] != images.shape[-2]):
             raise ValueError(f"Expected square `images` [M, ..., H, H] for rotations but got {list(images.shape)}.")
         self.rotations = rotations
-        self._fold = 4 if rotations == "classes" else 1  # how many classes one of the images' becomes
+        self._fold = 4 if rotations == "classes" else 1  # how many classes one of the labels becomes
         self._images = {images.device: images}
         # Rows of one class lie side by side in `_order`: class c has the `_counts[c]` entries from `_starts[c]` on.
         self.classes, inverse, self._counts = torch.unique(labels.cpu(), return_inverse=True, return_counts=True)
@@ -71,25 +71,24 @@ class EpisodeSampler:
 
         Raises:
             TypeError: ``dataset`` is no MetaDataset, or its images are not tensors.
+            ValueError: its images differ in shape, or as above.
         """
         if not hasattr(dataset, "labels_to_indices"):
             raise TypeError(
                 f"Expected `dataset` to be a learn2learn MetaDataset but got {type(dataset).__name__}: "
                 "wrap it as learn2learn.data.MetaDataset(dataset)."
             )
-        items = [(index, label) for label, indices in dataset.labels_to_indices.items() for index in indices]
-        images = [dataset[index][0] for index, _ in items]
-        for image in images:
-            if not isinstance(image, Tensor):
-                raise TypeError(
-                    f"Expected the images of `dataset` to be tensors but got {type(image).__name__}: "
-                    "add torchvision.transforms.ToTensor() to its transform."
-                )
-            if image.shape != images[0].shape:
-                shapes = f"{list(images[0].shape)} and {list(image.shape)}"
-                raise ValueError(f"Expected images of one shape in `dataset` but got {shapes}.")
+        labels = [label for label, indices in dataset.labels_to_indices.items() for _ in indices]
+        images = [dataset[index][0] for indices in dataset.labels_to_indices.values() for index in indices]
+        if kinds := {type(image).__name__ for image in images if not isinstance(image, Tensor)}:
+            raise TypeError(
+                f"Expected the images of `dataset` to be tensors but got {', '.join(sorted(kinds))}: "
+                "add torchvision.transforms.ToTensor() to its transform."
+            )
+        if len(shapes := {tuple(image.shape) for image in images}) > 1:
+            raise ValueError(f"Expected images of one shape in `dataset` but got {sorted(shapes)}.")
         stacked = torch.stack(images) if images else torch.empty(0)
-        return cls(stacked, torch.tensor([label for _, label in items]), ways, shots, queries, rotations)
+        return cls(stacked, torch.tensor(labels), ways, shots, queries, rotations)
 
     def restricted(
         self, classes: Iterable[int], *, ways: int | None = None, shots: int | None = None, queries: int | None = None
@@ -105,22 +104,16 @@ class EpisodeSampler:
             raise ValueError(f"Expected `classes` to be labels of images, each once, but got {wanted}.")
         chosen = [places[label] for label in wanted]
         sampler = copy.copy(self)  # shares the images, on all devices
-        sampler.classes, sampler._counts = self.classes[chosen], self._counts[chosen]
-        sampler._starts = self._starts[chosen]
-        sampler._set_sizes(
-            self.ways if ways is None else ways,
-            self.shots if shots is None else shots,
-            self.queries if queries is None else queries,
-        )
+        for name in ("classes", "_counts", "_starts"):
+            setattr(sampler, name, getattr(self, name)[chosen])
+        sizes = ((ways, self.ways), (shots, self.shots), (queries, self.queries))
+        sampler._set_sizes(*(own if size is None else size for size, own in sizes))
         return sampler
 
     def sample(self, tasks: int, generator: torch.Generator, device: torch.device | str | None = None) -> TaskBatch:
-        """``tasks`` tasks: inputs ``[T, ways * rows, ...]`` and labels ``[T, ways * rows]`` (int64).
+        """``T = tasks`` tasks: inputs ``[T, ways * rows, ...]`` and labels ``[T, ways * rows]`` (int64).
 
-        Args:
-            tasks: ``T``.
-            generator: on the CPU.
-            device: where to; by default where the images were given.
+        ``generator`` is one of the CPU; ``device`` is where the tasks go, by default where the images were given.
         """
         check_whole(1, tasks=tasks)
         return self.gather(*self.draw(tasks, generator), next(iter(self._images)) if device is None else device)
@@ -180,8 +173,7 @@ def _distinct(sizes: Tensor, count: int, generator: torch.Generator) -> Tensor:
         keys[torch.arange(keys.shape[1]) >= limits] = 2.0  # past the end: sorted last
         result[few] = keys.argsort(1)[:, :count]
     again = ~few
-    # Where there are many, draw anew the rows with a repetition: at most two in five of them.
-    while again.any():
+    while again.any():  # where there are many, draw anew the rows with a repetition: at most two in five of them
         limits = sizes[again].unsqueeze(1)
         uniform = torch.rand(len(limits), count, generator=generator, dtype=torch.float64)
         result[again] = (uniform * limits).long()

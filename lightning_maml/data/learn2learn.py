@@ -12,9 +12,8 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from lightning_maml.checks import check_whole
 from lightning_maml.data.episodes import split_by_class
-from lightning_maml.data.stream import Stage, TaskStream
+from lightning_maml.data.stream import Stage, TaskStream, sizes_of_stages
 from lightning_maml.tasks import TaskBatch
 
 INSTALL = """learn2learn is not installed, or does not import. Its last release installs on Python 3.11 and later by
@@ -74,17 +73,11 @@ class Learn2LearnTasks(TaskStream):
             train, val, test = train.train, train.validation, train.test
         val_tasks, test_tasks = (0 if val is None else val_tasks), (0 if test is None else test_tasks)
         super().__init__(tasks_per_batch, batches_per_epoch, val_tasks, test_tasks, seed)
-        test_ways = ways if test_ways is None else test_ways
-        test_shots = shots if test_shots is None else test_shots
-        test_queries = queries if test_queries is None else test_queries
-        check_whole(1, ways=ways, shots=shots, queries=queries)
-        check_whole(1, test_ways=test_ways, test_shots=test_shots, test_queries=test_queries)
+        self.sizes = sizes_of_stages(ways=(ways, test_ways), shots=(shots, test_shots), queries=(queries, test_queries))
         self.tasksets = {"train": train, "val": val, "test": test}
         for name, taskset in self.tasksets.items():
             if not hasattr(taskset, "sample") and (name == "train" or taskset is not None):
                 raise TypeError(f"Expected `{name}` to be a learn2learn Taskset but got {type(taskset).__name__}.")
-        sizes = (test_ways, test_shots, test_queries)
-        self.sizes = {"train": (ways, shots, queries), "val": sizes, "test": sizes}
 
     def draw(self, stage: Stage, tasks: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """A seed for each task ``[T]``: learn2learn draws from Python's global generator."""
@@ -94,7 +87,7 @@ class Learn2LearnTasks(TaskStream):
         """Inputs ``[T, ways * rows, ...]`` and labels ``[T, ways * rows]``, both sorted by label."""
         with isolate_rng(include_cuda=False):
             tasks = [self._by_class(stage, self._task(stage, int(seed))) for seed in drawn[0]]
-        return split_by_class(torch.stack(tasks).to(device), self.sizes[stage][1])
+        return split_by_class(torch.stack(tasks).to(device), self.sizes[stage]["shots"])
 
     def _task(self, stage: Stage, seed: int) -> Any:
         taskset = self.tasksets[stage]
@@ -112,13 +105,12 @@ class Learn2LearnTasks(TaskStream):
 
     def _by_class(self, stage: Stage, task: Any) -> Tensor:
         """The data of a task, ``[ways, shots + queries, ...]``, whose rows may come in any order."""
-        if not isinstance(task, tuple | list) or len(task) != 2 or not all(isinstance(part, Tensor) for part in task):
-            parts = f" of {[type(part).__name__ for part in task]}" if isinstance(task, tuple | list) else ""
-            raise ValueError(
-                f"Expected a task of `{stage}` to be (data, labels), two tensors, but got {type(task).__name__}{parts}."
-            )
+        parts = [type(part).__name__ for part in task] if isinstance(task, tuple | list) else []
+        if len(parts) != 2 or not all(isinstance(part, Tensor) for part in task):
+            got = type(task).__name__ + (f" of {parts}" if parts else "")
+            raise ValueError(f"Expected a task of `{stage}` to be (data, labels), two tensors, but got {got}.")
         data, labels = task
-        ways, shots, queries = self.sizes[stage]
+        ways, shots, queries = self.sizes[stage].values()
         rows = ways * (shots + queries)
         if len(data) != rows or labels.shape != (rows,):
             raise ValueError(
@@ -127,16 +119,16 @@ class Learn2LearnTasks(TaskStream):
             )
         if labels.is_floating_point():
             raise ValueError(f"Expected the labels of a task of `{stage}` to be whole numbers but got {labels.dtype}.")
-        values, counts = torch.unique(labels, return_counts=True)
-        if values.tolist() != list(range(ways)):
+        values, counts = (part.tolist() for part in torch.unique(labels, return_counts=True))
+        if values != [*range(ways)]:
             raise ValueError(
-                f"Expected the labels of a task of `{stage}` to be 0 to {ways - 1} but got {values.tolist()}: "
+                f"Expected the labels of a task of `{stage}` to be 0 to {ways - 1} but got {values}: "
                 "add learn2learn.data.transforms.RemapLabels to its transforms."
             )
-        if (counts != shots + queries).any():
+        if {*counts} != {shots + queries}:
             raise ValueError(
-                f"Expected shots + queries = {shots} + {queries} rows of each class in a task of `{stage}` but got "
-                f"{counts.tolist()}."
+                f"Expected {shots} + {queries} rows of each class in a task of `{stage}`, shots and queries, but got "
+                f"{counts}."
             )
         return data[labels.argsort(stable=True)].unflatten(0, (ways, -1))
 

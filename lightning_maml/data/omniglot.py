@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_maml.checks import check_seed, check_whole, check_wholes
+from lightning_maml.checks import check_seed, check_wholes
 from lightning_maml.data.episodes import EpisodeSampler, Rotations
-from lightning_maml.data.stream import Stage, TaskStream
+from lightning_maml.data.stream import Stage, TaskStream, sizes_of_stages
 from lightning_maml.tasks import TaskBatch
 
 PARTS = ("images_background", "images_evaluation")
@@ -62,16 +62,12 @@ class OmniglotTasks(TaskStream):
         seed: int = 0,
     ) -> None:
         super().__init__(tasks_per_batch, batches_per_epoch, val_tasks, test_tasks, seed)
-        test_shots = shots if test_shots is None else test_shots
-        test_queries = queries if test_queries is None else test_queries
-        check_whole(1, ways=ways, shots=shots, queries=queries, test_shots=test_shots, test_queries=test_queries)
+        self.sizes = sizes_of_stages(ways=(ways, None), shots=(shots, test_shots), queries=(queries, test_queries))
         if len(split) != 3:
             raise ValueError(f"Expected `split` to be the characters of train, val and test but got {split!r}.")
         check_wholes(1, split=split)
         check_seed(split_seed=split_seed)
         self.root = Path(root).expanduser()
-        self.ways, self.shots, self.queries = ways, shots, queries
-        self.test_shots, self.test_queries = test_shots, test_queries
         self.rotations: Rotations = rotations
         self.split, self.split_seed, self.download = tuple(split), split_seed, download
 
@@ -102,13 +98,8 @@ class OmniglotTasks(TaskStream):
         labels = torch.arange(characters).repeat_interleave(drawings)
         everything = EpisodeSampler(images.flatten(0, 1), labels, 1, 1, 1, self.rotations)
         order = torch.randperm(characters, generator=torch.Generator().manual_seed(self.split_seed))
-        train, val, test = (part.tolist() for part in order[: sum(self.split)].split(self.split))
-        sizes = {"ways": self.ways, "shots": self.test_shots, "queries": self.test_queries}
-        return {
-            "train": everything.restricted(train, ways=self.ways, shots=self.shots, queries=self.queries),
-            "val": everything.restricted(val, **sizes),
-            "test": everything.restricted(test, **sizes),
-        }
+        parts = zip(self.sizes.items(), order[: sum(self.split)].split(self.split), strict=True)
+        return {stage: everything.restricted(part.tolist(), **sizes) for (stage, sizes), part in parts}
 
     def draw(self, stage: Stage, tasks: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Rows of the images ``[T, ways, shots + queries]`` and quarter turns ``[T, ways]``."""
@@ -133,9 +124,9 @@ def load_omniglot(root: str | Path) -> Tensor:
     root = Path(root).expanduser()
     paths = _layout(root)
     if paths is None:
+        folders = " and ".join(f"omniglot-py/{part}/<alphabet>/<character>/*.png" for part in PARTS)
         raise FileNotFoundError(
-            f"Found no Omniglot in {root}. Looked for the official folders "
-            f"{' and '.join(f'omniglot-py/{part}/<alphabet>/<character>/*.png' for part in PARTS)}, and for the arrays "
+            f"Expected Omniglot in {root} but found neither the official folders {folders}, nor the arrays "
             f"{' and '.join(f'{part}.npz' for part in PARTS)}. Set `root` to the folder that holds them, or "
             "`download=True` to fetch the former."
         )

@@ -5,17 +5,15 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_maml.checks import check_whole
-from lightning_maml.data.stream import Stage, TaskStream
+from lightning_maml.data.stream import Stage, TaskStream, sizes_of_stages
 from lightning_maml.tasks import TaskBatch
 
 
 class SinusoidTasks(TaskStream):
     """Tasks ``y = A sin(x - phase)``, with ``A``, ``phase`` and ``x`` uniform in the paper's intervals.
 
-    The paper trains with 10 shots and tests with 5: ``shots=10, test_shots=5``.
-
-    Arguments that are not described here are those of :class:`~lightning_maml.data.TaskStream`.
+    The paper trains with 10 shots and tests with 5: ``shots=10, test_shots=5``. Arguments that are not described here
+    are those of :class:`~lightning_maml.data.TaskStream`.
 
     Args:
         shots: support points of a training task.
@@ -51,19 +49,16 @@ class SinusoidTasks(TaskStream):
         seed: int = 0,
     ) -> None:
         super().__init__(tasks_per_batch, batches_per_epoch, val_tasks, test_tasks, seed)
-        test_shots = shots if test_shots is None else test_shots
-        check_whole(1, shots=shots, queries=queries, test_shots=test_shots, test_queries=test_queries)
+        self.sizes = sizes_of_stages(shots=(shots, test_shots), queries=(queries, test_queries))
         for name, interval in (("amplitude", amplitude), ("phase", phase), ("inputs", inputs)):
             pair = isinstance(interval, tuple | list) and len(interval) == 2
             if not pair or not -math.inf < interval[0] <= interval[1] < math.inf:
                 raise ValueError(f"Expected `{name}` to be an interval (low, high) but got {interval!r}.")
         self.amplitude, self.phase, self.inputs = amplitude, phase, inputs
-        sizes = (test_shots, test_queries)
-        self.sizes = {"train": (shots, queries), "val": sizes, "test": sizes}
 
     def draw(self, stage: Stage, tasks: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Amplitudes ``[T, 1, 1]``, phases ``[T, 1, 1]`` and inputs ``[T, Ns + Nq, 1]``."""
-        intervals = ((1, self.amplitude), (1, self.phase), (sum(self.sizes[stage]), self.inputs))
+        intervals = ((1, self.amplitude), (1, self.phase), (sum(self.sizes[stage].values()), self.inputs))
         return tuple(
             low + (high - low) * torch.rand(tasks, rows, 1, generator=generator) for rows, (low, high) in intervals
         )
@@ -72,5 +67,5 @@ class SinusoidTasks(TaskStream):
         """Inputs and targets ``[T, N, 1]``."""
         amplitude, phase, inputs = (part.to(device) for part in drawn)
         targets = amplitude * torch.sin(inputs - phase)
-        shots = self.sizes[stage][0]
+        shots = self.sizes[stage]["shots"]
         return TaskBatch(inputs[:, :shots], targets[:, :shots], inputs[:, shots:], targets[:, shots:])

@@ -3,16 +3,16 @@
 import hashlib
 import math
 from collections import UserList
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from lightning_maml import saving
-from lightning_maml.checks import check_whole
+from lightning_maml.checks import check_one_of, check_whole
 from lightning_maml.tasks import TaskBatch
 
 Stage = Literal["train", "val", "test"]
@@ -21,7 +21,7 @@ Stage = Literal["train", "val", "test"]
 class Positions(NamedTuple):
     """Which training batches of a stream a step is to see: what the data loaders yield in place of tensors.
 
-    A named tuple, because Lightning's precision plugins refuse frozen dataclasses that are not yet tensors.
+    Lightning's precision plugins would refuse a frozen dataclass without tensors.
     """
 
     positions: tuple[int, ...]
@@ -126,26 +126,25 @@ class TaskStream(LightningDataModule):
         Raises:
             ValueError: ``stage`` or ``position`` is out of range, or the share is empty.
         """
-        first, count = position * self.tasks_per_batch, self.tasks_per_batch
-        if stage in ("val", "test"):
-            tasks = self.val_tasks if stage == "val" else self.test_tasks
-            if not 0 <= first < tasks:
-                batches = math.ceil(tasks / count)
-                raise ValueError(f"Expected `position` to be one of the {batches} {stage} batches but got {position}.")
-            count = min(count, tasks - first)
-        elif stage != "train":
-            raise ValueError(f"Expected `stage` to be 'train', 'val' or 'test' but got {stage!r}.")
-        elif position < 0:
-            raise ValueError(f"Expected `position` to be 0 or more but got {position}.")
-        start, stop = _share(count, rank, world_size)
-        if stage != "train":
-            return self._evaluation_batch(stage, range(first + start, first + stop), device)
-        drawn = self.draw(stage, count, self._generator(stage, position))
-        return self.build(stage, tuple(part[start:stop] for part in drawn), torch.device(device))
+        if stage == "train":
+            if position < 0:
+                raise ValueError(f"Expected `position` to be 0 or more but got {position}.")
+            start, stop = _share(self.tasks_per_batch, rank, world_size)
+            drawn = self.draw(stage, self.tasks_per_batch, self._generator(stage, position))
+            return self.build(stage, tuple(part[start:stop] for part in drawn), torch.device(device))
+        check_one_of(get_args(Stage), stage=stage)
+        tasks = self.val_tasks if stage == "val" else self.test_tasks
+        batches = range(0, tasks, self.tasks_per_batch)
+        if not 0 <= position < len(batches):
+            raise ValueError(f"Expected `position` to be one of the {len(batches)} {stage} batches but got {position}.")
+        first = batches[position]
+        start, stop = _share(min(self.tasks_per_batch, tasks - first), rank, world_size)
+        return self._evaluation_batch(Evaluated(stage, first + start, first + stop), device)
 
-    def _evaluation_batch(self, stage: Stage, tasks: Iterable[int], device: torch.device | str) -> TaskBatch:
+    def _evaluation_batch(self, tasks: Evaluated, device: torch.device | str) -> TaskBatch:
+        stage, first, last = tasks
         # each task from a generator of its own: the list stays the same for every size of batch
-        each = [self.draw(stage, 1, self._generator(stage, task)) for task in tasks]
+        each = [self.draw(stage, 1, self._generator(stage, task)) for task in range(first, last)]
         return self.build(stage, tuple(torch.cat(parts) for parts in zip(*each, strict=True)), torch.device(device))
 
     def _generator(self, stage: Stage, position: int) -> torch.Generator:
@@ -186,12 +185,10 @@ class TaskStream(LightningDataModule):
         # Lightning converts what the data loader yields, before there are any tensors here.
         convert = self.trainer.precision_plugin.convert_input if self.trainer else lambda tasks: tasks
         if isinstance(batch, Evaluated):
-            return convert(self._evaluation_batch(batch.stage, range(batch.first, batch.last), device))
+            return convert(self._evaluation_batch(batch, device))
         rank, world_size = self._processes
-        tasks = tuple(
-            convert(self.sample("train", position, device, rank=rank, world_size=world_size))
-            for position in batch.positions
-        )
+        drawn = (self.sample("train", at, device, rank=rank, world_size=world_size) for at in batch.positions)
+        tasks = tuple(map(convert, drawn))
         return tasks if self._updates_per_step > 1 else tasks[0]
 
     def _evaluation_steps(self, stage: Stage, tasks: int) -> Any:
@@ -260,6 +257,18 @@ class _TrainingSteps:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         pass
+
+
+def sizes_of_stages(**sizes: tuple[int, int | None]) -> dict[Stage, dict[str, int]]:
+    """How large tasks are in each stage, from ``name=(in training, in validation and test; None for the same)``.
+
+    Raises:
+        ValueError: a size is not a whole number of at least 1.
+    """
+    training = {name: size for name, (size, _) in sizes.items()}
+    test = {name: size if other is None else other for name, (size, other) in sizes.items()}
+    check_whole(1, **training, **{f"test_{name}": size for name, size in test.items()})
+    return {"train": training, "val": test, "test": test}
 
 
 def _share(count: int, rank: int, world_size: int) -> tuple[int, int]:

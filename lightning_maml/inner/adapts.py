@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lightning_maml.checks import check_one_of
+
 
 def head_names(names: Iterable[str], head: str | None = None) -> list[str]:
-    """The parameters of the head among ``names``, which stand in the network's order.
+    """The parameters of the head among ``names``, which stand in the network's order, as ``named_parameters`` has them.
 
-    Args:
-        names: of the parameters, as ``named_parameters`` gives them.
-        head: a regular expression for those of the head; None for the last module that has parameters of its own.
+    ``head`` is a regular expression for them; None for the last module that has parameters of its own.
 
     Raises:
         ValueError: ``head`` matches none of them, or there are none.
@@ -74,9 +74,6 @@ class Part:
         part: ``"head"`` or ``"body"``.
         head: as in :func:`head_names`.
 
-    Raises:
-        ValueError: ``part`` is something else.
-
     Example:
         >>> from torch import nn
         >>> from lightning_maml import SGD
@@ -89,8 +86,7 @@ class Part:
     head: str | None = None
 
     def __post_init__(self) -> None:
-        if self.part not in ("head", "body"):
-            raise ValueError(f"Expected `part` to be 'head' or 'body' but got {self.part!r}.")
+        check_one_of(("head", "body"), part=self.part)
 
     def choose(self, names: list[str]) -> list[str]:
         head = head_names(names, self.head)

@@ -10,15 +10,10 @@ from torch import Tensor
 from lightning_maml.checks import check_not_negative, check_one_of, check_positive, check_whole
 from lightning_maml.inner.adapts import Adapts, choice
 from lightning_maml.inner.base import At, Parameters, Slope, State, Transformation, holders_in
-from lightning_maml.inner.clip import ClipByNorm
-from lightning_maml.inner.curvature import Curvature
-from lightning_maml.inner.decay import AddDecayed
-from lightning_maml.inner.momentum import Momentum
-from lightning_maml.inner.pull import Nothing, Proximal, Tolerance
-from lightning_maml.inner.rates import LearnedRate, Rates, Scale
+from lightning_maml.inner.rates import Curvature, LearnedRate, Rates, Scale
 from lightning_maml.inner.rows import AllRows, MiniBatches
-from lightning_maml.inner.second_moment import SecondMoment
-from lightning_maml.inner.start import FromMeta, Start
+from lightning_maml.inner.start import FromMeta, Nothing, Proximal, Start
+from lightning_maml.inner.transformations import AddDecayed, ClipByNorm, Momentum, SecondMoment, Tolerance
 
 
 class Parts(NamedTuple):
@@ -81,6 +76,7 @@ class InnerLoop:
 
     def __post_init__(self) -> None:
         check_whole(0, steps=self.steps)
+        check_one_of((*get_args(LearnedRate), None), learn_lr=self.learn_lr)
         if isinstance(self.lr, Tensor) and self.lr.numel() != 1:
             raise ValueError(
                 f"Expected `lr` to be a number or a scalar tensor but got shape {list(self.lr.shape)}; "
@@ -92,7 +88,6 @@ class InnerLoop:
             object.__setattr__(self, "lr", tuple(self.lr))  # hashable, as the rest
         elif not isinstance(self.lr, Tensor | Rates):
             check_positive(lr=float(self.lr))
-        check_one_of((*get_args(LearnedRate), None), learn_lr=self.learn_lr)
         if self.batch_size is not None:
             check_whole(1, batch_size=self.batch_size)
         if self.max_norm is not None and not self.max_norm > 0:
@@ -106,23 +101,23 @@ class InnerLoop:
     @cached_property
     def parts(self) -> Parts:
         """The parts that the arguments stand for."""
-        chain = [*self.transformations]
-        chain += [Tolerance(self.tolerance)] if self.tolerance else []
-        chain += [ClipByNorm(self.max_norm)] if self.max_norm is not None else []
-        chain += [AddDecayed(self.weight_decay)] if self.weight_decay else []
+        made = (
+            Tolerance(self.tolerance) if self.tolerance else None,
+            ClipByNorm(self.max_norm) if self.max_norm is not None else None,
+            AddDecayed(self.weight_decay) if self.weight_decay else None,
+        )
         return Parts(
             start=FromMeta() if self.start is None else self.start,
             adapts=choice(self.adapts),
             rows=AllRows() if self.batch_size is None else MiniBatches(self.batch_size, self.shuffle_seed),
             pull=Proximal(self.proximal) if self.proximal else Nothing(),
-            chain=tuple(chain),
+            chain=(*self.transformations, *filter(None, made)),
             memory=self._memory(),
             rates=Scale(self.lr),  # type: ignore[arg-type]  # a sequence is a tuple by now
         )
 
     def _memory(self) -> tuple[Any, ...]:
-        curved = isinstance(self.lr, Rates) and self.lr.kind == "curvature"
-        return (Curvature(self.lr),) if curved else ()  # type: ignore[arg-type]
+        return (Curvature(self.lr),) if isinstance(self.lr, Rates) and self.lr.kind == "curvature" else ()
 
     @cached_property
     def needs(self) -> frozenset[tuple[str, Any]]:
@@ -162,11 +157,7 @@ class InnerLoop:
         return any(getattr(part, "counts_steps", False) for part in (*self.parts.chain, *self.parts.memory))
 
     def adapted(self, parameters: Mapping[str, Tensor]) -> list[str]:
-        """The names of those ``parameters {name: tensor}`` of a network that adapt.
-
-        Raises:
-            ValueError: there are none.
-        """
+        """The names of those ``parameters {name: tensor}`` of a network that adapt; ValueError where none does."""
         trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]
         chosen = self.parts.adapts.choose(trainable) if trainable else []
         if not chosen:
@@ -189,9 +180,9 @@ class InnerLoop:
         return self.parts.rows(step, support)
 
     def direction(self, gradients: Parameters, step: int, state: dict[str, Any]) -> Parameters:
-        """What the rates multiply: the gradients ``{name: [T, *shape]}``, or what the rule makes of them.
+        """What the rates multiply: the gradients ``{name: [T, *shape]}``, or what the loop makes of them.
 
-        ``state`` is the rule's own memory of the steps before, to be written to; it is empty at step 0.
+        ``state`` is the loop's own memory of the steps before, to be written to; it is empty at step 0.
         """
         for part in self.parts.memory:
             name = type(part).__name__
@@ -213,20 +204,16 @@ class InnerLoop:
         order: int,
         rates: Mapping[str, float | Tensor] | None = None,
     ) -> tuple[Parameters, State]:
-        """One inner step, the same on every engine.
+        """The parameters and the state after one inner step, the same on every engine.
 
         Args:
             phi: the parameters before it, ``{name: [T, *shape]}``.
-            slope: the gradients of the support losses at any parameters, ``{name: [T, *shape]}`` both; differentiable
-                where ``order`` is 2.
+            slope: the gradients of the support losses at any parameters; differentiable where ``order`` is 2.
             state: what the step before returned; :attr:`no_state` before the first.
             step: its number, from 0.
             origin: the meta-parameters, ``{name: [T, *shape]}``.
             order: 2, or 1 where the meta-gradient takes the gradients, and what is made of them, as constants.
             rates: in place of the loop's own.
-
-        Returns:
-            The parameters after it, and the state.
 
         Raises:
             NotImplementedError: ``order`` is 2, and a part has no second order.
@@ -259,15 +246,10 @@ class SGD(InnerLoop):
     r"""Gradient descent, ``phi <- phi - lr * dL_support/dphi``, the inner loop of MAML (Finn et al. 2017).
 
     With momentum as in ``torch.optim.SGD``: :math:`b_k = \mu b_{k-1} + g_k`, :math:`b_0 = g_0`, and the rate multiplies
-    :math:`b_k`. The meta-gradient goes through it.
+    :math:`b_k`. The meta-gradient goes through it. The other arguments are those of :class:`InnerLoop`.
 
     Args:
         momentum: mu, from 0, for none, to below 1.
-
-    The other arguments are those of :class:`InnerLoop`.
-
-    Raises:
-        ValueError: an argument is out of range.
 
     Example:
         >>> from lightning_maml import maml
@@ -293,16 +275,12 @@ class Adam(InnerLoop):
     .. math:: v_k = \beta_2 v_{k-1} + (1 - \beta_2) g_k^2, \quad
               \phi_{k+1} = \phi_k - \alpha \, g_k / (\sqrt{v_k / (1 - \beta_2^k)} + \epsilon)
 
-    Every task starts with empty moments. It has no second order: a root of a zero gradient has no slope.
+    Every task starts with empty moments. It has no second order: a root of a zero gradient has no slope. The other
+    arguments are those of :class:`InnerLoop`.
 
     Args:
-        beta2: the decay of the squared gradients.
-        eps: what is added to their root.
-
-    The other arguments are those of :class:`InnerLoop`.
-
-    Raises:
-        ValueError: an argument is out of range.
+        beta2: the decay of the squared gradients, in [0, 1).
+        eps: what is added to their root, above 0.
     """
 
     beta2: float = 0.999
@@ -311,9 +289,7 @@ class Adam(InnerLoop):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.beta2 < 1 or not self.eps > 0:
-            raise ValueError(
-                f"Expected `beta2` in [0, 1) and a positive `eps` but got {self.beta2!r} and {self.eps!r}."
-            )
+            raise ValueError(f"Expected `beta2` in [0, 1) and a positive `eps` but got {self.beta2!r}, {self.eps!r}.")
 
     def _memory(self) -> tuple[Any, ...]:
         return *super()._memory(), SecondMoment(self.beta2, self.eps)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_maml.inner.base import At, Parameters, State
+
 LearnedRate = Literal["shared", "per_step", "per_parameter", "per_parameter_and_step", "per_element", "curvature"]
 """What has a learned inner rate of its own. ``per_element`` is Meta-SGD's, ``per_parameter_and_step`` MAML++'s.
 ``curvature`` is Meta-Curvature's: the rate stays, and learned matrices multiply the gradient, one for its outputs,
@@ -123,3 +125,13 @@ class Scale:
         if isinstance(self.lr, Tensor):
             return {("rates", "tensor")}
         return {("rates", "of each step" if isinstance(self.lr, tuple) else "number")}
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Meta-Curvature's matrices, which :class:`Rates` of the kind ``"curvature"`` hold, multiply the gradient."""
+
+    rates: Rates
+
+    def __call__(self, gradients: Parameters, state: State, at: At) -> tuple[Parameters, State]:
+        return {name: self.rates.direction(name, gradient) for name, gradient in gradients.items()}, state

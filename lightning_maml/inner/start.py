@@ -1,4 +1,4 @@
-"""Where a task starts from: the meta-parameters, or what is made of them."""
+"""Where a task starts from, the meta-parameters or what is made of them, and what pulls its steps back to these."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_maml.inner.adapts import head_names
-from lightning_maml.inner.base import Parameters
+from lightning_maml.inner.base import Parameters, norms
 
 Predict = Callable[[Parameters], Tensor]
 
@@ -78,3 +78,29 @@ class Prototypes:
         # finite, and far from overflowing: weight decay or momentum must not make NaN of it
         absent = torch.finfo(rows.dtype).min / 4
         return {**theta, weight: 2 * means, bias: torch.where(counts > 0, -means.square().sum(-1), absent)}
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """Nothing pulls the parameters back."""
+
+    def __call__(self, gradients: Parameters, phi: Parameters, origin: Parameters) -> Parameters:
+        return gradients
+
+    def height(self, phi: Parameters, origin: Parameters) -> float:
+        """What it adds to the losses."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Proximal:
+    r"""The gradient of :math:`\tfrac\lambda2 |\phi - \theta|^2`, added to that of the loss (Rajeswaran et al. 2019)."""
+
+    strength: float | Tensor
+
+    def __call__(self, gradients: Parameters, phi: Parameters, origin: Parameters) -> Parameters:
+        return {name: g + self.strength * (phi[name] - origin[name]) for name, g in gradients.items()}
+
+    def height(self, phi: Parameters, origin: Parameters) -> Tensor:
+        """What it adds to the losses, ``[T]``: what its gradient is of."""
+        return self.strength / 2 * norms({name: value - origin[name] for name, value in phi.items()}).square()

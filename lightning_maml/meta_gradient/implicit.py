@@ -27,11 +27,10 @@ class Implicit:
     inputs that ask for a gradient, get theirs by the same theorem; learned inner rates get zeros, for the optimum does
     not depend on them.
 
-    The iterations start at what is the solution where there is no curvature, the first-order gradient over 1 + damping,
-    and the one with the smallest residual counts. At a minimum of the proximal loss the system is positive definite;
-    a task that conjugate gradients find to be elsewhere, by a direction of negative curvature, falls back towards
-    first order, which no number of iterations changes. What helps there is an inner loop that comes closer to its
-    optimum. A warning tells which of the two it is.
+    The iterations start at the solution where there is no curvature, the first-order gradient over 1 + damping, and the
+    iterate with the smallest residual counts. At a minimum of the proximal loss the system is positive definite; a task
+    that is found to be elsewhere, by a direction of negative curvature, falls back towards first order, which no number
+    of iterations changes, but an inner loop that comes closer to its optimum. A warning tells which of the two it is.
 
     Args:
         cg_steps: conjugate gradient iterations.
@@ -60,12 +59,11 @@ class Implicit:
                 "Expected a proximal inner loop for the implicit meta-gradient, as of SGD(proximal=2.0), but got "
                 f"proximal={loop.inner.proximal!r}."
             )
-        for part in parts.chain:
-            if type(part) not in _SAME_OPTIMUM:
-                raise ValueError(
-                    "Expected no `weight_decay` for the implicit meta-gradient, nor transformations that move the "
-                    f"optimum: it knows the support loss and the proximal term alone, but got {part!r}."
-                )
+        if moving := [part for part in parts.chain if type(part) not in _SAME_OPTIMUM]:
+            raise ValueError(
+                "Expected no `weight_decay` for the implicit meta-gradient, nor transformations that move the optimum: "
+                f"it knows the support loss and the proximal term alone, but got {moving[0]!r}."
+            )
         strength = parts.pull.strength
         known = strength.detach() if isinstance(strength, Tensor) else strength
         phi = {name: value.detach().requires_grad_() for name, value in loop.unroll(order=1).items()}

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from lightning_maml.checks import check_not_negative
 from lightning_maml.meta_gradient.base import Loop, Query
 
 
@@ -41,10 +42,8 @@ class MultiStep:
     update: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("multi_step_updates", "first_order_updates", "update"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"Expected `{name}` to be a number of meta-updates, 0 or more, but got {value!r}.")
+        check_not_negative(first_order_updates=self.first_order_updates, update=self.update)
+        check_not_negative(multi_step_updates=self.multi_step_updates or 0)
 
     def at(self, update: int) -> MultiStep:
         """The rule at meta-update number ``update``, counted from 0."""

@@ -9,6 +9,8 @@ MOVED = {
     "engine.graphed": "engine.loops.graphed",
     "module": "training.module",
     "starts": "inner.start",
+    **{f"inner.{name}": "inner.transformations" for name in ("clip", "decay", "momentum", "sharpness", "sign")},
+    **{f"meta_gradient.{name}": "meta_gradient.unrolled" for name in ("first_order", "joint", "reptile")},
 }
 """Modules of ``lightning_maml``, without its name."""
 
