@@ -1,4 +1,4 @@
-"""Tasks that are rows of one table: a few of them, drawn anew each time, are a task's support, the others its queries."""
+"""Tasks that are rows of one table: a few of a task's rows, drawn anew each time, are its support."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -108,7 +108,7 @@ class RowTasks(TaskStream):
         return self.build(stage, (torch.arange(first, last), torch.cat(keys)), torch.device(device))
 
     def _groups(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Support and query rows, ``[T, Ns]`` and ``[T, Nq]``, of the tasks to predict, those of equal numbers together."""
+        """Support and query rows, ``[T, Ns]`` and ``[T, Nq]``, of tasks to predict: those of equal numbers together."""
         pairs = self.to_predict[first:last]
         for sizes in dict.fromkeys((len(support), len(query)) for support, query in pairs):
             alike = [pair for pair in pairs if (len(pair[0]), len(pair[1])) == sizes]
