@@ -153,7 +153,7 @@ def contenders(count: int, steps: int, device: str, compiled: bool) -> tuple[dic
         makers["learn2learn"] = lambda: learn2learn(network, tasks, steps)
         makers["eager"] = lambda: engine_run(network, tasks, steps, "eager")
     makers["batched"] = lambda: engine_run(network, tasks, steps, "batched")
-    for precision in ("ieee",) if device == "cpu" else ("tf32x3", "ieee", "tf32"):
+    for precision in ("ieee",) if device == "cpu" else ("ieee", "tf32", "bf16"):
         name = "fused" if device == "cpu" else f"fused, {precision}"
         fused: Any = Fused(kernel="mlp_adapt", precision=precision)  # type: ignore[arg-type]
         makers[name] = lambda fused=fused: engine_run(network, tasks, steps, fused)

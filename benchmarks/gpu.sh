@@ -24,7 +24,7 @@ if [[ $mode == rehearse ]]; then
   # the same commands, with the device registered first; a kernel runs in the emulator, some seconds a task
   device=standin where=(--trainer.accelerator=standin)
   run=("$python" -W ignore tests/device/rehearse.py)
-  few=(2) many=(2) rounds=2 variants="ACTIVATION=relu LOSS=mse PRECISION=tf32x3"
+  few=(2) many=(2) rounds=2 variants="ACTIVATION=relu LOSS=mse PRECISION=ieee"
   sinusoid=(--trainer.max_steps=4 --model.updates_per_step=2 --data.tasks_per_batch=2 --data.val_tasks=2 --data.test_tasks=2
     --data.batches_per_epoch=2 --model.test_steps=1)
   images=(--trainer.max_steps=2 --data.tasks_per_batch=2 --data.val_tasks=2 --data.test_tasks=2 --data.batches_per_epoch=2

@@ -104,7 +104,7 @@ class Amd(Chip):
 
 
 KIB = 1024
-_PRECISIONS = ("tf32x3", "ieee", "tf32", "bf16")
+_PRECISIONS = ("ieee", "tf32", "bf16")
 CHIPS: dict[str, Chip] = {
     "sm_80": Nvidia("A100 SXM 80 GB", 108, 1.41e9, _PRECISIONS, 164 * KIB, 163 * KIB, capability=80),
     "sm_90": Nvidia("H100 SXM", 132, 1.98e9, _PRECISIONS, 228 * KIB, 227 * KIB, capability=90),

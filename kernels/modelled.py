@@ -51,7 +51,7 @@ class Modelled:
     barriers: int | None
     """That its warps meet at."""
     useful: float | None
-    """Multiply-adds of products without padding, as a share of those that are issued; with tf32x3 these are three."""
+    """Multiply-adds of products without padding, as a share of those that are issued."""
     bytes_moved: int | None
     """That it loads from the L2 cache, and stores there, in sectors of 32."""
     not_modelled: str

@@ -15,7 +15,7 @@ from lightning_maml import saving
 from lightning_maml.checks import check_one_of, check_whole
 from lightning_maml.tasks import TaskBatch
 
-Stage = Literal["train", "val", "test"]
+Stage = Literal["train", "val", "test", "predict"]
 
 
 class Positions(NamedTuple):
@@ -41,7 +41,7 @@ class TaskStream(LightningDataModule):
     - Training goes through positions 0, 1, 2, ... of the stream, from the number of meta-batches the trainer has
       completed, which every checkpoint holds: a resumed run, mid-epoch as well, sees the tasks a never-stopped one
       would. A module with ``updates_per_step = K > 1`` gets tuples of ``K`` task batches, for ``K`` optimiser steps.
-    - Validation, test and prediction (of the test tasks) go through fixed lists, whatever ``tasks_per_batch`` is.
+    - Validation, test and prediction (of the test tasks, mostly) go by fixed lists, whatever ``tasks_per_batch`` is.
     - Under several processes each has its share of every training batch and of the fixed lists, to a task: each task
       comes exactly once, and all processes make as many steps.
 
@@ -96,6 +96,11 @@ class TaskStream(LightningDataModule):
             stream.load_state_dict(content[cls.__qualname__])
         return stream
 
+    @property
+    def predict_tasks(self) -> int:
+        """The number of tasks to predict: the test tasks, where a subclass has no others."""
+        return self.test_tasks
+
     def draw(self, stage: Stage, tasks: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """The random numbers that ``tasks`` tasks are made of, on the CPU: tensors ``[tasks, ...]``."""
         raise NotImplementedError
@@ -109,8 +114,8 @@ class TaskStream(LightningDataModule):
     ) -> TaskBatch:
         """The meta-batch at ``position`` on ``device``, or the share of it that process ``rank`` of ``world_size`` has.
 
-        Positions are 0, 1, 2, ...: in training without end, otherwise up to the last batch of the fixed list, which may
-        be smaller than ``tasks_per_batch``.
+        A stage is ``"train"``, ``"val"``, ``"test"`` or ``"predict"``. Positions are 0, 1, 2, ...: in training without
+        end, otherwise up to the last batch of the fixed list, which may be smaller than ``tasks_per_batch``.
 
         Raises:
             ValueError: ``stage``, ``position`` or ``rank`` is out of range.
@@ -122,7 +127,7 @@ class TaskStream(LightningDataModule):
             drawn = self.draw(stage, self.tasks_per_batch, self._generator(stage, position))
             return self.build(stage, tuple(part[start:stop] for part in drawn), torch.device(device))
         check_one_of(get_args(Stage), stage=stage)
-        tasks = self.val_tasks if stage == "val" else self.test_tasks
+        tasks = {"val": self.val_tasks, "test": self.test_tasks, "predict": self.predict_tasks}[stage]
         batches = range(0, tasks, self.tasks_per_batch)
         if not 0 <= position < len(batches):
             raise ValueError(f"Expected `position` to be one of the {len(batches)} {stage} batches but got {position}.")

@@ -220,11 +220,11 @@ def test_differentiating_an_output_raises():
 @BOTH
 @pytest.mark.parametrize("rates_grad", [False, True])
 def test_opcheck(rates_grad, compiled):
-    kind = ([3, 4, 2], "tanh", "cross_entropy", 2, rates_grad, "tf32x3", compiled)
+    kind = ([3, 4, 2], "tanh", "cross_entropy", 2, rates_grad, "ieee", compiled)
     arguments = (*operands([3, 4, 2], "cross_entropy"), *kind)
     results = torch.library.opcheck(torch.ops.lightning_maml.mlp_adapt.default, arguments)
     assert set(results.values()) == {"SUCCESS"}
-    arguments = (*operands([3, 4, 2], "mse")[:4], [3, 4, 2], "relu", "mse", "tf32x3", compiled)
+    arguments = (*operands([3, 4, 2], "mse")[:4], [3, 4, 2], "relu", "mse", "ieee", compiled)
     results = torch.library.opcheck(torch.ops.lightning_maml.mlp_trajectory.default, arguments)
     assert set(results.values()) == {"SUCCESS"}
 
@@ -327,13 +327,13 @@ def test_kernels(case, poisoned):
 
 
 @pytest.mark.parametrize(
-    "precision", ["tf32x3", "tf32", pytest.param("bf16", marks=ON_A_GPU)]
+    "precision", ["ieee", "tf32", pytest.param("bf16", marks=ON_A_GPU)]
 )  # no bf16 in the interpreter
 def test_precisions(precision):
     arguments = operands([2, 9, 3], "mse", tasks=2)
     expected = naive(*arguments, [2, 9, 3], "relu", "mse", 2)
     output = launch(arguments, [2, 9, 3], "relu", "mse", precision=precision)
-    assert_equal(output, expected, {"tf32x3": 1e-5, "tf32": 1e-2, "bf16": 5e-2}[precision])
+    assert_equal(output, expected, {"ieee": 1e-5, "tf32": 1e-2, "bf16": 5e-2}[precision])
     if precision == "bf16":
         with pytest.raises(AssertionError):  # or nothing was rounded
             assert_equal(output, expected, 1e-4)
@@ -366,13 +366,12 @@ def test_kernel_shows_a_label_that_no_class_has():
 
 @ON_A_GPU
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("precision", ["tf32x3", "ieee"])
-def test_operator_on_the_gpu(case, precision):
+def test_operator_on_the_gpu(case):
     widths, loss, activation, sizes, order = CASES[case]
     arguments = operands(widths, loss, **{**sizes, "tasks": 37})
     expected = naive(*arguments, widths, activation, loss, order)
     on_gpu = [a.cuda().float() if a.is_floating_point() else a.cuda() for a in arguments]
-    output = mlp_adapt(*on_gpu, widths, activation, loss, order, True, precision)
+    output = mlp_adapt(*on_gpu, widths, activation, loss, order, True)
     assert_equal(output, expected, 1e-5)
 
 

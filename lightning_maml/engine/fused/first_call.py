@@ -18,7 +18,7 @@ CHECKED_ON = {"cuda"}
 """Kinds of devices of which no test has seen every model and driver."""
 TASKS = 8
 """How many tasks of a meta-batch are compared: enough to tell, and little beside a meta-batch that fills a GPU."""
-LIMITS = {"ieee": 1e-3, "tf32x3": 1e-3, "tf32": 0.5, "bf16": 1.0}
+LIMITS = {"ieee": 1e-3, "tf32": 0.5, "bf16": 1.0}
 """The largest difference by precision, relative to the largest number of its kind. Where products have 11 or 8 bits,
 what is right is up to 0.09 and 0.3 off on the sinusoid, and only what is wholly wrong is noticed."""
 NUDGE, AMPLIFIED = 1e-6, 10.0

@@ -232,6 +232,7 @@ def test_unsupported_raises_with_the_reason():
         Fused(kernel="other")
     with pytest.raises(ValueError, match="Expected `precision`"):
         Fused(precision="fp8")
+    assert Fused(precision="tf32x3") == Fused()  # as files of before name it
 
 
 def test_compile_says_what_it_cannot(monkeypatch):

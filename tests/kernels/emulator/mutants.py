@@ -49,7 +49,7 @@ def without_each_barrier(problem: e.Problem, arch: int) -> list[Barrier]:
     """Every barrier of a problem's kernels, taken out one at a time."""
     lines = Path(kernel.__file__).read_text().split("\n")
     with Emulation(arch) as emulation:
-        problem.launch("tf32x3")
+        problem.launch("ieee")
     assert emulation.faults() == []
     found = []
     for launch in emulation.launches:
@@ -58,7 +58,7 @@ def without_each_barrier(problem: e.Problem, arch: int) -> list[Barrier]:
                 continue
             change = changed(launch.kernel, instruction.line, r"bar(rier)?\.sync\s+0;", "")
             with Emulation(arch, change=change) as mutant:
-                problem.launch("tf32x3")
+                problem.launch("ieee")
             own = re.fullmatch(r"kernel\.py:(\d+)", instruction.source)
             asked_for = own is not None and "tl.debug_barrier()" in lines[int(own[1]) - 1]
             noticed = any("race" in fault for fault in mutant.faults())
@@ -92,10 +92,10 @@ def _accesses(launch: Launch, barrier: int) -> tuple[frozenset[str], frozenset[s
     return reached(before), reached(after)
 
 
-def unnoticed(problem: e.Problem, entry: str, pattern: str, by: str) -> set[str]:
+def unnoticed(problem: e.Problem, precision: str, entry: str, pattern: str, by: str) -> set[str]:
     """Lines of Python of whose instructions with a pattern no mutant is noticed; some make what nothing depends on."""
     with Emulation(90) as emulation:
-        problem.launch("tf32x3")
+        problem.launch(precision)
     launch = next(launch for launch in emulation.launches if launch.kernel == entry)
     found: dict[str, list[int]] = {}
     for instruction, lanes in zip(launch.program.instructions, launch.lanes, strict=True):
@@ -105,6 +105,6 @@ def unnoticed(problem: e.Problem, entry: str, pattern: str, by: str) -> set[str]
 
     def noticed(line: int) -> bool:
         change = changed(entry, line, pattern, by)
-        return bool(e.complaints(problem, "tf32x3", 90, ("forward",), change=change))
+        return bool(e.complaints(problem, precision, 90, ("forward",), change=change))
 
     return {source for source, lines in found.items() if not any(map(noticed, lines))}

@@ -40,14 +40,14 @@ PROBLEM = e.Problem("corrupted", (6, 13, 11, 4), "tanh", "cross_entropy", 7, 9, 
 
 @pytest.mark.parametrize("entry", ["mlp_forward", "mlp_backward"])
 @pytest.mark.parametrize(
-    "pattern, by",
+    "precision, pattern, by",
     [
-        (r"(mma\..*\}, \{) (%r\d+), (%r\d+) \}, \{", r"\1 \3, \2 }, {"),
-        (r"fma\.rn\.f32(\s+%\w+, %\w+, %\w+), %\w+", r"mul.f32\1"),
-        (r"0f3F800000", "0f3F7F0000"),
-        (r"(st\.global.*\+) 0 \]", r"\1 4 ]"),
+        ("tf32", r"(mma\..*\}, \{) (%r\d+), (%r\d+) \}, \{", r"\1 \3, \2 }, {"),
+        ("ieee", r"fma\.rn\.f32(\s+%\w+, %\w+, %\w+), %\w+", r"mul.f32\1"),
+        ("ieee", r"0f3F800000", "0f3F7F0000"),
+        ("ieee", r"(st\.global.*\+) 0 \]", r"\1 4 ]"),
     ],
     ids=["operands of a product", "an operation", "a constant", "an address"],
 )
-def test_a_corrupted_kernel_is_noticed(entry: str, pattern: str, by: str, emulated: Worker):
-    assert emulated(mutants.unnoticed, PROBLEM, entry, pattern, by) == set()
+def test_a_corrupted_kernel_is_noticed(entry: str, precision: str, pattern: str, by: str, emulated: Worker):
+    assert emulated(mutants.unnoticed, PROBLEM, precision, entry, pattern, by) == set()
