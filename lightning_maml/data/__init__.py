@@ -7,14 +7,5 @@ from lightning_maml.data.sinusoid import SinusoidTasks
 from lightning_maml.data.stream import Positions, TaskStream
 from lightning_maml.data.table import TableTasks
 
-__all__ = [
-    "EpisodeSampler",
-    "Learn2LearnTasks",
-    "OmniglotTasks",
-    "Positions",
-    "SinusoidTasks",
-    "TableTasks",
-    "TaskStream",
-    "import_learn2learn",
-    "load_omniglot",
-]
+__all__ = ["Learn2LearnTasks", "OmniglotTasks", "Positions", "SinusoidTasks", "TableTasks", "TaskStream"]
+__all__ += ["EpisodeSampler", "import_learn2learn", "load_omniglot"]
