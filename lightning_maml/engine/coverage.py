@@ -101,7 +101,7 @@ def _in_order(*parts: type) -> set[tuple[type, ...]]:
 
 
 # What adapts reaches an operator as names, and where it starts and what it sees are the meta-parameters and all rows.
-_PLAIN = {inner.FromMeta, inner.AllRows, inner.Nothing, inner.Named, inner.Part, inner.Scale}
+_PLAIN = {inner.FromMeta, inner.AllRows, inner.Nothing, inner.ByName, inner.Part, inner.Scale}
 _KNOWN_STEPS = (inner.ClipByNorm, inner.AddDecayed, inner.Momentum)
 _RATES = {"number", "of each step", "tensor", "shared", "per_step", "per_parameter", "per_parameter_and_step"}
 _RATES |= {"per_element"}

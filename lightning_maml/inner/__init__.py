@@ -1,6 +1,6 @@
 """How a task adapts: an inner loop and the parts it is made of."""
 
-from lightning_maml.inner.adapts import Adapts, AllRows, MiniBatches, Named, Part, head_names
+from lightning_maml.inner.adapts import Adapts, AllRows, ByName, MiniBatches, Part, head_names
 from lightning_maml.inner.base import At, Holder, Parameters, Slope, State, Transformation, holders_in, tensors_of
 from lightning_maml.inner.loop import SGD, Adam, InnerLoop, Parts
 from lightning_maml.inner.rates import Curvature, LearnedRate, Rates, Scale, of_step

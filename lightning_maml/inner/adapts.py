@@ -32,7 +32,7 @@ def head_names(names: Iterable[str], head: str | None = None) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Named:
+class ByName:
     """Those whose names a regular expression finds something in, or a predicate is true of; None for all of them."""
 
     which: str | Callable[[str], bool] | None = None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self, get_args
 from torch import Tensor
 
 from lightning_maml.checks import check_not_negative, check_one_of, check_positive, check_whole
-from lightning_maml.inner.adapts import Adapts, AllRows, MiniBatches, Named
+from lightning_maml.inner.adapts import Adapts, AllRows, ByName, MiniBatches
 from lightning_maml.inner.base import At, Parameters, Slope, State, Transformation, holders_in
 from lightning_maml.inner.rates import Curvature, LearnedRate, Rates, Scale
 from lightning_maml.inner.start import FromMeta, Nothing, Proximal, Start
@@ -100,7 +100,7 @@ class InnerLoop:
         )
         return Parts(
             start=FromMeta() if self.start is None else self.start,
-            adapts=self.adapts if hasattr(self.adapts, "choose") else Named(self.adapts),
+            adapts=self.adapts if hasattr(self.adapts, "choose") else ByName(self.adapts),
             rows=AllRows() if self.batch_size is None else MiniBatches(self.batch_size, self.shuffle_seed),
             pull=Proximal(self.proximal) if self.proximal else Nothing(),
             chain=(*self.transformations, *filter(None, made)),
