@@ -10,12 +10,7 @@ HALVINGS = 10
 
 
 def shortened(phi: Parameters, proposed: Parameters, height: Callable[[Parameters], Tensor]) -> Parameters:
-    """Where each task goes in place of ``proposed``: as far as lowers its ``height``, and otherwise nowhere.
-
-    Args:
-        phi: the parameters before the step, ``{name: [T, *shape]}``.
-        proposed: those after it.
-        height: what the step is to lower, ``[T]``, at any parameters; what is NaN lowers nothing.
+    """Where each task goes from ``phi {name: [T, *shape]}``: as far to ``proposed`` as lowers its ``height [T]``.
 
     Example:
         >>> from torch import tensor

@@ -5,8 +5,9 @@ from typing import Any
 MOVED = {
     "checkpoints": "saving",
     "engine.batched": "engine.loops.batched",
-    "engine.eager": "engine.loops.eager",
+    "engine.eager": "engine.loops.chunks",
     "engine.graphed": "engine.loops.graphed",
+    "engine.loops.eager": "engine.loops.chunks",
     "module": "training.module",
     "starts": "inner.start",
 }

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_maml.inner import Parameters
+from lightning_maml.learner import BatchNorm
 
 Pass = Literal["by batch", "recording", "stored"]
 """What batch-norm layers normalise by in a forward. ``"by batch"`` stands for whatever they do of themselves."""
@@ -18,25 +19,37 @@ MEAN, VAR = "running_mean", "running_var"
 
 
 @contextmanager
-def training_is(training: bool, modules: Iterable[nn.Module]) -> Iterator[None]:
-    """These modules, and not those inside, in training or evaluation mode for the time of a call."""
-    before = [(module, module.training) for module in modules]
+def training_is(training: bool, modules: Iterable[nn.Module], **others: bool) -> Iterator[None]:
+    """These modules, and not those inside, in training or evaluation mode for the time of a call; so other flags."""
+    flags = {"training": training, **others}
+    before = [(module, name, getattr(module, name)) for module in modules for name in flags]
     try:
-        for module, _ in before:
-            module.training = training
+        for module, name, _ in before:
+            setattr(module, name, flags[name])
         yield
     finally:
-        for module, was in before:
-            module.training = was
+        for module, name, was in before:
+            setattr(module, name, was)
 
 
-def check_layer(layer: nn.Module) -> None:
-    """Raise ValueError where a batch-norm layer may not compute what the statistics are recorded for."""
-    if type(layer).forward is not nn.BatchNorm2d.forward:
-        raise ValueError(
-            "Expected batch-norm layers with the forward of nn.BatchNorm1d, 2d or 3d for `batch_norm='support'` but "
-            f"got {type(layer).__name__}: use `batch_norm='batch'`, or torch's layers."
-        )
+@contextmanager
+def batch_norm_mode(modules: Iterable[nn.Module], mode: BatchNorm) -> Iterator[None]:
+    """Batch-norm layers as the algorithm asks for, for the time of a call; running statistics are never written."""
+    layers = [layer for layer in modules if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    for layer in layers:
+        if mode != "batch" and layer.running_mean is None:
+            raise ValueError(
+                f"Expected every batch-norm layer to keep running statistics for `batch_norm={mode!r}` but got "
+                f"{layer} without: use `batch_norm='batch'` or track_running_stats=True."
+            )
+        if mode == "support" and type(layer).forward is not nn.BatchNorm2d.forward:
+            raise ValueError(
+                "Expected batch-norm layers with the forward of nn.BatchNorm1d, 2d or 3d for `batch_norm='support'` "
+                f"but got {type(layer).__name__}: use `batch_norm='batch'`, or torch's layers."
+            )
+    # training with statistics that are not tracked: torch uses the batch's, and writes nothing
+    with training_is(mode != "running", layers, track_running_stats=mode == "running"):
+        yield
 
 
 class Statistics(TorchFunctionMode):

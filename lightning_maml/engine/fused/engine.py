@@ -1,7 +1,4 @@
-"""The engine of the project's own kernels: operators that are tried in turn.
-
-``lightning_maml.kernels`` is imported inside the functions that need it: ``import lightning_maml`` loads no kernel.
-"""
+"""The engine of the project's own kernels, imported where they are needed: ``import lightning_maml`` loads none."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -60,9 +57,7 @@ class Fused(Engine):
         check_one_of(("auto", "mlp_adapt", "sgd_update"), kernel=self.kernel)
         check_one_of(get_args(Precision), precision=self.precision)
         if self.compile and self.kernel == "sgd_update":
-            raise ValueError(
-                "Expected `compile=False` for kernel='sgd_update': what is compiled are whole inner loops."
-            )
+            raise ValueError("Expected `compile=False` for kernel='sgd_update': whole inner loops are compiled.")
 
     @cached_property
     def operators(self) -> tuple[Operator, ...]:
@@ -77,29 +72,20 @@ class Fused(Engine):
         if operator is not None:
             return reason
         if self.kernel == "mlp_adapt" or self.compile:
-            advice = " Batched(compile=True) compiles any network." if self.compile else ""
             names = " or ".join(f"`{operator.name}`" for operator in self.operators)
+            advice = " Batched(compile=True) compiles any network." if self.compile else ""
             return f"expected a problem that {names} covers but {reason}.{advice}"
         if (what := refused(problem.needs(*sets), SGD_UPDATE)) is not None:
             return f"{what}. Use engine='batched'."
         on_gpu = not sets[0][0].is_cpu
         return "on a GPU it needs Triton, which is not installed." if on_gpu and find_spec("triton") is None else None
 
-    def supports(self, problem: Problem, *sets: Set) -> str | None:
-        """Why no operator covers the whole problem, or None where one does."""
-        return self._found(problem, *sets)[2]
-
     def _found(self, problem: Problem, *sets: Set) -> tuple[Operator | None, Any, str | None]:
         """What :meth:`_find` found, once for a problem."""
-        if self not in problem.memo:
-            problem.memo[self] = self._find(problem, *sets)
-        return problem.memo[self]
+        return problem.memo.get(self) or problem.memo.setdefault(self, self._find(problem, *sets))
 
     def _find(self, problem: Problem, *sets: Set) -> tuple[Operator | None, Any, str | None]:
-        """The first operator that covers the problem, the network as it takes it, and why it cannot run, if so.
-
-        No operator, and why, where none does.
-        """
+        """The first operator that covers the problem, the network as it sees it, and why it cannot run, or only why."""
         needs, reasons = problem.needs(*sets), []
         for operator in self.operators:
             try:
@@ -130,7 +116,7 @@ class Fused(Engine):
         return loop.trajectory()
 
     def _agrees(self, numbers: Any, problem: Problem, *sets: Set) -> bool:
-        """Whether a kernel may run this, see :func:`~lightning_maml.engine.fused.first_call.agrees`."""
+        """Whether a kernel may run this, see :func:`first_call.agrees`."""
         if not self.verify or sets[0][0].device.type not in first_call.CHECKED_ON:
             return True
         operator, found, _ = self._found(problem, *sets)

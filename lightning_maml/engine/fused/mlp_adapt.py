@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lightning_maml.engine.base import Problem
 from lightning_maml.engine.coverage import ADAPTATION, Runs
-from lightning_maml.engine.fused.operator import Operator, OperatorLoop, Recognised, UnrecognisedError, layers_of
+from lightning_maml.engine.fused import operator
+from lightning_maml.engine.fused.operator import NEEDS_COMPILER, OperatorLoop, Recognised, UnrecognisedError
 from lightning_maml.tasks import Set
 
 Precision = Literal["tf32x3", "ieee", "tf32", "bf16"]
@@ -27,13 +28,9 @@ class Perceptron(Recognised):
     """``[in, hidden ..., out]``."""
     activation: str
 
-    @property
-    def variant(self) -> Any:
-        return self.activation, *self.widths
-
 
 @dataclass(frozen=True)
-class MlpAdapt(Operator):
+class MlpAdapt(operator.Operator):
     """See :class:`~lightning_maml.Fused` for its arguments."""
 
     precision: Precision = "tf32x3"
@@ -41,7 +38,7 @@ class MlpAdapt(Operator):
     name = "mlp_adapt"
 
     @cached_property
-    def runs(self) -> Runs:
+    def runs(self) -> Runs:  # type: ignore[override]
         from lightning_maml.kernels.mlp_adapt import MOST_ROWS
 
         return ADAPTATION | {"rows of a set": range(1, MOST_ROWS + 1)}
@@ -66,7 +63,7 @@ class MlpAdapt(Operator):
             return None
         from lightning_maml.kernels.mlp_adapt import native
 
-        return self.needs_compiler(native.unavailable(like.dtype))
+        return (reason := native.unavailable(like.dtype)) and NEEDS_COMPILER.format(reason)
 
     def adapt(self, loop: OperatorLoop, rates: Tensor, order: int) -> Any:
         from lightning_maml.kernels.mlp_adapt import mlp_adapt, native
@@ -98,30 +95,30 @@ def recognise(network: nn.Module) -> Perceptron:
         ...
         lightning_maml...UnrecognisedError: layer '1' is a Dropout, none of ['GELU', 'Linear', 'ReLU', 'Tanh']
     """
-    linear: list[nn.Linear] = []
+    from lightning_maml.kernels.mlp_adapt import MOST_HIDDEN, WIDEST
+
+    widths: list[int] = []  # of the inputs, and of every linear layer up to here
     between: list[str] = []
-    layers, shapes = layers_of(network, _KNOWN)
+    layers, shapes = operator.known_layers(network, _KNOWN)
     for name, module in layers:
         if type(module) is nn.Linear:
             if module._parameters.get("bias") is None:
                 raise UnrecognisedError(f"layer {name!r} has no bias")
-            if len(linear) > len(between):
+            outputs, inputs = module._parameters["weight"].shape  # type: ignore[union-attr]
+            if len(widths) > len(between) + 1:
                 between.append("identity")
-            linear.append(module)
-        elif len(linear) == len(between) + 1:
+            widths += [outputs] if widths else [inputs, outputs]
+        elif len(widths) == len(between) + 2:
             if type(module) is nn.GELU and module.approximate != "none":
                 raise UnrecognisedError(f"layer {name!r} is an approximate GELU")
             between.append(_ACTIVATIONS[type(module)])
         else:
             raise UnrecognisedError(f"layer {name!r} does not stand between two linear layers")
-    if len(linear) != len(between) + 1:
+    if len(widths) != len(between) + 2:
         raise UnrecognisedError("its last layer is not linear")
     if len(set(between)) > 1:
         raise UnrecognisedError(f"its activations differ: {between}")
-    from lightning_maml.kernels.mlp_adapt import MOST_HIDDEN, WIDEST
-
-    weights = [layer._parameters["weight"].shape for layer in linear]  # type: ignore[union-attr]
-    widths = [weights[0][1], *(shape[0] for shape in weights)]
     if len(between) > MOST_HIDDEN or max(widths) > WIDEST:
         raise UnrecognisedError(f"its widths {widths} exceed {MOST_HIDDEN} hidden layers or {WIDEST} units")
-    return Perceptron(shapes, widths[-1], widths, between[0] if between else "identity")
+    activation = between[0] if between else "identity"
+    return Perceptron(shapes, widths[-1], (activation, *widths), widths, activation)

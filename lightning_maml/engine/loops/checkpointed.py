@@ -58,7 +58,7 @@ class CheckpointedLoop(TaskLoop):
         adapted = {id(value) for value in self.theta.values()}
         # what else the inner steps depend on: shared parameters, learned rates, support inputs that want a gradient
         # (and the adapted ones where every step is drawn back to them)
-        leaves = problem.leaves(*support)
+        leaves = problem.leaves(support)
         self.extras = [leaf for leaf in leaves if id(leaf) not in adapted or self.inner.pulled]
 
     def unroll(self, order: int) -> Parameters:

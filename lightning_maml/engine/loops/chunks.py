@@ -1,6 +1,7 @@
-"""A meta-batch a few tasks at a time: losses put together, gradients added up, each chunk's graph freed at once."""
+"""A meta-batch a few tasks at a time, and the engine that takes one task after another."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -31,21 +32,33 @@ class LoopEngine(Engine):
         loops = [TaskLoop(problem, chunk, one=self.one).trajectory() for chunk in chunks]
         for step in zip(*loops, strict=True):
             phis, losses = zip(*step, strict=True)
-            yield {name: _joined([phi[name] for phi in phis]) for name in phis[0]}, _joined(losses)
+            every = {name: torch.cat([phi[name] for phi in phis]) for name in phis[0]} if len(phis) > 1 else phis[0]
+            yield every, torch.cat(losses) if len(phis) > 1 else losses[0]
 
     def predict(self, problem: Problem, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
         _, networks = networks_of(problem, self.one)
         return networks(phi, inputs, None if step is None else max(step - 1, 0))
 
 
+@dataclass(frozen=True)
+class Eager(LoopEngine):
+    """A Python loop over the tasks that calls the network as it is written. Slow, and right for any network."""
+
+    name = "eager"
+    chunk_size = 1
+    one = True
+
+    def unsupported(self, problem: Problem, *sets: Set) -> str | None:
+        return None
+
+
 def meta_loss_in_chunks(
     problem: Problem, tasks: TaskBatch, size: int, loop_of: Callable[[Set, Set], TaskLoop]
 ) -> MetaOutput:
     """The meta-gradient of all tasks, ``size`` at a time, each chunk run by the loop made of its sets."""
-    leaves = problem.leaves(*(value for _, value in tasks.named()))
+    leaves, count = problem.leaves(*tasks.sets), len(tasks)
     gradients: Sequence[Tensor] = ()
-    outputs: list[tuple[Tensor, Tensor, Tensor]] = []
-    count = len(tasks)
+    outputs: list[tuple[Tensor, ...]] = []
     for start in range(0, count, size):
         chunk = tasks if size >= count else tasks[start : start + size]
         loop = loop_of(*chunk.sets)
@@ -55,11 +68,8 @@ def meta_loss_in_chunks(
         outputs.append((query.task_losses, query.predictions, loop.support_history()))
         # a loss without a graph is the mean already
         mean = None if size < count or query.loss.requires_grad else query.loss
-        del loop, query
-    task_losses, predictions, support_losses = map(_joined, zip(*outputs, strict=True))
+        del loop, query  # its graph is freed before the next one's is made
+    several = len(outputs) > 1
+    task_losses, predictions, support_losses = map(torch.cat, zip(*outputs, strict=True)) if several else outputs[0]
     loss = task_losses.mean() if mean is None else mean
     return MetaOutput(loss, attach(loss, gradients, leaves), task_losses, predictions, support_losses)
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))

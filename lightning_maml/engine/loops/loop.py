@@ -1,5 +1,6 @@
 """The inner loop in plain autograd: what most engines run, for one task or for all at once."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
@@ -61,7 +62,7 @@ class TaskLoop:
         return {name: value.view_as(value).requires_grad_() for name, value in phi.items()}
 
     def predict(self, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
-        """Predictions ``[T, N, ...]``; ``step`` chooses among parameters of several steps, None the last one's."""
+        """Predictions ``[T, N, ...]``, see :class:`Networks`."""
         return self.networks(phi, inputs, step)
 
     def losses(self, phi: Parameters, rows: Set, step: int | None = None) -> tuple[Tensor, Tensor]:
@@ -114,9 +115,7 @@ class TaskLoop:
             yield phi
 
     def unroll(self, order: int) -> Parameters:
-        for phi in self._path(order):  # noqa: B007
-            pass
-        return phi
+        return deque(self._path(order), maxlen=1).pop()
 
     def support(self, phi: Parameters) -> Tensor:
         return self.losses(phi, self.support_set)[0]
@@ -154,10 +153,7 @@ class TaskLoop:
     def guarded(self, phi: Parameters, proposed: Parameters, step: int) -> Parameters:
         """The parameters after inner step ``step`` as the safeguard has it, by what the step descends on its rows."""
         rows, pull = self.rows(step), self.inner.parts.pull
-
-        def height(where: Parameters) -> Tensor:
-            return self.losses(where, rows, step)[0] + pull.height(where, self.origin)
-
+        height = lambda where: self.losses(where, rows, step)[0] + pull.height(where, self.origin)  # noqa: E731
         return shortened(phi, proposed, height)
 
     def trajectory(self) -> Iterator[tuple[Parameters, Tensor]]:
