@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_maml.engine.coverage import Needs
 from lightning_maml.engine.functional.layers import POINTWISE
-from lightning_maml.engine.functional.structure import fingerprint, has_backward_hooks, is_sequence
+from lightning_maml.engine.functional.structure import fingerprint, have_backward_hooks, is_sequence
 from lightning_maml.inner import InnerLoop, Parameters, tensors_of
 from lightning_maml.learner import Algorithm, per_step_names
 from lightning_maml.losses import TaskLoss
@@ -51,6 +51,8 @@ class Problem:
     loss: TaskLoss
     safeguard: bool = False
     """Whether a trajectory takes a task's step only as far as it lowers the task's support loss."""
+    memo: dict[Any, Any] = field(default_factory=dict, init=False)
+    """What engines have found out about it."""
 
     def __post_init__(self) -> None:
         if self.inner.learn_lr is not None and not isinstance(self.inner.lr, nn.Module):
@@ -59,11 +61,6 @@ class Problem:
                 f"{self.inner.lr}: build them with rates = algorithm.initial_rates(network), put rates.parameters() "
                 "into the optimizer, and pass algorithm.with_rates(rates). MetaModule does this by itself."
             )
-
-    @cached_property
-    def memo(self) -> dict[Any, Any]:
-        """What engines have found out about it."""
-        return {}
 
     @cached_property
     def names(self) -> Parameters:
@@ -149,10 +146,10 @@ class Problem:
                 ("dtypes of what adapts", frozenset({self.parameters[name].dtype for name in self.adapted})),
                 ("dtypes of everything", frozenset({value.dtype for value in parameters + data})),
                 ("autocast", autocast_on(parameters[0].device)),
-                ("gradient of data", any(value.requires_grad for value in values)),
-                ("gradient of the loss", any(value.requires_grad for value in tensors_of(self.loss.holders))),
+                ("gradient of data", True in [value.requires_grad for value in values]),
+                ("gradient of the loss", True in [value.requires_grad for value in tensors_of(self.loss.holders)]),
                 ("parameters of each step", bool(self.per_step)),
-                ("backward hooks", any(map(has_backward_hooks, self.modules))),
+                ("backward hooks", have_backward_hooks(self.modules)),
             ],
             [("batch-norm", self.algorithm.batch_norm)] if self.norms else [],
             [("device", device.type) for device in {value.device for value in (*values, parameters[0])}],
@@ -169,20 +166,11 @@ class Problem:
         # the loss by what it computes: the named ones are made anew in each call
         return type(self.loss), self.loss.function, cast, *map(fingerprint, self.modules)
 
-    def split(self) -> tuple[Parameters, Parameters]:
-        """The parameters that adapt, and everything shared by the tasks: other parameters, and buffers."""
-        names, buffers = set(self.adapted), dict(self.network.named_buffers())
-        theta = {name: value for name, value in self.parameters.items() if name in names}
-        return theta, buffers | {name: value for name, value in self.parameters.items() if name not in names}
-
     def leaves(self, *sets: Set) -> list[Tensor]:
         """Every tensor that gets a meta-gradient: parameters, learned rates, and whatever else asks for one."""
-        return [*self._own_leaves, *[value for pair in sets for value in pair if value.requires_grad]]
-
-    @cached_property
-    def _own_leaves(self) -> list[Tensor]:
         held = tensors_of((*self.algorithm.holders, *self.loss.holders))
-        every = {id(value): value for value in (*self.parameters.values(), *held)}
+        data = [value for pair in sets for value in pair]
+        every = {id(value): value for value in (*self.parameters.values(), *held, *data)}
         return [value for value in every.values() if value.requires_grad]
 
 
@@ -211,10 +199,10 @@ class Engine(ABC):
     def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
         """The adapted parameters ``{name: [T, *shape]}`` and support losses ``[T]`` before and after each inner step.
 
-        Yields ``steps + 1`` pairs, detached. ``support`` are the inputs and targets to adapt to, ``[T, Ns, ...]``.
-        Under ``batch_norm="support"`` the statistics that query rows go by are among the parameters,
-        ``{"<layer>.running_mean": [T, C], "<layer>.running_var": [T, C]}``.
-        With ``problem.safeguard`` each step goes through :func:`~lightning_maml.engine.safeguard.shortened`.
+        Yields ``steps + 1`` pairs, detached, of the inputs and targets to adapt to, ``[T, Ns, ...]``. Under
+        ``batch_norm="support"`` the statistics that query rows go by are among the parameters,
+        ``{"<layer>.running_mean": [T, C], "<layer>.running_var": [T, C]}``. With ``problem.safeguard`` each step goes
+        through :func:`~lightning_maml.engine.divergence.shortened`.
         """
 
     @abstractmethod

@@ -14,8 +14,7 @@ from torch import nn
 from lightning_maml.engine.base import Engine, Problem
 from lightning_maml.engine.fused import Fused
 from lightning_maml.engine.generators import way_back
-from lightning_maml.engine.loops.batched import Batched
-from lightning_maml.engine.loops.chunks import Eager
+from lightning_maml.engine.loops.batched import Batched, Eager
 from lightning_maml.tasks import Set
 
 _NAMED: dict[str, type[Engine]] = {"eager": Eager, "batched": Batched, "fused": Fused}

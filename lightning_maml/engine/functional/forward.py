@@ -137,9 +137,7 @@ _attention = torch.ops.aten._scaled_dot_product_attention_math
 
 
 class _Elementary(TorchFunctionMode):
-    """Recurrent layers and attention written out in elementary operations, which can be batched and differentiated
-    twice: torch has no batching rules for the fused recurrences, and no second derivative of the fused attention.
-    """
+    """Recurrent layers and attention in elementary operations: torch cannot batch or differentiate the fused ones."""
 
     written_out: ClassVar[dict[Any, Callable[..., Any]]] = {
         F.scaled_dot_product_attention: lambda *args, **kwargs: _attention(*args, **kwargs)[0],

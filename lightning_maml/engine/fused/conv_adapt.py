@@ -66,10 +66,7 @@ class ConvAdapt(operator.Operator):
 
 
 def recognise(network: nn.Module) -> Convolutional:
-    """The blocks that a network is, by its structure and never by its name.
-
-    Raises:
-        UnrecognisedError: it is none.
+    """The blocks that a network is, by its structure and never by its name; UnrecognisedError where it is none.
 
     Example:
         >>> block = nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU()

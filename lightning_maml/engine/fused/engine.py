@@ -2,30 +2,27 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from importlib.util import find_spec
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from lightning_maml.checks import check_one_of
-from lightning_maml.engine.base import Engine, MetaOutput, Problem
+from lightning_maml.engine.base import MetaOutput, Problem
 from lightning_maml.engine.coverage import SGD_UPDATE, refused
 from lightning_maml.engine.fused import first_call
 from lightning_maml.engine.fused.conv_adapt import ConvAdapt
 from lightning_maml.engine.fused.mlp_adapt import MlpAdapt, Precision
-from lightning_maml.engine.fused.operator import Operator, OperatorLoop, UnrecognisedError
+from lightning_maml.engine.fused.operator import Operator, OperatorLoop, UnrecognisedError, without_triton
 from lightning_maml.engine.fused.sgd_update import FlatLoop
-from lightning_maml.engine.loops.batched import Batched
-from lightning_maml.engine.loops.chunks import meta_loss_in_chunks
-from lightning_maml.engine.loops.loop import TaskLoop
+from lightning_maml.engine.loops.batched import Batched, LoopEngine
 from lightning_maml.inner import Parameters
 from lightning_maml.tasks import Set, TaskBatch
 
 
 @dataclass(frozen=True)
-class Fused(Engine):
+class Fused(LoopEngine):
     """The engine of the project's own kernels; the CPU runs the same operators in plain torch, or compiled from C.
 
     On a multilayer perceptron the operator ``mlp_adapt`` runs all inner steps, the query loss and the exact
@@ -52,6 +49,7 @@ class Fused(Engine):
     compile: bool = False
     verify: bool = True
     name = "fused"
+    chunk_size = None
 
     def __post_init__(self) -> None:
         check_one_of(("auto", "mlp_adapt", "sgd_update"), kernel=self.kernel)
@@ -77,8 +75,7 @@ class Fused(Engine):
             return f"expected a problem that {names} covers but {reason}.{advice}"
         if (what := refused(problem.needs(*sets), SGD_UPDATE)) is not None:
             return f"{what}. Use engine='batched'."
-        on_gpu = not sets[0][0].is_cpu
-        return "on a GPU it needs Triton, which is not installed." if on_gpu and find_spec("triton") is None else None
+        return None if sets[0][0].is_cpu else without_triton()
 
     def _found(self, problem: Problem, *sets: Set) -> tuple[Operator | None, Any, str | None]:
         """What :meth:`_find` found, once for a problem."""
@@ -86,14 +83,14 @@ class Fused(Engine):
 
     def _find(self, problem: Problem, *sets: Set) -> tuple[Operator | None, Any, str | None]:
         """The first operator that covers the problem, the network as it sees it, and why it cannot run, or only why."""
-        needs, reasons = problem.needs(*sets), []
+        needs, loss, reasons = problem.needs(*sets), problem.loss.kind, []
         for operator in self.operators:
             try:
                 if (reason := refused(needs, operator.runs)) is not None:
                     raise UnrecognisedError(reason)
                 found = operator.recognise(problem, *sets)
-                for _, targets in sets:  # labels are read as whole numbers of 64 bits
-                    if problem.loss.kind == "cross_entropy" and targets.dtype != torch.int64:
+                for _, targets in sets if loss == "cross_entropy" else ():
+                    if targets.dtype != torch.int64:  # as which the kernels read labels
                         raise UnrecognisedError(f"the labels are of {targets.dtype}, and not of torch.int64")
             except ValueError as error:
                 reasons.append(str(error))
@@ -101,19 +98,21 @@ class Fused(Engine):
                 return operator, found, operator.unavailable(next(iter(problem.parameters.values())))
         return None, None, "; ".join(dict.fromkeys(reasons)) or f"kernel={self.kernel!r} leaves them out"
 
+    def loop(self, problem: Problem, support: Set, query: Set) -> Any:
+        operator, found, _ = self._found(problem, support, query)
+        if operator is None:
+            return FlatLoop(problem, support, query)
+        return OperatorLoop(problem, operator, found, support, query)
+
     def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
-        if not self._agrees(first_call.meta_gradient, problem, *tasks.sets):
-            return Batched().meta_loss(problem, tasks)
-        operator, found, _ = self._found(problem, *tasks.sets)
-        loop: Any = partial(OperatorLoop, problem, operator, found) if operator else partial(FlatLoop, problem)
-        return meta_loss_in_chunks(problem, tasks, len(tasks), loop)
+        agrees = self._agrees(first_call.meta_gradient, problem, *tasks.sets)
+        return super().meta_loss(problem, tasks) if agrees else Batched().meta_loss(problem, tasks)
 
     def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
-        if not self._agrees(first_call.adaptation, problem, support):
-            return Batched().trajectory(problem, support)
         operator, found, _ = self._found(problem, support)
-        loop = OperatorLoop(problem, operator, found, support) if operator else TaskLoop(problem, support)
-        return loop.trajectory()
+        if operator and self._agrees(first_call.adaptation, problem, support):
+            return OperatorLoop(problem, operator, found, support).trajectory()
+        return super().trajectory(problem, support)
 
     def _agrees(self, numbers: Any, problem: Problem, *sets: Set) -> bool:
         """Whether a kernel may run this, see :func:`first_call.agrees`."""
@@ -125,6 +124,3 @@ class Fused(Engine):
         rule = type(problem.algorithm.meta_gradient).__name__
         variant = (*kernel, problem.loss.kind, precision, rule, next(iter(problem.parameters.values())).dtype)
         return first_call.agrees(variant, precision, numbers, replace(self, verify=False), problem, *sets)
-
-    def predict(self, problem: Problem, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
-        return Batched().predict(problem, phi, inputs, step)

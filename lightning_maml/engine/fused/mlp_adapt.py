@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -44,23 +43,21 @@ class MlpAdapt(operator.Operator):
         return ADAPTATION | {"rows of a set": range(1, MOST_ROWS + 1)}
 
     def recognise(self, problem: Problem, *sets: Set) -> Perceptron:
-        found = recognise(problem.network)
+        found, loss = recognise(problem.network), problem.loss.kind
         if not sets[0][0].is_cpu and next(iter(problem.parameters.values())).dtype != torch.float32:
             raise UnrecognisedError("on a GPU it computes in float32 alone")
         for inputs, targets in sets:
             if inputs.ndim != 3 or inputs.shape[2] != found.widths[0]:
                 raise UnrecognisedError(f"the inputs {list(inputs.shape)} are not [tasks, rows, {found.widths[0]}]")
-            if problem.loss.kind == "bce" and targets.shape != (*inputs.shape[:2], found.outputs):
+            if loss == "bce" and targets.shape != (*inputs.shape[:2], found.outputs):
                 raise UnrecognisedError(f"the targets {list(targets.shape)} are not [tasks, rows, {found.outputs}]")
         return found
 
     def unavailable(self, like: Tensor) -> str | None:
-        if not like.is_cpu:
-            if torch.version.hip is not None and "tf32" in self.precision:
-                return f"AMD's GPUs have no products of {self.precision!r}. Use precision='ieee' or 'bf16'."
-            return "on a GPU it needs Triton, which is not installed." if find_spec("triton") is None else None
-        if not self.compile:
-            return None
+        if torch.version.hip is not None and "tf32" in self.precision and not like.is_cpu:
+            return f"AMD's GPUs have no products of {self.precision!r}. Use precision='ieee' or 'bf16'."
+        if not (self.compile and like.is_cpu):
+            return None if like.is_cpu else operator.without_triton()
         from lightning_maml.kernels.mlp_adapt import native
 
         return (reason := native.unavailable(like.dtype)) and NEEDS_COMPILER.format(reason)
@@ -82,10 +79,7 @@ class MlpAdapt(operator.Operator):
 
 
 def recognise(network: nn.Module) -> Perceptron:
-    """The perceptron that a network is, by its structure and never by its name.
-
-    Raises:
-        UnrecognisedError: it is none.
+    """The perceptron that a network is, by its structure and never by its name; UnrecognisedError where it is none.
 
     Example:
         >>> recognise(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))).widths

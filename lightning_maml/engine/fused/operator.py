@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -29,9 +30,12 @@ class UnrecognisedError(ValueError):
 
 
 def require(met: bool, reason: str) -> None:
-    """Raise UnrecognisedError for a reason, unless a condition is met."""
     if not met:
         raise UnrecognisedError(reason)
+
+
+def without_triton() -> str | None:
+    return "on a GPU it needs Triton, which is not installed." if find_spec("triton") is None else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +52,8 @@ class Recognised:
 
 def unpack_tasks(flat: Tensor, shapes: Mapping[str, torch.Size]) -> Parameters:
     """``[..., P]`` -> ``{name: [..., *shape]}``, as views."""
-    parts = flat.split([shape.numel() for shape in shapes.values()], dim=-1)
-    tasks = flat.shape[:-1]
-    return {name: part.view(*tasks, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    parts = zip(shapes.items(), flat.split([shape.numel() for shape in shapes.values()], dim=-1), strict=True)
+    return {name: part.view(*flat.shape[:-1], *shape) for (name, shape), part in parts}
 
 
 class Operator(ABC):
@@ -61,11 +64,7 @@ class Operator(ABC):
 
     @abstractmethod
     def recognise(self, problem: Problem, *sets: Set) -> Any:
-        """The :class:`Recognised` network, by its structure and never by its name.
-
-        Raises:
-            ValueError: network or data are not for it, beyond what :attr:`runs` says.
-        """
+        """The :class:`Recognised` network; ValueError: network or data are not for it, beyond what ``runs`` says."""
 
     @abstractmethod
     def unavailable(self, like: Tensor) -> str | None:
@@ -84,9 +83,6 @@ class OperatorLoop:
     """A :class:`~lightning_maml.meta_gradient.Loop` for rules that ask once for query sets, after all or no steps.
 
     In the place of parameters a rule gets the number of steps and the order: the operator finds them itself.
-
-    Raises:
-        ValueError: shapes or labels of the sets are not for the network's predictions.
     """
 
     def __init__(self, problem: Problem, operator: Operator, found: Any, *sets: Set) -> None:
@@ -129,14 +125,13 @@ class OperatorLoop:
 
     def trajectory(self) -> Iterator[tuple[Parameters, Tensor]]:
         """Detached parameters and support losses ``[T]`` before and after each inner step."""
-        rates = self._rates(self.inner.steps).detach()
-        path, losses = self.operator.trajectory(self, rates)
+        path, losses = self.operator.trajectory(self, self._rates(self.inner.steps).detach())
         again: Any = None
         if self.problem.safeguard:  # the tasks that some step does not bring lower run again, step by step
             stumbling = (~(losses[:, 1:] < losses[:, :-1])).any(1).nonzero().flatten()
             if len(stumbling):
-                inputs, targets = (value[stumbling] for value in self.batch[:2])
-                again = TaskLoop(self.problem, (inputs, targets)).trajectory()
+                inputs, targets = self.batch[:2]
+                again = TaskLoop(self.problem, (inputs[stumbling], targets[stumbling])).trajectory()
         rows = (self.theta.expand(len(losses), -1), *path.unbind(1))
         for row, step_losses in zip(rows, losses.unbind(1), strict=True):
             named = unpack_tasks(row, self.found.shapes)
@@ -184,11 +179,8 @@ def known_layers(network: nn.Module, known: set[type[nn.Module]]) -> tuple[Named
         elif type(layer) is not nn.Identity:
             names = sorted(kind.__name__ for kind in known)
             raise UnrecognisedError(f"layer {name!r} is a {type(layer).__name__}, none of {names}")
-    own = {
-        f"{name}.{key}" if name else key: value
-        for name, layer in layers
-        for key, value in layer._parameters.items()
-        if value is not None
-    }
-    require(len({id(value) for value in own.values()}) == len(own), "some of its parameters are tied")
+    every = [(f"{name}.{key}" if name else key, v) for name, layer in layers for key, v in layer._parameters.items()]
+    own = {name: value for name, value in every if value is not None}
+    if len({*map(id, own.values())}) < len(own):
+        raise UnrecognisedError("some of its parameters are tied")
     return layers, {name: value.shape for name, value in own.items()}
