@@ -77,6 +77,10 @@ class Fused(LoopEngine):
             return f"{what}. Use engine='batched'."
         return None if sets[0][0].is_cpu else without_triton()
 
+    def why_not_covered(self, problem: Problem, *sets: Set) -> str | None:
+        """Why no operator covers the whole problem, or None where one does."""
+        return self._found(problem, *sets)[2]
+
     def _found(self, problem: Problem, *sets: Set) -> tuple[Operator | None, Any, str | None]:
         """What :meth:`_find` found, once for a problem."""
         return problem.memo.get(self) or problem.memo.setdefault(self, self._find(problem, *sets))
