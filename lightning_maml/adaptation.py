@@ -15,8 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_maml.engine import Engine, MetaOutput, Problem, run_on
 from lightning_maml.engine.base import autocast_on
 from lightning_maml.engine.divergence import bad_tasks, diverged, warning_of_divergence
-from lightning_maml.engine.functional.forward import batch_norm_mode
-from lightning_maml.engine.functional.statistics import training_is
+from lightning_maml.engine.functional.statistics import batch_norm_mode, training_is
 from lightning_maml.engine.functional.stored import detach_from_mode, say_once
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import Algorithm

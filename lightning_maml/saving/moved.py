@@ -5,8 +5,9 @@ from typing import Any
 MOVED = {
     "checkpoints": "saving",
     "engine.batched": "engine.loops.batched",
-    "engine.eager": "engine.loops.eager",
+    "engine.eager": "engine.loops.batched",
     "engine.graphed": "engine.loops.graphed",
+    "engine.loops.eager": "engine.loops.batched",
     "module": "training.module",
     "networks.context": "networks.layers",
     "starts": "inner.start",
