@@ -1,7 +1,7 @@
 """What one program of a kernel does, by the emulator: cycles, barriers, products, bytes. A model, not a measurement.
 
 A program adapts one task of :data:`WORKLOADS`, alone on its multiprocessor; the clock has an H100's latencies on every
-architecture (``emulator/clock.py``). How programs that share a multiprocessor hide each other's waiting is not
+architecture (``emulator/operations.py``). How programs that share a multiprocessor hide each other's waiting is not
 modelled, nor what ``ptxas`` makes of the PTX.
 """
 
