@@ -81,7 +81,7 @@ def modelled(kernel: str, constants: dict[str, Any], chip: Chip, compiled: Compi
     from lightning_maml.kernels.emulator import Emulation, UnsupportedError
 
     try:
-        with Emulation(chip.capability, scheduled=True, compiled=compiled) as emulation:
+        with Emulation(int(chip.target[1]), scheduled=True, compiled=compiled) as emulation:
             if kernel == "sgd_update_kernel":
                 workload = None
                 _sgd_update(constants)
