@@ -121,12 +121,9 @@ def inspect(variant: Variant, architecture: str) -> Report:
         seconds = time.perf_counter() - start
         faults.append(f"does not compile: {error}")
         model = replace(NOTHING, not_modelled="it does not compile")
-    if stack > MOST_STACK:
-        faults.append(f"{stack} bytes of stack")
-    if shared > chip.shared_per_program:
-        faults.append(f"{shared} bytes of shared memory")
-    if seconds > MOST_SECONDS:
-        faults.append(f"{seconds:.0f} s to compile")
+    faults += [f"{stack} bytes of stack"] * (stack > MOST_STACK)
+    faults += [f"{shared} bytes of shared memory"] * (shared > chip.shared_per_program)
+    faults += [f"{seconds:.0f} s to compile"] * (seconds > MOST_SECONDS)
     return Report(
         variant.kernel, variant.constants, architecture, warps, registers, stack, shared,
         chip.resident(registers, shared, warps), instructions, round(seconds, 2), **asdict(model), faults=faults,
@@ -190,8 +187,8 @@ def main(arguments: list[str] | None = None) -> int:
         numbers = (report.cycles, report.barriers, report.useful, report.bytes_moved)
         cycles, barriers, useful, moved = ("-" if number is None else str(number) for number in numbers)
         print(
-            f"{report.architecture:6} {variant!s:108} registers {report.registers:3}  "
-            f"stack {report.stack_bytes:4}  shared {report.shared_bytes:6}  resident {report.resident_programs:2}  "
+            f"{architecture:6} {variant!s:108} registers {report.registers:3}  stack {report.stack_bytes:4}  "
+            f"shared {report.shared_bytes:6}  resident {report.resident_programs:2}  "
             f"instructions {report.instructions:5}  {report.compile_seconds:5.1f} s  cycles {cycles:>7}  "
             f"barriers {barriers:>4}  useful {useful:>6}  bytes {moved:>7}  {', '.join(report.faults)}",
             flush=True,

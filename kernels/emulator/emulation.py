@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -82,22 +83,6 @@ class Launch:
         return np.array([instruction.kind in kinds for instruction in self.program.instructions])
 
 
-class _Driver:
-    """As much of a driver as Triton asks for before it launches."""
-
-    def __init__(self, arch: int) -> None:
-        self.arch = arch
-
-    def get_current_device(self) -> int:
-        return self.arch
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.arch, 32)
-
-
 class Emulation:
     """Inside, launches of Triton kernels with tensors on the CPU are emulated.
 
@@ -109,8 +94,6 @@ class Emulation:
         arch: the compute capability, 80, 90 or 100.
         schedule: in which order warps run between two barriers: ``"forward"``, ``"backward"``, or the seed of a random
             interleaving.
-        programs: how many programs of a launch run, all of them where it is not given.
-        rz: tensor cores round sums towards zero, as they do, or to nearest.
         operands: of a tf32 product ``"cut"`` off after 10 bits, as tensor cores do, ``"rounded"``, or ``"exact"``.
         change: of the PTX's text, before it runs: what a fault in a kernel would look like.
         scheduled: instructions in an order that an assembler could choose within basic blocks, for the clock.
@@ -126,15 +109,13 @@ class Emulation:
         arch: int = 90,
         schedule: str | int = "forward",
         *,
-        programs: int | None = None,
-        rz: bool = True,
         operands: str = "cut",
         change: Callable[[str], str] | None = None,
         scheduled: bool = False,
         compiled: Callable[[Any, dict[str, Any]], Any] | None = None,
         megabytes: int = 96,
     ) -> None:
-        self.arch, self.schedule, self.limit, self.rz = arch, schedule, programs, rz
+        self.arch, self.schedule = arch, schedule
         self.operands = ("cut", "rounded", "exact").index(operands)
         self.change, self.scheduled, self.compiled, self.size = change, scheduled, compiled, megabytes << 20
         self.launches: list[Launch] = []
@@ -182,9 +163,14 @@ class Emulation:
             self._launch(compiled, arguments, grid[0] if isinstance(grid, tuple) else grid)
             return compiled
 
+        driver = SimpleNamespace(  # as much of one as Triton asks for before it launches
+            get_current_device=lambda: self.arch,
+            get_current_stream=lambda device: 0,
+            get_current_target=lambda: GPUTarget("cuda", self.arch, 32),
+        )
         self._patches = ExitStack()
         for owner, name, value in (
-            (triton.runtime.driver, "_active", _Driver(self.arch)),
+            (triton.runtime.driver, "_active", driver),
             (JITFunction, "run", emulated),
             (Tensor, "new_empty", poisoned(Tensor.new_empty)),
             (torch, "empty_like", poisoned(torch.empty_like)),
@@ -247,15 +233,14 @@ class Emulation:
         state = Emulator(
             code=C.addressof(program.code), n=len(program.code), rows=program.rows, warps=program.threads // 32,
             tid_x=program.constants.get(("r", "%tid.x"), -1), laneid=program.constants.get(("r", "%laneid"), -1),
-            initial=initial.ctypes.data, l1=self._l1.ctypes.data, rz=self.rz, operands=self.operands,
+            initial=initial.ctypes.data, l1=self._l1.ctypes.data, operands=self.operands,
             epoch=self._epoch, **{name: array.ctypes.data for name, array in totals.items()},
             **{"global": (self._memory.ctypes.data, self._cells.ctypes.data, GLOBAL, self.size, 2)},
             shared=(memory.ctypes.data, cells.ctypes.data, SHARED, shared, 1),
         )  # fmt: skip
-        launched = programs if self.limit is None else min(programs, self.limit)
         mode = {"forward": 0, "backward": 1}.get(str(self.schedule), 2)
         seed = int(self.schedule) * 7919 if mode == 2 else 0
-        for cta in range(launched):
+        for cta in range(programs):
             special = {
                 "%tid.x": 0, "%laneid": 0, "%ctaid.x": cta, "%nctaid.x": programs, "%ntid.x": program.threads,
                 "global_smem": SHARED, **known,
@@ -267,17 +252,15 @@ class Emulation:
                     raise UnsupportedError(f"Expected symbols that the emulator knows but got {what}.")
                 if kind == "r":  # of two lanes
                     initial[row] = (number & 0xFFFFFFFF) * 0x100000001
-                elif kind == "q":
-                    initial[row : row + 2] = number & ALL
                 else:
-                    initial[row] = ALL if number else 0
+                    initial[row : row + 1 + (kind == "q")] = number & ALL if kind == "q" else ALL * bool(number)
             if engine().run_program(C.byref(state), cta, mode, seed + cta + 1):
                 break
         self._epoch = state.epoch
         self._copy(into=False)
         self.launches.append(
             Launch(
-                program.name, program, compiled, launched, **totals, barriers=state.barriers // max(launched, 1),
+                program.name, program, compiled, programs, **totals, barriers=state.barriers // max(programs, 1),
                 cycles=state.cycles, slots=state.slots,
                 findings=[_found(program, item) for item in state.findings[: state.nfindings]],
             )

@@ -44,7 +44,7 @@ typedef struct {
     int64_t *count, *lanes, *sectors, *wavefronts, *missed; /* of each instruction */
     int64_t *stall;                                         /* cycles that warps waited for what each makes */
     uint32_t *l1;                /* of each sector: the program that it was last loaded in, as its first epoch */
-    int32_t rz, operands;        /* of tf32: 0 cut off, 1 rounded, 2 as they are */
+    int32_t operands;            /* of tf32: 0 cut off, 1 rounded, 2 as they are */
     uint32_t epoch, program;     /* an epoch ends at each barrier */
     int32_t pc, warp, lane, cta; /* at work */
     int64_t barriers, cycles, slots, instructions;
@@ -259,7 +259,7 @@ static inline uint32_t narrowed(uint32_t a, int operands) { /* tf32: the lower 1
     return operands == 2 ? a : operands ? rna_tf32(a) : a & 0xffffe000u;
 }
 
-static inline float add_rz(double sum) { /* towards zero, as tensor cores do */
+static inline float towards_zero(double sum) { /* as tensor cores round */
     float f = (float)sum;
     return fabs((double)f) > fabs(sum) ? nextafterf(f, 0) : f;
 }
@@ -283,7 +283,7 @@ static void mma(Emulator *e, Warp *w, const Ins *x) {
             for (int k = 0; k < 8 * halves; k += 4) { /* groups of four products are added up at once */
                 double part = sum;
                 for (int j = k; j < k + 4; j++) part += (double)a[row][j] * (double)b[j][column];
-                sum = e->rz ? add_rz(part) : (float)part;
+                sum = towards_zero(part);
             }
             D(i)[l] = B(sum);
         }
