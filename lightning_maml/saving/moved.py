@@ -2,6 +2,7 @@
 
 from typing import Any
 
+# Modules of `lightning_maml`, without its name.
 MOVED = {
     "checkpoints": "saving",
     "engine.batched": "engine.loops.batched",
@@ -10,7 +11,6 @@ MOVED = {
     "module": "training.module",
     "starts": "inner.start",
 }
-"""Modules of ``lightning_maml``, without its name."""
 
 
 def moved(name: str) -> str:

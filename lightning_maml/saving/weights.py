@@ -54,9 +54,8 @@ def load_adapted(
     """The adapted networks that :func:`save_adapted` wrote, on a copy of ``network``, which stays as it is.
 
     Args:
-        path: the file.
+        path, algorithm, loss, engine: the file; and as in :func:`~lightning_maml.adapt`.
         network: of the architecture that adapted; its values do not matter, its device and precision do.
-        algorithm, loss, engine: as in :func:`~lightning_maml.adapt`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -76,15 +75,16 @@ def load_adapted(
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
     except (SafetensorError, OSError) as error:
         raise ValueError(f"Expected a whole file of safetensors but {path} is damaged or none ({error}).") from error
-    if about.get("format") == UNCHECKED and "sha256" not in about:
-        warnings.warn(
-            f"{path} was written without a checksum: damage to its numbers cannot be seen. Save it anew.", stacklevel=2
-        )
-    elif about.get("format") not in (FORMAT, UNCHECKED):
+    if about.get("format") not in (FORMAT, UNCHECKED):
         raise ValueError(
             f"Expected a file that save_adapted wrote but {path} is another one, with {sorted(tensors)[:3]}."
         )
-    elif about.get("sha256") != _checksum({name: about[name] for name in about if name != "sha256"}, tensors):
+    checksum = about.pop("sha256", None)
+    if checksum is None and about["format"] == UNCHECKED:
+        warnings.warn(
+            f"{path} was written without a checksum: damage to its numbers cannot be seen. Save it anew.", stacklevel=2
+        )
+    elif checksum != _checksum(about, tensors):
         raise ValueError(f"Expected a whole file of safetensors but {path} is damaged: its checksum is wrong.")
     problem = Problem(copy.deepcopy(network), algorithm, task_loss(loss))
     missing, parameters = _tensors(problem), {}
