@@ -99,9 +99,9 @@ def main(arguments: Sequence[str], command_line: Callable[[list[str]], Lightning
     seconds = time.perf_counter() - start
     trainer = cli.trainer
     checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
-    (results,) = trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, verbose=False)
+    (tested,) = trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, verbose=False)
     published = cli.config["fit"]["published"]
-    comparisons = list(_compare(published, results))
+    comparisons = list(_compare(published, tested))
     verdicts = [row.verdict if updates == of else None for row in comparisons]
     table = aligned([["inner steps", "measured", "published"], *(row.cells() for row in comparisons)])
     print(f"\n{options.name}: {' and '.join(sorted({row.value for row in comparisons}))}, beside {published.source}\n")
@@ -112,19 +112,11 @@ def main(arguments: Sequence[str], command_line: Callable[[list[str]], Lightning
     if overrides:
         print(f"\nWith {' '.join(overrides)}")
     written = Path(trainer.log_dir or trainer.default_root_dir) / "reproduction.json"
-    about = {
-        "protocol": options.name,
-        "source": published.source,
-        "updates": updates,
-        "of_updates": of,
-        "overrides": overrides,
-        "seed": cli.config["fit"]["seed_everything"],
-        "training_seconds": round(seconds),
-        "date": time.strftime("%Y-%m-%d"),
-        "torch": torch.__version__,
-        "results": [{**vars(row), "verdict": verdict} for row, verdict in zip(comparisons, verdicts, strict=True)],
-    }
-    write_json(written, about)
+    about = {"protocol": options.name, "source": published.source, "updates": updates, "of_updates": of}
+    about |= {"overrides": overrides, "seed": cli.config["fit"]["seed_everything"]}
+    about |= {"training_seconds": round(seconds), "date": time.strftime("%Y-%m-%d"), "torch": torch.__version__}
+    results = [{**vars(row), "verdict": verdict} for row, verdict in zip(comparisons, verdicts, strict=True)]
+    write_json(written, {**about, "results": results})
     print(f"Written to {written}")
     return 1 if "worse" in verdicts else 0
 

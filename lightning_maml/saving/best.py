@@ -16,10 +16,9 @@ from lightning_maml.saving.last import NAME, LastCheckpoint
 class BestCheckpoint(ModelCheckpoint):
     """Keeps the best checkpoint by a validation's score, ``best.ckpt``; and, by :class:`LastCheckpoint`, the last one.
 
-    The best is written at the end of a validation and at no other time, so that it holds the parameters that earned the
-    score. The last, ``last.ckpt``, is written by number of updates, by time, at the end, on an exception, on Ctrl-C and
-    SIGTERM. The one before is kept beside each until the next is written, as ``previous_best.ckpt`` and
-    ``previous_last.ckpt``. A run that goes on from a checkpoint takes the best of its folder along.
+    The best is written at the end of a validation alone, so that it holds the parameters that earned the score; the
+    last, ``last.ckpt``, by number of updates, by time, at the end, on an exception, on Ctrl-C and SIGTERM. Beside each
+    is the one before, ``previous_best.ckpt`` and ``previous_last.ckpt``. A run that goes on takes its best along.
 
     Args:
         dirpath: the folder; ``checkpoints`` beside the logs by default. It belongs to one run at a time.

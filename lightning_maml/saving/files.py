@@ -25,31 +25,27 @@ PREVIOUS = "previous_"
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written to their place in one piece and read as plain data.
+    """Lightning's checkpoint files, written by :func:`whole_file` and read by :func:`read_checkpoint`.
 
-    Lightning writes to the folder for temporary files and moves from there, which copies where that is another file
-    system: killed meanwhile, it leaves half a checkpoint under the final name. Here a file of the same folder gets
-    everything, reaches the disk, and is then renamed.
-
-    ``MetaModule`` puts it in the place of Lightning's own; any other ``CheckpointIO`` given to the trainer stays.
+    Lightning's own, which this replaces, may leave half a checkpoint under the final name where it is killed.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Writes ``checkpoint`` to ``path``; on a remote file system as Lightning does."""
-        if storage_options is not None or "://" in str(path):
+        if storage_options is not None or "://" in str(path):  # a remote file system
             super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        with whole_file(Path(path)) as file:
-            torch.save(checkpoint, file)
+        else:
+            with whole_file(Path(path)) as file:
+                torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: Any = None) -> dict[str, Any]:
-        """The checkpoint at ``path``, see :func:`read_checkpoint`."""
         return read_checkpoint(path, map_location, weights_only)
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to that is at ``path`` when the context ends, and not before; an error leaves what was there.
+
+    It is written under another name, reaches the disk, and is then renamed.
 
     Raises:
         OSError: it cannot be written; says how many bytes there is no room for, where that is why.
@@ -84,16 +80,11 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             os.close(folder)
 
 
-def _previous(path: Path) -> Path:
-    """Where the file that was at ``path`` before is kept."""
-    return path.with_name(f"{PREVIOUS}{path.name}")
-
-
 def keep_previous(path: Path) -> None:
     """Has the file at ``path``, if there is one, under a second name too, ``previous_<name>``."""
     if not path.is_file():
         return
-    previous = _previous(path)
+    previous = path.with_name(f"{PREVIOUS}{path.name}")
     other = path.with_name(f".{previous.name}.{Owner.this().name}.partial")
     _unlink(other)
     try:
@@ -113,7 +104,7 @@ def whole_or_previous(path: Path) -> tuple[Path, dict[str, Any]]:
     try:
         return path, read_checkpoint(path, "meta")
     except (FileNotFoundError, ValueError) as error:
-        previous = _previous(path)
+        previous = path.with_name(f"{PREVIOUS}{path.name}")
         if not previous.is_file():
             raise
         content = read_checkpoint(previous, "meta")

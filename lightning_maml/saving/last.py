@@ -29,20 +29,17 @@ class LastCheckpoint(Checkpoint):
     """Keeps ``last.ckpt``, of the last meta-update at most some updates or some time ago, and of the end.
 
     On SIGTERM and Ctrl-C training ends with the training step that runs, or with the validation batch, and is saved;
-    the exit status is 143 or 130, that of a process ended by the signal, so that a scheduler sees that the work is not
-    done. A second Ctrl-C ends it at once. Of several processes a signal to any ends all, at the same step: the module
-    carries the word from one to another, as it does when time is up. (Lightning's own handler would send messages from
-    within the signal, between whatever else the processes are sending.)
+    the exit status is 143 or 130, so that a scheduler sees that the work is not done. A second Ctrl-C ends it at once.
+    Of several processes a signal to any ends all, at the same step: the module carries the word from one to another,
+    where Lightning's own handler would send messages from within the signal, between whatever else is being sent.
 
     A :class:`BestCheckpoint` makes one for its folder, which then belongs to this run (:class:`FolderLock`). Where the
     trainer has other checkpoint callbacks, the module adds one that saves on signals alone.
 
     Args:
         best: whose folder it is; None for that of the trainer's ``ModelCheckpoint``, without a lock.
-        every_n_train_steps: save after so many meta-updates.
-        seconds: save after so much time.
-        on_exception: save where an error ends the run; not where there are several processes, of which the others
-            would not come along.
+        every_n_train_steps, seconds: save after so many meta-updates, and after so much time.
+        on_exception: save where an error ends the run; of several processes the others would not come along.
 
     Raises:
         FolderInUseError: another run has the folder, or, where this one begins, left its last checkpoint there.
@@ -97,11 +94,7 @@ class LastCheckpoint(Checkpoint):
         self._lock = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins to count, and to listen to signals.
-
-        Raises:
-            FolderInUseError: this run begins, and another one has left its checkpoint, which it would write over.
-        """
+        """Begins to count, and to listen to signals; raises where it would write over what another run has left."""
         begins = not trainer.ckpt_path and self._saved_step < 0
         left = begins and self._lock is not None and self._lock.path.with_name(NAME).exists()
         if begins and trainer.strategy.broadcast(left):
@@ -137,10 +130,7 @@ class LastCheckpoint(Checkpoint):
         return self.best is not None and (by_time or by_steps or _is_over(trainer))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Saves where it is time to, or ends.
-
-        Where a validation follows, that is done as it begins: what goes on from the checkpoint validates first, too.
-        """
+        """Saves where it is time to, or ends; where a validation follows, as it begins: it is then made once more."""
         if self._told(trainer) or self._due(trainer):
             loop = trainer.fit_loop
             if loop._data_fetcher and loop.epoch_loop._should_check_val_fx(loop._data_fetcher):

@@ -69,13 +69,10 @@ def _state(pid: int) -> tuple[bool, str]:
 
 
 class FolderLock:
-    """Holds a folder for the time of a run, by a file ``.lock`` with host and process.
+    """Holds ``folder``, which may not exist yet, for the time of a run, by a file ``.lock`` with host and process.
 
     It is taken over from a process that is gone: of this host, at once; of another one, where the file has had no sign
     of life for a minute. The processes of a distributed run hold one lock, the first one's.
-
-    Args:
-        folder: the folder; made where there is none.
 
     Example:
         >>> import tempfile
@@ -91,11 +88,7 @@ class FolderLock:
         self._ended = threading.Event()
 
     def acquire(self) -> None:
-        """Takes the folder.
-
-        Raises:
-            FolderInUseError: another run has it.
-        """
+        """Takes the folder, or raises FolderInUseError where another run has it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         begun, first = time.monotonic(), None
         while True:
@@ -106,14 +99,14 @@ class FolderLock:
                 if owner is None or owner == self.own or owner.is_gone() or silent:
                     self.path.write_text(json.dumps(asdict(self.own)))
                     break
+            folder, who = self.path.parent, f"process {owner.pid} on {owner.host}"
             if owner.host == self.own.host or first not in (None, beat):
-                who = f"process {owner.pid} on {owner.host} is training there"
-                raise FolderInUseError(
-                    f"Expected {self.path.parent} to be free but {who}. Wait for it, or {ELSEWHERE}."
-                )
+                where = f"{folder} to be free but {who} is training there"
+                raise FolderInUseError(f"Expected {where}. Wait for it, or {ELSEWHERE}.")
             if first is None:
-                what = f"{self.path.parent} was last held by process {owner.pid} on {owner.host}"
-                rank_zero_info(f"{what}: waiting up to {SILENCE:.0f} seconds for a sign of life.")
+                rank_zero_info(
+                    f"{folder} was last held by {who}: waiting up to {SILENCE:.0f} seconds for a sign of life."
+                )
             first = beat
             time.sleep(BEAT / 10)
         threading.Thread(target=self._beat, daemon=True).start()

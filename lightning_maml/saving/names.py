@@ -101,8 +101,7 @@ def build(
 def hyper_parameters(checkpoint: Mapping[str, Any], key: str, file: Any = None) -> Mapping[str, Any]:
     """The hyper-parameters under ``key`` of a checkpoint, or those in a ``file``, YAML or CSV, in their place.
 
-    Raises:
-        ValueError: the file is neither, or its content is no dictionary of plain data.
+    Raises ValueError where the file is neither, or its content is no dictionary of plain data.
     """
     config: Any = checkpoint.get(key) or {}
     if file is not None:

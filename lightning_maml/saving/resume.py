@@ -27,14 +27,11 @@ def last_of_this_run(
 ) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint in ``folder`` of a run that was asked for the same; a damaged one by the whole one before.
 
-    Args:
-        folder: where the runs are.
-        pattern: of the files in it.
-        own: this run's configuration, ``{"model": ..., "data": ..., "seed_everything": ...}``.
-        training: compare model, data and seed, as a run that goes on has to; else what was learned, alone.
+    Compared with the configuration ``own`` are model, data and seed, where ``training`` goes on; else what
+    was learned, alone.
 
     Returns:
-        Where it is and what it holds; None where there are no such files.
+        Where it is and what it holds; None where no files are of this ``pattern``.
 
     Raises:
         ValueError: there are, and all are of other runs, or damaged; says what differs.

@@ -24,15 +24,14 @@ OF_A_RUN = "states of a run such as this one"
 
 def check_fits(state: dict[str, Any], expected: dict[str, Any], path: Any) -> None:
     """Raise ValueError, naming the file, where a checkpoint's ``{name: tensor}`` are not those the module has."""
+    shapes = [{name: getattr(value, "shape", None) for name, value in each.items()} for each in (state, expected)]
+    got, own = shapes
     problems = []
-    for what, names in (("lacks", expected.keys() - state.keys()), ("has besides", state.keys() - expected.keys())):
+    for what, names in (("lacks", own.keys() - got.keys()), ("has besides", got.keys() - own.keys())):
         if names:
             problems.append(f"{what} {', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''}")
-    for name in sorted(expected.keys() & state.keys()):
-        got, own = getattr(state[name], "shape", None), getattr(expected[name], "shape", None)
-        if got != own:
-            problems.append(f"has {name} of shape {list(got or ())} in the place of {list(own or ())}")
-            break
+    for name in [name for name in sorted(own.keys() & got.keys()) if got[name] != own[name]][:1]:
+        problems.append(f"has {name} of shape {list(got[name] or ())} in the place of {list(own[name] or ())}")
     if problems:
         file = path or "the one given"
         raise ValueError(f"Expected a checkpoint of this network and algorithm but {file} {', and '.join(problems)}.")
@@ -117,17 +116,21 @@ def _check_same_form(state: Any, own: Any, where: str) -> None:
                 _check_same_form(value, own[name], f"{where}.{name}")
             elif where not in LOOPS:  # there another version of Lightning may have more, and this one passes over it
                 raise ValueError(f"{where} has {name!r:.60}, which is unknown")
-    elif state is not None and isinstance(own, bool | int | float | Tensor):
-        if not (isinstance(state, int | float) or (isinstance(state, Tensor) and state.numel() == 1)):
-            raise ValueError(f"{where} is {kind} instead of a number")
-    elif state is not None and isinstance(own, str | list | tuple) and not isinstance(state, str | list | tuple):
+    elif state is None:
+        return
+    elif isinstance(own, bool | int | float | Tensor) and not (isinstance(state, int | float) or _is_number(state)):
+        raise ValueError(f"{where} is {kind} instead of a number")
+    elif isinstance(own, str | list | tuple) and not isinstance(state, str | list | tuple):
         raise ValueError(f"{where} is {kind} instead of {type(own).__name__}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1
 
 
 def _own_files(state: dict[str, Any], callback: ModelCheckpoint, path: Any) -> dict[str, Any]:
     """The state of a ModelCheckpoint without names of files that are not its own."""
-    folder = callback.dirpath
-    beside = Path(path).parent if isinstance(path, str | os.PathLike) else None
+    folder, beside = callback.dirpath, Path(path).parent if isinstance(path, str | os.PathLike) else None
 
     def own(file: Any, *folders: Any) -> bool:
         """Whether it is a checkpoint's name in one of the folders, wherever links lead."""
@@ -136,20 +139,14 @@ def _own_files(state: dict[str, Any], callback: ModelCheckpoint, path: Any) -> d
         inside = any(Path(one).resolve() in Path(file).resolve().parents for one in folders if one)
         return inside and file.endswith(callback.FILE_EXTENSION) and not Path(file).is_dir()
 
-    dropped = []
+    models = state.get("best_k_models")
+    scores = models.items() if isinstance(models, Mapping) else ()
+    kept = {file: score for file, score in scores if own(file, folder) and _is_number(score)}
+    dropped = [file for file, _ in scores if file not in kept]
     for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-        value = state.get(name, "")
-        if value and not own(value, folder, *([beside] if name == "best_model_path" else [])):
+        if (value := state.get(name)) and not own(value, folder, beside if name == "best_model_path" else None):
             dropped.append(value)
             state[name] = ""
-    models = state.get("best_k_models")
-    models = models if isinstance(models, Mapping) else {}
-    kept = {
-        file: score
-        for file, score in models.items()
-        if own(file, folder) and isinstance(score, Tensor) and score.numel() == 1
-    }
-    dropped += [file for file in models if file not in kept]
     state = {"best_model_path": "", "best_model_score": None, **state, "best_k_models": kept}
     if state.get("kth_best_model_path") not in kept:
         state["kth_best_model_path"] = next(iter(kept), "")

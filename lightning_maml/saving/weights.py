@@ -22,8 +22,7 @@ def save_adapted(adapted: Adapted, path: str | Path) -> None:
     """Writes the adapted networks of a batch of tasks, whole or not at all.
 
     Each task's parameters are in ``adapted/<name>``, ``[T, *shape]``; what the tasks share, other parameters and
-    buffers, in ``shared/<name>``, once. Any reader of safetensors reads it. A single task's network as an ordinary
-    ``state_dict`` is ``safetensors.torch.save_model(adapted.network(t), path)``.
+    buffers, in ``shared/<name>``, once. Any reader of safetensors reads it.
 
     Example:
         >>> import tempfile
@@ -38,13 +37,12 @@ def save_adapted(adapted: Adapted, path: str | Path) -> None:
     """
     from safetensors.torch import save  # when first needed: a training needs none of it
 
-    parameters = adapted.parameters
-    tensors = {f"adapted/{name}": value for name, value in parameters.items()}
-    tensors |= {f"shared/{name}": value for name, value in _tensors(adapted.problem).items() if name not in parameters}
-    tensors["support_losses"] = adapted.support_losses
+    own = adapted.parameters
+    tensors = {f"adapted/{name}": value for name, value in own.items()} | {"support_losses": adapted.support_losses}
+    tensors |= {f"shared/{name}": value for name, value in _tensors(adapted.problem).items() if name not in own}
     plain = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    about = {"format": FORMAT, "algorithm": adapted.problem.algorithm.name}
     with whole_file(Path(path)) as file:
-        about = {"format": FORMAT, "algorithm": adapted.problem.algorithm.name}
         file.write(save(plain, about | {"sha256": _checksum(about, plain)}))
 
 
@@ -76,9 +74,8 @@ def load_adapted(
     except (SafetensorError, OSError) as error:
         raise ValueError(f"Expected a whole file of safetensors but {path} is damaged or none ({error}).") from error
     if about.get("format") not in (FORMAT, UNCHECKED):
-        raise ValueError(
-            f"Expected a file that save_adapted wrote but {path} is another one, with {sorted(tensors)[:3]}."
-        )
+        names = sorted(tensors)[:3]
+        raise ValueError(f"Expected a file that save_adapted wrote but {path} is another one, with {names}.")
     checksum = about.pop("sha256", None)
     if checksum is None and about["format"] == UNCHECKED:
         warnings.warn(
@@ -96,10 +93,10 @@ def load_adapted(
             own = missing.pop(name, None)
             shape = value.shape[1:] if kind == "adapted" else value.shape
             if own is None or shape != own.shape:
-                raise ValueError(
-                    f"Expected the weights of this network but {path} holds {name} of shape {list(shape)} where the "
-                    f"network has {'none' if own is None else list(own.shape)}."
+                what = (
+                    f"{name} of shape {list(shape)} where the network has {'none' if own is None else list(own.shape)}"
                 )
+                raise ValueError(f"Expected the weights of this network but {path} holds {what}.")
             if kind == "adapted":
                 parameters[name] = value.to(own)
             else:

@@ -399,7 +399,7 @@ def test_checkpoints_within_an_epoch_with_several_updates(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"on_divergence": "ignore"}, r"`on_divergence` to be one of \('skip', 'zero', 'raise'\) but got 'ignore'"),
+        ({"on_divergence": "ignore"}, r"`on_divergence` to be one of \['skip', 'zero', 'raise'\] but got 'ignore'"),
         ({"accumulate_tasks": 0}, "`accumulate_tasks` to be a whole number of at least 1 but got 0"),
     ],
 )
