@@ -64,11 +64,11 @@ def main(args: Sequence[str] | None = None) -> int:
         for message in QUIET_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
         for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-            logging.getLogger(name).addFilter(_has_something_to_say)
+            logging.getLogger(name).addFilter(_is_news)
         try:
             status = _run(given or ["--help"], options.allow)
         except KeyboardInterrupt:
-            status = _interrupted()
+            status = _stopped()
         except SystemExit as stop:
             if options.debug and stop.__cause__ is not None:  # the parser's
                 raise stop.__cause__ from None
@@ -77,11 +77,11 @@ def main(args: Sequence[str] | None = None) -> int:
                 if status := _flushed(0):
                     return status
                 raise
-            status = _interrupted()
+            status = _stopped()
         except Exception as error:
             if options.debug:
                 raise
-            status = _said(error)
+            status = _failed(error)
         return _flushed(status)
 
 
@@ -104,12 +104,12 @@ def _run(given: Sequence[str], allowed: Sequence[str]) -> int:
     return 0
 
 
-def _interrupted() -> int:
+def _stopped() -> int:
     print("\nlightning-maml: stopped by Ctrl-C", file=sys.stderr)
     return 130
 
 
-def _said(error: Exception) -> int:
+def _failed(error: Exception) -> int:
     if isinstance(error, BrokenPipeError):  # whoever read, such as `head`, has had enough
         return 128 + 13  # as a shell reports SIGPIPE
     print(f"lightning-maml: error: {complaint(error)}", file=sys.stderr)
@@ -123,7 +123,7 @@ def _flushed(status: int) -> int:
             sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try again, at its end
-        return status or _said(error)
+        return status or _failed(error)
     return status
 
 
@@ -136,5 +136,5 @@ def _configurations(args: Sequence[str]) -> Iterator[dict[str, Any]]:
             yield read_configuration(path)
 
 
-def _has_something_to_say(record: logging.LogRecord) -> bool:
+def _is_news(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(("💡", "TPU available"))

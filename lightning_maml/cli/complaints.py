@@ -1,4 +1,4 @@
-"""What went wrong, in a line to read: of exceptions, and of the parser's messages."""
+"""Errors in one line: exceptions, and the blocks of lines that the parser writes."""
 
 import contextlib
 import difflib

@@ -20,6 +20,7 @@ from lightning_maml.engine import Engine
 from lightning_maml.learner import Algorithm
 from lightning_maml.rl import MetaRLModule
 from lightning_maml.saving.configuration import bounded_parsing
+from lightning_maml.saving.resume import as_plain, last_of_this_run
 from lightning_maml.training.module import MetaModule
 from lightning_maml.training.results import Published
 
@@ -116,7 +117,7 @@ class MetaCLI(LightningCLI):
         if isinstance(self.datamodule, TaskStream):
             self.datamodule.check_processes(self.trainer.num_devices * self.trainer.num_nodes)
         parts = (part for part in ("model", "data", "seed_everything") if part in self.config_dump)
-        self.model.configuration = saving.as_plain({part: self.config_dump[part] for part in parts})
+        self.model.configuration = as_plain({part: self.config_dump[part] for part in parts})
 
     def predict(self, **kwargs: Any) -> None:
         """Saves what ``Trainer.predict`` returns, a list of ``[T, Nq, ...]``, one a batch, as ``predictions.pt``."""
@@ -142,7 +143,7 @@ class MetaCLI(LightningCLI):
             folder, pattern = Path(given[0]), "last*.ckpt"
         elif logger is not None:
             folder, pattern = Path(logger.save_dir or folder) / str(logger.name), f"*/{pattern}"
-        found = saving.last_of_this_run(folder, pattern, self.model.configuration, training=training)
+        found = last_of_this_run(folder, pattern, self.model.configuration, training=training)
         if found is None and not training:
             raise FileNotFoundError(f"Expected a checkpoint for --ckpt_path last but {folder} has no {pattern}.")
         if found is None:

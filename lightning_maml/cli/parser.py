@@ -1,4 +1,4 @@
-"""What the command line looks like: its subcommands, its help, and how it says that it was misread."""
+"""The parser of the command line: its subcommands, its help, and its errors in one line."""
 
 import re
 import sys

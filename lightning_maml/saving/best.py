@@ -1,4 +1,4 @@
-"""The best checkpoint: of the parameters that earned the score."""
+"""The best checkpoint: it holds the parameters that earned the score."""
 
 from datetime import timedelta
 from pathlib import Path

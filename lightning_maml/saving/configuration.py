@@ -41,9 +41,15 @@ def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: Expected a configuration in .../deep.yaml but it is nested more than 50 deep (line 1).
     """
     try:
-        content = check_yaml(_text(path))
+        text = _text(path)
+        _check(text)
+        content = with_moved(yaml.load(text, Loader=_LOADER))
     except ValueError as error:
         raise ValueError(f"Expected a configuration in {path} but {error}.") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        why = f"{getattr(error, 'problem', None) or type(error).__name__}{f' (line {mark.line + 1})' if mark else ''}"
+        raise ValueError(f"Expected a configuration in {path} but it is no YAML: {why}.") from None
     if not isinstance(content, dict):
         got = "an empty file" if content is None else type(content).__name__
         raise ValueError(f"Expected {path} to be a configuration of sections but got {got}.")
@@ -97,17 +103,6 @@ def bounded_parsing() -> None:
 
     if not hasattr(load, "__wrapped__"):
         jsonargparse.set_loader("yaml", bounded, (yaml.YAMLError,))
-
-
-def check_yaml(text: str) -> Any:
-    """The value of a YAML text; raises ValueError, saying where, if it is beyond the bounds, or no YAML."""
-    try:
-        _check(text)
-        return with_moved(yaml.load(text, Loader=_LOADER))
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1})" if mark is not None else ""
-        raise ValueError(f"it is no YAML: {getattr(error, 'problem', None) or type(error).__name__}{where}") from None
 
 
 def _check(text: str) -> None:

@@ -161,16 +161,12 @@ def read_checkpoint(path: Any, map_location: Any = None, weights_only: bool | No
                 f"Expected plain data in the checkpoint {path} but it refers to `{found[1]}`: reading that would run "
                 "its code, so it was refused. Where the file's origin is trusted, weights_only=False reads it."
             ) from None
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ValueError(
-            f"Expected a whole checkpoint but {path} is damaged or none ({reason}).{_neighbours(path)}"
-        ) from error
+        what = f"{path} is damaged or none ({first_line(error)[:200]}).{_neighbours(path)}"
+        raise ValueError(f"Expected a whole checkpoint but {what}") from error
+    of = f"a dictionary of {sorted(map(str, content))[:5]}" if isinstance(content, dict) else type(content).__name__
     if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
-        keys = f"a dictionary of {sorted(map(str, content))[:5]}" if isinstance(content, dict) else None
-        raise ValueError(
-            f"Expected a checkpoint that Lightning wrote but {path} holds {keys or type(content).__name__}. Weights "
-            "alone are loaded by module.network.load_state_dict(...)."
-        )
+        alone = "Weights alone are loaded by module.network.load_state_dict(...)."
+        raise ValueError(f"Expected a checkpoint that Lightning wrote but {path} holds {of}. {alone}")
     with naming(path, "a checkpoint that Lightning wrote"):
         check_form(content)
         if weights_only is not False:
@@ -185,6 +181,11 @@ def naming(path: Any, expected: str) -> Iterator[None]:
         yield
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"Expected {expected} but of {path} this is wrong: {error}.") from None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line, or else what it is."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _neighbours(path: Any) -> str:

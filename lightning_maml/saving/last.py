@@ -1,4 +1,4 @@
-"""The last checkpoint: of where training is, whatever ends it."""
+"""The last checkpoint: it holds where training is, whatever ends it."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class LastCheckpoint(Checkpoint):
         """Whether this process has not saved for so long."""
         return self.seconds is not None and time.monotonic() - self._saved_at >= self.seconds
 
-    def _told(self, trainer: Trainer) -> bool:
+    def _ends(self, trainer: Trainer) -> bool:
         return self.agreed or (self.received is not None and trainer.world_size == 1)
 
     def _due(self, trainer: Trainer) -> bool:
@@ -131,7 +131,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Saves where it is time to, or ends; where a validation follows, as it begins: it is then made once more."""
-        if self._told(trainer) or self._due(trainer):
+        if self._ends(trainer) or self._due(trainer):
             loop = trainer.fit_loop
             if loop._data_fetcher and loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
                 self._pending = True
@@ -167,7 +167,7 @@ class LastCheckpoint(Checkpoint):
 
     def _save_or_end(self, trainer: Trainer) -> None:
         path = self._save(trainer)
-        if not self._told(trainer):
+        if not self._ends(trainer):
             return
         what = "nothing saved: the trainer has no ModelCheckpoint" if path is None else f"saved to {path}"
         number = self.received or signal.SIGTERM

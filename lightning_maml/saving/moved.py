@@ -1,4 +1,4 @@
-"""Where modules stood before: files and command lines written then go on naming what is in them."""
+"""Names of modules that have moved, which older files and command lines still hold."""
 
 from typing import Any
 

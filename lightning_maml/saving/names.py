@@ -1,4 +1,4 @@
-"""What the hyper-parameters in a file may name, and how it is built: nothing else is imported, and nothing called."""
+"""Builds what hyper-parameters in a file name, where it is on a list: nothing else is imported, and nothing called."""
 
 import collections.abc
 import contextlib
@@ -17,6 +17,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union
 import torch
 
 from lightning_maml.saving.configuration import is_full_name, read_configuration, read_table
+from lightning_maml.saving.files import first_line
 from lightning_maml.saving.moved import moved
 
 # Modules whose classes a file may name, where the parameter's type wants such a class.
@@ -250,8 +251,8 @@ class _Names:
         try:
             return found(**arguments)
         except Exception as error:  # whatever a constructor has against its arguments
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"Expected arguments of {found.__name__} at `{where}` but got others: {reason}") from error
+            others = f"got others: {first_line(error)}"
+            raise ValueError(f"Expected arguments of {found.__name__} at `{where}` but {others}") from error
 
     def arguments(self, found: Any, config: Mapping[str, Any], where: str, skipped: int = 0) -> dict[str, Any]:
         hints, anything = _parameters(found)

@@ -1,4 +1,4 @@
-"""Which run's last checkpoint one goes on from: a run knows itself by its configuration."""
+"""Finds the last checkpoint of a run by its configuration."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

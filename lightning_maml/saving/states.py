@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lightning_maml.engine.generators import accelerator, restore_rng, rng_state
-from lightning_maml.saving.files import naming
+from lightning_maml.saving.files import first_line, naming
 
 LOOPS = ("loops.fit_loop", "loops.validate_loop", "loops.test_loop")
 # What optimisers remember of each element of a parameter; some remember other things.
@@ -24,8 +24,7 @@ OF_A_RUN = "states of a run such as this one"
 
 def check_fits(state: dict[str, Any], expected: dict[str, Any], path: Any) -> None:
     """Raise ValueError, naming the file, where a checkpoint's ``{name: tensor}`` are not those the module has."""
-    shapes = [{name: getattr(value, "shape", None) for name, value in each.items()} for each in (state, expected)]
-    got, own = shapes
+    got, own = ({name: getattr(value, "shape", None) for name, value in each.items()} for each in (state, expected))
     problems = []
     for what, names in (("lacks", own.keys() - got.keys()), ("has besides", got.keys() - own.keys())):
         if names:
@@ -175,33 +174,22 @@ def random_state() -> dict[str, Any]:
 
 def restore_random_state(state: dict[str, Any]) -> None:
     """Puts the generators back to where :func:`random_state` found them."""
-    numpy_state, python_state = _legacy_states(state)
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    version, internal, gauss_next = state["python"]
     torch.set_rng_state(state["torch"].cpu())
-    np.random.set_state(numpy_state)  # noqa: NPY002
-    random.setstate(python_state)
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), int(position), int(has_gauss), gauss))  # noqa: NPY002
+    random.setstate((version, tuple(internal), gauss_next))
     device = accelerator()
     if device is not None and device.type in state:
         restore_rng(device, state[device.type].cpu())
 
 
-def _legacy_states(state: dict[str, Any]) -> tuple[Any, Any]:
-    """What numpy's and Python's generators take, of a state that :func:`random_state` found."""
-    name, keys, position, has_gauss, gauss = state["numpy"]
-    version, internal, gauss_next = state["python"]
-    numpy_state = (name, keys.cpu().numpy().astype(np.uint32), int(position), int(has_gauss), gauss)
-    return numpy_state, (version, tuple(internal), gauss_next)
-
-
 def _check_random_state(state: Any) -> None:
-    """Tries a state on generators that nobody draws from."""
+    """Raise ValueError where the generators do not take a state; they go on from where they are."""
+    now = random_state()
     try:
-        numpy_state, python_state = _legacy_states(state)
-        torch.Generator().set_state(state["torch"].cpu())
-        np.random.RandomState().set_state(numpy_state)
-        random.Random().setstate(python_state)
-        for device in state.keys() - {"torch", "numpy", "python"}:
-            if not isinstance(state[device], Tensor) or state[device].dtype is not torch.uint8:
-                raise TypeError(f"that of {device!r:.20} is no tensor of bytes")
+        restore_random_state(state)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise ValueError(f"its random_states are none ({reason})") from None
+        raise ValueError(f"its random_states are none ({first_line(error)[:120]})") from None
+    finally:
+        restore_random_state(now)

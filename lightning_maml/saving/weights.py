@@ -13,6 +13,7 @@ from lightning_maml.engine import Engine, Problem, named_engine
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import Loss, task_loss
 from lightning_maml.saving.files import whole_file
+from lightning_maml.saving.states import check_fits
 
 FORMAT = "lightning-maml adapted weights 2"
 UNCHECKED = "lightning-maml adapted weights 1"  # written before there was a checksum
@@ -84,25 +85,17 @@ def load_adapted(
     elif checksum != _checksum(about, tensors):
         raise ValueError(f"Expected a whole file of safetensors but {path} is damaged: its checksum is wrong.")
     problem = Problem(copy.deepcopy(network), algorithm, task_loss(loss))
-    missing, parameters = _tensors(problem), {}
+    own = _tensors(problem)
+    adapted, shared = (
+        {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
+        for kind in ("adapted/", "shared/")
+    )
+    of_one_task = {name: value.new_empty(value.shape[1:], device="meta") for name, value in adapted.items()}
+    check_fits(shared | of_one_task, own, path)
+    parameters = {name: value.to(own[name]) for name, value in adapted.items()}
     with torch.no_grad():
-        for key, value in tensors.items():
-            kind, _, name = key.partition("/")
-            if kind not in ("adapted", "shared"):
-                continue
-            own = missing.pop(name, None)
-            shape = value.shape[1:] if kind == "adapted" else value.shape
-            if own is None or shape != own.shape:
-                what = (
-                    f"{name} of shape {list(shape)} where the network has {'none' if own is None else list(own.shape)}"
-                )
-                raise ValueError(f"Expected the weights of this network but {path} holds {what}.")
-            if kind == "adapted":
-                parameters[name] = value.to(own)
-            else:
-                own.copy_(value)
-    if missing:
-        raise ValueError(f"Expected the weights of this network but {path} lacks {sorted(missing)[:3]}.")
+        for name, value in shared.items():
+            own[name].copy_(value)
     holds = not parameters.keys() <= problem.parameters.keys()
     if bool(problem.norms) and holds != (algorithm.batch_norm == "support"):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What training on batches of tasks and on rollouts have in common: all of Lightning but the training step."""
+"""The base of training on batches of tasks and on rollouts: all of Lightning but the training step."""
 
 import os
 from abc import abstractmethod
@@ -20,6 +20,8 @@ from lightning_maml import saving
 from lightning_maml.checks import check_not_negative, check_one_of, check_positive, check_whole
 from lightning_maml.learner import Algorithm
 from lightning_maml.metrics import Interval, TaskMean
+from lightning_maml.saving.resume import CONFIGURATION
+from lightning_maml.saving.states import check_fits, check_optimization, check_states
 from lightning_maml.training.results import results_table, test_results, write_json
 
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
@@ -101,7 +103,7 @@ class MetaTraining(LightningModule):
         optimizer = self.optimizer(trained)
         scheduler = None if self.scheduler is None else self.scheduler(optimizer)
         if self._resumed is not None:  # what the checkpoint has for these is loaded next
-            saving.check_optimization(self._resumed, optimizer, scheduler, self.trainer.ckpt_path)
+            check_optimization(self._resumed, optimizer, scheduler, self.trainer.ckpt_path)
             self._resumed = None
         check = check_positive if scheduler is None else check_not_negative  # a rate of 0 is where a warm-up starts
         for group in optimizer.param_groups:
@@ -249,14 +251,14 @@ class MetaTraining(LightningModule):
             torch.distributed.all_gather_object(states, states[0])
         checkpoint["random_states"] = states
         if self.configuration is not None:
-            checkpoint[saving.CONFIGURATION] = self.configuration
+            checkpoint[CONFIGURATION] = self.configuration
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         path = self._trainer.ckpt_path if self._trainer else None
         if self.strict_loading:
-            saving.check_fits(checkpoint["state_dict"], self.state_dict(), path)
+            check_fits(checkpoint["state_dict"], self.state_dict(), path)
         if self._trainer:
-            saving.check_states(checkpoint, self.trainer, path)
+            check_states(checkpoint, self.trainer, path)
             if self.trainer.training:
                 self._random_states, self._resumed = checkpoint.get("random_states"), checkpoint
 

@@ -1,4 +1,4 @@
-"""Why a training loss is not finite, or a network refuses its inputs, in words."""
+"""Explains why a training loss is not finite, or a network refuses its inputs."""
 
 import functools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Output = TypeVar("Output")
 def explain_divergence(
     tasks: TaskBatch, support_losses: Tensor, algorithm: Algorithm, task_losses: Tensor | None = None
 ) -> str:
-    """What made the query loss or the meta-gradient of ``tasks`` infinite or NaN, and what to do about it.
+    """Says what made the query loss or the meta-gradient of ``tasks`` infinite or NaN, and what to do about it.
 
     Args:
         tasks: the meta-batch.

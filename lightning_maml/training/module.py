@@ -1,4 +1,4 @@
-"""The LightningModule: logging, optimisers, phases, and no numerics."""
+"""The LightningModule of meta-learning: training steps, evaluation and their logs, and no numerics."""
 
 import os
 import warnings

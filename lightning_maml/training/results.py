@@ -1,4 +1,4 @@
-"""What a test leaves behind: ``metrics.json``, and a table to read."""
+"""Results of a test: ``metrics.json``, and a table to read."""
 
 import json
 import math
