@@ -1,7 +1,8 @@
-"""Where modules stood before: files and command lines written then go on naming what is in them."""
+"""Names of modules that have moved, which older files and command lines still hold."""
 
 from typing import Any
 
+# Modules of `lightning_maml`, without its name.
 MOVED = {
     "checkpoints": "saving",
     "engine.batched": "engine.loops.batched",
@@ -14,7 +15,6 @@ MOVED = {
     **{f"inner.{name}": "inner.transformations" for name in ("clip", "decay", "momentum", "sharpness", "sign")},
     **{f"meta_gradient.{name}": "meta_gradient.unrolled" for name in ("first_order", "joint", "reptile")},
 }
-"""Modules of ``lightning_maml``, without its name."""
 
 
 def moved(name: str) -> str:
