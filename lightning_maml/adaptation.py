@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
 from lightning_maml.engine import Engine, MetaOutput, Problem, run_on
 from lightning_maml.engine.base import autocast_on
@@ -20,7 +21,7 @@ from lightning_maml.engine.functional.stored import detach_from_mode, say_once
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import Loss, task_loss
-from lightning_maml.tasks import TaskBatch
+from lightning_maml.tasks import Inputs, TaskBatch, map_inputs
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -41,19 +42,21 @@ class Adapted:
         """``[T]``: whose support loss is, after the last step, not finite or higher than before the first one."""
         return diverged(self.support_losses, self.problem.inner)[:, -1]
 
-    def predict(self, inputs: Tensor, *, dropout: bool = False) -> Tensor:
-        """Each task's predictions ``[T, N, ...]`` for its own inputs ``[T, N, ...]``, without a graph.
+    def predict(self, inputs: Inputs, *, dropout: bool = False) -> Tensor:
+        """Each task's predictions ``[T, N, ...]`` for its own inputs, ``[T, N, ...]`` each, without a graph.
 
         In evaluation mode, whatever the network's own, unless ``dropout`` is to be drawn; batch-norm as the algorithm's
         ``batch_norm`` says. Under ``"batch"``, where predictions depend on the rows beside, it warns of that once.
         ValueError where the inputs are of another number of tasks.
         """
         tasks = len(self.support_losses)
-        if inputs.ndim < 2 or inputs.shape[0] != tasks:
-            raise ValueError(f"Expected inputs of {tasks} tasks, [{tasks}, rows, ...], but got {list(inputs.shape)}.")
+        for value in tree_leaves(inputs):
+            if value.ndim < 2 or value.shape[0] != tasks:
+                wanted = f"inputs of {tasks} tasks, [{tasks}, rows, ...],"
+                raise ValueError(f"Expected {wanted} but got {list(value.shape)}.")
         self._say_by_rows()
         with training_is(dropout, self.problem.modules), _running(self.problem), torch.no_grad():
-            rows, phi = _normal(inputs), self.parameters
+            rows, phi = map_inputs(_normal, inputs), self.parameters
             return run_on(self.engine, self.problem, (), lambda engine: engine.predict(self.problem, phi, rows))[1]
 
     def network(self, task: int) -> nn.Module:
@@ -98,7 +101,7 @@ def meta_loss(
     """The query loss after adaptation, and the meta-gradient.
 
     Args:
-        network: any module; called with one task's inputs ``[N, ...]``.
+        network: any module; called with one task's inputs ``[N, ...]``, or a tuple or dictionary of such.
         algorithm: from a preset such as :func:`maml`.
         tasks: the meta-batch.
         loss: ``"mse"``, ``"cross_entropy"`` or a callable of one task, see :data:`Loss`.
@@ -128,7 +131,7 @@ def meta_loss(
 def adapt(
     network: nn.Module,
     algorithm: Algorithm,
-    support_inputs: Tensor,
+    support_inputs: Inputs,
     support_targets: Tensor,
     *,
     loss: Loss,
@@ -139,7 +142,8 @@ def adapt(
 
     Args:
         network, algorithm, loss, engine: as in :func:`meta_loss`.
-        support_inputs, support_targets: ``[T, Ns, ...]``.
+        support_inputs: ``[T, Ns, ...]``, or a tuple or dictionary of such tensors.
+        support_targets: ``[T, Ns, ...]``.
         safeguard: halve a task's step where it does not lower the task's support loss (on the rows that the step sees,
             with the term of ``proximal``), up to ten times, and where that does not help, leave the task where it is.
             What steps remember, such as momentum, is that of the step as proposed. Without it, divergence is warned of.
@@ -152,8 +156,9 @@ def adapt(
         torch.Size([4, 10, 1])
     """
     problem = Problem(network, algorithm, task_loss(loss), safeguard)
-    support = _normal(support_inputs), _normal(support_targets)
-    _check_data(problem, [*TaskBatch(*support, *support).named()][:2])
+    support = map_inputs(_normal, support_inputs), _normal(support_targets)
+    named = TaskBatch(*support, *support).named()
+    _check_data(problem, [(name, value) for name, value in named if name.startswith("support")])
 
     def run(chosen: Engine) -> tuple[Parameters, list[Tensor]]:
         losses = []
@@ -195,7 +200,7 @@ def evaluate(
         torch.Size([4, 4])
     """
     problem = Problem(network, algorithm if steps is None else algorithm.with_steps(steps), task_loss(loss), safeguard)
-    tasks = TaskBatch(*(_normal(value) for _, value in tasks.named()))
+    tasks = tasks.each(_normal)
     _check_data(problem, [*tasks.named()])
 
     def run(chosen: Engine) -> list[tuple[Tensor, Tensor, Tensor]]:

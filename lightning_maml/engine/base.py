@@ -15,7 +15,7 @@ from lightning_maml.engine.functional.structure import fingerprint, have_backwar
 from lightning_maml.inner import InnerLoop, Parameters, tensors_of
 from lightning_maml.learner import Algorithm, per_step_names
 from lightning_maml.losses import TaskLoss
-from lightning_maml.tasks import Set, TaskBatch
+from lightning_maml.tasks import Inputs, Set, TaskBatch, tensors_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +136,7 @@ class Problem:
 
     def needs(self, *sets: Set) -> Needs:
         """What an engine has to run, as ``(kind, what)``: the algorithm's classes, and what the rest asks for."""
-        loss, values = self.loss.kind, [value for pair in sets for value in pair]
+        loss, values = self.loss.kind, tensors_in(*sets)
         parameters = [*self.parameters.values()]
         # labels, of which the cross-entropy alone makes sense, need no dtype of their own
         data = [v for v in values if v.is_floating_point()] if loss == "cross_entropy" else values
@@ -154,7 +154,8 @@ class Problem:
             [("batch-norm", self.algorithm.batch_norm)] if self.norms else [],
             [("device", device.type) for device in {value.device for value in (*values, parameters[0])}],
             [("tensor class", kind) for kind in {*map(type, parameters), *map(type, values)}],
-            [("rows of a set", inputs.shape[1]) for inputs, _ in sets],
+            [("rows of a set", targets.shape[1]) for _, targets in sets],
+            [("inputs", "several tensors")] if len(values) > 2 * len(sets) else [],
             [("safeguard", True)] if self.safeguard else [],
         )
 
@@ -169,8 +170,7 @@ class Problem:
     def leaves(self, *sets: Set) -> list[Tensor]:
         """Every tensor that gets a meta-gradient: parameters, learned rates, and whatever else asks for one."""
         held = tensors_of((*self.algorithm.holders, *self.loss.holders))
-        data = [value for pair in sets for value in pair]
-        every = {id(value): value for value in (*self.parameters.values(), *held, *data)}
+        every = {id(value): value for value in (*self.parameters.values(), *held, *tensors_in(*sets))}
         return [value for value in every.values() if value.requires_grad]
 
 
@@ -206,7 +206,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def predict(self, problem: Problem, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
+    def predict(self, problem: Problem, phi: Parameters, inputs: Inputs, step: int | None = None) -> Tensor:
         """Predictions ``[T, N, ...]`` of the tasks' networks ``phi {name: [T, *shape]}`` for inputs ``[T, N, ...]``.
 
         ``step`` is how many inner steps they have taken, for networks with a value for every step; None: all of them.

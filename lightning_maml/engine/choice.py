@@ -54,7 +54,7 @@ def run_on(
         NotImplementedError: the engine asked for cannot run this problem; the message says why.
     """
     asked = named_engine(engine)
-    if asked is None and sets and sets[0][0].is_cpu:
+    if asked is None and sets and sets[0][1].is_cpu:
         for fused in _ON_CPU:
             if fused.unsupported(problem, *sets) is None:
                 return fused, run(fused)

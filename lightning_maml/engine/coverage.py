@@ -47,6 +47,7 @@ _WORDS = {
     "batch-norm": "batch-norm goes by {}",
     "parameters of each step": "the network has a value for every inner step",
     "backward hooks": "the network has backward hooks",
+    "inputs": "inputs are {}",
     "gradient of data": "inputs or targets ask for a gradient",
     "gradient of the loss": "the loss has parameters that ask for a gradient",
     "autocast": "autocast is on",
@@ -112,6 +113,7 @@ _ONE_OF = {frozenset({torch.float32}), frozenset({torch.float64})}
 BATCHED: Runs = dict.fromkeys(_WORDS, ANYTHING) | {"tensor class": ORDINARY, "backward hooks": {False}}
 
 # of plain gradient descent, with what a known few transformations make of the gradient
+# One tensor of inputs: of several, "inputs", these know nothing.
 STEPS: Runs = dict.fromkeys(("rule", "safeguard", *_DATA, *_DTYPES), ANYTHING) | {
     "inner loop": {inner.SGD},
     "part": _PLAIN.union(_KNOWN_STEPS),

@@ -66,17 +66,16 @@ def meta_update(
         ([True, True, True, False, True], 4)
     """
     size = accumulate_tasks or len(tasks)
-    parts = [tasks] if size >= len(tasks) else [tasks[start : start + size] for start in range(0, len(tasks), size)]
     run = _Run(algorithm, partial(meta_loss, network, algorithm, loss=loss, engine=engine))
     outputs: list[tuple[Tensor, ...]] = []
     total: tuple[Tensor, ...] | None = None
-    for part in parts:
+    for part in tasks.parts(size):
         for chosen, output in run.finite_parts(part):
             if len(chosen) == len(tasks):  # the ordinary case: all at once, and all finite
                 return MetaUpdate(**vars(output), tasks=tasks, finite=run.finite, explanation="")
             share = torch._foreach_mul(output.gradients, float(len(chosen)))
             total = share if total is None else torch._foreach_add(total, share)
-            outputs.append((output.task_losses, output.predictions, output.support_losses, *_values(chosen)))
+            outputs.append((output.task_losses, output.predictions, output.support_losses))
     leaves = Problem(network, algorithm, task_loss(loss)).leaves()
     rest: TaskBatch | None = None
     if total is None:
@@ -84,8 +83,9 @@ def meta_update(
         support_losses, mean = losses.unsqueeze(1), losses.sum()
         total = tuple(torch.zeros_like(leaf) for leaf in leaves)
     else:
-        losses, predictions, support_losses, *values = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-        rest, mean = TaskBatch(*values), losses.mean()
+        losses, predictions, support_losses = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        kept = torch.tensor(run.finite, device=losses.device)
+        rest, mean = tasks if all(run.finite) else tasks.each(lambda value: value[kept]), losses.mean()
         total = torch._foreach_div(total, float(len(losses)))
     surrogate = attach(mean, total, leaves)
     return MetaUpdate(mean, surrogate, losses, predictions, support_losses, rest, run.finite, run.explanation)
@@ -108,7 +108,7 @@ class _Run:
             yield tasks, output
             return
         explanation = explain_divergence(tasks, output.support_losses, self.algorithm, output.task_losses)
-        if any(map(bad_tasks, _values(tasks))):
+        if any(bad_tasks(value) for _, value in tasks.named()):
             raise ValueError(explanation)  # on an accelerator nobody has looked before
         self.explanation = self.explanation or explanation
         good = output.task_losses.isfinite()
@@ -116,7 +116,7 @@ class _Run:
             self.finite += [False] * len(tasks)
             return
         if not bool(good.all()):
-            rest = TaskBatch(*(value[good] for value in _values(tasks)))
+            rest = tasks.each(lambda value: value[good])
             output = self.meta_loss(rest)
             if _is_finite(output):
                 self.finite += good.tolist()
@@ -134,7 +134,3 @@ def _is_finite(output: MetaOutput) -> bool:
     # one number for all of them, so that an accelerator is waited for once
     norms = torch._foreach_norm(output.gradients)
     return bool(torch.stack([output.loss.to(norms[0].dtype), *norms]).sum().isfinite()) if norms else True
-
-
-def _values(tasks: TaskBatch) -> list[Tensor]:
-    return [value for _, value in tasks.named()]

@@ -19,7 +19,7 @@ from lightning_maml.engine import Engine
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import task_loss
 from lightning_maml.metrics import Interval, resolve_metric
-from lightning_maml.tasks import TaskBatch
+from lightning_maml.tasks import Inputs, TaskBatch
 from lightning_maml.training.base import ClipAlgorithm, LRSchedulerCallable, MetaTraining, OptimizerCallable
 from lightning_maml.training.divergence import explaining_misfits
 from lightning_maml.training.meta_update import MetaUpdate, OnDivergence, meta_update
@@ -29,7 +29,7 @@ from lightning_maml.training.meter import Meter
 class MetaModule(MetaTraining):
     """Meta-trains ``network`` by ``algorithm`` under any :class:`~lightning.pytorch.Trainer`.
 
-    A batch is a :class:`TaskBatch`, or its four tensors in a tuple. Logged are
+    A batch is a :class:`TaskBatch`, or its inputs and targets in a tuple. Logged are
 
     - ``train/loss`` and ``train/<metric>`` after adaptation, ``train/support_loss_before`` and ``_after`` the inner
       loop, each the mean over all tasks since the last logged step, of all processes; ``train/diverged_tasks``, how
@@ -137,8 +137,8 @@ class MetaModule(MetaTraining):
         self.accumulate_tasks, self.on_divergence = accumulate_tasks, on_divergence
         self._metric, self._meter = chosen, Meter()
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The network before any adaptation: ``[N, ...] -> [N, ...]``."""
+    def forward(self, inputs: Inputs) -> Tensor:
+        """The network before any adaptation: inputs of one task, ``[N, ...]`` each, to predictions ``[N, ...]``."""
         return self.network(inputs)
 
     def configure_callbacks(self) -> list[Any]:
@@ -326,13 +326,18 @@ class MetaModule(MetaTraining):
         """Adapts to each task's support set and predicts its query rows: ``[T, Nq, ...]``.
 
         ``batch`` is a :class:`TaskBatch`, whose query targets are not used, or a tuple ``(support_inputs,
-        support_targets, query_inputs)``. The module's own weights stay as they are.
+        support_targets, query_inputs)``, ``[T, N, ...]`` each. The module's own weights stay as they are.
         """
-        if not _tensors(batch, 3):
-            batch = [value for _, value in as_task_batch(batch).named()]
-        support, algorithm = batch[:2], self.algorithm.with_steps(self.test_steps)
-        adapted = adapt(self.network, algorithm, *support, loss=self.loss, engine=self.engine, safeguard=self.safeguard)
-        return adapted.predict(batch[2])
+        if _are_sets(batch, 3):
+            inputs, targets, query_inputs = _as_sets(batch)
+        else:
+            tasks = as_task_batch(batch)
+            (inputs, targets), (query_inputs, _) = tasks.sets
+        algorithm = self.algorithm.with_steps(self.test_steps)
+        adapted = adapt(
+            self.network, algorithm, inputs, targets, loss=self.loss, engine=self.engine, safeguard=self.safeguard
+        )
+        return adapted.predict(query_inputs)
 
 
 def _on_host(values: dict[str, Any]) -> dict[str, float]:
@@ -342,16 +347,19 @@ def _on_host(values: dict[str, Any]) -> dict[str, float]:
     return {name: numbers[name] if name in numbers else float(value) for name, value in values.items()}
 
 
+_INPUTS = (Tensor, tuple, list, dict)
+
+
 def as_task_batch(batch: Any) -> TaskBatch:
-    """A :class:`TaskBatch` as it is, or one built from a tuple or list of its four tensors.
+    """A :class:`TaskBatch` as it is, or one built from a tuple or list of its inputs and targets.
 
     Raises:
         ValueError: ``batch`` is anything else.
     """
     if isinstance(batch, TaskBatch):
         return batch
-    if _tensors(batch, 4):
-        return TaskBatch(*batch)
+    if _are_sets(batch, 4):
+        return TaskBatch(*_as_sets(batch))
     got = type(batch).__name__
     if isinstance(batch, list | tuple | dict):
         parts = batch.values() if isinstance(batch, dict) else batch
@@ -359,9 +367,16 @@ def as_task_batch(batch: Any) -> TaskBatch:
         got += f" of {len(batch)}: {', '.join(shapes)}"
     raise ValueError(
         "Expected a batch of tasks, TaskBatch(support_inputs, support_targets, query_inputs, query_targets) with "
-        f"tensors [tasks, rows, ...], or those four tensors in a tuple, but got {got}."
+        f"tensors [tasks, rows, ...], or those four in a tuple, but got {got}."
     )
 
 
-def _tensors(batch: Any, number: int) -> bool:
-    return isinstance(batch, list | tuple) and len(batch) == number and all(isinstance(part, Tensor) for part in batch)
+def _are_sets(batch: Any, number: int) -> bool:
+    """Whether a batch is so many of inputs and targets by turns, and no sequence of batches."""
+    several = isinstance(batch, list | tuple) and len(batch) == number
+    return several and all(isinstance(part, Tensor if place % 2 else _INPUTS) for place, part in enumerate(batch))
+
+
+def _as_sets(batch: Sequence[Any]) -> list[Any]:
+    # a data loader makes lists of the tuples in a batch that is a tuple itself
+    return [tuple(part) if isinstance(part, list) else part for part in batch]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from lightning_maml.engine.coverage import BATCHED, COMPILED, refused
 from lightning_maml.engine.loops.checkpointed import CheckpointedLoop
 from lightning_maml.engine.loops.loop import TaskLoop, networks_of
 from lightning_maml.inner import Parameters
-from lightning_maml.tasks import Set, TaskBatch
+from lightning_maml.tasks import Inputs, Set, TaskBatch, map_inputs
 
 
 class LoopEngine(Engine):
@@ -48,14 +49,17 @@ class LoopEngine(Engine):
         return MetaOutput(loss, attach(loss, gradients, leaves), task_losses, predictions, support_losses)
 
     def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
-        chunks = zip(*(values.split(self.chunk_size or len(values)) for values in support), strict=True)
-        loops = [TaskLoop(problem, chunk, one=self.one).trajectory() for chunk in chunks]
+        inputs, targets = support
+        size = self.chunk_size or len(targets)
+        chunks = [slice(start, start + size) for start in range(0, len(targets), size)]
+        parts = [(map_inputs(itemgetter(chunk), inputs), targets[chunk]) for chunk in chunks]
+        loops = [TaskLoop(problem, part, one=self.one).trajectory() for part in parts]
         for step in zip(*loops, strict=True):
             phis, losses = zip(*step, strict=True)
             every = {name: torch.cat([phi[name] for phi in phis]) for name in phis[0]} if len(phis) > 1 else phis[0]
             yield every, torch.cat(losses) if len(phis) > 1 else losses[0]
 
-    def predict(self, problem: Problem, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
+    def predict(self, problem: Problem, phi: Parameters, inputs: Inputs, step: int | None = None) -> Tensor:
         _, networks = networks_of(problem, self.one)
         return networks(phi, inputs, None if step is None else max(step - 1, 0))
 

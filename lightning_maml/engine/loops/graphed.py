@@ -83,14 +83,14 @@ class Graphed(Engine):
         return MetaOutput(loss, attach(loss, gradients, leaves), task_losses, predictions, support_losses)
 
     def _record(self, problem: Problem, tasks: TaskBatch) -> _Recording:
-        static = TaskBatch(*(value.clone() for _, value in tasks.named()))
+        static = tasks.each(Tensor.clone)
 
         def run() -> list[Tensor]:
             output = self.engine.meta_loss(problem, static)
             row = torch.cat([gradient.flatten() for gradient in output.gradients])
             return [output.task_losses, output.predictions, output.support_losses, row]
 
-        return _Recording(static, *record(run, static.support_inputs.device))
+        return _Recording(static, *record(run, static.support_targets.device))
 
     def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
         return self.engine.trajectory(problem, support)

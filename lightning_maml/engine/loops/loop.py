@@ -14,7 +14,7 @@ from lightning_maml.engine.functional.forward import Networks
 from lightning_maml.engine.functional.statistics import training_is
 from lightning_maml.inner import Parameters, Slope, State
 from lightning_maml.meta_gradient import Query
-from lightning_maml.tasks import Set
+from lightning_maml.tasks import Inputs, Set, map_inputs
 
 
 def networks_of(problem: Problem, one: bool = False) -> tuple[Parameters, Networks]:
@@ -33,7 +33,7 @@ class TaskLoop:
 
     def __init__(self, problem: Problem, support: Set, query: Set | None = None, one: bool = False) -> None:
         self.problem, self.support_set, self.query_set = problem, support, query
-        self.inner, self.tasks = problem.inner, len(support[0])
+        self.inner, self.tasks = problem.inner, len(support[1])
         self.theta, self.networks = networks_of(problem, one)
         self.support_losses: list[Tensor] = []
         self.checked = False
@@ -56,7 +56,7 @@ class TaskLoop:
         # views: the first inner gradient is taken at phi_0, and not through it at what it was made of
         return {name: value.view_as(value).requires_grad_() for name, value in phi.items()}
 
-    def predict(self, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
+    def predict(self, phi: Parameters, inputs: Inputs, step: int | None = None) -> Tensor:
         return self.networks(phi, inputs, step)
 
     def losses(self, phi: Parameters, rows: Set, step: int | None = None) -> tuple[Tensor, Tensor]:
@@ -73,9 +73,10 @@ class TaskLoop:
     def rows(self, step: int) -> Set:
         """What inner step ``step`` sees of the support set."""
         inputs, targets = self.support_set
-        if (rows := self.inner.rows(step, inputs.shape[1])) is not None:
-            inputs, targets = inputs[:, rows.to(inputs.device)], targets[:, rows.to(targets.device)]
-        return inputs, targets
+        if (rows := self.inner.rows(step, targets.shape[1])) is None:
+            return inputs, targets
+        rows = rows.to(targets.device)
+        return map_inputs(lambda value: value[:, rows], inputs), targets[:, rows]
 
     def step(self, phi: Parameters, state: State, step: int, order: int) -> tuple[Parameters, State, Tensor]:
         """Inner step ``step`` from ``phi``: the next parameters and state, and the support losses ``[T]`` before it."""
