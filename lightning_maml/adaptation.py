@@ -20,7 +20,7 @@ from lightning_maml.engine.functional.statistics import batch_norm_mode, trainin
 from lightning_maml.engine.functional.stored import detach_from_mode, say_once
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import Algorithm
-from lightning_maml.losses import Loss, task_loss
+from lightning_maml.losses import Loss, query_task_loss, task_loss
 from lightning_maml.tasks import Inputs, TaskBatch, map_inputs
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -96,7 +96,13 @@ class Evaluation:
 
 
 def meta_loss(
-    network: nn.Module, algorithm: Algorithm, tasks: TaskBatch, *, loss: Loss, engine: str | Engine = "auto"
+    network: nn.Module,
+    algorithm: Algorithm,
+    tasks: TaskBatch,
+    *,
+    loss: Loss,
+    query_loss: Loss | None = None,
+    engine: str | Engine = "auto",
 ) -> MetaOutput:
     """The query loss after adaptation, and the meta-gradient.
 
@@ -104,7 +110,10 @@ def meta_loss(
         network: any module; called with one task's inputs ``[N, ...]``, or a tuple or dictionary of such.
         algorithm: from a preset such as :func:`maml`.
         tasks: the meta-batch.
-        loss: ``"mse"``, ``"cross_entropy"`` or a callable of one task, see :data:`Loss`.
+        loss: ``"mse"``, ``"cross_entropy"`` or a callable of one task, see :data:`Loss`: what tasks descend on the
+            support sets.
+        query_loss: what adapted networks are judged by on the query sets, of the same kinds; None for ``loss``. What
+            the meta-gradient is of, but for :class:`~lightning_maml.Reptile`'s, which looks at no query set.
         engine: ``"auto"``, ``"eager"``, ``"batched"``, ``"fused"`` or an object, such as ``Batched(compile=True)``.
 
     Raises:
@@ -122,7 +131,7 @@ def meta_loss(
     """
     if not torch.is_grad_enabled():
         raise RuntimeError("Expected gradients to be enabled for `meta_loss`; where they are not, use `evaluate`.")
-    problem = Problem(network, algorithm, task_loss(loss))
+    problem = Problem(network, algorithm, task_loss(loss), query_task_loss(query_loss))
     _check_data(problem, [*tasks.named()])
     with _running(problem):
         return run_on(engine, problem, tasks.sets, lambda chosen: chosen.meta_loss(problem, tasks))[1]
@@ -155,7 +164,7 @@ def adapt(
         >>> adapted.predict(x).shape
         torch.Size([4, 10, 1])
     """
-    problem = Problem(network, algorithm, task_loss(loss), safeguard)
+    problem = Problem(network, algorithm, task_loss(loss), safeguard=safeguard)
     support = map_inputs(_normal, support_inputs), _normal(support_targets)
     named = TaskBatch(*support, *support).named()
     _check_data(problem, [(name, value) for name, value in named if name.startswith("support")])
@@ -181,6 +190,7 @@ def evaluate(
     tasks: TaskBatch,
     *,
     loss: Loss,
+    query_loss: Loss | None = None,
     engine: str | Engine = "auto",
     steps: int | None = None,
     safeguard: bool = False,
@@ -188,7 +198,7 @@ def evaluate(
     """Query loss and predictions before and after each inner step. Works under ``no_grad`` and ``inference_mode``.
 
     Args:
-        network, algorithm, tasks, loss, engine: as in :func:`meta_loss`.
+        network, algorithm, tasks, loss, query_loss, engine: as in :func:`meta_loss`.
         steps: the number of inner steps; None for the algorithm's own.
         safeguard: as in :func:`adapt`.
 
@@ -199,7 +209,9 @@ def evaluate(
         >>> result.query_losses.shape
         torch.Size([4, 4])
     """
-    problem = Problem(network, algorithm if steps is None else algorithm.with_steps(steps), task_loss(loss), safeguard)
+    algorithm = algorithm if steps is None else algorithm.with_steps(steps)
+    problem = Problem(network, algorithm, task_loss(loss), safeguard=safeguard)
+    judge = query_task_loss(query_loss) or problem.loss
     tasks = tasks.each(_normal)
     _check_data(problem, [*tasks.named()])
 
@@ -209,9 +221,9 @@ def evaluate(
             with torch.no_grad():
                 predicted = chosen.predict(problem, phi, tasks.query_inputs, step)
                 if not found:
-                    problem.loss.check_shapes(predicted.shape, tasks.query_targets)
-                    problem.loss.check_values(predicted.shape[-1], tasks.query_targets)
-                found.append((problem.loss(predicted, tasks.query_targets), losses, predicted))
+                    judge.check_shapes(predicted.shape, tasks.query_targets)
+                    judge.check_values(predicted.shape[-1], tasks.query_targets)
+                found.append((judge(predicted, tasks.query_targets), losses, predicted))
         return found
 
     with _running(problem):

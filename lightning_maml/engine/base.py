@@ -49,6 +49,8 @@ class Problem:
     network: nn.Module
     algorithm: Algorithm
     loss: TaskLoss
+    query_loss: TaskLoss | None = None
+    """What the query sets are judged by; None: by ``loss``."""
     safeguard: bool = False
     """Whether a trajectory takes a task's step only as far as it lowers the task's support loss."""
     memo: dict[Any, Any] = field(default_factory=dict, init=False)
@@ -126,6 +128,17 @@ class Problem:
         return set() if self.plain else per_step_names(self.network)
 
     @property
+    def judge(self) -> TaskLoss:
+        """The loss of the query sets."""
+        return self.loss if self.query_loss is None else self.query_loss
+
+    @cached_property
+    def held_by_losses(self) -> tuple[Tensor, ...]:
+        """The tensors that the losses compute with."""
+        own = () if self.query_loss is None else self.query_loss.holders
+        return tuple(tensors_of((*self.loss.holders, *own)))
+
+    @property
     def inner(self) -> InnerLoop:
         return self.algorithm.inner
 
@@ -147,7 +160,7 @@ class Problem:
                 ("dtypes of everything", frozenset({value.dtype for value in parameters + data})),
                 ("autocast", autocast_on(parameters[0].device)),
                 ("gradient of data", True in [value.requires_grad for value in values]),
-                ("gradient of the loss", True in [value.requires_grad for value in tensors_of(self.loss.holders)]),
+                ("gradient of the loss", True in [value.requires_grad for value in self.held_by_losses]),
                 ("parameters of each step", bool(self.per_step)),
                 ("backward hooks", have_backward_hooks(self.modules)),
             ],
@@ -155,6 +168,7 @@ class Problem:
             [("device", device.type) for device in {value.device for value in (*values, parameters[0])}],
             [("tensor class", kind) for kind in {*map(type, parameters), *map(type, values)}],
             [("rows of a set", targets.shape[1]) for _, targets in sets],
+            [("query loss", self.query_loss.kind)] if self.query_loss is not None else [],
             [("inputs", "several tensors")] if len(values) > 2 * len(sets) else [],
             [("safeguard", True)] if self.safeguard else [],
         )
@@ -164,12 +178,13 @@ class Problem:
         """What its network and loss compute by, but for tensors' values."""
         device = next(iter(self.names.values())).device
         cast = autocast_on(device) and torch.get_autocast_dtype(device.type)
-        # the loss by what it computes: the named ones are made anew in each call
-        return type(self.loss), self.loss.function, cast, *map(fingerprint, self.modules)
+        # losses by what they compute: the named ones are made anew in each call
+        losses = [(type(loss), loss.function) for loss in (self.loss, self.judge)]
+        return *losses, cast, *map(fingerprint, self.modules)
 
     def leaves(self, *sets: Set) -> list[Tensor]:
         """Every tensor that gets a meta-gradient: parameters, learned rates, and whatever else asks for one."""
-        held = tensors_of((*self.algorithm.holders, *self.loss.holders))
+        held = (*tensors_of(self.algorithm.holders), *self.held_by_losses)
         every = {id(value): value for value in (*self.parameters.values(), *held, *tensors_in(*sets))}
         return [value for value in every.values() if value.requires_grad]
 

@@ -64,7 +64,8 @@ def run_on(
     if asked is None:
         known, algorithm = _KNOWN.setdefault(problem.network, {}), problem.algorithm
         modes = tuple([module.training for module in problem.modules])
-        key = algorithm.needs, algorithm.batch_norm, type(problem.loss), problem.loss.kind, modes, reason
+        losses = [(type(loss), loss.kind) for loss in (problem.loss, problem.judge)]
+        key = algorithm.needs, algorithm.batch_norm, *losses, modes, reason
         if isinstance(known.get(key), Eager):
             return known[key], run(known[key])
         back = way_back(next(iter(problem.names.values())).device)

@@ -13,7 +13,7 @@ from lightning_maml.engine import Engine, MetaOutput, Problem
 from lightning_maml.engine.base import attach
 from lightning_maml.engine.divergence import bad_tasks
 from lightning_maml.learner import Algorithm
-from lightning_maml.losses import Loss, task_loss
+from lightning_maml.losses import Loss, query_task_loss, task_loss
 from lightning_maml.tasks import TaskBatch
 from lightning_maml.training.divergence import explain_divergence
 
@@ -40,6 +40,7 @@ def meta_update(
     tasks: TaskBatch,
     *,
     loss: Loss,
+    query_loss: Loss | None = None,
     engine: Engine | str = "auto",
     accumulate_tasks: int | None = None,
 ) -> MetaUpdate:
@@ -50,7 +51,7 @@ def meta_update(
     task after another: an ordinary update pays a look at its numbers and nothing else.
 
     Args:
-        network, algorithm, tasks, loss, engine: as in :func:`~lightning_maml.meta_loss`.
+        network, algorithm, tasks, loss, query_loss, engine: as in :func:`~lightning_maml.meta_loss`.
         accumulate_tasks: how many tasks run at once; None for all.
 
     Raises:
@@ -66,7 +67,7 @@ def meta_update(
         ([True, True, True, False, True], 4)
     """
     size = accumulate_tasks or len(tasks)
-    run = _Run(algorithm, partial(meta_loss, network, algorithm, loss=loss, engine=engine))
+    run = _Run(algorithm, partial(meta_loss, network, algorithm, loss=loss, query_loss=query_loss, engine=engine))
     outputs: list[tuple[Tensor, ...]] = []
     total: tuple[Tensor, ...] | None = None
     for part in tasks.parts(size):
@@ -76,7 +77,7 @@ def meta_update(
             share = torch._foreach_mul(output.gradients, float(len(chosen)))
             total = share if total is None else torch._foreach_add(total, share)
             outputs.append((output.task_losses, output.predictions, output.support_losses))
-    leaves = Problem(network, algorithm, task_loss(loss)).leaves()
+    leaves = Problem(network, algorithm, task_loss(loss), query_task_loss(query_loss)).leaves()
     rest: TaskBatch | None = None
     if total is None:
         losses = predictions = leaves[0].new_zeros(0)

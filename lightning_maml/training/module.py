@@ -17,7 +17,7 @@ from lightning_maml.adaptation import adapt, evaluate
 from lightning_maml.checks import check_one_of, check_whole
 from lightning_maml.engine import Engine
 from lightning_maml.learner import Algorithm
-from lightning_maml.losses import task_loss
+from lightning_maml.losses import query_task_loss, task_loss
 from lightning_maml.metrics import Interval, resolve_metric
 from lightning_maml.tasks import Inputs, TaskBatch
 from lightning_maml.training.base import ClipAlgorithm, LRSchedulerCallable, MetaTraining, OptimizerCallable
@@ -51,11 +51,13 @@ class MetaModule(MetaTraining):
             the command line ``lightning_maml.maml``, then for instance ``--model.algorithm.steps 5``.
         loss: ``"mse"``, ``"cross_entropy"`` or a function ``(predictions [N, ...], targets [N, ...]) -> scalar``, the
             mean over the rows of one task. The parameters of one that is a module are meta-learned, too.
+        query_loss: what adapted networks are judged by on the query sets, of the same kinds, where ``loss`` is what
+            tasks adapt by alone; None for the same. Reptile only logs it.
         optimizer: makes the outer optimiser from the parameters. Adam with rate 1e-3 by default, as in the paper.
         scheduler: makes a learning-rate scheduler from the optimiser; it advances once a meta-update.
         engine: ``"auto"``, ``"eager"``, ``"batched"`` or an engine object.
         metric: ``"accuracy"``, ``"mse"`` or a function ``(predictions [T, N, ...], targets [T, N, ...]) -> [T]``. By
-            default accuracy with cross-entropy, and none with other losses.
+            default accuracy where queries are judged by cross-entropy, and none with other losses.
         test_steps: inner steps in validation, test and prediction; by default the algorithm's.
         updates_per_step: meta-updates run in one training step, to spread the cost of Lightning's own loop, which
             exceeds that of a small meta-update. The parameters are those of as many ordinary steps. A batch is then a
@@ -100,6 +102,7 @@ class MetaModule(MetaTraining):
         accumulate_tasks: int | None = None,
         on_divergence: OnDivergence = "skip",
         safeguard: bool = False,
+        query_loss: Literal["mse", "cross_entropy"] | Callable[..., Any] | str | None = None,
     ) -> None:
         given = {**locals()}
         if not isinstance(network, nn.Module):
@@ -111,7 +114,8 @@ class MetaModule(MetaTraining):
             check_whole(1, accumulate_tasks=accumulate_tasks)
         check_one_of(get_args(OnDivergence), on_divergence=on_divergence)
         task_loss(loss)
-        chosen = resolve_metric(metric, loss)
+        query_task_loss(query_loss)
+        chosen = resolve_metric(metric, loss if query_loss is None else query_loss)
         super().__init__(
             "network",
             network,
@@ -132,7 +136,7 @@ class MetaModule(MetaTraining):
             del given["scheduler"]
             plain = {name: value for name, value in given.items() if isinstance(value, str | int | float | None)}
             self.save_hyperparameters(plain)
-        self.loss, self.engine, self.safeguard = loss, engine, safeguard
+        self.loss, self.query_loss, self.engine, self.safeguard = loss, query_loss, engine, safeguard
         self.updates_per_step, self.automatic_optimization = updates_per_step, updates_per_step == 1
         self.accumulate_tasks, self.on_divergence = accumulate_tasks, on_divergence
         self._metric, self._meter = chosen, Meter()
@@ -226,10 +230,9 @@ class MetaModule(MetaTraining):
     def _meta_update(self, tasks: TaskBatch) -> MetaUpdate:
         algorithm = self.algorithm.at(self.global_step)  # which counts meta-updates, and goes on after resuming
         at_once = min(len(tasks), self.accumulate_tasks or len(tasks))
+        losses: dict[str, Any] = {"loss": self.loss, "query_loss": self.query_loss}
         try:
-            return meta_update(
-                self.network, algorithm, tasks, loss=self.loss, engine=self.engine, accumulate_tasks=at_once
-            )
+            return meta_update(self.network, algorithm, tasks, **losses, engine=self.engine, accumulate_tasks=at_once)
         except torch.OutOfMemoryError as error:
             how = f"run fewer at once by MetaModule(accumulate_tasks={at_once // 2}) or" if at_once > 1 else "use"
             raise torch.OutOfMemoryError(
@@ -301,9 +304,8 @@ class MetaModule(MetaTraining):
     def _evaluated(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         tasks = as_task_batch(batch)
         algorithm = self.algorithm.with_steps(self.test_steps)
-        evaluation = evaluate(
-            self.network, algorithm, tasks, loss=self.loss, engine=self.engine, safeguard=self.safeguard
-        )
+        losses: dict[str, Any] = {"loss": self.loss, "query_loss": self.query_loss}
+        evaluation = evaluate(self.network, algorithm, tasks, **losses, engine=self.engine, safeguard=self.safeguard)
         values = {"loss": evaluation.query_losses}
         if self._metric is not None:
             name, metric = self._metric

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_maml import MetaModule, TaskBatch, adapt, maml, meta_loss
+from lightning_maml import MetaModule, TaskBatch, adapt, evaluate, maml, meta_loss
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -140,3 +140,39 @@ def test_inputs_that_do_not_fit_are_named(tmp_path: Any) -> None:
         ValueError, match=r"takes inputs \{'x': '\[rows, 2\]', 'mask': '\[rows, 2\]'\}, as the tasks have"
     ):
         trainer(tmp_path).fit(MetaModule(Gated(), maml(0.1, 2)), DataLoader([narrow], batch_size=None))
+
+
+class Scaled(nn.Module):
+    """A loss with a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return (self.scale * predictions - targets).abs().mean()
+
+
+@pytest.mark.parametrize("accumulate", [None, 2])
+def test_a_query_loss_is_trained_and_judged_by(tmp_path: Any, accumulate: int | None) -> None:
+    data, network, loss = batches(dict), Gated(), Scaled()
+    expected = by_hand(copy.deepcopy(network), data, query_loss=(judge := copy.deepcopy(loss)))
+    module = MetaModule(network, maml(0.1, 2), query_loss=loss, accumulate_tasks=accumulate)
+    run = trainer(tmp_path)
+    run.fit(module, DataLoader(data, batch_size=None))
+    assert_close(module, expected)
+    assert "query_loss.scale" in module.state_dict()
+    (validated,) = run.validate(module, DataLoader(data[:1], batch_size=None), verbose=False)
+    result = evaluate(network, maml(0.1, 2), data[0], loss="mse", query_loss=judge)
+    assert validated["val/loss"] == pytest.approx(result.query_losses[:, -1].mean().item(), rel=1e-5)
+
+
+def test_the_metric_goes_with_the_query_loss(tmp_path: Any) -> None:
+    x, y = torch.randn(5, 4, 3), torch.randn(5, 4, 2)
+    tasks = TaskBatch(x, y, x, torch.randint(2, (5, 4)))
+    module = MetaModule(nn.Linear(3, 2), maml(0.1, 2), loss="mse", query_loss="cross_entropy")
+    run = trainer(tmp_path)
+    run.fit(module, DataLoader([tasks], batch_size=None))
+    assert 0 <= run.callback_metrics["train/accuracy"] <= 1
+    with pytest.raises(ValueError, match="^Expected `query_loss` to be one of"):
+        MetaModule(nn.Linear(3, 2), maml(0.1, 2), query_loss="mae")

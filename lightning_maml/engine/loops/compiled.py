@@ -55,21 +55,25 @@ class CompiledLoop(CheckpointedLoop):
             tuple((tuple(v.shape), v.dtype, v.device) for v in (*self.theta.values(), *self.values, *self.batch)),
         )
         self.graphs = _GRAPHS.setdefault(problem.network, {}).setdefault(signature, {})
+        judged = (problem.loss, support), (problem.judge, query)
         # shapes are looked at before the first graph of a kind, and labels always: in a graph nobody would
         if "classes" not in self.graphs:
             with torch.no_grad():
-                for inputs, targets in (support, query):
+                for loss, (inputs, targets) in judged:
                     predictions = self.predict(self.initial(), inputs)
-                    problem.loss.check_shapes(predictions.shape, targets)
+                    loss.check_shapes(predictions.shape, targets)
             self.graphs["classes"] = predictions.shape[-1]
-        for _, targets in (support, query):
-            problem.loss.check_values(self.graphs["classes"], targets)
+        for loss, (_, targets) in judged:
+            loss.check_values(self.graphs["classes"], targets)
 
     # Graphs take flat lists: phi, the state's tensors, constants, rates, then the batch and v where they need them.
 
     def _bound(self, phi: Tensors, constants: Tensors, support: Any) -> tuple[Parameters, TaskLoop]:
         loop = TaskLoop(self.problem, support)
-        loop.networks.constants, loop.checked = dict(zip(loop.networks.constants, constants, strict=True)), True
+        loop.networks.constants, loop.checked = (
+            dict(zip(loop.networks.constants, constants, strict=True)),
+            {"support", "query"},
+        )
         return dict(zip(self.theta, phi, strict=True)), loop
 
     def _step(
@@ -158,7 +162,7 @@ class CompiledLoop(CheckpointedLoop):
                 constants = [value.detach() for value in constants]
                 shared = [constants[index].requires_grad_() for index in self.shared]
                 bound, loop = self._bound(leaves, constants, batch[:2])
-                losses, predictions = loop.losses(bound, batch[2:])
+                losses, predictions = loop.losses(bound, batch[2:], of="query")
                 gradients = torch.autograd.grad(losses.mean(), [*leaves, *shared], materialize_grads=True)
             with torch.no_grad():
                 return [losses, predictions, loop.support(bound), *gradients]

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class TaskLoop:
         self.inner, self.tasks = problem.inner, len(support[1])
         self.theta, self.networks = networks_of(problem, one)
         self.support_losses: list[Tensor] = []
-        self.checked = False
+        self.checked: set[str] = set()  # which sets' targets fit the predictions
         self.rates: Parameters | None = None  # in the place of the inner loop's
 
     def initial(self) -> Parameters:
@@ -59,16 +60,19 @@ class TaskLoop:
     def predict(self, phi: Parameters, inputs: Inputs, step: int | None = None) -> Tensor:
         return self.networks(phi, inputs, step)
 
-    def losses(self, phi: Parameters, rows: Set, step: int | None = None) -> tuple[Tensor, Tensor]:
-        """Losses ``[T]`` and predictions ``[T, N, ...]``."""
+    def losses(
+        self, phi: Parameters, rows: Set, step: int | None = None, of: Literal["support", "query"] = "support"
+    ) -> tuple[Tensor, Tensor]:
+        """Losses ``[T]`` and predictions ``[T, N, ...]`` of rows of the support or of the query sets."""
         inputs, targets = rows
         predictions = self.predict(phi, inputs, step)
-        if not self.checked:
-            self.problem.loss.check_shapes(predictions.shape, targets)
-            for _, values in filter(None, (self.support_set, self.query_set)):
-                self.problem.loss.check_values(predictions.shape[-1], values)
-            self.checked = True
-        return self.problem.loss(predictions, targets), predictions
+        loss = self.problem.loss if of == "support" else self.problem.judge
+        if of not in self.checked:
+            loss.check_shapes(predictions.shape, targets)
+            _, values = (self.support_set if of == "support" else self.query_set) or rows
+            loss.check_values(predictions.shape[-1], values)
+            self.checked.add(of)
+        return loss(predictions, targets), predictions
 
     def rows(self, step: int) -> Set:
         """What inner step ``step`` sees of the support set."""
@@ -120,7 +124,7 @@ class TaskLoop:
 
     def query_after(self, phi: Parameters, steps: int) -> Query:
         assert self.query_set is not None  # a rule's loop has one
-        losses, predictions = self.losses(self.with_statistics(phi, steps), self.query_set, max(steps - 1, 0))
+        losses, predictions = self.losses(self.with_statistics(phi, steps), self.query_set, max(steps - 1, 0), "query")
         self.final = {name: value.detach() for name, value in phi.items()}
         return Query(losses.mean(), losses.detach(), predictions.detach())
 
