@@ -131,7 +131,8 @@ def meta_loss(
     """
     if not torch.is_grad_enabled():
         raise RuntimeError("Expected gradients to be enabled for `meta_loss`; where they are not, use `evaluate`.")
-    problem = Problem(network, algorithm, task_loss(loss), query_task_loss(query_loss))
+    weighted = tasks.task_weights is not None
+    problem = Problem(network, algorithm, task_loss(loss), query_task_loss(query_loss), weighted=weighted)
     _check_data(problem, [*tasks.named()])
     with _running(problem):
         return run_on(engine, problem, tasks.sets, lambda chosen: chosen.meta_loss(problem, tasks))[1]

@@ -30,6 +30,16 @@ def map_inputs(function: Callable[[Tensor], Any], inputs: Inputs) -> Inputs:
     return function(inputs) if isinstance(inputs, Tensor) else tree_map(function, inputs)
 
 
+def mean_over_tasks(values: Tensor, shares: Tensor | None) -> Tensor:
+    """The mean of ``values [T]`` over tasks that count alike, or by their ``shares [T]``, of :attr:`TaskBatch.shares`.
+
+    Example:
+        >>> mean_over_tasks(torch.tensor([1.0, 5.0]), torch.tensor([0.75, 0.25]))
+        tensor(2.)
+    """
+    return values.mean() if shares is None else (values * shares.to(values.dtype)).sum()
+
+
 def tensors_in(*sets: Set) -> list[Tensor]:
     """The tensors of inputs and targets, in their order."""
     found: list[Tensor] = []
@@ -63,12 +73,15 @@ class TaskBatch:
         support_targets: ``[T, Ns, ...]``: class labels ``[T, Ns]`` (int64), or values.
         query_inputs: ``[T, Nq, ...]``, what the adapted networks are judged by, of the same structure.
         query_targets: ``[T, Nq, ...]``.
+        task_weights: ``[T]``, what tasks count in the mean over them, ``sum(w_t loss_t) / sum(w_t)``, and so in the
+            meta-gradient: finite, not negative and not all 0 (looked at on the CPU). None: tasks count alike. What is
+            logged and evaluated stays each task's own.
 
     Raises:
-        TypeError: targets are not a tensor, inputs neither a tensor nor a tuple or dictionary (with text as keys) of
-            tensors.
+        TypeError: targets or weights are not a tensor, inputs neither a tensor nor a tuple or dictionary (with text as
+            keys) of tensors.
         ValueError: the number of tasks or of rows differs, or there are none; support and query inputs are of different
-            structures.
+            structures; weights are out of range, or ask for a gradient.
 
     Example:
         >>> x, y = torch.randn(3, 10, 1), torch.randn(3, 10, 1)
@@ -84,11 +97,12 @@ class TaskBatch:
     support_targets: Tensor
     query_inputs: Inputs
     query_targets: Tensor
+    task_weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         if type(self.support_inputs) is not Tensor or type(self.query_inputs) is not Tensor:
             self._check_structures()
-        for name, value in self.named():
+        for name, value in self._named_sets():
             if not isinstance(value, Tensor):
                 raise TypeError(f"Expected `{name}` to be a tensor [tasks, rows, ...] but got {type(value).__name__}.")
             shape = list(value.shape)
@@ -96,7 +110,7 @@ class TaskBatch:
                 raise ValueError(f"Expected `{name}` to have shape [tasks, rows, ...] but got {shape}.")
             if 0 in shape[:2]:
                 raise ValueError(f"Expected `{name}` to hold at least one task and one row but got {shape}.")
-        tasks = {name: value.shape[0] for name, value in self.named()}
+        tasks = {name: value.shape[0] for name, value in self._named_sets()}
         if len(set(tasks.values())) > 1:
             raise ValueError(f"Expected the same number of tasks everywhere but got {tasks}.")
         for part, (inputs, targets) in zip(("support", "query"), self.sets, strict=True):
@@ -104,6 +118,8 @@ class TaskBatch:
                 if value.shape[1] != targets.shape[1]:
                     rows = f"{targets.shape[1]} and {value.shape[1]}"
                     raise ValueError(f"Expected as many {part} targets as {name} in each task but got {rows}.")
+        if self.task_weights is not None:
+            self._check_weights(self.task_weights)
 
     def _check_structures(self) -> None:
         """Raise TypeError where inputs are of no structure of :data:`Inputs`, ValueError where the two differ."""
@@ -119,19 +135,51 @@ class TaskBatch:
         if support != query:
             raise ValueError(f"Expected support and query inputs of one structure but got {support} and {query}.")
 
-    def named(self) -> Iterator[tuple[str, Tensor]]:
-        """All tensors with their names: ``support_inputs``, ``support_inputs[0]`` or ``support_inputs['mask']``."""
+    def _check_weights(self, weights: Tensor) -> None:
+        """Raise TypeError or ValueError where weights are no numbers of the tasks, not negative and not all 0."""
+        if not isinstance(weights, Tensor):
+            raise TypeError(f"Expected `task_weights` to be a tensor [tasks] but got {type(weights).__name__}.")
+        if weights.shape != (len(self),):
+            raise ValueError(f"Expected `task_weights` to have shape [{len(self)}] but got {list(weights.shape)}.")
+        if weights.requires_grad:
+            raise ValueError("Expected `task_weights` without a gradient but they ask for one: detach them.")
+        if weights.is_cpu and not (bool(((weights >= 0) & weights.isfinite()).all()) and bool(weights.any())):
+            got = f"{weights[:10].tolist()}{' and more' if len(weights) > 10 else ''}"
+            raise ValueError(f"Expected `task_weights` to be finite, not negative and not all 0 but got {got}.")
+
+    def _named_sets(self) -> Iterator[tuple[str, Tensor]]:
         support, query = self.sets
-        pairs = zip(TaskBatch.__match_args__, (*support, *query), strict=True)
+        pairs = zip(TaskBatch.__match_args__, (*support, *query), strict=False)  # weights have no rows
         if isinstance(self.support_inputs, Tensor) and isinstance(self.query_inputs, Tensor):
             return pairs
         return itertools.chain.from_iterable(itertools.starmap(_named, pairs))
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors with their names: ``support_inputs``, ``support_inputs[0]`` or ``support_inputs['mask']``."""
+        if self.task_weights is None:
+            return self._named_sets()
+        return itertools.chain(self._named_sets(), [("task_weights", self.task_weights)])
+
+    @property
+    def shares(self) -> Tensor | None:
+        """What each task counts in the mean, ``[T]``, in sum 1, or all 0 where all weights are; None: all alike."""
+        if self.task_weights is None:
+            return None
+        exact = torch.float32 if self.task_weights.device.type == "mps" else torch.float64  # Apple's GPU has no other
+        weights = self.task_weights.to(exact)
+        total = weights.sum()
+        return weights / total.where(total > 0, 1)
+
+    @property
+    def total_weight(self) -> float:
+        """The sum of the tasks' weights; without weights their number."""
+        return float(len(self) if self.task_weights is None else self.task_weights.cpu().double().sum())
 
     def each(self, function: Callable[[Tensor], Tensor]) -> TaskBatch:
         """The same tasks, every tensor as ``function`` makes it, unchecked."""
         made = copy.copy(self)
         for name, value in vars(self).items():
-            setattr(made, name, map_inputs(function, value))
+            setattr(made, name, None if value is None else map_inputs(function, value))
         return made
 
     @property

@@ -23,7 +23,7 @@ class MetaOutput:
     """One meta-batch: its losses, and the meta-gradient waiting in ``surrogate``."""
 
     loss: Tensor
-    """Scalar: the mean query loss over the tasks, detached, for logging."""
+    """Scalar: the mean query loss over the tasks, by their weights where they have any, detached, for logging."""
     surrogate: Tensor
     """Scalar whose ``.backward()`` leaves the meta-gradient in the parameters' ``.grad``."""
     task_losses: Tensor
@@ -53,6 +53,8 @@ class Problem:
     """What the query sets are judged by; None: by ``loss``."""
     safeguard: bool = False
     """Whether a trajectory takes a task's step only as far as it lowers the task's support loss."""
+    weighted: bool = False
+    """Whether the tasks have weights."""
     memo: dict[Any, Any] = field(default_factory=dict, init=False)
     """What engines have found out about it."""
 
@@ -171,6 +173,7 @@ class Problem:
             [("query loss", self.query_loss.kind)] if self.query_loss is not None else [],
             [("inputs", "several tensors")] if len(values) > 2 * len(sets) else [],
             [("safeguard", True)] if self.safeguard else [],
+            [("task weights", True)] if self.weighted else [],
         )
 
     @property

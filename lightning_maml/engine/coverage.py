@@ -49,6 +49,7 @@ _WORDS = {
     "backward hooks": "the network has backward hooks",
     "query loss": "the query sets have a loss of their own, {}",
     "inputs": "inputs are {}",
+    "task weights": "tasks have weights",
     "gradient of data": "inputs or targets ask for a gradient",
     "gradient of the loss": "the loss has parameters that ask for a gradient",
     "autocast": "autocast is on",
@@ -109,6 +110,7 @@ _RATES |= {"per_element"}
 _DATA = (
     "loss",
     "query loss",
+    "task weights",
     "gradient of the loss",
     "gradient of data",
     "rows of a set",
@@ -143,6 +145,7 @@ ADAPTATION: Runs = SGD_UPDATE | {  # a whole adaptation, and its meta-gradient, 
     "dtypes of everything": _ONE_OF,
     "loss": {"mse", "cross_entropy", "bce"},
     "query loss": set(),
+    "task weights": set(),
     **{kind: {False} for kind in ("autocast", "gradient of data", "gradient of the loss")},
 }
 CONV_ADAPT: Runs = ADAPTATION | {"device": {"cpu"}, "loss": {"mse", "cross_entropy"}, "batch-norm": {"batch"}}

@@ -14,7 +14,7 @@ from lightning_maml.engine.base import attach
 from lightning_maml.engine.divergence import bad_tasks
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import Loss, query_task_loss, task_loss
-from lightning_maml.tasks import TaskBatch
+from lightning_maml.tasks import TaskBatch, mean_over_tasks
 from lightning_maml.training.divergence import explain_divergence
 
 OnDivergence = Literal["skip", "zero", "raise"]
@@ -46,7 +46,7 @@ def meta_update(
 ) -> MetaUpdate:
     """The meta-gradient of a meta-batch, ``accumulate_tasks`` tasks at a time, of its finite tasks alone.
 
-    Every rule's meta-gradient is a mean over tasks, so that parts add up to the whole, weighted by their sizes. Where a
+    Every rule's meta-gradient is a mean over tasks, so that parts add up to the whole, by their tasks' weights. Where a
     part is not finite, it runs again without the tasks whose losses are to blame, and where that does not help, one
     task after another: an ordinary update pays a look at its numbers and nothing else.
 
@@ -74,7 +74,7 @@ def meta_update(
         for chosen, output in run.finite_parts(part):
             if len(chosen) == len(tasks):  # the ordinary case: all at once, and all finite
                 return MetaUpdate(**vars(output), tasks=tasks, finite=run.finite, explanation="")
-            share = torch._foreach_mul(output.gradients, float(len(chosen)))
+            share = torch._foreach_mul(output.gradients, chosen.total_weight)
             total = share if total is None else torch._foreach_add(total, share)
             outputs.append((output.task_losses, output.predictions, output.support_losses))
     leaves = Problem(network, algorithm, task_loss(loss), query_task_loss(query_loss)).leaves()
@@ -86,8 +86,9 @@ def meta_update(
     else:
         losses, predictions, support_losses = (torch.cat(parts) for parts in zip(*outputs, strict=True))
         kept = torch.tensor(run.finite, device=losses.device)
-        rest, mean = tasks if all(run.finite) else tasks.each(lambda value: value[kept]), losses.mean()
-        total = torch._foreach_div(total, float(len(losses)))
+        rest = tasks if all(run.finite) else tasks.each(lambda value: value[kept])
+        mean = mean_over_tasks(losses, rest.shares)
+        total = torch._foreach_div(total, rest.total_weight or 1.0)
     surrogate = attach(mean, total, leaves)
     return MetaUpdate(mean, surrogate, losses, predictions, support_losses, rest, run.finite, run.explanation)
 

@@ -215,15 +215,16 @@ class MetaModule(MetaTraining):
     def _surrogate(self, tasks: TaskBatch) -> Tensor:
         """What backward is to be called on, so that the average over processes is the mean over all finite tasks."""
         update = self._meta_update(tasks)
-        kept = len(update.task_losses)
-        all_kept, everything = self._counts(kept, len(tasks))
-        if all_kept < everything:
-            self._left_out(update, all_kept, everything)
+        own = update.tasks.total_weight if update.tasks else 0.0
+        counts = self._counts(len(update.task_losses), len(tasks), own, tasks.total_weight)
+        (kept, everything), (of_kept, of_all) = map(int, counts[:2]), counts[2:]
+        if kept < everything:
+            self._left_out(update, kept, everything)
+        weight = own * self.trainer.world_size / ((of_all if self.on_divergence == "zero" else of_kept) or 1.0)
         metric = None
         if self._metric and update.tasks is not None:
             metric = self._metric[1](update.predictions, update.tasks.query_targets)
         self._meter.add(len(tasks), update.task_losses, update.support_losses, metric)
-        weight = kept * self.trainer.world_size / (everything if self.on_divergence == "zero" else all_kept)
         return update.surrogate if weight == 1 else update.surrogate * weight
 
     @explaining_misfits

@@ -176,3 +176,38 @@ def test_the_metric_goes_with_the_query_loss(tmp_path: Any) -> None:
     assert 0 <= run.callback_metrics["train/accuracy"] <= 1
     with pytest.raises(ValueError, match="^Expected `query_loss` to be one of"):
         MetaModule(nn.Linear(3, 2), maml(0.1, 2), query_loss="mae")
+
+
+@pytest.mark.parametrize("accumulate", [None, 2])
+def test_weights_of_tasks_train_and_are_not_logged(tmp_path: Any, accumulate: int | None) -> None:
+    data, network = batches(dict), Gated()
+    for tasks in data:
+        tasks.task_weights = torch.tensor([0.5, 3.0, 0.0, 1.0, 0.25])
+    expected = by_hand(copy.deepcopy(network), data)
+    plain = by_hand(copy.deepcopy(network), [TaskBatch(*tasks.sets[0], *tasks.sets[1]) for tasks in data])
+    assert not torch.allclose(expected[0], plain[0])
+    module = MetaModule(network, maml(0.1, 2), accumulate_tasks=accumulate)
+    run = trainer(tmp_path)
+    run.fit(module, DataLoader(data, batch_size=None))
+    assert_close(module, expected)
+    (validated,) = run.validate(module, DataLoader(data[:1], batch_size=None), verbose=False)
+    losses = evaluate(network, maml(0.1, 2), data[0], loss="mse").query_losses
+    assert validated["val/loss"] == pytest.approx(losses[:, -1].mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["skip", "zero"])
+def test_a_task_that_diverges_takes_its_weight_along_or_not(tmp_path: Any, policy: str) -> None:
+    (tasks,), network = batches(dict, 1), Gated()
+    tasks.task_weights = torch.tensor([0.5, 3.0, 0.0, 1.0, 0.25])
+    rest = tasks.each(lambda value: value[[0, 2, 3, 4]])
+    output = meta_loss(network, maml(0.1, 2), rest, loss="mse")
+    expected = [gradient * (1.75 / 4.75 if policy == "zero" else 1.0) for gradient in output.gradients]
+    tasks.query_targets[1] = 1e30
+    before = [value.detach().clone() for value in network.parameters()]
+    module = MetaModule(
+        network, maml(0.1, 2), on_divergence=policy, optimizer=lambda given: torch.optim.SGD(given, 1.0)
+    )
+    with pytest.warns(UserWarning, match="1 of the 5 tasks of meta-update 0 diverged"):
+        trainer(tmp_path).fit(module, DataLoader([tasks], batch_size=None))
+    for was, ours, gradient in zip(before, network.parameters(), expected, strict=True):
+        torch.testing.assert_close(was - ours.detach(), gradient, rtol=1e-4, atol=1e-6)

@@ -15,7 +15,7 @@ from lightning_maml.engine.functional.forward import Networks
 from lightning_maml.engine.functional.statistics import training_is
 from lightning_maml.inner import Parameters, Slope, State
 from lightning_maml.meta_gradient import Query
-from lightning_maml.tasks import Inputs, Set, map_inputs
+from lightning_maml.tasks import Inputs, Set, map_inputs, mean_over_tasks
 
 
 def networks_of(problem: Problem, one: bool = False) -> tuple[Parameters, Networks]:
@@ -37,6 +37,7 @@ class TaskLoop:
         self.inner, self.tasks = problem.inner, len(support[1])
         self.theta, self.networks = networks_of(problem, one)
         self.support_losses: list[Tensor] = []
+        self.shares: Tensor | None = None  # [T], what the tasks count in a mean; None: alike
         self.checked: set[str] = set()  # which sets' targets fit the predictions
         self.rates: Parameters | None = None  # in the place of the inner loop's
 
@@ -126,7 +127,10 @@ class TaskLoop:
         assert self.query_set is not None  # a rule's loop has one
         losses, predictions = self.losses(self.with_statistics(phi, steps), self.query_set, max(steps - 1, 0), "query")
         self.final = {name: value.detach() for name, value in phi.items()}
-        return Query(losses.mean(), losses.detach(), predictions.detach())
+        return Query(self.mean(losses), losses.detach(), predictions.detach())
+
+    def mean(self, values: Tensor) -> Tensor:
+        return mean_over_tasks(values, self.shares)
 
     def with_statistics(self, phi: Parameters, steps: int) -> Parameters:
         """``phi`` after so many steps, with what query rows are normalised by, where that is of the support sets."""
