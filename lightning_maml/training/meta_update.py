@@ -14,7 +14,7 @@ from lightning_maml.engine.base import attach
 from lightning_maml.engine.divergence import bad_tasks
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import Loss, task_loss
-from lightning_maml.tasks import TaskBatch
+from lightning_maml.tasks import TaskBatch, UnequalTasks
 from lightning_maml.training.divergence import explain_divergence
 
 OnDivergence = Literal["skip", "zero", "raise"]
@@ -23,11 +23,17 @@ OnDivergence = Literal["skip", "zero", "raise"]
 
 
 @dataclass(frozen=True, eq=False)
-class MetaUpdate(MetaOutput):
+class MetaUpdate:
     """Losses, predictions and meta-gradient of the finite tasks of a meta-batch, ``T'`` of ``T``; zeros without any."""
 
-    tasks: TaskBatch | None
-    """The finite tasks; None without any."""
+    surrogate: Tensor
+    """Whose ``backward()`` gives the meta-gradient, and whose value is the mean query loss."""
+    task_losses: Tensor
+    """``[T']``, query losses after adaptation."""
+    support_losses: Tensor
+    """``[T', steps + 1]``."""
+    parts: list[tuple[TaskBatch, Tensor]]
+    """The finite tasks, as they ran together, and predictions ``[T, Nq, ...]`` of each part."""
     finite: list[bool]
     """Of each task of the meta-batch, ``[T]``."""
     explanation: str
@@ -37,7 +43,7 @@ class MetaUpdate(MetaOutput):
 def meta_update(
     network: nn.Module,
     algorithm: Algorithm,
-    tasks: TaskBatch,
+    tasks: TaskBatch | UnequalTasks,
     *,
     loss: Loss,
     engine: Engine | str = "auto",
@@ -50,8 +56,8 @@ def meta_update(
     task after another: an ordinary update pays a look at its numbers and nothing else.
 
     Args:
-        network, algorithm, tasks, loss, engine: as in :func:`~lightning_maml.meta_loss`.
-        accumulate_tasks: how many tasks run at once; None for all.
+        network, algorithm, tasks, loss, engine: as in :func:`~lightning_maml.meta_loss`; or tasks of unequal size.
+        accumulate_tasks: how many tasks run at once; None for all, or all of equal size.
 
     Raises:
         ValueError: as :func:`~lightning_maml.meta_loss`; and data that is not finite, which no policy leaves out.
@@ -65,30 +71,26 @@ def meta_update(
         >>> update.finite, len(update.task_losses)
         ([True, True, True, False, True], 4)
     """
-    size = accumulate_tasks or len(tasks)
-    parts = [tasks] if size >= len(tasks) else [tasks[start : start + size] for start in range(0, len(tasks), size)]
     run = _Run(algorithm, partial(meta_loss, network, algorithm, loss=loss, engine=engine))
-    outputs: list[tuple[Tensor, ...]] = []
+    losses: list[tuple[Tensor, Tensor]] = []
+    parts: list[tuple[TaskBatch, Tensor]] = []
     total: tuple[Tensor, ...] | None = None
-    for part in parts:
+    for part in tasks.parts(accumulate_tasks or len(tasks)):
         for chosen, output in run.finite_parts(part):
+            losses.append((output.task_losses, output.support_losses))
+            parts.append((chosen, output.predictions))
             if len(chosen) == len(tasks):  # the ordinary case: all at once, and all finite
-                return MetaUpdate(**vars(output), tasks=tasks, finite=run.finite, explanation="")
+                return MetaUpdate(output.surrogate, *losses[0], parts, run.finite, "")
             share = torch._foreach_mul(output.gradients, float(len(chosen)))
             total = share if total is None else torch._foreach_add(total, share)
-            outputs.append((output.task_losses, output.predictions, output.support_losses, *_values(chosen)))
     leaves = Problem(network, algorithm, task_loss(loss)).leaves()
-    rest: TaskBatch | None = None
     if total is None:
-        losses = predictions = leaves[0].new_zeros(0)
-        support_losses, mean = losses.unsqueeze(1), losses.sum()
-        total = tuple(torch.zeros_like(leaf) for leaf in leaves)
-    else:
-        losses, predictions, support_losses, *values = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-        rest, mean = TaskBatch(*values), losses.mean()
-        total = torch._foreach_div(total, float(len(losses)))
-    surrogate = attach(mean, total, leaves)
-    return MetaUpdate(mean, surrogate, losses, predictions, support_losses, rest, run.finite, run.explanation)
+        task_losses = leaves[0].new_zeros(0)
+        surrogate = attach(task_losses.sum(), tuple(torch.zeros_like(leaf) for leaf in leaves), leaves)
+        return MetaUpdate(surrogate, task_losses, task_losses.unsqueeze(1), parts, run.finite, run.explanation)
+    task_losses, support_losses = (torch.cat(each) for each in zip(*losses, strict=True))
+    surrogate = attach(task_losses.mean(), torch._foreach_div(total, float(len(task_losses))), leaves)
+    return MetaUpdate(surrogate, task_losses, support_losses, parts, run.finite, run.explanation)
 
 
 @dataclass
