@@ -40,18 +40,7 @@ def _policy_gradient(
 
 
 @_policy_gradient.register_fake
-def _(
-    phi: Tensor,
-    direction: Tensor | None,
-    observations: Tensor,
-    actions: Tensor,
-    weights: Tensor,
-    old_log_probs: Tensor,
-    widths: list[int],
-    activation: str,
-    distribution: str,
-    kind: str,
-) -> Tensor:
+def _(phi: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(phi, memory_format=torch.contiguous_format)
 
 
