@@ -73,8 +73,8 @@ def operators(
         return of_trajectory(run(*batch, None, None, *of_kind, 1, False, *others))
 
     def adapt_fake(theta: Tensor, rates: Tensor, inputs: Tensor, *others: Any) -> tuple[Tensor, ...]:
-        _, asked, _, sizes, *others = others
-        return room(theta, rates, inputs, asked, sizes[-1], others[known])[:5]
+        _, asked, _, sizes, *kind_and_how = others
+        return room(theta, rates, inputs, asked, sizes[-1], kind_and_how[known])[:5]
 
     return (
         register(

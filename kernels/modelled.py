@@ -110,11 +110,11 @@ def _issued(launch: Any) -> int:
 
 
 def _product_line() -> str:
-    """Where ``_product`` of ``mlp_adapt`` multiplies numbers of float32, as PTX names it."""
-    from lightning_maml.kernels.mlp_adapt import kernel
+    """Where ``products.py`` of ``mlp_adapt`` multiplies numbers of float32, as PTX names it."""
+    from lightning_maml.kernels.mlp_adapt import products
 
-    lines = Path(kernel.__file__).read_text().split("\n")
-    return f"kernel.py:{next(number for number, line in enumerate(lines, 1) if 'tl.dot(b_a, b_b' in line)}"
+    lines = Path(products.__file__).read_text().split("\n")
+    return f"products.py:{next(number for number, line in enumerate(lines, 1) if 'tl.dot(b_a, b_b' in line)}"
 
 
 def _sgd_update(constants: dict[str, Any]) -> None:

@@ -19,7 +19,8 @@ LOSSES = native.LOSSES
 
 def _run(*arguments: Any) -> Adaptation:
     *batch, numbers, eps, loss, order, rates_grad = arguments
-    return native.adapt(*batch, Network(*numbers, eps=eps), loss, order, rates_grad)
+    given = [*batch, Network(*[*numbers, eps]), loss, order, rates_grad]
+    return native.adapt(*given)
 
 
 _conv_adapt, _conv_trajectory = operators("conv", "int[] network, float eps, str loss", "", _run, ("cpu",))

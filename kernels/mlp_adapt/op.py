@@ -20,14 +20,14 @@ WIDEST = 128
 MOST_ROWS = 128
 
 
-def _run(theta: Tensor, *arguments: Any) -> Adaptation:
-    *others, precision, compiled = arguments
+def _run(*arguments: Any) -> Adaptation:
+    theta, compiled = arguments[0], arguments[-1]
     if theta.is_cpu:
-        return (native if compiled else recursion).adapt(theta, *others)
+        return (native if compiled else recursion).adapt(*arguments[:-2])
     from lightning_maml.kernels.mlp_adapt.kernel import launch  # Triton is not on every machine
 
     with torch.cuda.device(theta.device):
-        return launch(theta, *others, precision)
+        return launch(*arguments[:-1])
 
 
 _mlp_adapt, _mlp_trajectory = operators(

@@ -56,11 +56,10 @@ def adapt(
     batch = [support_inputs, targets[0], query_inputs, targets[1]]
     parts = []
     chunks: Any = ([None] * count if part is None else part.tensor_split(count) for part in batch)
-    for inputs, labels, asked, answers in zip(*chunks, strict=True):
-        key = (len(inputs), rows, queries, tuple(widths), steps, activation, loss, theta.dtype)
+    for chunk in zip(*chunks, strict=True):
+        key = (len(chunk[0]), rows, queries, tuple(widths), steps, activation, loss, theta.dtype)
         # the plan's buffers are one thread's own
-        plan = _plan(threading.get_ident(), *key)
-        parts.append(plan.run(theta, rates, inputs, labels, asked, answers, order, rates_grad, tasks))
+        parts.append(_plan(threading.get_ident(), *key).run(theta, rates, chunk, order, rates_grad, tasks))
     if count == 1:
         return in_torchs_order(parts[0], widths)
     cat = [torch.cat([result[i] for result in parts]) for i in (0, 1, 2, 5)]
@@ -245,18 +244,10 @@ class _Plan:
         self.descend = products(lambda i, k: _gradient(both_rows[i][k], both_deltas[i][k], v[i], v[i]))
 
     def run(
-        self,
-        theta: Tensor,
-        rates: Tensor,
-        support_inputs: Tensor,
-        support_targets: Tensor,
-        query_inputs: Tensor | None,
-        query_targets: Tensor | None,
-        order: int,
-        rates_grad: bool,
-        all_tasks: int,
+        self, theta: Tensor, rates: Tensor, batch: Sequence[Any], order: int, rates_grad: bool, all_tasks: int
     ) -> Adaptation:
         """These tasks, ``tasks`` out of ``all_tasks``: their share of the gradients of the mean query loss."""
+        support_inputs, support_targets, query_inputs, query_targets = batch
         rows, steps, layers = self.rows, self.steps, self.layers
         # the factor of the mean goes into the rates: deltas are gradients of sums, of half the squares
         factor = 2.0 if self.loss == "mse" else 1.0
