@@ -154,6 +154,7 @@ def test_the_fused_engine_gives_the_same_numbers(name: str, estimator: str, task
 def test_auto_fuses_where_there_are_tasks_for_the_lanes(
     policy: GaussianPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from lightning_maml.kernels import compiler
     from lightning_maml.kernels.policy_gradient import native
 
     objective = MetaObjective(policy, maml(0.3, 1))
@@ -167,7 +168,7 @@ def test_auto_fuses_where_there_are_tasks_for_the_lanes(
             MetaObjective(policy, maml(), engine="fused").fused(rollouts)
     with pytest.raises(NotImplementedError, match="are not of one dtype"):
         MetaObjective(POLICIES["gaussian"](), maml(), engine="fused").fused(rollouts)
-    monkeypatch.setattr(native, "load", lambda *_: "there is no C compiler")
+    monkeypatch.setattr(compiler, "load", lambda *_: "there is no C compiler")
     assert objective.fused(rollouts) is None
     with pytest.raises(NotImplementedError, match="needs a C compiler, but there is no C compiler"):
         MetaObjective(policy, maml(), engine=Fused(compile=True)).fused(rollouts)
