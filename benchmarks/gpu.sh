@@ -17,14 +17,15 @@ python=${PYTHON:-python3}
 device=cuda where=(--trainer.accelerator=cuda) omniglot=${OMNIGLOT:-.carry/omniglot}
 run=("$python" -W ignore -m)
 scratch=$(mktemp -d) && trap 'rm -rf "$scratch"' EXIT
-few=(25 256 1024 4096) many=(4 25 64 256 1024 4096) rounds=11 variants="ACTIVATION=relu LOSS=mse"
+few=(25 256) many=(1024 4096) all=(4 25 256 1024 4096) rounds=11 variants="ACTIVATION=relu LOSS=mse"
 sinusoid=(--trainer.max_steps=20000 --model.scheduler.init_args.total_steps=20000 --trainer.max_time=00:00:01:30)
 images=(--trainer.max_time=00:00:03:30)
+ours=batched,batched_graph,fused,fused_tf32,fused_graph
 if [[ $mode == rehearse ]]; then
   # the same commands, with the device registered first; a kernel runs in the emulator, some seconds a task
   device=standin where=(--trainer.accelerator=standin)
   run=("$python" -W ignore tests/device/rehearse.py)
-  few=(2) many=(2) rounds=2 variants="ACTIVATION=relu LOSS=mse PRECISION=ieee"
+  few=(2) many=(2) all=(2) rounds=2 variants="ACTIVATION=relu LOSS=mse PRECISION=ieee"
   sinusoid=(--trainer.max_steps=4 --model.updates_per_step=2 --data.tasks_per_batch=2 --data.val_tasks=2 --data.test_tasks=2
     --data.batches_per_epoch=2 --model.test_steps=1)
   images=(--trainer.max_steps=2 --data.tasks_per_batch=2 --data.val_tasks=2 --data.test_tasks=2 --data.batches_per_epoch=2
@@ -56,12 +57,14 @@ measure() {
   tests
   part 45 inspect "$python" -W ignore -m lightning_maml.kernels.inspect --arch "$arch" --only "$variants" \
     --json "$out/inspect.json"
-  part 60 sinusoid "${run[@]}" benchmarks --device "$device" --workload sinusoid --tasks "${few[@]}" --rounds "$rounds" \
-    --contenders vmap,eager,batched,fused --json "$out/sinusoid.json"
+  part 90 sinusoid "${run[@]}" benchmarks --device "$device" --tasks "${few[@]}" --rounds "$rounds" \
+    --contenders "learn2learn,eager,vmap,$ours" --json "$out/sinusoid.json"
+  # where a task at a time takes minutes
+  part 60 "many sinusoids" "${run[@]}" benchmarks --device "$device" --tasks "${many[@]}" --rounds "$rounds" \
+    --contenders "vmap,$ours" --json "$out/sinusoid_many.json"
   part 90 omniglot "${run[@]}" benchmarks --device "$device" --workload omniglot_5w1s --tasks "${few[0]}" --rounds "$rounds" \
     --inner-steps 1 --contenders eager,batched,batched_checkpoint --json "$out/omniglot_5w1s.json"
   part 30 update "${run[@]}" benchmarks.update --device "$device" --tasks "${few[0]}" --rounds "$rounds" --json "$out/update.json"
-  part 90 fused "${run[@]}" benchmarks.fused --device "$device" --tasks "${few[@]}" --rounds "$rounds" --json "$out/fused.json"
   # what has no kernel for a GPU yet, on that machine's CPU
   part 40 conv_adapt "$python" -W ignore -m benchmarks --workload omniglot_5w1s --tasks "${few[0]}" --rounds 3 --inner-steps 1 \
     --contenders batched,fused_compile
@@ -83,8 +86,8 @@ to_published() { # to_published SECONDS NAME MONITOR MODE THRESHOLD OPTION...: u
 }
 
 train() {
-  part 180 "fused beside others" "${run[@]}" benchmarks.fused --device "$device" --tasks "${many[@]}" --rounds "$rounds" --compiled \
-    --json "$out/fused_compilers.json"
+  part 180 "fused beside compilers" "${run[@]}" benchmarks --device "$device" --tasks "${all[@]}" --rounds "$rounds" \
+    --contenders "jax,vmap_graph,vmap_compile,vmap_compile_graph,batched_compile,$ours" --json "$out/sinusoid_compilers.json"
   to_published 120 sinusoid val/loss min 0.35 --model.engine=fused "${sinusoid[@]}"
   to_published 240 omniglot_5w1s val/accuracy max 0.987 --data.root="$omniglot" "${images[@]}"
 }

@@ -7,19 +7,16 @@ What FILE has already is not run again, so that a run that was stopped goes on.
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
 import math
 import os
 from contextlib import redirect_stderr
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.about import about
+from benchmarks.result_file import ResultFile, command_line
 from lightning_maml.cli import demo
-from lightning_maml.training.results import write_json
 
 UPDATES = (5_000, 7_500, 10_000, 20_000, 40_000)
 
@@ -30,10 +27,11 @@ def run(seed: int, updates: int) -> dict[str, Any]:
     for name in demo.ALGORITHMS:
         with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):  # the progress bar
             found = demo.run(name, updates, seed)
+        after = [f"step_{step}" for step in demo.SHOWN_STEPS]
         row[name] = {
-            "mean": [_finite(found[f"test/loss_step_{step}"]) for step in demo.SHOWN_STEPS],
-            "median": [_finite(found[f"test/loss_step_{step}_median"]) for step in demo.SHOWN_STEPS],
-            "diverged": [int(found[f"test/diverged_step_{step}"]) for step in demo.SHOWN_STEPS],
+            "mean": [_finite(found[f"test/loss_{step}"]) for step in after],
+            "median": [_finite(found[f"test/loss_{step}_median"]) for step in after],
+            "diverged": [int(found[f"test/diverged_{step}"]) for step in after],
         }
     return row
 
@@ -47,9 +45,8 @@ def markdown(results: dict[str, Any]) -> str:
         means = [[row[name]["mean"][at] for row in rows] for name in demo.ALGORITHMS]
         if not rows or not all(value is not None for values in means for value in values):
             raise ValueError(f"Expected finite means of {updates} updates but got {means}.")
-        spreads = [f"{min(values):.2f}, {median(values):.2f}, {max(values):.2f}" for values in means]
-        ratios = [one / other for one, other in zip(*means, strict=True)]
-        spreads.append(f"{min(ratios):.2f}, {median(ratios):.2f}, {max(ratios):.2f}")
+        columns = [*means, [one / other for one, other in zip(*means, strict=True)]]
+        spreads = [f"{min(values):.2f}, {median(values):.2f}, {max(values):.2f}" for values in columns]
         lines.append(f"| {updates:,} | {len(rows)} | {' | '.join(spreads)} |")
     return "\n".join(lines) + "\n"
 
@@ -59,22 +56,16 @@ def _finite(value: float) -> float | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/luck.json"))
+    """The command line."""
+    parser = command_line(__doc__, seeds=20)
+    parser.set_defaults(json=Path("benchmarks/results/luck.json"))
     options = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    rows: list[dict[str, Any]] = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
-    known = {(row["seed"], row["updates"]) for row in rows}
-    for seed in range(options.seeds):
-        for updates in UPDATES:
-            if (seed, updates) in known:
-                continue
-            rows.append(run(seed, updates))
-            steps = list(demo.SHOWN_STEPS)
-            write_json(options.json, {"benchmark": "luck", **about(), "inner_steps": steps, "rows": rows})
-            shown = ", ".join(f"{name} {rows[-1][name]['mean']}" for name in demo.ALGORITHMS)
-            print(f"seed {seed}, {updates:,} updates: {shown}", flush=True)
+    results = ResultFile(options.json, "luck", key=("seed", "updates"), inner_steps=list(demo.SHOWN_STEPS))
+    known = {(row["seed"], row["updates"]) for row in results.rows}
+    with demo.quiet("lightning.pytorch"):
+        for seed, updates in product(range(options.seeds), UPDATES):
+            if (seed, updates) not in known:
+                results.add(**run(seed, updates))
 
 
 if __name__ == "__main__":

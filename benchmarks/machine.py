@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-
-REPEATS = 5
 
 
 def sgemm_rate(device: torch.device | str = "cpu", size: int = 1024) -> float:
@@ -32,41 +29,34 @@ def copy_rate(device: torch.device | str = "cpu", megabytes: int = 256) -> float
 
 def _best(call: Callable[[], Any]) -> float:
     call()
-    best = float("inf")
-    for _ in range(REPEATS):
-        synchronize()
-        start = time.perf_counter()
-        call()
-        synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
+    return min(seconds(call) for _ in range(5))
 
 
-def synchronize() -> None:
-    """Waits for the GPU, where a benchmark has put something there."""
-    if torch.cuda.is_initialized():
+def seconds(run: Callable[[], Any], times: int = 1) -> float:
+    """Seconds of a call, the mean of so many."""
+    if hasattr(run, "seconds"):
+        return run.seconds(times) / times
+    _synchronize()
+    start = time.perf_counter()
+    for _ in range(times):
+        run()
+    _synchronize()
+    return (time.perf_counter() - start) / times
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_initialized():  # where a benchmark has put something on a GPU
         torch.cuda.synchronize()
 
 
 def known_device(name: str) -> str:
-    """The name of a device on which torch can make a tensor, as an argument of a command line.
-
-    Raises:
-        argparse.ArgumentTypeError: there is none such.
-    """
+    """A type of arguments: names of devices on which torch can make a tensor."""
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise argparse.ArgumentTypeError(
-            f"expected a device that torch can use here but got {name!r}: {reason}"
-        ) from error
+        raise argparse.ArgumentTypeError(f"expected a device that torch can use but got {name!r}: {reason}") from error
     return name
-
-
-def device_name(device: str) -> str:
-    """What a device is called."""
-    return torch.cuda.get_device_name() if device == "cuda" else platform.machine() if device == "cpu" else device
 
 
 def peak_memory_mb(run: Callable[[], Any], device: torch.device | str = "cpu") -> float | None:

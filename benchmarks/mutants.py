@@ -10,9 +10,7 @@ docs/reliability.md says which.
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import json
 import os
 import shutil
 import signal
@@ -22,9 +20,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from benchmarks.about import about
+from benchmarks.result_file import ResultFile, Row, command_line
 
 FAMILY, MAML = "tests/test_family.py", "tests/meta_gradient/test_meta_gradients.py"
 RULES = (
@@ -32,10 +29,9 @@ RULES = (
     "annealing or reptile or rejects or chunks_add or tells_the_algorithm) "
     "and not conv and not learn2learn and not twenty and not resume"
 )
-OPERATOR = (
-    "refused or in_float32 or opcheck or slope or differentiating or checked or labels or first_order_is "
-    "or rate_of_zero"
-)
+OPERATOR = "refused or in_float32 or opcheck or slope or differentiating or checked or labels or first_order_is "
+OPERATOR += "or rate_of_zero"
+UPDATE = "operator or second_order or what_does_not_fit"
 TESTS: dict[str, list[str]] = {
     "lightning_maml/meta_gradient/implicit.py": [FAMILY, "-k", RULES],
     "lightning_maml/meta_gradient/multi_step.py": [FAMILY, "-k", RULES],
@@ -45,15 +41,8 @@ TESTS: dict[str, list[str]] = {
         "-k",
         f"(reference and mlp) or (first_order and mlp and not learn2learn) or {RULES}",
     ],
-    "kernels/sgd_update/op.py": [
-        "tests/kernels/test_kernels_sgd_update.py",
-        "-k",
-        "operator or second_order or what_does_not_fit",
-    ],
-    "kernels/mlp_adapt/op.py": [
-        "tests/kernels/test_kernels_mlp_adapt.py",
-        *("-k", OPERATOR),
-    ],
+    "kernels/sgd_update/op.py": ["tests/kernels/test_kernels_sgd_update.py", "-k", UPDATE],
+    "kernels/mlp_adapt/op.py": ["tests/kernels/test_kernels_mlp_adapt.py", "-k", OPERATOR],
 }
 """What is mutated, and the tests that are to notice, as arguments of pytest."""
 REPLACED = {
@@ -125,11 +114,25 @@ def copy(repository: Path, folder: Path) -> None:
         (folder / "lightning_maml" / name).symlink_to(folder / name)
 
 
+def survivors(path: Path, arguments: list[str], folder: Path) -> tuple[int, list[Row]]:
+    """How many mutants of a file there are, and those that no test notices."""
+    source, tried, found = path.read_text(), 0, []
+    for kind, mutated in mutants(path):
+        path.write_text(mutated)
+        tried += 1
+        if not notices(folder, arguments):
+            lines = difflib.unified_diff(source.splitlines(), mutated.splitlines(), n=0, lineterm="")
+            change = [line for line in lines if line[0] in "+-" and line[:3] not in ("+++", "---")]
+            found.append({"operator": kind, "change": change})
+            print(path.relative_to(folder), kind, *change, sep="\n    ", flush=True)
+        path.write_text(source)
+    return tried, found
+
+
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--only", nargs="+", choices=list(TESTS), default=list(TESTS), metavar="PATH")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     sys.dont_write_bytecode = True
     import lightning.pytorch  # noqa: F401
@@ -137,32 +140,16 @@ def main() -> None:
     import torchmetrics  # noqa: F401
 
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
-    if options.json and options.json.exists():  # the list may grow file by file
-        rows = json.loads(options.json.read_text())["rows"]
+    # the list may grow file by file
+    results = ResultFile(options.json, "mutants", key=("file",), shown=("file", "mutants"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         copy(Path.cwd(), folder)
         for path in options.only:
-            source = (folder / path).read_text()
             if notices(folder, TESTS[path]):
                 sys.exit(f"Expected the tests to pass on {path} as it is, but they do not: {TESTS[path]}.")
-            tried, survivors = 0, []
-            for kind, mutated in mutants(folder / path):
-                (folder / path).write_text(mutated)
-                tried += 1
-                if not notices(folder, TESTS[path]):
-                    lines = difflib.unified_diff(source.splitlines(), mutated.splitlines(), n=0, lineterm="")
-                    change = [line for line in lines if line[0] in "+-" and line[:3] not in ("+++", "---")]
-                    survivors.append({"operator": kind, "change": change})
-                    print(path, kind, *change, sep="\n    ", flush=True)
-                (folder / path).write_text(source)
-            rows = [row for row in rows if row["file"] != path]
-            rows.append({"file": path, "mutants": tried, "survivors": survivors, "commit": about()["commit"]})
-            print(f"{path}: {tried} mutants, {len(survivors)} survive", flush=True)
-            if options.json:
-                command = "python -m benchmarks.mutants"
-                options.json.write_text(json.dumps({"command": command, **about(), "rows": rows}, indent=2) + "\n")
+            tried, found = survivors(folder / path, TESTS[path], folder)
+            results.add(file=path, mutants=tried, survivors=found)
 
 
 if __name__ == "__main__":

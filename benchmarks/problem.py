@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_maml import TaskBatch
+from lightning_maml import MLP, Conv4, TaskBatch
 
-LOSSES = {"mse": F.mse_loss, "cross_entropy": F.cross_entropy}
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "cross_entropy": F.cross_entropy}
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,56 @@ class Problem:
     def in_float64(self) -> Problem:
         """The same numbers, in float64 on the CPU."""
         network = copy.deepcopy(self.network).cpu().double()
-        return Problem(network, self.tasks.to("cpu", torch.float64), self.loss, self.lr, self.steps)
+        return replace(self, network=network, tasks=self.tasks.to("cpu", torch.float64))
 
     def to(self, device: str) -> Problem:
         """The same on a device."""
-        return Problem(self.network.to(device), self.tasks.to(device), self.loss, self.lr, self.steps)
+        return replace(self, network=self.network.to(device), tasks=self.tasks.to(device))
 
     @property
     def device(self) -> torch.device:
         """Where it is computed."""
         return self.tasks.support_inputs.device
 
-    def first_task(self) -> Problem:
-        """The first task alone."""
-        tasks = TaskBatch(*(value[:1] for _, value in self.tasks.named()))
-        return Problem(self.network, tasks, self.loss, self.lr, self.steps)
+    def each_task(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Support inputs and targets, query inputs and targets, of one task after another."""
+        yield from zip(*(value for _, value in self.tasks.named()), strict=True)
+
+
+Built = tuple[nn.Module, TaskBatch, str, float]
+"""Network, tasks, loss and inner rate."""
+
+
+def random_images(tasks: int, ways: int, shots: int, queries: int, *shape: int) -> TaskBatch:
+    """``support [tasks, ways * shots, *shape]`` and ``query [tasks, ways * queries, *shape]``, classes in turn."""
+    labels = torch.arange(ways).repeat(tasks, 1)
+    support, query = (torch.randn(tasks, ways * rows, *shape) for rows in (shots, queries))
+    return TaskBatch(support, labels.repeat(1, shots), query, labels.repeat(1, queries))
+
+
+def regression(tasks: int, rows: int, size: int, hidden: list[int]) -> Built:
+    """A perceptron from ``size`` numbers to as many, on ``rows`` + ``rows`` random points a task."""
+    points = TaskBatch(*(torch.randn(tasks, rows, size) for _ in range(4)))
+    return MLP(size, hidden, size, init="default"), points, "mse", 0.01
+
+
+def classification(network: nn.Module, images: TaskBatch, lr: float) -> Built:
+    """Few-shot classification of random images."""
+    return network, images, "cross_entropy", lr
+
+
+WORKLOADS: dict[str, Callable[[int], Built]] = {
+    "sinusoid": lambda tasks: regression(tasks, 10, 1, [40, 40]),
+    # the size of a reinforcement learning policy
+    "wide_mlp": lambda tasks: regression(tasks, 20, 2, [100, 100]),
+    "omniglot_5w1s": lambda tasks: classification(Conv4(5), random_images(tasks, 5, 1, 5, 1, 28, 28), 0.4),
+    # with a larger rate five steps on random images are chaos, and no float32 is near float64
+    "omniglot_20w1s": lambda tasks: classification(Conv4(20), random_images(tasks, 20, 1, 1, 1, 28, 28), 0.05),
+    # Conv4 of 32 filters with max-pooling, 5-way 5-shot, 15 queries a class
+    "mini_imagenet": lambda tasks: classification(
+        Conv4(5, channels=3, hidden=32, image_size=84, form="max_pool"), random_images(tasks, 5, 5, 15, 3, 84, 84), 0.01
+    ),
+    # what ANIL adapts of a Conv4: a linear layer on 64 features, here random ones
+    "anil_head": lambda tasks: classification(MLP(64, [], 5, init="default"), random_images(tasks, 5, 5, 15, 64), 0.1),
+}
+"""One entry a workload: of a number of tasks."""

@@ -8,7 +8,6 @@ NAME is rl_navigation, rl_navigation_two_steps or rl_half_cheetah; an epoch is 1
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import os
@@ -17,10 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.about import about
+from benchmarks.result_file import ResultFile, command_line
 
 REPOSITORY = Path(__file__).parents[1]
 NAMES = ["rl_navigation", "rl_navigation_two_steps", "rl_half_cheetah"]
@@ -54,8 +54,7 @@ def run(name: str, seed: int, options: list[str]) -> dict[str, Any]:
 
 
 def _command(arguments: list[str]) -> None:
-    command = [sys.executable, "-m", "lightning_maml.cli", *arguments]
-    command += ["--trainer.enable_progress_bar", "false"]
+    command = [sys.executable, "-m", "lightning_maml.cli", *arguments, "--trainer.enable_progress_bar", "false"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
@@ -63,31 +62,21 @@ def _command(arguments: list[str]) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("name", nargs="?", default=NAMES[0], choices=NAMES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="of 10 meta-iterations (default: the configuration's)")
     parser.add_argument("--only", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))
-    parser.add_argument("--json", type=Path)
     options, further = parser.parse_known_args()
     if options.epochs is not None:
         further += ["--trainer.max_epochs", str(options.epochs)]
-    rows = []
-    for seed in options.seeds:
-        for algorithm in options.only:
-            rows.append(row := run(options.name, seed, [*ALGORITHMS[algorithm], *further]))
-            cells = "".join(
-                f"  {mean:6.1f} ± {half:4.1f}"
-                for mean, half in zip(row["return"]["mean"], row["return"]["ci95"], strict=True)
-            )
-            print(
-                f"{algorithm:10} seed {seed}  {cells}   {row['seconds_per_iteration']:.2f} s an iteration", flush=True
-            )
-            if options.json:
-                usable = sorted(os.sched_getaffinity(0))
-                result = {"benchmark": options.name, **about(), "usable_cores": len(usable), "runs": rows}
-                options.json.parent.mkdir(parents=True, exist_ok=True)
-                options.json.write_text(json.dumps(result, indent=2) + "\n")
+    results = ResultFile(
+        *(options.json, options.name),
+        shown=("algorithm", "seed", "return", "seconds_per_iteration"),
+        usable_cores=len(os.sched_getaffinity(0)),
+    )
+    for seed, algorithm in product(options.seeds, options.only):
+        results.add(**run(options.name, seed, [*ALGORITHMS[algorithm], *further]))
 
 
 if __name__ == "__main__":

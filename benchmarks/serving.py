@@ -10,20 +10,16 @@ in training mode, which have to agree. Rows in the file are added to, not replac
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
-import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from torch import Tensor
 
-from benchmarks.about import about
+from benchmarks.result_file import ResultFile, command_line
+from benchmarks.trainer import quiet_trainer
 from lightning_maml import Conv4, MetaModule, OmniglotTasks, TaskBatch, adapt, maml
 from lightning_maml.learner import BatchNorm
 from lightning_maml.metrics import Interval, TaskMean
@@ -49,11 +45,7 @@ def train(norm: Norm, batch_norm: BatchNorm, updates: int, data: OmniglotTasks) 
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.002),
         scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates),
     )
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            accelerator="cpu", max_steps=updates, limit_val_batches=0, logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
-        )  # fmt: skip
+    with quiet_trainer(max_steps=updates, limit_val_batches=0) as trainer:
         start = time.perf_counter()
         trainer.fit(module, data)
         return module.eval(), time.perf_counter() - start
@@ -88,38 +80,27 @@ def markdown(results: dict[str, Any]) -> str:
     """The table of a file of results, for docs/serving.md."""
     ways = ("all at once", "one at a time", "exported, eval", "exported, train")
     lines = [f"| accuracy, % | {' | '.join(ways)} |", f"|---|{'--:|' * len(ways)}"]
-    for name in (name for name in CONTENDERS if name in results["rows"]):
-        cells = [f"{100 * mean:.1f} ± {100 * half:.1f}" for mean, half in (results["rows"][name][way] for way in ways)]
+    known = {row["batch_norm"]: row for row in results["rows"]}
+    for name in (name for name in CONTENDERS if name in known):
+        cells = [f"{100 * mean:.1f} ± {100 * half:.1f}" for mean, half in (known[name][way] for way in ways)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, updates=3000)
     parser.add_argument("--root", type=Path, default=Path("data/omniglot"))
-    parser.add_argument("--updates", type=int, default=3000)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=[*CONTENDERS])
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     data = OmniglotTasks(options.root, ways=5, shots=1, queries=1, tasks_per_batch=PER_UPDATE, test_tasks=TASKS)
-    before = json.loads(options.json.read_text())["rows"] if options.json and options.json.exists() else {}
-    rows: dict[str, Any] = before
+    results = ResultFile(options.json, "serving", key=("batch_norm",), updates=options.updates)
     for name in options.only:
         module, seconds = train(*CONTENDERS[name], options.updates, data)
         data.setup("test")
         found = served(module, [data.sample("test", at) for at in range(-(-TASKS // PER_UPDATE))])
-        rows[name] = {way: [float(each.mean), float(each.ci95)] for way, each in found.items()}
-        rows[name] |= {"seconds": round(seconds)}
-        said = "  ".join(
-            f"{way} {100 * each.mean.item():.1f} ± {100 * each.ci95.item():.1f} %" for way, each in found.items()
-        )
-        print(f"{name:10}  {said}  ({seconds:.0f} s)", flush=True)
-        if options.json:
-            content = {"benchmark": "serving", "updates": options.updates, **about(), "rows": rows}
-            options.json.write_text(json.dumps(content, indent=2) + "\n")
+        accuracies = {way: [float(each.mean), float(each.ci95)] for way, each in found.items()}
+        results.add(batch_norm=name, **accuracies, seconds=round(seconds))
 
 
 if __name__ == "__main__":

@@ -9,19 +9,16 @@ machine copies memory: two numbers are read and one written for each parameter.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.about import about
-from benchmarks.contenders import seconds
 from benchmarks.machine import copy_rate, known_device
+from benchmarks.measure import in_turn, relative_error, spread
+from benchmarks.result_file import ResultFile, command_line
 from lightning_maml import Conv4
 from lightning_maml.kernels.sgd_update import sgd_update
 
@@ -43,50 +40,26 @@ def contenders(phi: Tensor, gradient: Tensor, sizes: list[int]) -> dict[str, Cal
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=int, default=32)
+    parser = command_line(__doc__, tasks=32, rounds=21)
     parser.add_argument("--device", type=known_device, default="cpu")
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    if options.tasks < 1 or options.rounds < 2:
-        parser.error("Expected at least 1 task and 2 rounds")
     torch.manual_seed(0)
     sizes = [parameter.numel() for parameter in Conv4(5).parameters()]
     phi, gradient = (torch.randn(options.tasks, sum(sizes), device=options.device) for _ in range(2))
-    exact = phi.double() - RATE * gradient.double()
-    runs, wrong = {}, []
+    exact = (phi.double() - RATE * gradient.double()).cpu()
+    results = ResultFile(options.json, "update", tasks=options.tasks, device=options.device)
+    runs = {}
     for name, run in contenders(phi, gradient, sizes).items():
-        error = (torch.cat([part.double() for part in run()], 1) - exact).abs().max().item()
-        if error <= TOLERANCE * exact.abs().max().item():
+        error = relative_error([torch.cat(run(), 1)], [exact])
+        if error <= TOLERANCE:
             runs[name] = run
         else:
-            wrong.append(name)
-            print(f"WRONG: {name}: off by {error:.1e}")
-    samples: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(options.rounds):
-        for name, run in runs.items():
-            samples[name].append(seconds(run, 5) / 5)
-    copy, moved = copy_rate(options.device), 3 * phi.nbytes
-    rows = {}
-    print(f"{options.tasks} tasks of {sum(sizes)} parameters; copy {copy / 1e9:.1f} GB/s")
-    print(f"{'':24}{'median ms':>10}{'p10':>9}{'p90':>9}{'of copy':>9}")
-    for name, values in samples.items():
-        deciles, median = statistics.quantiles(values, n=10, method="inclusive"), statistics.median(values)
-        rows[name] = {
-            "median_ms": 1e3 * median,
-            "p10_ms": 1e3 * deciles[0],
-            "p90_ms": 1e3 * deciles[-1],
-            "copy_share": moved / median / copy,
-        }
-        print(
-            f"{name:24}{1e3 * median:10.3f}{1e3 * deciles[0]:9.3f}{1e3 * deciles[-1]:9.3f}{moved / median / copy:9.1%}"
-        )
-    if options.json:
-        content = {"benchmark": "update", "tasks": options.tasks, "device": options.device, **about(), "rows": rows}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
-    return int(bool(wrong))
+            results.leave_out(f"WRONG, off by {error:.1e}", contender=name)
+    copied = copy_rate(options.device)
+    print(f"{options.tasks} tasks of {sum(sizes)} parameters; copy {copied / 1e9:.1f} GB/s")
+    for name, values in in_turn(runs, options.rounds).items():
+        results.add(contender=name, **spread(values), copy_share=3 * phi.nbytes / statistics.median(values) / copied)
+    return int(bool(results.left_out))
 
 
 if __name__ == "__main__":

@@ -14,16 +14,17 @@ import platform
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from lightning_maml.kernels.cache import kept
 
-__all__ = ["Problem", "build", "failure", "load"]
+__all__ = ["Problem", "addresses", "build", "failure", "library_of", "load", "why_unavailable"]
 
 FLAGS = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
 FLAGS += ["-Werror=switch"]  # what Python has a name for and C no case
@@ -121,6 +122,29 @@ def load(source: Path, dtype: torch.dtype, problem: type[Problem]) -> ctypes.CDL
         return f"the problem of {source.name} has {size} bytes where Python's has {ctypes.sizeof(problem)}"
     library.adapt.argtypes, library.adapt.restype = [ctypes.POINTER(problem)], ctypes.c_int
     return library
+
+
+def library_of(source: Path, dtype: torch.dtype, problem: type[Problem]) -> ctypes.CDLL:
+    """As :func:`load`.
+
+    Raises:
+        RuntimeError: there is no library.
+    """
+    library = load(source, dtype, problem)
+    if isinstance(library, str):
+        raise RuntimeError(f"Expected to compile `{source.parent.name}` but {library}.")
+    return library
+
+
+def why_unavailable(source: Path, dtype: torch.dtype, problem: type[Problem]) -> str | None:
+    """Why :func:`load` gives no library on this machine, or None; compiles it where that was not done before."""
+    library = load(source, dtype, problem)
+    return library if isinstance(library, str) else None
+
+
+def addresses(values: Iterable[Tensor | None]) -> list[int | None]:
+    """Where the numbers of tensors are, for the pointers of a :class:`Problem`."""
+    return [None if value is None else value.data_ptr() for value in values]
 
 
 def failure(code: int, out_of_range: str, no_memory: str) -> Exception:

@@ -28,6 +28,11 @@ typedef struct {
     int64_t layers, activation, widths[LAYERS + 1];
 } Network;
 
+/* Each layer l of a network: how many numbers come in and go out, and where its matrix begins. */
+#define FOR_LAYERS(net)                                                                                                \
+    for (long l = 0, begin = 0, in, out; l < (net)->layers && (in = (net)->widths[l], out = (net)->widths[l + 1], 1); \
+         begin += (in + 1) * out, l++)
+
 static int is_known(const Network *net) {
     return net->layers >= 1 && net->layers <= LAYERS && IS_ONE_OF(net->activation, ACTIVATIONS);
 }
@@ -208,10 +213,6 @@ INLINE REAL softmax(long out, long l, const V *logits, const V *targets, V *shar
     return hit - LOG(sum);
 }
 
-static void times(long n, V *c, const V *x, const V *y) {
-    for (long i = 0; i < n; i++) c[i] = x[i] * y[i];
-}
-
 static __attribute__((noinline)) void scaled(long n, V *c, const V *x, REAL by) {
     for (long i = 0; i < n; i++) c[i] = x[i] * by;
 }
@@ -239,7 +240,7 @@ static void slope(Activation kind, long rows, long width, V *c, long behind, con
 
 static long parameters_of(const Network *net) {
     long n = 0;
-    for (long l = 0; l < net->layers; l++) n += (net->widths[l] + 1) * net->widths[l + 1];
+    FOR_LAYERS(net) n += (in + 1) * out;
     return n;
 }
 
@@ -251,20 +252,15 @@ static long widest_of(const Network *net) {
 
 /* Where each number of the matrices [in + 1, out] lies in a row of weights [out, in] and biases [out]. */
 static void find_places(const Network *net, int32_t *places) {
-    int32_t begin = 0;
-    for (long l = 0; l < net->layers; l++) {
-        int32_t in = net->widths[l], out = net->widths[l + 1];
-        for (int32_t i = 0; i <= in; i++)
-            for (int32_t o = 0; o < out; o++) *places++ = begin + (i < in ? o * in + i : out * in + o);
-        begin += (in + 1) * out;
-    }
+    FOR_LAYERS(net)
+        for (long i = 0; i <= in; i++)
+            for (long o = 0; o < out; o++) *places++ = (int32_t)(begin + (i < in ? o * in + i : out * in + o));
 }
 
 /* The vectors of one pass over so many rows; laid out into it where there is memory. */
 static long lay_out(const Network *net, long rows, Pass *pass, V *memory) {
     V *at = memory;
-    for (long l = 0; l < net->layers; l++) {
-        long in = net->widths[l], out = net->widths[l + 1];
+    FOR_LAYERS(net) {
         pass->values[l] = at, at += rows * (in + 1);
         pass->slopes[l] = at, at += rows * in;
         pass->bends[l] = at, at += rows * in;
@@ -288,12 +284,11 @@ static void load_inputs(const REAL *from, long first, long count, long rows, lon
 
 /* values[0] is filled; fills the rest of the pass up to the logits */
 static void forward(const Network *net, long rows, const V *phi, Pass *pass, V *sums, V *logits) {
-    for (long l = 0; l < net->layers; l++) {
-        long in = net->widths[l], out = net->widths[l + 1], last = l + 1 == net->layers;
-        forward_product(rows, in + 1, out, last ? logits : sums, pass->values[l], phi, 0, 0);
+    FOR_LAYERS(net) {
+        const long last = l + 1 == net->layers;
+        forward_product(rows, in + 1, out, last ? logits : sums, pass->values[l], phi + begin, 0, 0);
         if (!last)
             activate(net->activation, rows, out, sums, pass->values[l + 1], pass->slopes[l + 1], pass->bends[l + 1]);
-        phi += (in + 1) * out;
     }
 }
 
@@ -305,7 +300,8 @@ static void back(const Network *net, long rows, const V *phi, Pass *pass, V *sum
         phi -= (in + 1) * out;
         back_product(rows, in, out, sums, pass->deltas[l], phi, 0, 0);
         slope(net->activation, rows, in, pass->deltas[l - 1], 0, sums, pass, l);
-        if (is_curved(net)) times(rows * in, pass->bends[l], pass->bends[l], sums);
+        if (is_curved(net))
+            for (long i = 0; i < rows * in; i++) pass->bends[l][i] *= sums[i];
     }
 }
 
@@ -313,12 +309,11 @@ static void back(const Network *net, long rows, const V *phi, Pass *pass, V *sum
  * logits. */
 static void forward_tangents(const Network *net, long rows, const V *phi, const V *u, const Pass *pass, Pass *tangent,
                              V *logits) {
-    for (long l = 0, begin = 0; l < net->layers; l++) {
-        long in = net->widths[l], to = net->widths[l + 1], last = l + 1 == net->layers;
+    FOR_LAYERS(net) {
+        const long last = l + 1 == net->layers;
         V *into = last ? logits : tangent->slopes[l + 1];
-        forward_product(rows, in + 1, to, into, pass->values[l], u + begin, l ? tangent->values[l] : 0, phi + begin);
-        if (!last) slope(net->activation, rows, to, tangent->values[l + 1], 1, into, pass, l + 1);
-        begin += (in + 1) * to;
+        forward_product(rows, in + 1, out, into, pass->values[l], u + begin, l ? tangent->values[l] : 0, phi + begin);
+        if (!last) slope(net->activation, rows, out, tangent->values[l + 1], 1, into, pass, l + 1);
     }
 }
 

@@ -97,10 +97,10 @@ def modelled(
 
 def _issued(launch: Any) -> int:
     """Multiply-adds of the products that a launch issues, padding included."""
-    from lightning_maml.kernels.mlp_adapt import kernel
+    from lightning_maml.kernels.mlp_adapt import products
 
-    lines = Path(kernel.__file__).read_text().split("\n")  # the line where ``_product`` multiplies numbers of float32
-    product = f"kernel.py:{next(number for number, line in enumerate(lines, 1) if 'tl.dot(b_a, b_b' in line)}"
+    lines = Path(products.__file__).read_text().split("\n")  # the line where numbers of float32 are multiplied
+    product = f"products.py:{next(number for number, line in enumerate(lines, 1) if 'tl.dot(b_a, b_b' in line)}"
     total = 0
     for instruction, lanes in zip(launch.program.instructions, launch.lanes.tolist(), strict=True):
         if instruction.kind == "mma":

@@ -19,3 +19,12 @@ enum { RETURNS };
 
 /* Whether Python's names go as far as this number. */
 #define IS_ONE_OF(number, ...) ((number) >= 0 && (number) < (long)(sizeof((int[]){__VA_ARGS__}) / sizeof(int)))
+
+/* Whether labels are from 0 to below `classes`. */
+static int all_below(const int64_t *labels, long count, long classes) {
+    for (long i = 0; i < count; i++)
+        if (labels[i] < 0 || labels[i] >= classes) return 0;
+    return 1;
+}
+
+static long in_pages(long bytes) { return (bytes + 4095) / 4096 * 4096; }

@@ -226,7 +226,8 @@ class UnequalTasks:
     after another. :class:`~lightning_maml.MetaModule` takes it wherever it takes a :class:`TaskBatch`.
 
     Args:
-        groups: the tasks, those of equal numbers of rows together.
+        groups: the tasks, those of equal numbers of rows together. Where groups have weights, each task counts by its
+            own among all of them, and a task of a group without weights as 1.
 
     Raises:
         ValueError: there are no groups.
@@ -247,6 +248,11 @@ class UnequalTasks:
     def __len__(self) -> int:
         """The number of tasks, ``T``."""
         return sum(map(len, self.groups))
+
+    @property
+    def total_weight(self) -> float:
+        """The sum of the tasks' weights; a task of a group without weights has weight 1."""
+        return sum(group.total_weight for group in self.groups)
 
     def parts(self, size: int) -> Iterator[TaskBatch]:
         """All tasks, ``size`` or fewer at a time, in the groups' order."""

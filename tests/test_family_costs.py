@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import family
+from benchmarks.result_file import read
 from lightning_maml import presets
 
 ROW = re.compile(r"^\| `(\w+)` *\|(.*)\|$", re.MULTILINE)
@@ -34,26 +35,29 @@ def test_the_table_has_every_preset(repository, page, head, width):
 
 
 def test_costs_on_the_page_of_results_are_the_measured_ones(repository):
-    results = json.loads((repository / "benchmarks/results/family/costs.json").read_text())
-    assert sorted(results["workloads"]) == sorted(family.TASKS)
+    results = read(repository / "benchmarks/results/family/costs.json")
+    measured, left_out = (
+        {(row["preset"], row["workload"]): row for row in results[kind]} for kind in ("rows", "left_out")
+    )
+    assert {workload for _, workload in measured} == set(family.TASKS)
     ((page, (head, _)),) = COSTS.items()
     for preset, (mlp, conv4) in cells(repository, page, head).items():
         for cell, workload in (mlp, "mlp"), (conv4, "conv4"):
-            found = results["workloads"][workload]
-            row = found["rows"].get(preset)
-            assert (row is None) == (preset in found["left_out"])
-            assert cell == ("-" if row is None else f"{row['times']:.2g}, {row['memory']:.2g}"), (preset, workload)
+            row = measured.get((preset, workload))
+            assert (row is None) == ((preset, workload) in left_out)
+            shown = "-" if row is None else f"{row['median_times']:.2g}, {row['memory']:.2g}"
+            assert cell == shown, (preset, workload)
 
 
 def test_what_was_measured_is_related_to_fomaml_and_right(repository):
-    results = json.loads((repository / "benchmarks/results/family/costs.json").read_text())
-    for workload in results["workloads"].values():
-        base = workload["rows"][family.BASE]
-        assert base["times"] == base["memory"] == 1
-        for row in workload["rows"].values():
-            assert row["times_p10"] <= row["times"] <= row["times_p90"]
-            assert row["memory"] == pytest.approx(row["peak_mb"] / base["peak_mb"])
-            assert row["error"] < 1e-7
+    rows = read(repository / "benchmarks/results/family/costs.json")["rows"]
+    bases = {row["workload"]: row for row in rows if row["preset"] == family.BASE}
+    for row in rows:
+        base = bases[row["workload"]]
+        assert base["median_times"] == base["memory"] == 1
+        assert row["p10_times"] <= row["median_times"] <= row["p90_times"]
+        assert row["memory"] == pytest.approx(row["peak_mb"] / base["peak_mb"])
+        assert row["error"] < 1e-7
 
 
 def test_a_wrong_meta_gradient_gets_no_time(monkeypatch):
@@ -72,7 +76,7 @@ def test_a_wrong_meta_gradient_gets_no_time(monkeypatch):
 def test_times_are_related_round_by_round(monkeypatch):
     """On a clock by hand: a machine that becomes ten times slower changes no ratio."""
     now, load = [0.0], [1.0]
-    monkeypatch.setattr(family.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
     def run(seconds: float):
         def spend() -> list[torch.Tensor]:
@@ -87,9 +91,9 @@ def test_times_are_related_round_by_round(monkeypatch):
         return []
 
     rows = family.times({"fomaml": run(0.1), "maml": run(0.2), "last": slower}, rounds=3)
-    assert rows["maml"]["times"] == pytest.approx(2.0)
-    assert rows["maml"]["times_p90"] == pytest.approx(2.0)
-    assert rows["maml"]["ms_p90"] > 10 * rows["maml"]["ms_p10"]
+    assert rows["maml"]["median_times"] == pytest.approx(2.0)
+    assert rows["maml"]["p90_times"] == pytest.approx(2.0)
+    assert rows["maml"]["p90_ms"] > 10 * rows["maml"]["p10_ms"]
 
 
 def test_peak_memory_is_what_lives_at_once():

@@ -1,67 +1,56 @@
-"""One contender a file: ``prepare(problem) -> run``; ``run()`` is the meta-gradient, in the network's order.
+"""Contenders: ``prepare(problem) -> run``, where ``run()`` is the meta-gradient, in the network's order.
 
-``prepare`` or the first ``run`` raises where the contender is not installed or cannot run the problem. A contender in
-a process of its own returns a :class:`Remote`.
+``prepare`` or the first ``run`` raises where the contender is not installed or cannot run the problem. A contender in a
+process of its own times itself: its ``run.seconds(times)`` are the seconds that so many meta-gradients take.
 """
 
-from __future__ import annotations
-
-import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
-import torch
 from torch import Tensor
 
+from benchmarks.contenders import jax, libraries
 from benchmarks.problem import Problem
-from lightning_maml import maml, meta_loss
+from lightning_maml import Batched, Fused, Graphed, maml, meta_loss
 
-NAMES = (
-    "learn2learn",
-    "higher",
-    "torchopt",
-    "vmap",
-    "vmap_compile",
-    "jax",
-    "eager",
-    "batched",
-    "batched_compile",
-    "batched_checkpoint",
-    "fused",
-    "fused_compile",
-)
-OURS = ("eager", "batched", "batched_compile", "batched_checkpoint", "fused", "fused_compile")
+Run = Callable[[], list[Tensor]]
+
+ENGINES: dict[str, Any] = {
+    "eager": "eager",
+    "batched": Batched(),
+    "batched_compile": Batched(compile=True),
+    "batched_checkpoint": Batched(checkpoint="step"),
+    "batched_graph": Graphed(Batched()),
+    "fused": Fused(kernel="mlp_adapt"),
+    "fused_tf32": Fused(kernel="mlp_adapt", precision="tf32"),
+    "fused_graph": Graphed(Fused(kernel="mlp_adapt")),
+    "fused_compile": Fused(compile=True),
+}
 
 
-class Remote(Protocol):
-    """A contender that times itself."""
-
-    def __call__(self) -> list[Tensor]:
-        """The meta-gradient."""
-
-    def seconds(self, times: int) -> float:
-        """Seconds that ``times`` meta-gradients take."""
-
-
-def seconds(run: Callable[[], list[Tensor]], times: int) -> float:
-    """Seconds that ``times`` meta-gradients take."""
-    if hasattr(run, "seconds"):
-        return run.seconds(times)
-    start = time.perf_counter()
-    for _ in range(times):
-        run()
-    if torch.cuda.is_initialized():  # where a benchmark on a GPU has put its tensors there
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def of_engine(problem: Problem, engine: Any) -> Callable[[], list[Tensor]]:
+def of_engine(problem: Problem, engine: Any) -> Run:
     """One of this library's engines."""
     algorithm = maml(problem.lr, problem.steps)
 
-    def run() -> list[Tensor]:
-        problem.network.zero_grad()
+    def backward() -> None:
         meta_loss(problem.network, algorithm, problem.tasks, loss=problem.loss, engine=engine).surrogate.backward()
-        return [parameter.grad for parameter in problem.network.parameters() if parameter.grad is not None]
 
-    return run
+    return libraries.gradients(problem, backward)
+
+
+CONTENDERS: dict[str, Callable[[Problem], Run]] = {
+    "learn2learn": libraries.learn2learn,
+    "higher": libraries.higher,
+    "torchopt": libraries.torchopt,
+    "vmap": libraries.vmapped,
+    "vmap_compile": libraries.compiled_vmap,
+    "vmap_graph": libraries.graphed_vmap,
+    "vmap_compile_graph": partial(libraries.compiled_vmap, mode="reduce-overhead"),
+    "jax": jax.prepare,
+    **{name: partial(of_engine, engine=engine) for name, engine in ENGINES.items()},
+}
+ON_A_GPU = ("vmap_graph", "vmap_compile_graph", "batched_graph", "fused_tf32", "fused_graph")
+"""Those that differ from others, or run, on a GPU alone."""
+TOLERANCES = {"fused_tf32": 1e-2}
+"""Of those that round more than float32 does."""

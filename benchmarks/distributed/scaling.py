@@ -7,22 +7,18 @@ Run by `two_hosts.sh`, beside it, in one process, in two, and on two hosts. The 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
-import logging
 import os
 import statistics
 import time
-import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from benchmarks.about import about
+from benchmarks.result_file import ResultFile, command_line
+from benchmarks.trainer import quiet_trainer
 from lightning_maml import MLP, Conv4, MetaModule, TaskBatch, maml
 from lightning_maml.data import SinusoidTasks, TaskStream
 
@@ -56,59 +52,43 @@ class Clock(Callback):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """The command line."""
+    parser = command_line(__doc__, tasks=64, updates=30)
     parser.add_argument("--problem", choices=["sinusoid", "conv4"], default="sinusoid")
-    parser.add_argument("--tasks", type=int, default=64)
-    parser.add_argument("--updates", type=int, default=30)
     parser.add_argument("--float64", action="store_true", help="in which the parameters hardly depend on the processes")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-
     processes, here = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     torch.manual_seed(0)
     clock = Clock()
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=here,
-        num_nodes=processes // here,
-        strategy="ddp" if processes > 1 else "auto",
-        precision="64-true" if options.float64 else "32-true",
-        max_steps=WARM_UP + options.updates,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[clock],
-    )
     if options.problem == "sinusoid":
         module = MetaModule(MLP(1, [40, 40], 1), maml(0.001, 5))
         data: TaskStream = SinusoidTasks(tasks_per_batch=options.tasks, val_tasks=0)
     else:
         module = MetaModule(Conv4(5), maml(0.4, 1), loss="cross_entropy")
         data = RandomImages(options.tasks, val_tasks=0)
-    trainer.fit(module, data)
+    with quiet_trainer(
+        devices=here,
+        num_nodes=processes // here,
+        strategy="ddp" if processes > 1 else "auto",
+        precision="64-true" if options.float64 else "32-true",
+        max_steps=WARM_UP + options.updates,
+        callbacks=[clock],
+    ) as trainer:
+        trainer.fit(module, data)
     if not trainer.is_global_zero:
         return
     values = torch.cat([parameter.detach().double().flatten() for parameter in module.parameters()])
-    row = {
-        "problem": options.problem,
-        "tasks": options.tasks,
-        "processes": processes,
-        "hosts": processes // here,
-        "ms_per_update": 1e3 * statistics.median(clock.seconds[WARM_UP:]),
-        "best_ms_per_update": 1e3 * min(clock.seconds[WARM_UP:]),
-        "gradient_bytes": sum(p.numel() * p.element_size() for p in module.parameters()),
-        "parameters_norm": values.norm().item(),
-        "parameters_digest": hashlib.sha256(values.numpy().round(10).tobytes()).hexdigest()[:16],
-    }
-    print(json.dumps(row))
-    if options.json:
-        rows = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
-        options.json.write_text(
-            json.dumps({"benchmark": "distributed", **about(), "rows": [*rows, row]}, indent=2) + "\n"
-        )
+    ResultFile(options.json, "distributed", key=()).add(
+        problem=options.problem,
+        tasks=options.tasks,
+        processes=processes,
+        hosts=processes // here,
+        ms_per_update=1e3 * statistics.median(clock.seconds[WARM_UP:]),
+        best_ms_per_update=1e3 * min(clock.seconds[WARM_UP:]),
+        gradient_bytes=sum(p.numel() * p.element_size() for p in module.parameters()),
+        parameters_norm=values.norm().item(),
+        parameters_digest=hashlib.sha256(values.numpy().round(10).tobytes()).hexdigest()[:16],
+    )
 
 
 if __name__ == "__main__":

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import count
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_maml.kernels.adaptation import Adaptation
 from lightning_maml.kernels.conv_adapt.layout import Network, parameters_of
+from lightning_maml.kernels.mlp_adapt.naive import adapt
 
 __all__ = ["conv_adapt", "forward"]
 
@@ -42,24 +40,9 @@ def conv_adapt(
     order: int,
 ) -> Adaptation:
     """As the operator (``op.py``), and the parameters on the way."""
-    function: Any = {"mse": F.mse_loss, "cross_entropy": F.cross_entropy}[loss]
-    theta, rates = theta.detach().requires_grad_(), rates.detach().requires_grad_()
-    task_losses, predictions, support_losses, paths = [], [], [], []
-    for task in range(len(support_inputs)):
-        phi, path, seen = theta, [], []
-        for step in count():
-            support_loss = function(forward(phi, support_inputs[task], network), support_targets[task])
-            seen.append(support_loss.detach())
-            if step == len(rates):
-                break
-            (gradient,) = torch.autograd.grad(support_loss, phi, create_graph=order == 2, retain_graph=True)
-            phi = phi - rates[step] * gradient
-            path.append(phi.detach())
-        predictions.append(forward(phi, query_inputs[task], network))
-        task_losses.append(function(predictions[-1], query_targets[task]))
-        support_losses.append(torch.stack(seen))
-        paths.append(torch.stack(path) if path else theta.new_empty(0, len(theta)))
-    losses = torch.stack(task_losses)
-    gradients = torch.autograd.grad(losses.mean(), (theta, rates), materialize_grads=True)
-    details = (losses.detach(), torch.stack(predictions).detach(), torch.stack(support_losses))
-    return Adaptation(*details, *gradients, torch.stack(paths))
+
+    def each(phi: Tensor, images: Tensor) -> Tensor:
+        return torch.stack([forward(*task, network) for task in zip(phi, images, strict=True)])
+
+    batch = (support_inputs, support_targets, query_inputs, query_targets)
+    return adapt(each, theta, rates, *batch, loss=loss, order=order)

@@ -76,12 +76,18 @@ static long features(const Problem *p, const Layer *layers) {
  * for each tap its number and the rows of the input]; behind the last tile a 0. `meets` says which input row the output
  * row sees at a tap, or -1. */
 typedef struct {
-    long stride, height, width, to_height, to_width, back;
+    enum { PATCHES, FORTH, BACK } way; /* in a product of patches all rows meet their own at the one tap */
+    long stride, height, width, to_height, to_width;
 } Shape;
+
+static Shape shape_of(const Problem *p, const Layer *y, int way) {
+    return (Shape){way, p->stride, y->height, y->width, y->to_height, y->to_width};
+}
 
 static long meets(const Shape *s, long row, long tap) {
     long i = tap / 3 - 1, j = tap % 3 - 1, size, y, x, image;
-    if (!s->back) { /* row of the output -> row of the input */
+    if (s->way == PATCHES) return tap ? -1 : row;
+    if (s->way == FORTH) { /* row of the output -> row of the input */
         size = s->to_height * s->to_width, image = row / size;
         y = row % size / s->to_width * s->stride + i, x = row % s->to_width * s->stride + j;
         if (y < 0 || x < 0 || y >= s->height || x >= s->width) return -1;
@@ -129,42 +135,24 @@ static int32_t *table(const Shape *s, long rows) {
     return found;
 }
 
-/* The table of a product of patches: all rows meet its one tap. */
-static int32_t *plain_table(long rows) {
-    int32_t *found = malloc((rows / ROWS + 1) * (3 + 2 * ROWS) * sizeof(int32_t) + sizeof(int32_t)), *at = found;
-    if (!found) return 0;
-    for (long row = 0; row < rows; row += ROWS) {
-        long count = rows - row < ROWS ? rows - row : ROWS;
-        *at++ = (int32_t)count, *at++ = 1;
-        for (long i = 0; i < count; i++) *at++ = (int32_t)(row + i);
-        *at++ = 0;
-        for (long i = 0; i < count; i++) *at++ = (int32_t)(row + i);
-    }
-    *at = 0;
-    return found;
-}
-
 static int make_plan(const Problem *p, const Layer *layers, long images, Plan *plan) {
     plan->images = images;
     for (long l = 0; l < p->layers; l++) {
         const Layer *y = layers + l;
+        const Shape forth = shape_of(p, y, l ? FORTH : PATCHES), back = shape_of(p, y, BACK);
         long rows = images * y->to_height * y->to_width, inputs = images * y->height * y->width, count = 0;
-        Shape s = {p->stride, y->height, y->width, y->to_height, y->to_width, 0};
-        plan->forward[l] = l ? table(&s, rows) : plain_table(rows);
+        plan->forward[l] = table(&forth, rows);
         /* pairs of rows that meet at a tap, for the gradient of its weights: input, output, input, output, ... */
-        plan->pairs[l] = malloc((2 * y->taps * rows + 1) * sizeof(int32_t));
-        if (!plan->forward[l] || !plan->pairs[l]) return 0;
+        int32_t *pairs = plan->pairs[l] = malloc((2 * y->taps * rows + 1) * sizeof(int32_t));
+        if (!plan->forward[l] || !pairs || (l && !(plan->back[l] = table(&back, inputs)))) return 0;
         for (long tap = 0; tap < y->taps; tap++) {
             plan->pair_begin[l][tap] = count;
             for (long row = 0; row < rows; row++) {
-                long other = l ? meets(&s, row, tap) : row;
-                if (other < 0) continue;
-                plan->pairs[l][2 * count] = (int32_t)other, plan->pairs[l][2 * count++ + 1] = (int32_t)row;
+                const long other = meets(&forth, row, tap);
+                if (other >= 0) pairs[2 * count] = (int32_t)other, pairs[2 * count++ + 1] = (int32_t)row;
             }
         }
         plan->pair_begin[l][y->taps] = count;
-        s.back = 1;
-        if (l && !(plan->back[l] = table(&s, inputs))) return 0;
     }
     return 1;
 }
@@ -174,6 +162,17 @@ static void free_plan(Plan *plan) {
 }
 
 /* ---- products ---- */
+
+/* TILE for as many rows as a tile has: a constant, so that its sums stay in registers. */
+#define TILES(rows)             \
+    switch (rows) {             \
+        case 6: TILE(6); break; \
+        case 5: TILE(5); break; \
+        case 4: TILE(4); break; \
+        case 3: TILE(3); break; \
+        case 2: TILE(2); break; \
+        default: TILE(1);       \
+    }
 
 /* out[rows of the tile][BLOCK] = the sum over taps and `terms` pairs of operands of rows x weights */
 INLINE const int32_t *tile(const int n, const int32_t *at, long taps, const int terms, const REAL *x, const REAL *x2,
@@ -214,14 +213,7 @@ INLINE void product_of(const int terms, const int32_t *table, const REAL *x, con
             const long n = at[0], met = at[1];
             at += 2;
 #define TILE(N) at = tile(N, at, met, terms, x, x2, x_stride, in, w, w2, y + block, out)
-            switch (n) {
-                case 6: TILE(6); break;
-                case 5: TILE(5); break;
-                case 4: TILE(4); break;
-                case 3: TILE(3); break;
-                case 2: TILE(2); break;
-                default: TILE(1);
-            }
+            TILES(n)
 #undef TILE
         }
 }
@@ -263,14 +255,7 @@ static void add_weight_gradient(const Plan *plan, long l, const Layer *y, const 
                 for (long i = 0; i < y->in; i += ROWS) {
                     REAL *out = w + ((block / BLOCK * y->taps + tap) * y->in + i) * BLOCK;
 #define TILE(N) weight_tile(N, pairs, count, x + i, y->in_stride, d + block, y->out, out)
-                    switch (y->in - i < ROWS ? y->in - i : ROWS) {
-                        case 6: TILE(6); break;
-                        case 5: TILE(5); break;
-                        case 4: TILE(4); break;
-                        case 3: TILE(3); break;
-                        case 2: TILE(2); break;
-                        default: TILE(1);
-                    }
+                    TILES(y->in - i < ROWS ? y->in - i : ROWS)
 #undef TILE
                 }
         }
@@ -295,27 +280,16 @@ static void transposed(long channels, const REAL *w, REAL *t) {
 /* ---- one pass over a set of images: what it leaves behind for the way back ---- */
 
 typedef struct {
-    REAL *normal[LAYERS];   /* normalised, [rows][out] */
-    REAL *active[LAYERS];   /* after the ReLU */
-    REAL *pooled[LAYERS];   /* after pooling, or the same memory */
-    REAL *of_linear[LAYERS]; /* gradients: of gamma * normal + beta, */
-    REAL *of_conv[LAYERS];  /* of the convolution */
+    REAL *normal[LAYERS];                    /* normalised, [rows][out] */
+    REAL *active[LAYERS];                    /* after the ReLU */
+    REAL *pooled[LAYERS];                    /* after pooling, or the same memory */
+    REAL *of_linear[LAYERS];                 /* gradients: of gamma * normal + beta, */
+    REAL *of_conv[LAYERS];                   /* of the convolution */
     REAL *inverse[LAYERS], *mean_b[LAYERS], *mean_g[LAYERS]; /* deviations; the two means of batch-norm's gradient */
     REAL *transposed[LAYERS];
-    REAL *mean, *of_mean, *logits, *shares; /* the head's input and its gradient, its output, softmax */
+    REAL *mean, *of_mean;           /* the head's input and its gradient */
+    REAL *logits, *shares, *delta;  /* its output, softmax, the loss's gradient at the logits */
 } Pass;
-
-static long pass_length(const Problem *p, const Layer *layers, long images) {
-    long total = 0;
-    for (long l = 0; l < p->layers; l++) {
-        const Layer *y = layers + l;
-        long rows = images * y->to_height * y->to_width, pooled = images * y->pooled_height * y->pooled_width;
-        total += 4 * aligned(rows * y->out) + 3 * aligned(y->out);
-        if (l) total += aligned(TAPS * p->hidden * y->out);
-        if (p->pool) total += aligned(pooled * y->out);
-    }
-    return total + 2 * aligned(images * features(p, layers)) + 2 * aligned(images * p->ways);
-}
 
 static REAL *take(REAL **memory, long numbers) {
     REAL *taken = *memory;
@@ -323,18 +297,22 @@ static REAL *take(REAL **memory, long numbers) {
     return taken;
 }
 
-static void lay_pass(const Problem *p, const Layer *layers, long images, REAL *memory, Pass *a) {
+/* How many numbers a pass over so many images needs; laid out into it where there is memory. */
+static long lay_pass(const Problem *p, const Layer *layers, long images, REAL *memory, Pass *a) {
+    REAL *at = memory;
     for (long l = 0; l < p->layers; l++) {
         const Layer *y = layers + l;
         long rows = images * y->to_height * y->to_width, pooled = images * y->pooled_height * y->pooled_width;
-        a->normal[l] = take(&memory, rows * y->out), a->active[l] = take(&memory, rows * y->out);
-        a->of_linear[l] = take(&memory, rows * y->out), a->of_conv[l] = take(&memory, rows * y->out);
-        a->inverse[l] = take(&memory, y->out), a->mean_b[l] = take(&memory, y->out), a->mean_g[l] = take(&memory, y->out);
-        a->transposed[l] = l ? take(&memory, TAPS * p->hidden * y->out) : 0;
-        a->pooled[l] = p->pool ? take(&memory, pooled * y->out) : a->active[l];
+        a->normal[l] = take(&at, rows * y->out), a->active[l] = take(&at, rows * y->out);
+        a->of_linear[l] = take(&at, rows * y->out), a->of_conv[l] = take(&at, rows * y->out);
+        a->inverse[l] = take(&at, y->out), a->mean_b[l] = take(&at, y->out), a->mean_g[l] = take(&at, y->out);
+        a->transposed[l] = l ? take(&at, TAPS * p->hidden * y->out) : 0;
+        a->pooled[l] = p->pool ? take(&at, pooled * y->out) : a->active[l];
     }
-    a->mean = take(&memory, images * features(p, layers)), a->of_mean = take(&memory, images * features(p, layers));
-    a->logits = take(&memory, images * p->ways), a->shares = take(&memory, images * p->ways);
+    a->mean = take(&at, images * features(p, layers)), a->of_mean = take(&at, images * features(p, layers));
+    a->logits = take(&at, images * p->ways), a->shares = take(&at, images * p->ways);
+    a->delta = take(&at, images * p->ways);
+    return at - memory;
 }
 
 #define FOR_BLOCKS(y) for (long c = 0; c < (y)->out; c += BLOCK)
@@ -443,7 +421,7 @@ static void spread(const Problem *p, const Layer *y, long images, const REAL *of
 }
 
 /* logits [images][ways] = x w^T + x2 w2^T + b */
-static void head(const Problem *p, long images, long in, const REAL *x, const REAL *w, const REAL *x2, const REAL *w2,
+INLINE void head(const Problem *p, long images, long in, const REAL *x, const REAL *w, const REAL *x2, const REAL *w2,
                  const REAL *bias, REAL *logits) {
     for (long n = 0; n < images; n++)
         for (long o = 0; o < p->ways; o++) {
@@ -458,7 +436,7 @@ static void head(const Problem *p, long images, long in, const REAL *x, const RE
 }
 
 /* of_x = d w + d2 w2, of_w += sign d^T x + d2^T x2, of_bias += sum of d; of_x may be 0 */
-static void head_back(const Problem *p, long images, long in, const REAL *d, const REAL *w, const REAL *x, const REAL *d2,
+INLINE void head_back(const Problem *p, long images, long in, const REAL *d, const REAL *w, const REAL *x, const REAL *d2,
                       const REAL *w2, const REAL *x2, REAL *of_x, REAL *of_w, REAL *of_bias) {
     for (long n = 0; n < images; n++) {
         for (long c = 0; c < in; c += LANES) {
@@ -480,39 +458,34 @@ static void head_back(const Problem *p, long images, long in, const REAL *d, con
     }
 }
 
-static REAL loss_of(const Problem *p, long images, const REAL *logits, const void *targets, REAL *shares) {
+/* The loss, a mean; fills the probabilities, or what the logits are off, and the gradient at the logits. */
+static REAL loss_of(const Problem *p, long images, const void *targets, Pass *a) {
     REAL total = 0;
     for (long n = 0; n < images; n++) {
-        const REAL *row = logits + n * p->ways;
-        REAL *share = shares + n * p->ways, most = row[0], sum = 0;
+        const long at = n * p->ways;
+        const REAL *row = a->logits + at;
+        REAL *share = a->shares + at, *delta = a->delta + at, most = row[0], sum = 0;
         switch ((Loss)p->loss) {
             case MSE:
                 for (long o = 0; o < p->ways; o++) {
-                    share[o] = row[o] - ((const REAL *)targets)[n * p->ways + o];
+                    share[o] = row[o] - ((const REAL *)targets)[at + o];
+                    delta[o] = 2 * share[o] / (images * p->ways);
                     total += share[o] * share[o] / p->ways;
                 }
                 break;
             case CROSS_ENTROPY:
                 for (long o = 1; o < p->ways; o++) most = row[o] > most ? row[o] : most;
                 for (long o = 0; o < p->ways; o++) sum += share[o] = (REAL)exp(row[o] - most);
-                for (long o = 0; o < p->ways; o++) share[o] /= sum;
-                total += (REAL)log(sum) + most - row[((const int64_t *)targets)[n]];
+                for (long o = 0; o < p->ways; o++) share[o] /= sum, delta[o] = share[o] / images;
+                const long label = ((const int64_t *)targets)[n];
+                delta[label] -= (REAL)1 / images;
+                total += (REAL)log(sum) + most - row[label];
         }
     }
     return total / images;
 }
 
-static void delta_of(const Problem *p, long images, const REAL *shares, const void *targets, REAL *delta) {
-    switch ((Loss)p->loss) {
-        case MSE:
-            for (long i = 0; i < images * p->ways; i++) delta[i] = 2 * shares[i] / (images * p->ways);
-            break;
-        case CROSS_ENTROPY:
-            for (long i = 0; i < images * p->ways; i++) delta[i] = shares[i] / images;
-            for (long n = 0; n < images; n++) delta[n * p->ways + ((const int64_t *)targets)[n]] -= (REAL)1 / images;
-    }
-}
-
+/* The tangents of the gradient at the logits, from those of the logits. */
 static void delta_tangent_of(const Problem *p, long images, const REAL *shares, const REAL *logits, REAL *delta) {
     for (long n = 0; n < images; n++, shares += p->ways, logits += p->ways, delta += p->ways) {
         REAL mean = 0;
@@ -527,134 +500,85 @@ static void delta_tangent_of(const Problem *p, long images, const REAL *shares, 
     }
 }
 
-/* Predictions and what the way back needs; returns the loss. */
-static REAL forward(const Problem *p, const Layer *layers, const Plan *plan, const REAL *images, const void *targets,
-                    const REAL *phi, Pass *a) {
-    const REAL *x = images;
+/* ---- a pass there and back ----
+ *
+ * Without `t` the pass `a` at phi, which is u then too. With `t` the tangents of that pass in the direction u, by the same
+ * products: each with the other operand's tangent, and both added up. */
+
+static void forward(const Problem *p, const Layer *layers, const Plan *plan, const REAL *images, const REAL *phi,
+                    const REAL *u, Pass *a, Pass *t) {
+    const Pass *to = t ? t : a;
     for (long l = 0; l < p->layers; l++) {
         const Layer *y = layers + l;
         const long rows = plan->images * y->to_height * y->to_width, out = y->out;
-        REAL *z = a->normal[l], *active = a->active[l];
-        product(plan->forward[l], x, 0, y->in_stride, y->taps, y->in, out, phi + y->weight, 0, z);
+        REAL *z = to->normal[l], *active = to->active[l];
+        const REAL *normal = a->normal[l], *on = a->active[l];
+        product(plan->forward[l], l ? a->pooled[l - 1] : images, l && t ? t->pooled[l - 1] : 0, y->in_stride, y->taps,
+                y->in, out, u + y->weight, phi + y->weight, z);
         FOR_BLOCKS(y) {
-            const W gamma = PER(phi + y->gamma), beta = PER(phi + y->beta);
-            if (p->norm) {
-                W mean, square;
-                SUM(mean, AT(z, row));
-                mean /= (REAL)rows;
+            const W gamma = PER(phi + y->gamma), beta = PER(u + y->beta);
+            if (!p->norm) {
+                if (t)
+                    for (long row = 0; row < rows; row++) AT(active, row) = positive(AT(on, row), AT(z, row) + beta);
+                else
+                    for (long row = 0; row < rows; row++) AT(active, row) = rectified(AT(z, row) + beta);
+                continue;
+            }
+            W mean, square, along;
+            SUM(mean, AT(z, row));
+            mean /= (REAL)rows;
+            if (!t) {
                 SUM(square, (AT(z, row) - mean) * (AT(z, row) - mean));
                 const W inverse = root(square / (REAL)rows + (REAL)p->eps);
                 PER(a->inverse[l]) = inverse;
                 for (long row = 0; row < rows; row++) {
-                    const W normal = (AT(z, row) - mean) * inverse;
-                    AT(z, row) = normal;
-                    AT(active, row) = rectified(gamma * normal + beta);
+                    const W value = (AT(z, row) - mean) * inverse;
+                    AT(z, row) = value;
+                    AT(active, row) = rectified(gamma * value + beta);
                 }
-            } else
-                for (long row = 0; row < rows; row++) AT(active, row) = rectified(AT(z, row) + beta);
-        }
-        if (p->pool) pool(y, plan->images, active, a->pooled[l]);
-        x = a->pooled[l];
-    }
-    const Layer *last = layers + p->layers - 1;
-    const long in = features(p, layers);
-    const REAL *weight = phi + last->beta + last->out;
-    gather(p, last, plan->images, x, a->mean);
-    head(p, plan->images, in, a->mean, weight, 0, 0, weight + p->ways * in, a->logits);
-    return loss_of(p, plan->images, a->logits, targets, a->shares);
-}
-
-/* gradient += the loss's, [P]; `scratch` holds a layer's output */
-static void backward(const Problem *p, const Layer *layers, const Plan *plan, const REAL *images, const void *targets,
-                     const REAL *phi, Pass *a, REAL *delta, REAL *scratch, REAL *gradient) {
-    const Layer *last = layers + p->layers - 1;
-    const long in = features(p, layers), head_at = last->beta + last->out;
-    delta_of(p, plan->images, a->shares, targets, delta);
-    head_back(p, plan->images, in, delta, phi + head_at, a->mean, 0, 0, 0, a->of_mean, gradient + head_at,
-              gradient + head_at + p->ways * in);
-    REAL *of = scratch; /* of the layer's output */
-    spread(p, last, plan->images, a->of_mean, of);
-    for (long l = p->layers - 1; l >= 0; l--) {
-        const Layer *y = layers + l;
-        const long rows = plan->images * y->to_height * y->to_width, out = y->out;
-        REAL *of_linear = a->of_linear[l], *of_conv = a->of_conv[l];
-        const REAL *normal = a->normal[l], *active = a->active[l];
-        if (p->pool) pool_back(y, plan->images, a->active[l], a->pooled[l], of, of_linear);
-        const REAL *upstream = p->pool ? of_linear : of;
-        FOR_BLOCKS(y) {
-            W b, g = {0};
-            for (long row = 0; row < rows; row++) AT(of_linear, row) = positive(AT(active, row), AT(upstream, row));
-            SUM(b, AT(of_linear, row));
-            PER(gradient + y->beta) += b;
-            if (!p->norm) {
-                for (long row = 0; row < rows; row++) AT(of_conv, row) = AT(of_linear, row);
                 continue;
             }
-            SUM(g, AT(of_linear, row) * AT(normal, row));
-            PER(gradient + y->gamma) += g;
-            b /= (REAL)rows, g /= (REAL)rows;
-            PER(a->mean_b[l]) = b, PER(a->mean_g[l]) = g;
-            const W scale = PER(phi + y->gamma) * PER(a->inverse[l]);
-            for (long row = 0; row < rows; row++)
-                AT(of_conv, row) = scale * (AT(of_linear, row) - b - AT(normal, row) * g);
-        }
-        add_weight_gradient(plan, l, y, l ? a->pooled[l - 1] : images, of_conv, gradient + y->weight);
-        if (!l) break;
-        transposed(p->hidden, phi + y->weight, a->transposed[l]);
-        product(plan->back[l], of_conv, 0, out, TAPS, p->hidden, out, a->transposed[l], 0, of);
-    }
-}
-
-/* product += the loss's Hessian times the direction u; `a` is the pass at phi after its way back, `t` holds tangents */
-static void hessian(const Problem *p, const Layer *layers, const Plan *plan, const REAL *images, const REAL *phi,
-                    const REAL *u, const Pass *a, Pass *t, const REAL *delta, REAL *delta_tangent, REAL *scratch,
-                    REAL *result) {
-    for (long l = 0; l < p->layers; l++) {
-        const Layer *y = layers + l;
-        const long rows = plan->images * y->to_height * y->to_width, out = y->out;
-        REAL *z = t->normal[l], *active = t->active[l];
-        const REAL *normal = a->normal[l], *on = a->active[l];
-        product(plan->forward[l], l ? a->pooled[l - 1] : images, l ? t->pooled[l - 1] : 0, y->in_stride, y->taps, y->in,
-                out, u + y->weight, phi + y->weight, z);
-        FOR_BLOCKS(y) {
-            const W of_beta = PER(u + y->beta);
-            if (!p->norm) {
-                for (long row = 0; row < rows; row++) AT(active, row) = positive(AT(on, row), AT(z, row) + of_beta);
-                continue;
-            }
-            const W gamma = PER(phi + y->gamma), of_gamma = PER(u + y->gamma), inverse = PER(a->inverse[l]);
-            W mean, along;
-            SUM(mean, AT(z, row));
+            const W of_gamma = PER(u + y->gamma), inverse = PER(a->inverse[l]);
             SUM(along, AT(z, row) * AT(normal, row));
-            mean /= (REAL)rows, along /= (REAL)rows;
+            along /= (REAL)rows;
             PER(t->inverse[l]) = -inverse * inverse * along;
             for (long row = 0; row < rows; row++) {
                 const W tangent = inverse * (AT(z, row) - mean - AT(normal, row) * along);
                 AT(z, row) = tangent;
-                AT(active, row) = positive(AT(on, row), of_gamma * AT(normal, row) + gamma * tangent + of_beta);
+                AT(active, row) = positive(AT(on, row), of_gamma * AT(normal, row) + gamma * tangent + beta);
             }
         }
-        if (p->pool) pool_tangent(y, plan->images, on, a->pooled[l], active, t->pooled[l]);
+        if (p->pool && t)
+            pool_tangent(y, plan->images, on, a->pooled[l], active, t->pooled[l]);
+        else if (p->pool)
+            pool(y, plan->images, active, a->pooled[l]);
     }
     const Layer *last = layers + p->layers - 1;
     const long in = features(p, layers), head_at = last->beta + last->out;
-    const REAL *weight = phi + head_at, *of_weight = u + head_at;
-    gather(p, last, plan->images, t->pooled[p->layers - 1], t->mean);
-    head(p, plan->images, in, t->mean, weight, a->mean, of_weight, of_weight + p->ways * in, t->logits);
-    delta_tangent_of(p, plan->images, a->shares, t->logits, delta_tangent);
-    head_back(p, plan->images, in, delta_tangent, weight, a->mean, delta, of_weight, t->mean, t->of_mean, result + head_at,
-              result + head_at + p->ways * in);
-    REAL *of = scratch;
-    spread(p, last, plan->images, t->of_mean, of);
+    gather(p, last, plan->images, to->pooled[p->layers - 1], to->mean);
+    head(p, plan->images, in, to->mean, phi + head_at, t ? a->mean : 0, u + head_at, u + head_at + p->ways * in,
+         to->logits);
+}
+
+/* result += the loss's gradient, from the delta of `a`; or the Hessian times u, from that of `t` and what the way back
+ * left in `a`. `of` holds a layer's output. */
+static void back(const Problem *p, const Layer *layers, const Plan *plan, const REAL *images, const REAL *phi,
+                 const REAL *u, Pass *a, Pass *t, REAL *of, REAL *result) {
+    const Pass *to = t ? t : a;
+    const Layer *last = layers + p->layers - 1;
+    const long in = features(p, layers), head_at = last->beta + last->out;
+    head_back(p, plan->images, in, to->delta, phi + head_at, a->mean, t ? a->delta : 0, u + head_at, to->mean,
+              to->of_mean, result + head_at, result + head_at + p->ways * in);
+    spread(p, last, plan->images, to->of_mean, of);
     for (long l = p->layers - 1; l >= 0; l--) {
         const Layer *y = layers + l;
         const long rows = plan->images * y->to_height * y->to_width, out = y->out;
-        REAL *of_linear = t->of_linear[l], *of_conv = t->of_conv[l];
-        const REAL *normal = a->normal[l], *on = a->active[l], *normal_tangent = t->normal[l], *plain = a->of_linear[l];
-        if (p->pool) pool_back(y, plan->images, a->active[l], a->pooled[l], of, of_linear);
+        REAL *of_linear = to->of_linear[l], *of_conv = to->of_conv[l];
+        const REAL *normal = a->normal[l], *on = a->active[l], *plain = a->of_linear[l], *tangent = to->normal[l];
+        if (p->pool) pool_back(y, plan->images, on, a->pooled[l], of, of_linear);
         const REAL *upstream = p->pool ? of_linear : of;
         FOR_BLOCKS(y) {
-            W b, g = {0};
+            W b, g;
             for (long row = 0; row < rows; row++) AT(of_linear, row) = positive(AT(on, row), AT(upstream, row));
             SUM(b, AT(of_linear, row));
             PER(result + y->beta) += b;
@@ -662,23 +586,33 @@ static void hessian(const Problem *p, const Layer *layers, const Plan *plan, con
                 for (long row = 0; row < rows; row++) AT(of_conv, row) = AT(of_linear, row);
                 continue;
             }
-            SUM(g, AT(of_linear, row) * AT(normal, row) + AT(plain, row) * AT(normal_tangent, row));
+            if (t)
+                SUM(g, AT(of_linear, row) * AT(normal, row) + AT(plain, row) * AT(tangent, row));
+            else
+                SUM(g, AT(of_linear, row) * AT(normal, row));
             PER(result + y->gamma) += g;
             b /= (REAL)rows, g /= (REAL)rows;
             const W gamma = PER(phi + y->gamma), inverse = PER(a->inverse[l]), scale = gamma * inverse;
+            if (!t) {
+                PER(a->mean_b[l]) = b, PER(a->mean_g[l]) = g;
+                for (long row = 0; row < rows; row++)
+                    AT(of_conv, row) = scale * (AT(of_linear, row) - b - AT(normal, row) * g);
+                continue;
+            }
             const W scale_tangent = PER(u + y->gamma) * inverse + gamma * PER(t->inverse[l]);
             const W old_b = PER(a->mean_b[l]), old_g = PER(a->mean_g[l]);
             for (long row = 0; row < rows; row++) {
                 const W e = AT(plain, row) - old_b - AT(normal, row) * old_g;
-                AT(of_conv, row) = scale_tangent * e + scale * (AT(of_linear, row) - b - AT(normal_tangent, row) * old_g -
+                AT(of_conv, row) = scale_tangent * e + scale * (AT(of_linear, row) - b - AT(tangent, row) * old_g -
                                                                 AT(normal, row) * g);
             }
         }
         add_weight_gradient(plan, l, y, l ? a->pooled[l - 1] : images, of_conv, result + y->weight);
         if (!l) break;
-        add_weight_gradient(plan, l, y, t->pooled[l - 1], a->of_conv[l], result + y->weight);
-        transposed(p->hidden, u + y->weight, t->transposed[l]);
-        product(plan->back[l], of_conv, a->of_conv[l], out, TAPS, p->hidden, out, a->transposed[l], t->transposed[l], of);
+        if (t) add_weight_gradient(plan, l, y, t->pooled[l - 1], a->of_conv[l], result + y->weight);
+        transposed(p->hidden, u + y->weight, to->transposed[l]);
+        product(plan->back[l], of_conv, t ? a->of_conv[l] : 0, out, TAPS, p->hidden, out, a->transposed[l],
+                to->transposed[l], of);
     }
 }
 
@@ -687,19 +621,25 @@ static void hessian(const Problem *p, const Layer *layers, const Plan *plan, con
 typedef struct {
     const Layer *layers;
     const Plan *support, *query;
-    long P, pass, tangent, query_pass, scratch, deltas, images, query_images;
-} Sizes;
+    long P, pass, passes, query_pass, scratch, images, query_images;
+    REAL *memory; /* a thread's own; here its parts begin: */
+    REAL *path, *kept, *tangents, *asked, *of, *patches, *query_patches, *g, *v, *u, *gradients;
+} Task;
 
-static long numbers_needed(const Problem *p, const Sizes *s) {
-    const long kept = p->queries && p->order == 2 ? p->steps : 1;
-    return (p->steps + 1) * aligned(s->P) + kept * s->pass + s->tangent + s->query_pass + s->scratch +
-           (p->steps + 1) * s->deltas + s->deltas + s->images + s->query_images + 3 * aligned(s->P) +
-           (p->rates_grad ? p->steps * aligned(s->P) : 0);
+/* How many numbers a task needs; laid out into it where there is memory. */
+static long lay_task(const Problem *p, Task *t) {
+    REAL *at = t->memory;
+    t->path = take(&at, (p->steps + 1) * aligned(t->P));
+    t->kept = take(&at, t->passes * t->pass), t->tangents = take(&at, t->pass), t->asked = take(&at, t->query_pass);
+    t->of = take(&at, t->scratch), t->patches = take(&at, t->images), t->query_patches = take(&at, t->query_images);
+    t->g = take(&at, t->P), t->v = take(&at, t->P), t->u = take(&at, t->P);
+    t->gradients = take(&at, p->rates_grad ? p->steps * aligned(t->P) : 0); /* of each step, for the rates */
+    return at - t->memory;
 }
 
 /* [N, H, W, C] -> patches [N * H' * W', 9 * C] */
 static void patches_of(const Problem *p, const Layer *y, long images, const REAL *from, REAL *to) {
-    const Shape s = {p->stride, y->height, y->width, y->to_height, y->to_width, 0};
+    const Shape s = shape_of(p, y, FORTH);
     for (long row = 0; row < images * y->to_height * y->to_width; row++)
         for (long tap = 0; tap < TAPS; tap++) {
             const long other = meets(&s, row, tap);
@@ -707,60 +647,48 @@ static void patches_of(const Problem *p, const Layer *y, long images, const REAL
         }
 }
 
-static void one_task(const Problem *p, const Sizes *s, long task, REAL *memory, REAL *of_theta, REAL *of_rates) {
+/* to = from - the rates of a step times x, where there is no `from` of 0 */
+INLINE void descend(const Problem *p, long P, long step, const REAL *from, const REAL *x, REAL *to) {
+    const REAL *rate = p->rates + step * p->rate_columns;
+    if (p->rate_columns == 1)
+        for (long i = 0; i < P; i++) to[i] = (from ? from[i] : 0) - rate[0] * x[i];
+    else
+        for (long i = 0; i < P; i++) to[i] = (from ? from[i] : 0) - rate[i] * x[i];
+}
+
+static void one_task(const Problem *p, const Task *s, long task, REAL *of_theta, REAL *of_rates) {
     const Layer *layers = s->layers;
-    const long P = s->P, pixels = p->height * p->width * p->channels, second = p->queries && p->order == 2;
-    REAL *path = memory;
-    memory += (p->steps + 1) * aligned(P);
-    REAL *passes = memory;
-    memory += (second ? p->steps : 1) * s->pass;
-    REAL *tangents = memory;
-    memory += s->tangent;
-    REAL *query_memory = memory;
-    memory += s->query_pass;
-    REAL *scratch = memory;
-    memory += s->scratch;
-    REAL *deltas = memory;
-    memory += (p->steps + 1) * s->deltas;
-    REAL *delta_tangent = take(&memory, s->deltas), *images = take(&memory, s->images);
-    REAL *query_images = take(&memory, s->query_images), *g = take(&memory, P), *v = take(&memory, P), *u = take(&memory, P);
-    REAL *gradients = memory; /* of each step, for the rates */
+    const long P = s->P, pixels = p->height * p->width * p->channels, steps = p->steps;
+    REAL *v = s->v, *phi = s->path;
     const size_t label = p->loss == MSE ? sizeof(REAL) * p->ways : sizeof(int64_t);
     const void *targets = (const char *)p->support_targets + task * p->rows * label;
-    Pass a;
-    patches_of(p, layers, p->rows, p->support_inputs + task * p->rows * pixels, images);
-    memcpy(path, p->theta, P * sizeof(REAL));
-    for (long k = 0; k <= p->steps; k++) {
-        REAL *phi = path + k * aligned(P);
-        const int last = k == p->steps;
-        lay_pass(p, layers, p->rows, last ? tangents : passes + (second ? k : 0) * s->pass, &a);
-        p->support_losses[task * (p->steps + 1) + k] = forward(p, layers, s->support, images, targets, phi, &a);
-        if (last) break;
-        REAL *into = p->rates_grad ? gradients + k * aligned(P) : g;
+    Pass a, t;
+    patches_of(p, layers, p->rows, p->support_inputs + task * p->rows * pixels, s->patches);
+    memcpy(phi, p->theta, P * sizeof(REAL));
+    for (long k = 0; k <= steps; k++, phi += aligned(P)) {
+        lay_pass(p, layers, p->rows, k == steps ? s->tangents : s->kept + (s->passes > 1 ? k : 0) * s->pass, &a);
+        forward(p, layers, s->support, s->patches, phi, phi, &a, 0);
+        p->support_losses[task * (steps + 1) + k] = loss_of(p, p->rows, targets, &a);
+        if (k == steps) break;
+        REAL *into = p->rates_grad ? s->gradients + k * aligned(P) : s->g, *next = phi + aligned(P);
         memset(into, 0, P * sizeof(REAL));
-        backward(p, layers, s->support, images, targets, phi, &a, deltas + k * s->deltas, scratch, into);
-        const REAL *rate = p->rates + k * p->rate_columns;
-        REAL *next = phi + aligned(P);
-        if (p->rate_columns == 1)
-            for (long i = 0; i < P; i++) next[i] = phi[i] - rate[0] * into[i];
-        else
-            for (long i = 0; i < P; i++) next[i] = phi[i] - rate[i] * into[i];
-        if (!p->queries) memcpy(p->trajectory + (task * p->steps + k) * P, next, P * sizeof(REAL));
+        back(p, layers, s->support, s->patches, phi, phi, &a, 0, s->of, into);
+        descend(p, P, k, phi, into, next);
+        if (!p->queries) memcpy(p->trajectory + (task * steps + k) * P, next, P * sizeof(REAL));
     }
     if (!p->queries) return;
 
-    const void *query_targets = (const char *)p->query_targets + task * p->queries * label;
-    REAL *phi = path + p->steps * aligned(P);
-    patches_of(p, layers, p->queries, p->query_inputs + task * p->queries * pixels, query_images);
-    lay_pass(p, layers, p->queries, query_memory, &a);
-    p->task_losses[task] = forward(p, layers, s->query, query_images, query_targets, phi, &a);
+    targets = (const char *)p->query_targets + task * p->queries * label;
+    patches_of(p, layers, p->queries, p->query_inputs + task * p->queries * pixels, s->query_patches);
+    lay_pass(p, layers, p->queries, s->asked, &a);
+    forward(p, layers, s->query, s->query_patches, phi, phi, &a, 0);
+    p->task_losses[task] = loss_of(p, p->queries, targets, &a);
     memcpy(p->predictions + task * p->queries * p->ways, a.logits, p->queries * p->ways * sizeof(REAL));
     memset(v, 0, P * sizeof(REAL));
-    backward(p, layers, s->query, query_images, query_targets, phi, &a, deltas + p->steps * s->deltas, scratch, v);
-    for (long k = p->steps - 1; k >= 0; k--) {
-        const REAL *rate = p->rates + k * p->rate_columns;
+    back(p, layers, s->query, s->query_patches, phi, phi, &a, 0, s->of, v);
+    for (long k = steps - 1; k >= 0; k--) {
         if (p->rates_grad) {
-            const REAL *gradient = gradients + k * aligned(P);
+            const REAL *gradient = s->gradients + k * aligned(P);
             double sum = 0;
             if (p->rate_columns == 1) {
                 for (long i = 0; i < P; i++) sum += (double)v[i] * gradient[i];
@@ -769,15 +697,13 @@ static void one_task(const Problem *p, const Sizes *s, long task, REAL *memory, 
                 for (long i = 0; i < P; i++) of_rates[k * P + i] = -v[i] * gradient[i];
         }
         if (p->order == 1) continue;
-        if (p->rate_columns == 1)
-            for (long i = 0; i < P; i++) u[i] = -rate[0] * v[i];
-        else
-            for (long i = 0; i < P; i++) u[i] = -rate[i] * v[i];
-        Pass t;
-        lay_pass(p, layers, p->rows, passes + k * s->pass, &a);
-        lay_pass(p, layers, p->rows, tangents, &t);
-        hessian(p, layers, s->support, images, path + k * aligned(P), u, &a, &t, deltas + k * s->deltas, delta_tangent,
-                scratch, v);
+        phi -= aligned(P);
+        descend(p, P, k, 0, v, s->u);
+        lay_pass(p, layers, p->rows, s->kept + k * s->pass, &a);
+        lay_pass(p, layers, p->rows, s->tangents, &t);
+        forward(p, layers, s->support, s->patches, phi, s->u, &a, &t);
+        delta_tangent_of(p, p->rows, a.shares, t.logits, t.delta);
+        back(p, layers, s->support, s->patches, phi, s->u, &a, &t, s->of, v);
     }
     memcpy(of_theta, v, P * sizeof(REAL));
 }
@@ -797,26 +723,24 @@ int adapt(const Problem *p) {
         return UNKNOWN;
     Layer layers[LAYERS];
     lay_out(p, layers);
-    if (p->loss == CROSS_ENTROPY)
-        for (int set = 0; set < (p->queries ? 2 : 1); set++) {
-            const int64_t *labels = set ? p->query_targets : p->support_targets;
-            for (long i = 0; i < p->tasks * (set ? p->queries : p->rows); i++)
-                if (labels[i] < 0 || labels[i] >= p->ways) return OUT_OF_RANGE;
-        }
+    if (p->loss == CROSS_ENTROPY && (!all_below(p->support_targets, p->tasks * p->rows, p->ways) ||
+                                     !all_below(p->query_targets, p->tasks * p->queries, p->ways)))
+        return OUT_OF_RANGE;
     Plan support = {0}, query = {0};
-    Sizes s = {.layers = layers, .support = &support, .query = &query, .P = parameters(p)};
+    Task s = {.layers = layers, .support = &support, .query = &query, .P = parameters(p)};
+    Pass pass;
     int failed = !make_plan(p, layers, p->rows, &support) || (p->queries && !make_plan(p, layers, p->queries, &query));
     const long most = p->rows > p->queries ? p->rows : p->queries;
-    s.pass = s.tangent = pass_length(p, layers, p->rows);
-    s.query_pass = p->queries ? pass_length(p, layers, p->queries) : 0;
+    s.pass = lay_pass(p, layers, p->rows, 0, &pass);
+    s.passes = p->queries && p->order == 2 ? p->steps : 1;
+    s.query_pass = p->queries ? lay_pass(p, layers, p->queries, 0, &pass) : 0;
     for (long l = 0; l < p->layers; l++) {
-        const long rows = layers[l].to_height * layers[l].to_width * layers[l].out;
-        s.scratch = aligned(most * rows) > s.scratch ? aligned(most * rows) : s.scratch;
+        const long numbers = most * layers[l].to_height * layers[l].to_width * layers[l].out;
+        s.scratch = numbers > s.scratch ? numbers : s.scratch;
     }
-    s.deltas = aligned(most * p->ways);
     const long patch = layers[0].to_height * layers[0].to_width * TAPS * p->channels;
-    s.images = aligned(p->rows * patch), s.query_images = aligned(p->queries * patch);
-    const long bytes = (numbers_needed(p, &s) * (long)sizeof(REAL) + 4095) / 4096 * 4096;
+    s.images = p->rows * patch, s.query_images = p->queries * patch;
+    const long bytes = in_pages(lay_task(p, &s) * (long)sizeof(REAL));
     const long R = p->rates_grad ? p->steps * p->rate_columns : 0, each = aligned(s.P) + aligned(R);
     const long group = p->tasks < GROUP ? p->tasks : GROUP, threads = p->threads < group ? p->threads : group;
     REAL *apart = calloc(group * each, sizeof(REAL));
@@ -827,8 +751,10 @@ int adapt(const Problem *p) {
     }
 #pragma omp parallel num_threads(threads)
     {
-        REAL *memory = failed ? 0 : aligned_alloc(4096, bytes);
-        if (!memory) {
+        Task own = s;
+        own.memory = failed ? 0 : aligned_alloc(4096, bytes);
+        lay_task(p, &own);
+        if (!own.memory) {
 #pragma omp atomic write
             failed = 1;
         }
@@ -838,9 +764,9 @@ int adapt(const Problem *p) {
 #pragma omp for schedule(dynamic, 1)
             for (long t = 0; t < count; t++) {
 #ifdef POISON
-                memset(memory, 0xff, bytes); /* NaN: for a test that nothing is read that was not written */
+                memset(own.memory, 0xff, bytes); /* NaN: for a test that nothing is read that was not written */
 #endif
-                one_task(p, &s, first + t, memory, apart + t * each, apart + t * each + aligned(s.P));
+                one_task(p, &own, first + t, apart + t * each, apart + t * each + aligned(s.P));
             }
             if (p->queries) {
 #pragma omp for
@@ -851,7 +777,7 @@ int adapt(const Problem *p) {
                     for (long t = 0; t < count; t++) p->of_rates[i] += apart[t * each + aligned(s.P) + i] / p->tasks;
             }
         }
-        free(memory);
+        free(own.memory);
     }
     free(apart);
     free_plan(&support), free_plan(&query);

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_maml.kernels.adaptation import Adaptation
-from lightning_maml.kernels.compiler import Problem, failure, load
+from lightning_maml.kernels.adaptation import Adaptation, room
+from lightning_maml.kernels.compiler import Problem, addresses, failure, library_of, why_unavailable
 from lightning_maml.kernels.conv_adapt.layout import MOST_BLOCKS, Network, places_of
 
 __all__ = ["adapt", "unavailable"]
@@ -50,39 +50,26 @@ def adapt(
         RuntimeError: there is no compiler, or it fails, or a label is out of range.
         MemoryError: no memory for the tasks of a thread.
     """
-    library = load(SOURCE, theta.dtype, _Problem)
-    if isinstance(library, str):
-        raise RuntimeError(f"Expected to compile `conv_adapt` but {library}.")
+    library = library_of(SOURCE, theta.dtype, _Problem)
     there, back = places_of(network, library.block())
-    tasks, steps, shared, original = len(support_inputs), len(rates), rates.shape[1] == 1, theta
+    (tasks, rows), steps, shared, original = support_inputs.shape[:2], len(rates), rates.shape[1] == 1, theta
+    queries = 0 if query_inputs is None else query_inputs.shape[1]
     # what native.c has weights for and the network has not stays as it is, by a rate of 0
     elementwise = not shared or not (network.affine if network.norm else network.bias)
     theta = _behind(theta, 0, 1)[there]
     if elementwise:
         rates = _behind(rates.expand(steps, network.size), 0, 0)[:, there]
-    support_inputs, support_targets = _channels_last(support_inputs), support_targets.contiguous()
-    nothing = theta.new_empty(0)
-    support_losses = theta.new_empty(tasks, steps + 1)
-    queries = 0
-    if query_inputs is None or query_targets is None:
-        trajectory = theta.new_empty(tasks, steps, len(theta))
-        result = Adaptation(nothing, nothing, support_losses, nothing, nothing, trajectory)
-    else:
-        queries = query_inputs.shape[1]
-        query_inputs, query_targets = _channels_last(query_inputs), query_targets.contiguous()
-        outputs = theta.new_empty(tasks), theta.new_empty(tasks, queries, network.ways)
-        of_rates = torch.empty_like(rates) if rates_grad else nothing
-        result = Adaptation(*outputs, support_losses, torch.empty_like(theta), of_rates, nothing)
-    rates = rates.contiguous()
-    pointers = [
-        None if value is None else value.data_ptr()
-        for value in (theta, rates, support_inputs, query_inputs, support_targets, query_targets)
+    images = (None if value is None else value.permute(0, 1, 3, 4, 2) for value in (support_inputs, query_inputs))
+    given = [
+        None if value is None else value.contiguous()
+        for value in (theta, rates, *images, support_targets, query_targets)
     ]
+    result = room(theta, rates, support_inputs, query_inputs, network.ways, rates_grad)
     problem = _Problem(
-        *(tasks, support_inputs.shape[1], queries, network.blocks, steps, LOSSES.index(loss), order),
+        *(tasks, rows, queries, network.blocks, steps, LOSSES.index(loss), order),
         *(rates_grad, rates.shape[1], torch.get_num_threads()),
         *(network.channels, network.height, network.width, network.filters, network.stride, network.pool, network.norm),
-        *(network.flat, network.ways, network.eps, *pointers, *(value.data_ptr() for value in result)),
+        *(network.flat, network.ways, network.eps, *addresses([*given, *result])),
     )
     if not tasks:
         result = Adaptation(*(value.zero_() for value in result))
@@ -104,14 +91,9 @@ def adapt(
 
 def unavailable(dtype: torch.dtype = torch.float32) -> str | None:
     """Why the operator cannot be compiled on this machine, or None; compiles it where that was not done before."""
-    library = load(SOURCE, dtype, _Problem)
-    return library if isinstance(library, str) else None
+    return why_unavailable(SOURCE, dtype, _Problem)
 
 
 def _behind(values: Tensor, *numbers: int) -> Tensor:
     """``[..., n]`` -> ``[..., n + len(numbers)]``."""
     return torch.cat([values, values.new_tensor(numbers, dtype=values.dtype).expand(*values.shape[:-1], -1)], -1)
-
-
-def _channels_last(images: Tensor) -> Tensor:
-    return images.permute(0, 1, 3, 4, 2).contiguous()

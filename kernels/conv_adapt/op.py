@@ -1,17 +1,13 @@
-"""The operators ``lightning_maml::conv_adapt`` and ``lightning_maml::conv_trajectory``, on the CPU.
-
-``conv_adapt`` owns the adaptation *and* its meta-gradient, which it returns as outputs. It has no backward, so that
-differentiating any of its outputs raises: nothing can be first order without a word.
-"""
+"""The operators ``lightning_maml::conv_adapt`` and ``lightning_maml::conv_trajectory``, on the CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from lightning_maml.kernels.adaptation import Adaptation
+from lightning_maml.kernels.adaptation import Adaptation, operators
 from lightning_maml.kernels.checks import check_batch, check_choices, check_parameters, check_targets
 from lightning_maml.kernels.conv_adapt import native
 from lightning_maml.kernels.conv_adapt.layout import Network
@@ -21,75 +17,13 @@ __all__ = ["LOSSES", "conv_adapt", "conv_trajectory"]
 LOSSES = native.LOSSES
 
 
-@torch.library.custom_op("lightning_maml::conv_adapt", mutates_args=(), device_types="cpu")
-def _conv_adapt(
-    theta: Tensor,
-    rates: Tensor,
-    support_inputs: Tensor,
-    support_targets: Tensor,
-    query_inputs: Tensor,
-    query_targets: Tensor,
-    network: list[int],
-    eps: float,
-    loss: str,
-    order: int,
-    rates_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    batch = (support_inputs, support_targets, query_inputs, query_targets)
-    return native.adapt(theta, rates, *batch, _network(network, eps), loss, order, rates_grad)[:5]
+def _run(*arguments: Any) -> Adaptation:
+    *batch, numbers, eps, loss, order, rates_grad = arguments
+    given = [*batch, Network(*[*numbers, eps]), loss, order, rates_grad]
+    return native.adapt(*given)
 
 
-@_conv_adapt.register_fake
-def _(
-    theta: Tensor,
-    rates: Tensor,
-    support_inputs: Tensor,
-    support_targets: Tensor,
-    query_inputs: Tensor,
-    query_targets: Tensor,
-    network: list[int],
-    eps: float,
-    loss: str,
-    order: int,
-    rates_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tasks, queries = query_inputs.shape[:2]
-    return (
-        theta.new_empty(tasks),
-        theta.new_empty(tasks, queries, _network(network, eps).ways),
-        theta.new_empty(tasks, rates.shape[0] + 1),
-        theta.new_empty(theta.shape),
-        theta.new_empty(rates.shape if rates_grad else (0,)),
-    )
-
-
-@torch.library.custom_op("lightning_maml::conv_trajectory", mutates_args=(), device_types="cpu")
-def _conv_trajectory(
-    theta: Tensor,
-    rates: Tensor,
-    support_inputs: Tensor,
-    support_targets: Tensor,
-    network: list[int],
-    eps: float,
-    loss: str,
-) -> tuple[Tensor, Tensor]:
-    batch = (support_inputs, support_targets, None, None)
-    result = native.adapt(theta, rates, *batch, _network(network, eps), loss, 1, False)
-    return result.trajectory, result.support_losses
-
-
-@_conv_trajectory.register_fake
-def _(
-    theta: Tensor,
-    rates: Tensor,
-    support_inputs: Tensor,
-    support_targets: Tensor,
-    network: list[int],
-    eps: float,
-    loss: str,
-) -> tuple[Tensor, Tensor]:
-    tasks, steps = support_inputs.shape[0], rates.shape[0]
-    return theta.new_empty(tasks, steps, theta.shape[0]), theta.new_empty(tasks, steps + 1)
+_conv_adapt, _conv_trajectory = operators("conv", "int[] network, float eps, str loss", "", _run, ("cpu",))
 
 
 def conv_adapt(
@@ -140,13 +74,6 @@ def conv_trajectory(
     """The parameters ``[T, m, P]`` after each inner step and the losses ``[T, m + 1]``, as :func:`conv_adapt`."""
     _check(theta, rates, (support_inputs, support_targets), network, loss)
     return _conv_trajectory(theta, rates, support_inputs, support_targets, network.plain(), network.eps, loss)
-
-
-def _network(numbers: list[int], eps: float) -> Network:
-    """From :meth:`Network.plain`."""
-    channels, height, width, filters, blocks, stride, pool, norm, bias, affine, flat, ways = numbers
-    flags = {"pool": bool(pool), "norm": bool(norm), "bias": bool(bias), "affine": bool(affine), "flat": bool(flat)}
-    return Network(channels, height, width, filters, blocks, stride, ways=ways, eps=eps, **flags)
 
 
 def _check(theta: Tensor, rates: Tensor, batch: Sequence[Tensor], network: Network, loss: str, order: int = 1) -> None:

@@ -5,8 +5,7 @@ tile of a result and one slice of its operands, whatever the size of the network
 multiprocessor and hide each other's latency. Layers are a loop over a small table of widths and offsets: the same code
 for any depth. Threads of a program meet at a barrier wherever one reads what another wrote.
 
-Weights are matrices ``[in + 1, out]`` with the bias as the last row (``layout.py``). Loads of activations give a one
-beyond their last column (``FILL``), which the bias row multiplies; what lies further meets zeros of the other operand.
+Weights are matrices ``[in + 1, out]`` with the bias as the last row (``layout.py``).
 """
 
 from __future__ import annotations
@@ -19,8 +18,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_maml.kernels.adaptation import Adaptation
+from lightning_maml.kernels.adaptation import Adaptation, room
 from lightning_maml.kernels.mlp_adapt.layout import in_torchs_order, into_matrices
+from lightning_maml.kernels.mlp_adapt.products import (
+    activation_of,
+    add_back,
+    add_forward,
+    add_gradient,
+    density,
+    elements_of,
+    layer_of,
+    loss_of,
+    loss_tangent_of,
+    slope_of,
+    tile_of,
+)
 
 __all__ = ["COMPILER", "launch", "mlp_backward", "mlp_forward", "options"]
 
@@ -28,149 +40,6 @@ COMPILER = {"num_warps": 4, "num_stages": 1, "maxnreg": 128, "enable_fp_fusion":
 """128 registers: four programs of four warps share a multiprocessor."""
 SCRATCH_NUMBERS = 1 << 29
 """Tasks are launched in chunks of at most this many numbers of scratch, 2 GiB."""
-
-
-@triton.jit
-def _product(
-    b_sum,
-    p_a,
-    a_row,
-    a_column,
-    a_rows,
-    a_inner,
-    p_b,
-    b_row,
-    b_column,
-    b_inner,
-    b_columns,
-    o_row,
-    o_column,
-    FILL: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BK: tl.constexpr,
-):
-    """``b_sum + A @ B`` for the rows ``o_row`` and columns ``o_column``; A is ``FILL`` and B zero where they end."""
-    for start in range(0, b_inner, BK):
-        o_inner = start + tl.arange(0, BK)
-        m_a = (o_row < a_rows)[:, None] & (o_inner < a_inner)[None, :]
-        m_b = (o_inner < b_inner)[:, None] & (o_column < b_columns)[None, :]
-        b_a = tl.load(p_a + o_row[:, None] * a_row + o_inner[None, :] * a_column, mask=m_a, other=FILL)
-        b_b = tl.load(p_b + o_inner[:, None] * b_row + o_column[None, :] * b_column, mask=m_b, other=0.0)
-        if PRECISION == "bf16":
-            b_sum = tl.dot(b_a.to(tl.bfloat16), b_b.to(tl.bfloat16), b_sum)
-        else:
-            b_sum = tl.dot(b_a, b_b, b_sum, input_precision=PRECISION)
-    return b_sum
-
-
-@triton.jit
-def _tanh(b_x):
-    # near zero by its series: the quotient loses all digits there
-    b_square = b_x * b_x
-    b_series = 1.0 + b_square * (-1 / 3 + b_square * (2 / 15 + b_square * (-17 / 315 + b_square * (62 / 2835))))
-    b_quotient = 1.0 - 2.0 / (tl.exp(2.0 * tl.abs(b_x)) + 1.0)
-    return tl.where(b_square < 0.04, b_x * b_series, tl.where(b_x < 0, -b_quotient, b_quotient))
-
-
-@triton.jit
-def _density(b_x):
-    return 0.3989422804014327 * tl.exp(-0.5 * b_x * b_x)
-
-
-@triton.jit
-def _cumulative(b_x):
-    return 0.5 + 0.5 * tl.erf(b_x * 0.7071067811865476)
-
-
-@triton.jit
-def _activation(b_x, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "relu":
-        return tl.where(b_x > 0, b_x, 0.0)
-    elif ACTIVATION == "tanh":
-        return _tanh(b_x)
-    elif ACTIVATION == "gelu":
-        return b_x * _cumulative(b_x)
-    else:
-        tl.static_assert(ACTIVATION == "identity", "Expected a known ACTIVATION")
-        return b_x
-
-
-@triton.jit
-def _slope(b_x, ACTIVATION: tl.constexpr):
-    """The slope, from the activation's value; of GELU from what went into it."""
-    if ACTIVATION == "relu":
-        return tl.where(b_x > 0, 1.0, 0.0)
-    elif ACTIVATION == "tanh":
-        return 1.0 - b_x * b_x
-    elif ACTIVATION == "gelu":
-        return _cumulative(b_x) + b_x * _density(b_x)
-    else:
-        tl.static_assert(ACTIVATION == "identity", "Expected a known ACTIVATION")
-        return b_x * 0.0 + 1.0
-
-
-@triton.jit
-def _layer(p_table, layer):
-    """Of the matrix behind ``layer``: inputs, outputs, where it starts, and where both sides' activations start."""
-    p_entry = p_table + 3 * layer
-    return (
-        tl.load(p_entry),
-        tl.load(p_entry + 3),
-        tl.load(p_entry + 1),
-        tl.load(p_entry + 2),
-        tl.load(p_entry + 5),
-    )
-
-
-@triton.jit
-def _loss(b_logits, p_targets, o_row, o_column, m_tile, rows, classes, LOSS: tl.constexpr):
-    """The sum of the rows' losses, and their gradient at the logits."""
-    if LOSS == "cross_entropy":
-        b_label = tl.load(p_targets + o_row, mask=o_row < rows, other=0.0)
-        b_shown = tl.where((o_column < classes)[None, :], b_logits, float("-inf"))
-        b_high = tl.max(b_shown, 1)
-        b_exp = tl.exp(b_shown - b_high[:, None])
-        b_total = tl.sum(b_exp, 1)
-        m_label = (o_column[None, :] == b_label[:, None]) & m_tile
-        b_picked = tl.sum(tl.where(m_label, b_logits, 0.0), 1)
-        b_each = tl.log(b_total) + b_high - b_picked
-        # a label that no class has shows itself
-        b_each = tl.where((b_label >= 0) & (b_label < classes), b_each, float("nan"))
-        b_delta = b_exp / b_total[:, None] - tl.where(m_label, 1.0, 0.0)
-        return tl.sum(tl.where(o_row < rows, b_each, 0.0), 0), b_delta
-    else:
-        b_targets = tl.load(p_targets + o_row[:, None] * classes + o_column[None, :], mask=m_tile, other=0.0)
-        if LOSS == "bce":
-            b_small = tl.exp(-tl.abs(b_logits))
-            b_each = tl.where(b_logits > 0, b_logits, 0.0) - b_logits * b_targets + tl.log(1.0 + b_small)
-            b_delta = tl.where(b_logits > 0, 1.0 / (1.0 + b_small), b_small / (1.0 + b_small)) - b_targets
-        else:
-            tl.static_assert(LOSS == "mse", "Expected a known LOSS")
-            b_delta = b_logits - b_targets
-            b_each = b_delta * b_delta
-            b_delta = 2.0 * b_delta
-        return tl.sum(tl.sum(tl.where(m_tile, b_each, 0.0), 1), 0), b_delta
-
-
-@triton.jit
-def _loss_tangent(b_logits, b_tangent, o_column, classes, LOSS: tl.constexpr):
-    """The tangent of the gradient at the logits, from the tangent of the logits."""
-    if LOSS == "cross_entropy":
-        b_shown = tl.where((o_column < classes)[None, :], b_logits, float("-inf"))
-        b_exp = tl.exp(b_shown - tl.max(b_shown, 1)[:, None])
-        b_share = b_exp / tl.sum(b_exp, 1)[:, None]
-        # what lies behind the last class is zero in any case, but a product that meets the sum would be fused into it:
-        # the lanes of a row would add up with other roundings, and which of their sums counts would be open
-        b_product = tl.where((o_column < classes)[None, :], b_share * b_tangent, 0.0)
-        return b_share * (b_tangent - tl.sum(b_product, 1)[:, None])
-    elif LOSS == "bce":
-        b_small = tl.exp(-tl.abs(b_logits))
-        return b_tangent * b_small / ((1.0 + b_small) * (1.0 + b_small))
-    else:
-        tl.static_assert(LOSS == "mse", "Expected a known LOSS")
-        return 2.0 * b_tangent
-
-
 _RUNTIME = ["P", "S", "layers", "steps", "rows", "queries", "rate_step", "rate_stride"]
 
 
@@ -190,23 +59,10 @@ def mlp_forward(
     p_support_losses,  # [T, m + 1]
     p_task_losses,  # [T]
     p_predictions,  # [T, Nq, out]
-    P,
-    S,
-    layers,
-    steps,
-    rows,
-    queries,
-    rate_step,
-    rate_stride,
-    ACTIVATION: tl.constexpr,
-    LOSS: tl.constexpr,
-    QUERY: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    BC: tl.constexpr,
-):
+    P, S, layers, steps, rows, queries, rate_step, rate_stride,
+    ACTIVATION: tl.constexpr, LOSS: tl.constexpr, QUERY: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
     SECTIONS: tl.constexpr = 4 if ACTIVATION == "gelu" else 2
     i_task = tl.program_id(0).to(tl.int64)
     inputs = tl.load(p_table)
@@ -229,37 +85,27 @@ def mlp_forward(
         p_deltas = p_rows + S
 
         for layer in range(layers):
-            ins, outs, o_matrix, o_in, o_out = _layer(p_table, layer)
-            p_from = p_inputs
-            if layer > 0:
-                p_from = p_rows + o_in
+            ins, outs, o_matrix, o_in, o_out, p_from = layer_of(p_table, layer, p_inputs, p_rows)
             for start_row in range(0, n, BM):
                 for start_column in range(0, outs, BN):
-                    o_row = start_row + tl.arange(0, BM)
-                    o_column = start_column + tl.arange(0, BN)
-                    b_sum = tl.zeros((BM, BN), dtype=p_theta.dtype.element_ty)
-                    b_sum = _product(
-                        b_sum, p_from, ins, 1, n, ins, p_phi + o_matrix, outs, 1, ins + 1, outs, o_row, o_column,
-                        1.0, PRECISION, BK,
-                    )  # fmt: skip
-                    m_tile = (o_row < n)[:, None] & (o_column < outs)[None, :]
-                    o_tile = o_out + o_row[:, None] * outs + o_column[None, :]
+                    tile = tile_of(start_row, start_column, BM, BN)
+                    b_sum = tl.zeros((BM, BN), tl.float32)
+                    b_sum = add_forward(b_sum, p_from, p_phi + o_matrix, n, ins, outs, tile, 1, PRECISION, BK)
+                    m_tile, o_tile = elements_of(tile, n, outs, o_out)
                     if ACTIVATION == "gelu":
                         tl.store(p_rows + 2 * S + o_tile, b_sum, mask=m_tile)
                     # no branch for the logits: Triton 3.9 fails to compile one around GELU
-                    b_sum = tl.where(layer + 1 < layers, _activation(b_sum, ACTIVATION), b_sum)
+                    b_sum = tl.where(layer + 1 < layers, activation_of(b_sum, ACTIVATION), b_sum)
                     tl.store(p_rows + o_tile, b_sum, mask=m_tile)
             tl.debug_barrier()
 
         terms = n if LOSS == "cross_entropy" else n * classes
-        total = tl.zeros((), dtype=p_theta.dtype.element_ty)
+        total = tl.zeros((), tl.float32)
         for start_row in range(0, n, BM):
-            o_row = start_row + tl.arange(0, BM)
-            o_column = tl.arange(0, BC)
-            m_tile = (o_row < n)[:, None] & (o_column < classes)[None, :]
-            o_tile = o_row[:, None] * classes + o_column[None, :]
+            tile = tile_of(start_row, 0, BM, BC)
+            m_tile, o_tile = elements_of(tile, n, classes, 0)
             b_logits = tl.load(p_rows + last + o_tile, mask=m_tile, other=0.0)
-            part, b_delta = _loss(b_logits, p_targets, o_row, o_column, m_tile, n, classes, LOSS)
+            part, b_delta = loss_of(b_logits, p_targets, tile, m_tile, n, classes, LOSS)
             total += part
             tl.store(p_deltas + last + o_tile, b_delta / terms, mask=m_tile)
             if i_pass > steps:
@@ -273,42 +119,29 @@ def mlp_forward(
         if i_pass != steps:
             for back in range(1, layers):
                 layer = layers - back
-                ins, outs, o_matrix, o_in, o_out = _layer(p_table, layer)
+                ins, outs, o_matrix, o_in, o_out, _ = layer_of(p_table, layer, p_inputs, p_rows)
                 for start_row in range(0, n, BM):
                     for start_column in range(0, ins, BN):
-                        o_row = start_row + tl.arange(0, BM)
-                        o_column = start_column + tl.arange(0, BN)
-                        b_sum = tl.zeros((BM, BN), dtype=p_theta.dtype.element_ty)
-                        b_sum = _product(
-                            b_sum, p_deltas + o_out, outs, 1, n, outs, p_phi + o_matrix, 1, outs, outs, ins,
-                            o_row, o_column, 0.0, PRECISION, BK,
-                        )  # fmt: skip
-                        m_tile = (o_row < n)[:, None] & (o_column < ins)[None, :]
-                        o_tile = o_in + o_row[:, None] * ins + o_column[None, :]
+                        tile = tile_of(start_row, start_column, BM, BN)
+                        b_sum = tl.zeros((BM, BN), tl.float32)
+                        b_sum = add_back(b_sum, p_deltas + o_out, p_phi + o_matrix, n, ins, outs, tile, PRECISION, BK)
+                        m_tile, o_tile = elements_of(tile, n, ins, o_in)
                         if ACTIVATION == "gelu":
                             tl.store(p_rows + 3 * S + o_tile, b_sum, mask=m_tile)
                             b_from = tl.load(p_rows + 2 * S + o_tile, mask=m_tile, other=0.0)
                         else:
                             b_from = tl.load(p_rows + o_tile, mask=m_tile, other=0.0)
-                        tl.store(p_deltas + o_tile, b_sum * _slope(b_from, ACTIVATION), mask=m_tile)
+                        tl.store(p_deltas + o_tile, b_sum * slope_of(b_from, ACTIVATION), mask=m_tile)
                 tl.debug_barrier()
 
             for layer in range(layers):
-                ins, outs, o_matrix, o_in, o_out = _layer(p_table, layer)
-                p_from = p_inputs
-                if layer > 0:
-                    p_from = p_rows + o_in
+                ins, outs, o_matrix, o_in, o_out, p_from = layer_of(p_table, layer, p_inputs, p_rows)
                 for start_row in range(0, ins + 1, BM):
                     for start_column in range(0, outs, BN):
-                        o_row = start_row + tl.arange(0, BM)
-                        o_column = start_column + tl.arange(0, BN)
-                        b_sum = tl.zeros((BM, BN), dtype=p_theta.dtype.element_ty)
-                        b_sum = _product(
-                            b_sum, p_from, 1, ins, ins, n, p_deltas + o_out, outs, 1, n, outs, o_row, o_column,
-                            1.0, PRECISION, BK,
-                        )  # fmt: skip
-                        m_tile = (o_row < ins + 1)[:, None] & (o_column < outs)[None, :]
-                        o_tile = o_matrix + o_row[:, None] * outs + o_column[None, :]
+                        tile = tile_of(start_row, start_column, BM, BN)
+                        b_sum = tl.zeros((BM, BN), tl.float32)
+                        b_sum = add_gradient(b_sum, p_from, p_deltas + o_out, n, ins, outs, tile, 1, PRECISION, BK)
+                        m_tile, o_tile = elements_of(tile, ins + 1, outs, o_matrix)
                         if i_pass < steps:
                             b_rate = tl.load(p_rates + step * rate_step + o_tile * rate_stride, mask=m_tile, other=0.0)
                             b_phi = tl.load(p_phi + o_tile, mask=m_tile, other=0.0)
@@ -335,24 +168,11 @@ def mlp_backward(
     p_u,  # [T, 2, P]: v times the rate of the step, in turns
     p_tangents,  # [T, 3, S]: tangents of the activations, of the gradients at the sums, of the sums
     p_of_rates,  # [T, m] or [T, m, P]
-    P,
-    S,
-    layers,
-    steps,
-    rows,
-    queries,
-    rate_step,
-    rate_stride,
-    ACTIVATION: tl.constexpr,
-    LOSS: tl.constexpr,
-    ORDER: tl.constexpr,
+    P, S, layers, steps, rows, queries, rate_step, rate_stride,
+    ACTIVATION: tl.constexpr, LOSS: tl.constexpr, ORDER: tl.constexpr,
     RATES_GRAD: tl.constexpr,  # 0: none, 1: one a step, 2: one for each element
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    BC: tl.constexpr,
-):
+    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
     SECTIONS: tl.constexpr = 4 if ACTIVATION == "gelu" else 2
     tl.static_assert(ORDER == 1 or ORDER == 2, "Expected a known ORDER")
     CURVED: tl.constexpr = ACTIVATION == "gelu" or ACTIVATION == "tanh"
@@ -377,67 +197,52 @@ def mlp_backward(
 
         if ORDER == 2:
             for layer in range(layers):
-                ins, outs, o_matrix, o_in, o_out = _layer(p_table, layer)
-                p_from = p_inputs
-                if layer > 0:
-                    p_from = p_rows + o_in
+                ins, outs, o_matrix, o_in, o_out, p_from = layer_of(p_table, layer, p_inputs, p_rows)
                 for start_row in range(0, n, BM):
                     for start_column in range(0, outs, BN):
-                        o_row = start_row + tl.arange(0, BM)
-                        o_column = start_column + tl.arange(0, BN)
-                        b_sum = tl.zeros((BM, BN), dtype=p_theta.dtype.element_ty)
-                        b_sum = _product(
-                            b_sum, p_from, ins, 1, n, ins, p_direction + o_matrix, outs, 1, ins + 1, outs,
-                            o_row, o_column, 1.0, PRECISION, BK,
-                        )  # fmt: skip
+                        tile = tile_of(start_row, start_column, BM, BN)
+                        b_sum = tl.zeros((BM, BN), tl.float32)
+                        b_sum = add_forward(b_sum, p_from, p_direction + o_matrix, n, ins, outs, tile, 1, PRECISION, BK)
                         if layer > 0:
-                            b_sum = _product(
-                                b_sum, p_row_tangents + o_in, ins, 1, n, ins, p_phi + o_matrix, outs, 1, ins, outs,
-                                o_row, o_column, 0.0, PRECISION, BK,
-                            )  # fmt: skip
-                        m_tile = (o_row < n)[:, None] & (o_column < outs)[None, :]
-                        o_tile = o_out + o_row[:, None] * outs + o_column[None, :]
+                            b_sum = add_forward(
+                                b_sum, p_row_tangents + o_in, p_phi + o_matrix, n, ins, outs, tile, 0, PRECISION, BK
+                            )
+                        m_tile, o_tile = elements_of(tile, n, outs, o_out)
                         if CURVED:
                             tl.store(p_sum_tangents + o_tile, b_sum, mask=m_tile)
                         p_slope = p_rows + 2 * S if ACTIVATION == "gelu" else p_rows
                         b_from = tl.load(p_slope + o_tile, mask=m_tile, other=0.0)
-                        b_sum = tl.where(layer + 1 < layers, b_sum * _slope(b_from, ACTIVATION), b_sum)
+                        b_sum = tl.where(layer + 1 < layers, b_sum * slope_of(b_from, ACTIVATION), b_sum)
                         tl.store(p_row_tangents + o_tile, b_sum, mask=m_tile)
                 tl.debug_barrier()
 
             terms = n if LOSS == "cross_entropy" else n * classes
             for start_row in range(0, n, BM):
-                o_row = start_row + tl.arange(0, BM)
-                o_column = tl.arange(0, BC)
-                m_tile = (o_row < n)[:, None] & (o_column < classes)[None, :]
-                o_tile = last + o_row[:, None] * classes + o_column[None, :]
+                tile = tile_of(start_row, 0, BM, BC)
+                m_tile, o_tile = elements_of(tile, n, classes, last)
                 b_logits = tl.load(p_rows + o_tile, mask=m_tile, other=0.0)
                 b_tangent = tl.load(p_row_tangents + o_tile, mask=m_tile, other=0.0)
-                b_delta = _loss_tangent(b_logits, b_tangent, o_column, classes, LOSS) / terms
+                b_delta = loss_tangent_of(b_logits, b_tangent, tile, classes, LOSS) / terms
                 tl.store(p_delta_tangents + o_tile, b_delta, mask=m_tile)
             tl.debug_barrier()
 
             for back in range(1, layers):
                 layer = layers - back
-                ins, outs, o_matrix, o_in, o_out = _layer(p_table, layer)
+                ins, outs, o_matrix, o_in, o_out, _ = layer_of(p_table, layer, p_inputs, p_rows)
                 for start_row in range(0, n, BM):
                     for start_column in range(0, ins, BN):
-                        o_row = start_row + tl.arange(0, BM)
-                        o_column = start_column + tl.arange(0, BN)
-                        b_sum = tl.zeros((BM, BN), dtype=p_theta.dtype.element_ty)
-                        b_sum = _product(
-                            b_sum, p_delta_tangents + o_out, outs, 1, n, outs, p_phi + o_matrix, 1, outs, outs, ins,
-                            o_row, o_column, 0.0, PRECISION, BK,
-                        )  # fmt: skip
-                        b_sum = _product(
-                            b_sum, p_deltas + o_out, outs, 1, n, outs, p_direction + o_matrix, 1, outs, outs, ins,
-                            o_row, o_column, 0.0, PRECISION, BK,
-                        )  # fmt: skip
-                        m_tile = (o_row < n)[:, None] & (o_column < ins)[None, :]
-                        o_tile = o_in + o_row[:, None] * ins + o_column[None, :]
+                        tile = tile_of(start_row, start_column, BM, BN)
+                        b_sum = tl.zeros((BM, BN), tl.float32)
+                        b_sum = add_back(
+                            b_sum, p_delta_tangents + o_out, p_phi + o_matrix, n, ins, outs, tile, PRECISION, BK
+                        )
+                        b_sum = add_back(
+                            b_sum, p_deltas + o_out, p_direction + o_matrix, n, ins, outs, tile, PRECISION, BK
+                        )
+                        m_tile, o_tile = elements_of(tile, n, ins, o_in)
                         p_slope = p_rows + 2 * S if ACTIVATION == "gelu" else p_rows
                         b_from = tl.load(p_slope + o_tile, mask=m_tile, other=0.0)
-                        b_sum = b_sum * _slope(b_from, ACTIVATION)
+                        b_sum = b_sum * slope_of(b_from, ACTIVATION)
                         if CURVED:
                             b_bend = tl.load(p_sum_tangents + o_tile, mask=m_tile, other=0.0)
                             if ACTIVATION == "tanh":
@@ -445,45 +250,35 @@ def mlp_backward(
                                 b_sum -= 2.0 * b_from * b_delta * b_bend
                             else:
                                 b_upstream = tl.load(p_rows + 3 * S + o_tile, mask=m_tile, other=0.0)
-                                b_sum += _density(b_from) * (2.0 - b_from * b_from) * b_upstream * b_bend
+                                b_sum += density(b_from) * (2.0 - b_from * b_from) * b_upstream * b_bend
                         tl.store(p_delta_tangents + o_tile, b_sum, mask=m_tile)
                 tl.debug_barrier()
 
-        of_rate = tl.zeros((), dtype=p_theta.dtype.element_ty)
+        of_rate = tl.zeros((), tl.float32)
         for layer in range(layers):
-            ins, outs, o_matrix, o_in, o_out = _layer(p_table, layer)
-            p_from = p_inputs
-            if layer > 0:
-                p_from = p_rows + o_in
+            ins, outs, o_matrix, o_in, o_out, p_from = layer_of(p_table, layer, p_inputs, p_rows)
             for start_row in range(0, ins + 1, BM):
                 for start_column in range(0, outs, BN):
-                    o_row = start_row + tl.arange(0, BM)
-                    o_column = start_column + tl.arange(0, BN)
-                    m_tile = (o_row < ins + 1)[:, None] & (o_column < outs)[None, :]
-                    o_tile = o_matrix + o_row[:, None] * outs + o_column[None, :]
+                    tile = tile_of(start_row, start_column, BM, BN)
+                    m_tile, o_tile = elements_of(tile, ins + 1, outs, o_matrix)
                     b_v = tl.load(p_v + i_task * P + o_tile, mask=m_tile, other=0.0)
                     if RATES_GRAD > 0:
-                        b_sum = tl.zeros((BM, BN), dtype=p_theta.dtype.element_ty)
-                        b_sum = _product(
-                            b_sum, p_from, 1, ins, ins, n, p_deltas + o_out, outs, 1, n, outs, o_row, o_column,
-                            1.0, PRECISION, BK,
-                        )  # fmt: skip
+                        b_sum = tl.zeros((BM, BN), tl.float32)
+                        b_sum = add_gradient(b_sum, p_from, p_deltas + o_out, n, ins, outs, tile, 1, PRECISION, BK)
                         b_sum = tl.where(m_tile, -b_sum * b_v, 0.0)
                         if RATES_GRAD == 2:
                             tl.store(p_of_rates + (i_task * steps + step) * P + o_tile, b_sum, mask=m_tile)
                         else:
                             of_rate += tl.sum(tl.sum(b_sum, 1), 0)
                     if ORDER == 2:
-                        b_sum = tl.zeros((BM, BN), dtype=p_theta.dtype.element_ty)
-                        b_sum = _product(
-                            b_sum, p_from, 1, ins, ins, n, p_delta_tangents + o_out, outs, 1, n, outs,
-                            o_row, o_column, 1.0, PRECISION, BK,
-                        )  # fmt: skip
+                        b_sum = tl.zeros((BM, BN), tl.float32)
+                        b_sum = add_gradient(
+                            b_sum, p_from, p_delta_tangents + o_out, n, ins, outs, tile, 1, PRECISION, BK
+                        )
                         if layer > 0:
-                            b_sum = _product(
-                                b_sum, p_row_tangents + o_in, 1, ins, ins, n, p_deltas + o_out, outs, 1, n, outs,
-                                o_row, o_column, 0.0, PRECISION, BK,
-                            )  # fmt: skip
+                            b_sum = add_gradient(
+                                b_sum, p_row_tangents + o_in, p_deltas + o_out, n, ins, outs, tile, 0, PRECISION, BK
+                            )
                         b_v -= b_sum
                         tl.store(p_v + i_task * P + o_tile, b_v, mask=m_tile)
                         m_rate = m_tile & (o_tile < P * step)
@@ -532,43 +327,35 @@ def launch(
     precision: str,
 ) -> Adaptation:
     """As the operator (``op.py``); without a query set, the trajectory ``[T, m, P]`` and the support losses alone."""
-    with_query = query_inputs is not None and query_targets is not None
+    with_query = query_inputs is not None
     batch = [support_inputs, support_targets]
-    batch += [query_inputs, query_targets] if query_inputs is not None and query_targets is not None else batch
+    batch += [tensor for tensor in (query_inputs, query_targets) if tensor is not None] or batch
     batch = [tensor.to(theta.dtype).contiguous() for tensor in batch]  # labels too: up to 128 classes are exact
     theta, rates = (into_matrices(value, widths).contiguous() for value in (theta, rates))
     tasks, rows = batch[0].shape[:2]
     queries = batch[2].shape[1]
-    P, steps, layers = theta.numel(), len(rates), len(widths) - 1
-    longest = max(rows, queries)
-    table = _table(tuple(widths), longest, theta.device)
+    P, steps, longest = theta.numel(), len(rates), max(rows, queries)
     S, sections = longest * sum(widths[1:]), 4 if activation == "gelu" else 2
-
+    table = _table(tuple(widths), longest, theta.device)
     each = (steps + 1) * (sections * S + P) + 3 * S + 3 * P + (steps * P if rates_grad else 0)
     chunk = max(1, min(tasks, SCRATCH_NUMBERS // each))
-    trajectory = theta.new_empty((0 if with_query else tasks, steps, P))
-    support_losses = theta.new_empty(tasks, steps + 1)
-    task_losses = theta.new_empty(tasks if with_query else 0)
-    predictions = theta.new_empty(tasks if with_query else 0, queries, widths[-1])
-    of_theta = torch.zeros_like(theta)
-    of_rates = torch.zeros_like(rates) if rates_grad else rates.new_empty(0)
-    path = theta.new_empty(chunk, steps, P) if with_query else trajectory
+    result = room(theta, rates, batch[0], query_inputs, widths[-1], rates_grad)
+    of_theta, of_rates = result.of_theta.zero_(), result.of_rates.zero_()
+    path = theta.new_empty(chunk, steps, P) if with_query else result.trajectory
     tape = theta.new_empty(chunk, steps + 1, sections, S)
     v, u = theta.new_empty(chunk, P), theta.new_empty(chunk, 2, P)
-    sizes = (P, S, layers, steps, rows, queries, rates.stride(0), int(rates.shape[1] > 1))
+    sizes = (P, S, len(widths) - 1, steps, rows, queries, rates.stride(0), int(rates.shape[1] > 1))
     kinds = {"ACTIVATION": activation, "LOSS": loss, **options(widths, precision), **COMPILER}
     for start in range(0, tasks, chunk):
         part = slice(start, min(start + chunk, tasks))
         count = part.stop - start
         x, y, xq, yq = (tensor[part] for tensor in batch)
-        where = path if with_query else trajectory[part]
-        outputs = (support_losses[part], task_losses[part], predictions[part])
+        where = path if with_query else path[part]
+        outputs = (result.support_losses[part], result.task_losses[part], result.predictions[part])
         mlp_forward[(count,)](
             theta, rates, x, y, xq, yq, table, where, tape, v, u, *outputs, *sizes, QUERY=int(with_query), **kinds
         )
-        if not with_query:
-            continue
-        if steps and (order == 2 or rates_grad):
+        if with_query and steps and (order == 2 or rates_grad):
             per_step = theta.new_empty(count, *of_rates.shape) if rates_grad else of_rates
             kind = 0 if not rates_grad else 1 if rates.shape[1] == 1 else 2
             tangents = theta.new_empty(count, 3, S) if order == 2 else v
@@ -578,6 +365,6 @@ def launch(
             )  # fmt: skip
             if rates_grad:
                 of_rates += per_step.sum(0) / tasks
-        of_theta += v[:count].sum(0) / tasks
-    result = Adaptation(task_losses, predictions, support_losses, of_theta, of_rates, trajectory)
+        if with_query:
+            of_theta += v[:count].sum(0) / tasks
     return in_torchs_order(result, widths)

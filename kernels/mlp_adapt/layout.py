@@ -16,18 +16,6 @@ from torch import Tensor
 
 from lightning_maml.kernels.adaptation import Adaptation
 
-__all__ = [
-    "ACTIVATIONS",
-    "LOSSES",
-    "MOST_HIDDEN",
-    "in_torchs_order",
-    "into_matrices",
-    "matrices",
-    "out_of_matrices",
-    "parameters_of",
-    "size",
-]
-
 ACTIVATIONS = ("identity", "relu", "tanh", "gelu")
 LOSSES = ("mse", "cross_entropy", "bce")
 MOST_HIDDEN = 3
@@ -69,10 +57,6 @@ def in_torchs_order(result: Adaptation, widths: Sequence[int]) -> Adaptation:
 @lru_cache(64)
 def _places(widths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
-        numbers, there = torch.arange(size(widths)), []
-        for part, (a, b) in zip(
-            numbers.split([(a + 1) * b for a, b in pairwise(widths)]), pairwise(widths), strict=True
-        ):
-            there += [part[: a * b].view(b, a).T.flatten(), part[a * b :]]
-        places = torch.cat(there)
+        layers = parameters_of(torch.arange(size(widths)), widths)
+        places = torch.cat([part for weight, bias in layers for part in (weight.T.flatten(), bias)])
         return places.to(device), places.argsort().to(device)

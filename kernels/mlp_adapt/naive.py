@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from lightning_maml.kernels.adaptation import Adaptation
 from lightning_maml.kernels.checks import unknown
 from lightning_maml.kernels.mlp_adapt.layout import LOSSES, parameters_of
 
-__all__ = ["mlp_adapt"]
+__all__ = ["adapt", "mlp_adapt"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda a: a,
@@ -44,6 +45,29 @@ def losses(predictions: Tensor, targets: Tensor, loss: str) -> Tensor:
     return each.reshape(len(predictions), -1).mean(1)
 
 
+def adapt(
+    forward: Callable[[Tensor, Tensor], Tensor], theta: Tensor, rates: Tensor, *batch: Tensor, loss: str, order: int
+) -> Adaptation:
+    """With a network ``forward(phi [T, P], inputs [T, N, ...])`` as the operators, and the parameters on the way."""
+    support_inputs, support_targets, query_inputs, query_targets = batch
+    theta, rates = theta.detach().requires_grad_(), rates.detach().requires_grad_()
+    phi = theta.expand(len(support_inputs), -1)
+    seen, trajectory = [], []
+    for rate in rates:
+        support = losses(forward(phi, support_inputs), support_targets, loss)
+        (gradient,) = torch.autograd.grad(support.sum(), phi, create_graph=order == 2, retain_graph=True)
+        phi = phi - rate * gradient
+        seen.append(support)
+        trajectory.append(phi)
+    seen.append(losses(forward(phi, support_inputs), support_targets, loss))
+    predictions = forward(phi, query_inputs)
+    query = losses(predictions, query_targets, loss)
+    of_theta, of_rates = torch.autograd.grad(query.mean(), [theta, rates], materialize_grads=True)
+    path = torch.stack(trajectory, 1) if trajectory else phi.new_empty(len(phi), 0, phi.shape[1])
+    outputs = query, predictions, torch.stack(seen, 1), of_theta, of_rates, path
+    return Adaptation(*(output.detach() for output in outputs))
+
+
 def mlp_adapt(
     theta: Tensor,
     rates: Tensor,
@@ -57,19 +81,6 @@ def mlp_adapt(
     order: int,
 ) -> Adaptation:
     """As the operator (``op.py``), and the parameters on the way."""
-    theta, rates = theta.detach().requires_grad_(), rates.detach().requires_grad_()
-    phi = theta.expand(len(support_inputs), -1)
-    seen, trajectory = [], []
-    for rate in rates:
-        support = losses(forward(phi, support_inputs, widths, activation), support_targets, loss)
-        (gradient,) = torch.autograd.grad(support.sum(), phi, create_graph=order == 2, retain_graph=True)
-        phi = phi - rate * gradient
-        seen.append(support)
-        trajectory.append(phi)
-    seen.append(losses(forward(phi, support_inputs, widths, activation), support_targets, loss))
-    predictions = forward(phi, query_inputs, widths, activation)
-    query = losses(predictions, query_targets, loss)
-    of_theta, of_rates = torch.autograd.grad(query.mean(), [theta, rates], materialize_grads=True)
-    path = torch.stack(trajectory, 1) if trajectory else phi.new_empty(len(phi), 0, phi.shape[1])
-    outputs = query, predictions, torch.stack(seen, 1), of_theta, of_rates, path
-    return Adaptation(*(output.detach() for output in outputs))
+    batch = (support_inputs, support_targets, query_inputs, query_targets)
+    network = partial(forward, widths=widths, activation=activation)
+    return adapt(network, theta, rates, *batch, loss=loss, order=order)

@@ -131,12 +131,9 @@ static void group(const Problem *p, const int32_t *places, long first, V *memory
         const REAL *given = p->rates + k * p->rate_columns;
         for (long i = 0; i < (rate_step ? P : 1); i++) rates[i] = scale * given[rate_step ? places[i] : 0];
         V *next = path + (k + 1) * P;
-        for (long l = 0, begin = 0; l < layers; l++) {
-            long in = net->widths[l], to = net->widths[l + 1];
-            descend(rows, in + 1, to, next + begin, now->values[l], now->deltas[l], phi + begin,
+        FOR_LAYERS(net)
+            descend(rows, in + 1, out, next + begin, now->values[l], now->deltas[l], phi + begin,
                     rates + begin * rate_step, rate_step);
-            begin += (in + 1) * to;
-        }
     }
     if (!queries) {
         for (long l = 0; l < count; l++)
@@ -159,32 +156,26 @@ static void group(const Problem *p, const int32_t *places, long first, V *memory
     const REAL share = factor / ((REAL)p->tasks * (p->loss == CROSS_ENTROPY ? queries : queries * out));
     for (long i = 0; i < queries * out; i++) last.deltas[layers - 1][i] *= share;
     back(net, queries, phi, &last, sums);
-    for (long l = 0, begin = 0; l < layers; l++) {
-        long in = net->widths[l], to = net->widths[l + 1];
-        gradient_product(queries, in + 1, to, v + begin, last.values[l], last.deltas[l]);
-        begin += (in + 1) * to;
-    }
+    FOR_LAYERS(net) gradient_product(queries, in + 1, out, v + begin, last.values[l], last.deltas[l]);
 
     for (long k = steps - 1; k >= 0; k--) {
         lay_out(net, rows, &pass, passes + k * length);
         phi = path + k * P;
         double shared_rates = 0;
         if (p->rates_grad)
-            for (long l = 0, begin = 0; l < layers; l++) {
-                long in = net->widths[l], to = net->widths[l + 1];
-                gradient_product(rows, in + 1, to, u + begin, pass.values[l], pass.deltas[l]);
-                for (long a = begin; a < begin + (in + 1) * to; a += to) {
+            FOR_LAYERS(net) {
+                gradient_product(rows, in + 1, out, u + begin, pass.values[l], pass.deltas[l]);
+                for (long a = begin; a < begin + (in + 1) * out; a += out) {
                     V row = {0};
                     double sum = 0;
-                    for (long i = a; i < a + to; i++) row += u[i] *= v[i];
+                    for (long i = a; i < a + out; i++) row += u[i] *= v[i];
                     for (long t = 0; t < count; t++) {
                         sum += row[t];
                         if (rate_step)
-                            for (long i = a; i < a + to; i++) of_rates[k * P + places[i]] -= scale * ((REAL *)(u + i))[t];
+                            for (long i = a; i < a + out; i++) of_rates[k * P + places[i]] -= scale * ((REAL *)(u + i))[t];
                     }
                     if (!rate_step) shared_rates -= scale * sum;
                 }
-                begin += (in + 1) * to;
             }
         if (p->rates_grad && !rate_step) of_rates[k] = (REAL)shared_rates;
         if (order == 1) continue;
@@ -208,13 +199,11 @@ static void group(const Problem *p, const int32_t *places, long first, V *memory
 int adapt(const Problem *p) {
     if (!is_known(&p->net) || !IS_ONE_OF(p->loss, LOSSES) || (p->order != 1 && p->order != 2)) return UNKNOWN;
     const long P = parameters_of(&p->net), groups = (p->tasks + LANES - 1) / LANES, R = p->steps * p->rate_columns;
-    const long bytes = ((vectors_needed(p) * (long)sizeof(V) + 4095) / 4096) * 4096;
-    if (p->loss == CROSS_ENTROPY)
-        for (int set = 0; set < (p->queries ? 2 : 1); set++) {
-            const int64_t *labels = set ? p->query_targets : p->support_targets;
-            for (long i = 0; i < p->tasks * (set ? p->queries : p->rows); i++)
-                if (labels[i] < 0 || labels[i] >= p->net.widths[p->net.layers]) return OUT_OF_RANGE;
-        }
+    const long bytes = in_pages(vectors_needed(p) * (long)sizeof(V));
+    const long classes = p->net.widths[p->net.layers];
+    if (p->loss == CROSS_ENTROPY && (!all_below(p->support_targets, p->tasks * p->rows, classes) ||
+                                     !all_below(p->query_targets, p->tasks * p->queries, classes)))
+        return OUT_OF_RANGE;
     const long each = P + (p->rates_grad ? R : 0);
     REAL *sums = calloc(groups * each, sizeof(REAL));
     int32_t *places = malloc(P * sizeof *places);

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_maml.kernels.adaptation import Adaptation
-from lightning_maml.kernels.compiler import Problem, failure, load
+from lightning_maml.kernels.adaptation import Adaptation, room
+from lightning_maml.kernels.compiler import Problem, addresses, failure, library_of, why_unavailable
 from lightning_maml.kernels.mlp_adapt.layout import ACTIVATIONS, LOSSES, MOST_HIDDEN, size
 
 __all__ = ["adapt", "unavailable"]
@@ -49,38 +49,22 @@ def adapt(
         RuntimeError: there is no compiler, or it fails, or a label is out of range.
         MemoryError: no memory for the tasks of a thread.
     """
-    library = load(SOURCE, theta.dtype, _Problem)
-    if isinstance(library, str):
-        raise RuntimeError(f"Expected to compile `mlp_adapt` but {library}.")
-    tasks, rows = support_inputs.shape[:2]
-    steps, out = len(rates), widths[-1]
+    library = library_of(SOURCE, theta.dtype, _Problem)
+    (tasks, rows), steps, out = support_inputs.shape[:2], len(rates), widths[-1]
     queries = 0 if query_inputs is None else query_inputs.shape[1]
-    theta, rates, support_inputs, support_targets = (
-        value.contiguous() for value in (theta, rates, support_inputs, support_targets)
-    )
-    support_losses = theta.new_empty(tasks, steps + 1)
-    nothing = theta.new_empty(0)
-    if query_inputs is None or query_targets is None:
-        trajectory = theta.new_empty(tasks, steps, size(widths))
-        result = Adaptation(nothing, nothing, support_losses, nothing, nothing, trajectory)
-    else:
-        query_inputs, query_targets = query_inputs.contiguous(), query_targets.contiguous()
-        of_rates = torch.empty_like(rates) if rates_grad else nothing
-        outputs = theta.new_empty(tasks), theta.new_empty(tasks, queries, out)
-        result = Adaptation(*outputs, support_losses, torch.empty_like(theta), of_rates, nothing)
-    pointers = [
-        None if value is None else value.data_ptr()
+    given = [
+        None if value is None else value.contiguous()
         for value in (theta, rates, support_inputs, query_inputs, support_targets, query_targets)
     ]
+    result = room(theta, rates, support_inputs, query_inputs, out, rates_grad)
+    if not tasks:
+        return Adaptation(*(value.zero_() for value in result))
     problem = _Problem(
         *(tasks, rows, queries, steps, LOSSES.index(loss), order, rates_grad, rates.shape[1]),
         *(torch.get_num_threads(), len(widths) - 1, ACTIVATIONS.index(activation)),
         (ctypes.c_int64 * (MOST_HIDDEN + 2))(*widths),
-        *pointers,
-        *(value.data_ptr() for value in result),
+        *addresses([*given, *result]),
     )
-    if not tasks:
-        return Adaptation(*(value.zero_() for value in result))
     if failed := library.adapt(ctypes.byref(problem)):
         raise failure(
             failed,
@@ -92,5 +76,4 @@ def adapt(
 
 def unavailable(dtype: torch.dtype = torch.float32) -> str | None:
     """Why the operator cannot be compiled on this machine, or None; compiles it where that was not done before."""
-    library = load(SOURCE, dtype, _Problem)
-    return library if isinstance(library, str) else None
+    return why_unavailable(SOURCE, dtype, _Problem)

@@ -1,19 +1,16 @@
-"""The operators ``lightning_maml::mlp_adapt`` and ``lightning_maml::mlp_trajectory``.
-
-``mlp_adapt`` owns the adaptation *and* its meta-gradient, which it returns as outputs. It has no backward, so that
-differentiating any of its outputs raises: nothing can be first order without a word.
-"""
+"""The operators ``lightning_maml::mlp_adapt`` and ``lightning_maml::mlp_trajectory``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_maml.kernels.adaptation import Adaptation
+from lightning_maml.kernels.adaptation import Adaptation, operators
 from lightning_maml.kernels.checks import check_batch, check_choices, check_parameters, check_targets
-from lightning_maml.kernels.mlp_adapt import recursion
+from lightning_maml.kernels.mlp_adapt import native, recursion
 from lightning_maml.kernels.mlp_adapt.layout import ACTIVATIONS, LOSSES, MOST_HIDDEN, size
 
 __all__ = ["MOST_ROWS", "PRECISIONS", "WIDEST", "mlp_adapt", "mlp_trajectory"]
@@ -23,135 +20,19 @@ WIDEST = 128
 MOST_ROWS = 128
 
 
-def _on_the_cpu(compiled: bool) -> Callable[..., Adaptation]:
-    if not compiled:
-        return recursion.adapt
-    from lightning_maml.kernels.mlp_adapt import native
-
-    return native.adapt
-
-
-@torch.library.custom_op("lightning_maml::mlp_adapt", mutates_args=(), device_types="cpu")
-def _mlp_adapt(
-    theta: Tensor,
-    rates: Tensor,
-    support_inputs: Tensor,
-    support_targets: Tensor,
-    query_inputs: Tensor,
-    query_targets: Tensor,
-    widths: list[int],
-    activation: str,
-    loss: str,
-    order: int,
-    rates_grad: bool,
-    precision: str,
-    compiled: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    batch = (support_inputs, support_targets, query_inputs, query_targets)
-    return _on_the_cpu(compiled)(theta, rates, *batch, widths, activation, loss, order, rates_grad)[:5]
-
-
-@_mlp_adapt.register_kernel("cuda")
-def _(
-    theta: Tensor,
-    rates: Tensor,
-    support_inputs: Tensor,
-    support_targets: Tensor,
-    query_inputs: Tensor,
-    query_targets: Tensor,
-    widths: list[int],
-    activation: str,
-    loss: str,
-    order: int,
-    rates_grad: bool,
-    precision: str,
-    compiled: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _run(*arguments: Any) -> Adaptation:
+    theta, compiled = arguments[0], arguments[-1]
+    if theta.is_cpu:
+        return (native if compiled else recursion).adapt(*arguments[:-2])
     from lightning_maml.kernels.mlp_adapt.kernel import launch  # Triton is not on every machine
 
-    batch = (support_inputs, support_targets, query_inputs, query_targets)
     with torch.cuda.device(theta.device):
-        result = launch(theta, rates, *batch, widths, activation, loss, order, rates_grad, precision)
-    return result[:5]
+        return launch(*arguments[:-1])
 
 
-@_mlp_adapt.register_fake
-def _(
-    theta: Tensor,
-    rates: Tensor,
-    support_inputs: Tensor,
-    support_targets: Tensor,
-    query_inputs: Tensor,
-    query_targets: Tensor,
-    widths: list[int],
-    activation: str,
-    loss: str,
-    order: int,
-    rates_grad: bool,
-    precision: str,
-    compiled: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tasks, queries = query_inputs.shape[:2]
-    return (
-        theta.new_empty(tasks),
-        theta.new_empty(tasks, queries, widths[-1]),
-        theta.new_empty(tasks, rates.shape[0] + 1),
-        theta.new_empty(theta.shape),
-        theta.new_empty(rates.shape if rates_grad else (0,)),
-    )
-
-
-@torch.library.custom_op("lightning_maml::mlp_trajectory", mutates_args=(), device_types="cpu")
-def _mlp_trajectory(
-    theta: Tensor,
-    rates: Tensor,
-    support_inputs: Tensor,
-    support_targets: Tensor,
-    widths: list[int],
-    activation: str,
-    loss: str,
-    precision: str,
-    compiled: bool,
-) -> tuple[Tensor, Tensor]:
-    batch = (support_inputs, support_targets, None, None)
-    result = _on_the_cpu(compiled)(theta, rates, *batch, widths, activation, loss, 1, False)
-    return result.trajectory, result.support_losses
-
-
-@_mlp_trajectory.register_kernel("cuda")
-def _(
-    theta: Tensor,
-    rates: Tensor,
-    support_inputs: Tensor,
-    support_targets: Tensor,
-    widths: list[int],
-    activation: str,
-    loss: str,
-    precision: str,
-    compiled: bool,
-) -> tuple[Tensor, Tensor]:
-    from lightning_maml.kernels.mlp_adapt.kernel import launch
-
-    batch = (support_inputs, support_targets, None, None)
-    with torch.cuda.device(theta.device):
-        result = launch(theta, rates, *batch, widths, activation, loss, 1, False, precision)
-    return result.trajectory, result.support_losses
-
-
-@_mlp_trajectory.register_fake
-def _(
-    theta: Tensor,
-    rates: Tensor,
-    support_inputs: Tensor,
-    support_targets: Tensor,
-    widths: list[int],
-    activation: str,
-    loss: str,
-    precision: str,
-    compiled: bool,
-) -> tuple[Tensor, Tensor]:
-    tasks, steps = support_inputs.shape[0], rates.shape[0]
-    return theta.new_empty(tasks, steps, theta.shape[0]), theta.new_empty(tasks, steps + 1)
+_mlp_adapt, _mlp_trajectory = operators(
+    "mlp", "int[] widths, str activation, str loss", ", str precision, bool compiled", _run, ("cpu", "cuda")
+)
 
 
 def mlp_adapt(

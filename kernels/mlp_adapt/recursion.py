@@ -56,11 +56,10 @@ def adapt(
     batch = [support_inputs, targets[0], query_inputs, targets[1]]
     parts = []
     chunks: Any = ([None] * count if part is None else part.tensor_split(count) for part in batch)
-    for inputs, labels, asked, answers in zip(*chunks, strict=True):
-        key = (len(inputs), rows, queries, tuple(widths), steps, activation, loss, theta.dtype)
+    for chunk in zip(*chunks, strict=True):
+        key = (len(chunk[0]), rows, queries, tuple(widths), steps, activation, loss, theta.dtype)
         # the plan's buffers are one thread's own
-        plan = _plan(threading.get_ident(), *key)
-        parts.append(plan.run(theta, rates, inputs, labels, asked, answers, order, rates_grad, tasks))
+        parts.append(_plan(threading.get_ident(), *key).run(theta, rates, chunk, order, rates_grad, tasks))
     if count == 1:
         return in_torchs_order(parts[0], widths)
     cat = [torch.cat([result[i] for result in parts]) for i in (0, 1, 2, 5)]
@@ -143,11 +142,15 @@ def _back(deltas: Tensor, weight: Tensor, out: Tensor, onto: bool = False) -> Ca
     return partial(out.baddbmm_, deltas, inner) if onto else partial(torch.bmm, deltas, inner, out=out)
 
 
-def _gradient(rows: Tensor, deltas: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Operands and output of ``rows.T @ deltas``, a gradient ``[T, in, out]``."""
-    if deltas.shape[2] == 1:
-        return deltas.mT, rows, out.mT
-    return rows.mT, deltas, out
+def _gradient(rows: Tensor, deltas: Tensor, out: Tensor, base: Tensor | None = None) -> Callable[..., Any]:
+    """``out = rows.T @ deltas``, a gradient ``[T, in, out]``, or ``base`` and that times the call's ``alpha``."""
+    thin = deltas.shape[2] == 1
+    a, b, to = (deltas.mT, rows, out.mT) if thin else (rows.mT, deltas, out)
+    if base is None:
+        return partial(torch.bmm, a, b, out=to)
+    if base is out:
+        return partial(to.baddbmm_, a, b)
+    return partial(torch.baddbmm, base.mT if thin else base, a, b, out=to)
 
 
 @lru_cache(PLANS)
@@ -170,7 +173,7 @@ class _Plan:
         loss: str,
         dtype: torch.dtype,
     ) -> None:
-        self.tasks, self.rows, self.steps, self.widths, self.loss = tasks, rows, steps, widths, loss
+        self.rows, self.steps, self.widths, self.loss = rows, steps, widths, loss
         self.activate, self.curved = _ACTIVATIONS[activation], activation in _CURVED
         self.layers = layers = len(widths) - 1
         empty = partial(torch.empty, dtype=dtype)
@@ -200,109 +203,51 @@ class _Plan:
         self.last_deltas = [empty(tasks, queries, width) for width in widths[1:]]
         self.last_sums = [empty(tasks, queries, width) for width in widths[1:-1]]
 
-        def before(layer: int, k: int) -> Tensor:
-            return self.hidden[layer - 1].rows[k] if layer else support
+        def products(make: Callable[[int, int], Any], first: int = 0) -> list[list[Any]]:
+            """Of each step those of each layer, from the ``first`` on."""
+            return [[make(i, k) for i in range(first, layers)] for k in range(steps)]
 
-        def sums(layer: int, k: int) -> Tensor:
-            return self.hidden[layer].sums if layer + 1 < layers else self.each_logits[k]
+        weights, hidden, deltas, v = self.weights, self.hidden, self.deltas, self.v
+        before = [[support] * steps, *(each.rows for each in hidden)]
+        sums = [*([each.sums] * steps for each in hidden), self.each_logits]
+        sum_tangents = [*(each.sum_tangents for each in hidden), self.logit_tangents]
+        self.forward = products(lambda i, k: _forward(before[i][k], weights[i][k], sums[i][k]))
+        self.back = products(lambda i, k: _back(deltas[i][k], weights[i][k], hidden[i - 1].sums), first=1)
+        self.update = products(lambda i, k: _gradient(before[i][k], deltas[i][k], weights[i][k + 1], weights[i][k]))
+        self.gradient = products(lambda i, k: _gradient(before[i][k], deltas[i][k], self.gradients[i]))
 
-        def sum_tangents(layer: int) -> Tensor:
-            return self.hidden[layer].sum_tangents if layer + 1 < layers else self.logit_tangents
-
-        each = range(layers)
-        self.forward = [[_forward(before(i, k), self.weights[i][k], sums(i, k)) for i in each] for k in range(steps)]
-        self.back = [
-            [_back(self.deltas[i][k], self.weights[i][k], self.hidden[i - 1].sums) if i else None for i in each]
-            for k in range(steps)
-        ]
-        self.update = [
-            [
-                self._update(*_gradient(before(i, k), self.deltas[i][k], self.weights[i][k + 1]), self.weights[i][k])
-                for i in each
-            ]
-            for k in range(steps)
-        ]
-        self.gradient = [
-            [self._bmm(*_gradient(before(i, k), self.deltas[i][k], self.gradients[i])) for i in each]
-            for k in range(steps)
-        ]
-        all_rows = [self.inputs, *(hidden.rows[0] for hidden in self.last)]
-        all_sums = [*(hidden.sums for hidden in self.last), self.outputs]
-        self.forward_last = [_forward(all_rows[i], self.weights[i][steps], all_sums[i]) for i in each]
+        all_rows = [self.inputs, *(each.rows[0] for each in self.last)]
+        all_sums = [*(each.sums for each in self.last), self.outputs]
+        self.forward_last = [_forward(all_rows[i], weights[i][steps], all_sums[i]) for i in range(layers)]
         self.back_last = [
-            _back(self.last_deltas[i], self.weights[i][steps], self.last_sums[i - 1]) if i else None for i in each
+            _back(self.last_deltas[i], weights[i][steps], self.last_sums[i - 1]) for i in range(1, layers)
         ]
-        self.slopes_last = [hidden.slopes[0][:, rows:] for hidden in self.last]
-        self.gradient_last = [
-            self._bmm(*_gradient(all_rows[i][:, rows:], self.last_deltas[i], self.v[i])) for i in each
-        ]
+        self.slopes_last = [each.slopes[0][:, rows:] for each in self.last]
+        self.gradient_last = [_gradient(all_rows[i][:, rows:], self.last_deltas[i], v[i]) for i in range(layers)]
+
         # Hessian-vector products of the direction u; with one rate for all, u is v itself
-        self.tangent: dict[bool, Any] = {}
-        self.tangent_back: dict[bool, Any] = {}
-        for own, u in ((False, self.v), (True, self.u)):
-            self.tangent[own] = [
-                [
-                    [_forward(before(i, k), u[i], sum_tangents(i))]
-                    + (
-                        [_forward(self.hidden[i - 1].tangents[k], self.weights[i][k], sum_tangents(i), onto=True)]
-                        if i
-                        else []
-                    )
-                    for i in each
-                ]
-                for k in range(steps)
-            ]
-            self.tangent_back[own] = [
-                [
-                    [
-                        _back(self.delta_tangents[i][k], self.weights[i][k], self.hidden[i - 1].sums),
-                        _back(self.deltas[i][k], u[i], self.hidden[i - 1].sums, onto=True),
-                    ]
-                    if i
-                    else []
-                    for i in each
-                ]
-                for k in range(steps)
-            ]
-        self.descend = [
-            [
-                self._onto(
-                    *_gradient(
-                        self.hidden[i - 1].both[k] if i else support,
-                        both_deltas[i][k] if i else self.delta_tangents[0][k],
-                        self.v[i],
-                    )
-                )
-                for i in each
-            ]
-            for k in range(steps)
-        ]
+        def tangent(u: list[Tensor], i: int, k: int) -> list[Callable[[], Any]]:
+            of_weights = _forward(before[i][k], u[i], sum_tangents[i])
+            if i == 0:
+                return [of_weights]
+            return [of_weights, _forward(hidden[i - 1].tangents[k], weights[i][k], sum_tangents[i], onto=True)]
 
-    @staticmethod
-    def _bmm(a: Tensor, b: Tensor, out: Tensor) -> Callable[[], Any]:
-        return partial(torch.bmm, a, b, out=out)
+        def tangent_back(u: list[Tensor], i: int, k: int) -> list[Callable[[], Any]]:
+            out = hidden[i - 1].sums
+            return [_back(self.delta_tangents[i][k], weights[i][k], out), _back(deltas[i][k], u[i], out, onto=True)]
 
-    @staticmethod
-    def _onto(a: Tensor, b: Tensor, out: Tensor) -> Callable[..., Any]:
-        return partial(out.baddbmm_, a, b)
-
-    @staticmethod
-    def _update(a: Tensor, b: Tensor, out: Tensor, phi: Tensor) -> Callable[..., Any]:
-        return partial(torch.baddbmm, phi.mT if phi.shape[2] == 1 else phi, a, b, out=out)
+        directions = {False: v, True: self.u}
+        self.tangent = {own: products(partial(tangent, u)) for own, u in directions.items()}
+        self.tangent_back = {own: products(partial(tangent_back, u), first=1) for own, u in directions.items()}
+        both_rows = [before[0], *(each.both for each in hidden)]
+        both_deltas[0] = self.delta_tangents[0]  # inputs have no tangents
+        self.descend = products(lambda i, k: _gradient(both_rows[i][k], both_deltas[i][k], v[i], v[i]))
 
     def run(
-        self,
-        theta: Tensor,
-        rates: Tensor,
-        support_inputs: Tensor,
-        support_targets: Tensor,
-        query_inputs: Tensor | None,
-        query_targets: Tensor | None,
-        order: int,
-        rates_grad: bool,
-        all_tasks: int,
+        self, theta: Tensor, rates: Tensor, batch: Sequence[Any], order: int, rates_grad: bool, all_tasks: int
     ) -> Adaptation:
         """These tasks, ``tasks`` out of ``all_tasks``: their share of the gradients of the mean query loss."""
+        support_inputs, support_targets, query_inputs, query_targets = batch
         rows, steps, layers = self.rows, self.steps, self.layers
         # the factor of the mean goes into the rates: deltas are gradients of sums, of half the squares
         factor = 2.0 if self.loss == "mse" else 1.0
@@ -324,7 +269,7 @@ class _Plan:
             shares.append(_delta(self.each_logits[k], support_targets, self.loss, self.deltas[-1][k]))
             for layer in range(layers - 1, 0, -1):
                 hidden = self.hidden[layer - 1]
-                self.back[k][layer]()  # type: ignore[misc]
+                self.back[k][layer - 1]()
                 torch.mul(hidden.sums, hidden.slopes[k], out=self.deltas[layer - 1][k])
                 if self.curved and order == 2:
                     hidden.bends[k].mul_(hidden.sums)
@@ -355,7 +300,7 @@ class _Plan:
         _delta(predictions, query_targets, self.loss, self.last_deltas[-1])
         self.last_deltas[-1].mul_(factor / (terms * all_tasks))
         for layer in range(layers - 1, 0, -1):
-            self.back_last[layer]()  # type: ignore[misc]
+            self.back_last[layer - 1]()
             torch.mul(self.last_sums[layer - 1], self.slopes_last[layer - 1], out=self.last_deltas[layer - 1])
         for gradient in self.gradient_last:
             gradient()
@@ -378,7 +323,7 @@ class _Plan:
             for layer in range(layers - 1, -1, -1):
                 if layer > 0:
                     hidden, tangents = self.hidden[layer - 1], self.delta_tangents[layer - 1][k]
-                    for product in self.tangent_back[not shared][k][layer]:
+                    for product in self.tangent_back[not shared][k][layer - 1]:
                         product()
                     torch.mul(hidden.sums, hidden.slopes[k], out=tangents)
                     if self.curved:

@@ -164,11 +164,8 @@ static void part(const Problem *p, long first, long begin, long end, const V *ph
             delta_tangents_of(p, rows, logits, direction + P, inverse, &of, &pass, deltas, sums + P);
             back_tangents(net, rows, phi, direction, &pass, &tangent, scratch, sums);
         } else
-            for (long l = 0, start = 0; l < net->layers; l++) {
-                long in = net->widths[l], to = net->widths[l + 1];
-                subtract_gradient(rows, in + 1, to, sums + start, pass.values[l], pass.deltas[l], 0, 0);
-                start += (in + 1) * to;
-            }
+            FOR_LAYERS(net)
+                subtract_gradient(rows, in + 1, out, sums + begin, pass.values[l], pass.deltas[l], 0, 0);
     }
 }
 
@@ -188,12 +185,10 @@ int lanes(void) { return LANES; }
 int adapt(const Problem *p) {
     if (!is_known(&p->net) || !IS_ONE_OF(p->distribution, DISTRIBUTIONS) || !IS_ONE_OF(p->kind, KINDS)) return UNKNOWN;
     const long P = all_parameters(p), groups = (p->tasks + LANES - 1) / LANES, out = p->net.widths[p->net.layers];
-    const long bytes = ((vectors_needed(p) * (long)sizeof(V) + 4095) / 4096) * 4096;
+    const long bytes = in_pages(vectors_needed(p) * (long)sizeof(V));
     const long sides = p->direction ? 2 : 1, each = (p->rows + PARTS - 1) / PARTS;
-    if (p->distribution == CATEGORICAL)
-        for (long i = 0; i < p->tasks * p->rows; i++)
-            if (((const int64_t *)p->actions)[i] < 0 || ((const int64_t *)p->actions)[i] >= out) return OUT_OF_RANGE;
-    const long shared = ((groups * P * (sides + PARTS) * (long)sizeof(V) + 4095) / 4096) * 4096;
+    if (p->distribution == CATEGORICAL && !all_below(p->actions, p->tasks * p->rows, out)) return OUT_OF_RANGE;
+    const long shared = in_pages(groups * P * (sides + PARTS) * (long)sizeof(V));
     V *parameters = aligned_alloc(4096, shared), *sums = parameters + groups * P * sides;
     int32_t *places = malloc(P * sizeof *places);
     int failed = !parameters || !places;

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_maml.kernels.compiler import Problem, failure, load
+from lightning_maml.kernels.compiler import Problem, addresses, failure, library_of, why_unavailable
 from lightning_maml.kernels.mlp_adapt.layout import ACTIVATIONS, MOST_HIDDEN
 
 __all__ = ["lanes", "run", "unavailable"]
@@ -54,9 +54,7 @@ def run(
         RuntimeError: there is no compiler, or it fails, or an action is out of range.
         MemoryError: no memory for the tasks.
     """
-    library = load(SOURCE, phi.dtype, _Problem)
-    if isinstance(library, str):
-        raise RuntimeError(f"Expected to compile `policy_gradient` but {library}.")
+    library = library_of(SOURCE, phi.dtype, _Problem)
     result = torch.empty_like(phi, memory_format=torch.contiguous_format)
     if not len(phi):
         return result
@@ -67,8 +65,7 @@ def run(
     problem = _Problem(
         *(*weights.shape, DISTRIBUTIONS.index(distribution), KINDS.index(kind), torch.get_num_threads()),
         *(len(widths) - 1, ACTIVATIONS.index(activation), (ctypes.c_int64 * (MOST_HIDDEN + 2))(*widths)),
-        *(None if value is None else value.data_ptr() for value in values),
-        result.data_ptr(),
+        *addresses([*values, result]),
     )
     if failed := library.adapt(ctypes.byref(problem)):
         raise failure(
@@ -81,10 +78,9 @@ def run(
 
 def unavailable(dtype: torch.dtype = torch.float32) -> str | None:
     """Why the operator cannot be compiled on this machine, or None; compiles it where that was not done before."""
-    library = load(SOURCE, dtype, _Problem)
-    return library if isinstance(library, str) else None
+    return why_unavailable(SOURCE, dtype, _Problem)
 
 
 def lanes(dtype: torch.dtype = torch.float32) -> int:
     """How many tasks run at once, where the operator is available: fewer take as long."""
-    return int(load(SOURCE, dtype, _Problem).lanes())
+    return int(library_of(SOURCE, dtype, _Problem).lanes())

@@ -22,37 +22,14 @@ DISTRIBUTIONS = native.DISTRIBUTIONS
 KINDS = native.KINDS
 
 
-@torch.library.custom_op("lightning_maml::policy_gradient", mutates_args=(), device_types="cpu")
-def _policy_gradient(
-    phi: Tensor,
-    direction: Tensor | None,
-    observations: Tensor,
-    actions: Tensor,
-    weights: Tensor,
-    old_log_probs: Tensor,
-    widths: list[int],
-    activation: str,
-    distribution: str,
-    kind: str,
-) -> Tensor:
-    rows = (observations, actions, weights, old_log_probs)
-    return native.run(phi, direction, *rows, widths, activation, distribution, kind)
-
-
-@_policy_gradient.register_fake
-def _(
-    phi: Tensor,
-    direction: Tensor | None,
-    observations: Tensor,
-    actions: Tensor,
-    weights: Tensor,
-    old_log_probs: Tensor,
-    widths: list[int],
-    activation: str,
-    distribution: str,
-    kind: str,
-) -> Tensor:
-    return torch.empty_like(phi, memory_format=torch.contiguous_format)
+_policy_gradient = torch.library.custom_op(
+    "lightning_maml::policy_gradient",
+    lambda *arguments: native.run(*arguments),
+    mutates_args=(),
+    device_types="cpu",
+    schema=torch.library.infer_schema(native.run, mutates_args=()),
+)
+_policy_gradient.register_fake(lambda phi, *_: torch.empty_like(phi, memory_format=torch.contiguous_format))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -12,7 +12,7 @@ from lightning_maml.kernels.sgd_update.naive import step
 __all__ = ["sgd_update"]
 
 
-@torch.library.custom_op("lightning_maml::sgd_update", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("lightning_maml::sgd_update", mutates_args=(), device_types=("cpu", "cuda"))
 def _sgd_update(
     phi: Tensor,
     gradient: Tensor,
@@ -22,38 +22,20 @@ def _sgd_update(
     buffer: Tensor | None,
     momentum: float,
 ) -> tuple[Tensor, Tensor]:
+    if not phi.is_cpu:
+        from lightning_maml.kernels.sgd_update.kernel import launch  # Triton is not on every machine
+
+        with torch.cuda.device(phi.device):
+            return launch(phi, gradient, rate, factors, weight_decay, buffer, momentum)
     taken = step(phi, gradient, factors, weight_decay, buffer, momentum)
     following = torch.addcmul(phi, taken, rate, value=-1)
     # an operator's outputs are no views of its inputs
     return following, gradient.new_empty(0) if not momentum else taken.clone() if taken is gradient else taken
 
 
-@_sgd_update.register_kernel("cuda")
-def _(
-    phi: Tensor,
-    gradient: Tensor,
-    rate: Tensor,
-    factors: Tensor | None,
-    weight_decay: float,
-    buffer: Tensor | None,
-    momentum: float,
-) -> tuple[Tensor, Tensor]:
-    from lightning_maml.kernels.sgd_update.kernel import launch  # Triton is not on every machine
-
-    with torch.cuda.device(phi.device):
-        return launch(phi, gradient, rate, factors, weight_decay, buffer, momentum)
-
-
 @_sgd_update.register_fake
-def _(
-    phi: Tensor,
-    gradient: Tensor,
-    rate: Tensor,
-    factors: Tensor | None,
-    weight_decay: float,
-    buffer: Tensor | None,
-    momentum: float,
-) -> tuple[Tensor, Tensor]:
+def _(phi: Tensor, gradient: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    *_, momentum = others
     following = torch.empty_like(gradient, memory_format=torch.contiguous_format)
     return following, torch.empty_like(following) if momentum else gradient.new_empty(0)
 

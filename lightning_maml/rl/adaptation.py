@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_maml.checks import check_not_negative, check_one_of
-from lightning_maml.engine import Batched, Engine, Fused
+from lightning_maml.engine import Batched, Eager, Engine, Fused
 from lightning_maml.engine.coverage import ROLLOUTS, refused
 from lightning_maml.inner import Parameters, tensors_of
 from lightning_maml.learner import Algorithm
@@ -75,37 +74,25 @@ class MetaObjective:
             check_one_of(sorted(ESTIMATORS), estimator=self.estimator)
         check_not_negative(kl_penalty=self.kl_penalty, exploration=self.exploration)
         if self.exploration and self.training_steps == 0:
-            raise ValueError(
-                f"Expected inner steps in training for `exploration`, which credits their rollouts, but "
-                f"{self.algorithm.name!r} trains without any."
-            )
-        if (reason := refused(self.algorithm.needs, ROLLOUTS)) is not None:
-            raise NotImplementedError(
-                f"Expected an inner loop of plain gradient steps, and a rule for it, for rollouts but {reason}."
-            )
+            name = self.algorithm.name
+            raise ValueError(f"Expected inner steps in training for `exploration` to credit but {name!r} has none.")
+        if reason := refused(self.algorithm.needs, ROLLOUTS):
+            raise NotImplementedError(f"Expected an inner loop of plain gradient steps, and its rule, but {reason}.")
         if self.algorithm.batch_norm == "support":
+            raise NotImplementedError("Expected batch_norm='batch' or 'running': rollouts are no support sets.")
+        names, chunks = ("auto", "batched", "fused", "eager"), getattr(self.engine, "chunk_size", None)
+        if self.engine not in (*names, Batched(chunk_size=chunks), Eager(), Fused(compile=True)):
             raise NotImplementedError(
-                "Expected batch_norm='batch' or 'running' for rollouts, which are no support sets."
-            )
-        engine = self.engine
-        if self.engine_name not in ("auto", "batched", "eager", "fused"):
-            raise NotImplementedError(
-                "Expected the engine 'auto', 'batched', 'fused', 'eager', or an object of one of them, for rollouts, "
-                f"but got {engine!r}."
-            )
-        if isinstance(engine, Batched) and (engine.compile or engine.checkpoint):
-            raise NotImplementedError(f"Expected Batched(chunk_size=...) for rollouts but got {engine!r}.")
-        if isinstance(engine, Fused) and engine != Fused(compile=True):
-            raise NotImplementedError(
-                f"Expected Fused(compile=True) for rollouts, for which there is one operator, in C, but got {engine!r}."
+                f"Expected the engine for rollouts to be one of {names}, Batched(chunk_size=...), Eager() or "
+                f"Fused(compile=True), of which the operator is, in C, but got {self.engine!r}."
             )
         if self.engine_name == "fused" and isinstance(self._fused, str):
             raise NotImplementedError(f"Engine 'fused' cannot run this: {self._fused}")
 
     @property
-    def engine_name(self) -> Any:
+    def engine_name(self) -> str:
         """That of the engine, which may be given by its name."""
-        return getattr(self.engine, "name", self.engine)
+        return self.engine if isinstance(self.engine, str) else self.engine.name
 
     def at(self, update: int) -> MetaObjective:
         """The same objective at meta-update number ``update``, see :meth:`~lightning_maml.Algorithm.at`."""
@@ -313,8 +300,7 @@ class RolloutLoop:
 
     def _evaluate(self, phi: Parameters, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
         """The outputs ``[T, N, H, P]`` of the policies, and the log-probabilities of what was done ``[T, N, H]``."""
-        policy = self.objective.policy
-        eager = self.objective.engine_name == "eager"
+        policy, eager = self.objective.policy, self.objective.engine_name == "eager"
         outputs = policy.outputs(phi, self.constants, rollouts.observations, eager)
         return outputs, policy.log_probs(outputs, rollouts.actions)
 

@@ -71,13 +71,12 @@ class Rollouts:
     """``[T, N, H]``, see :class:`~lightning_maml.rl.Advantages`."""
 
     def __post_init__(self) -> None:
-        shape = self.rewards.shape
+        shape = list(self.rewards.shape)
         for field in fields(self):
-            got: Tensor = getattr(self, field.name)
-            if got.shape[:3] != shape or self.rewards.ndim != 3:
+            if (got := list(getattr(self, field.name).shape))[:3] != shape or len(shape) != 3:
                 raise ValueError(
-                    f"Expected `{field.name}` to begin with [tasks, trajectories, steps], as of rewards {list(shape)}, "
-                    f"but got {list(got.shape)}."
+                    f"Expected `{field.name}` to begin with [tasks, trajectories, steps], as of rewards {shape}, "
+                    f"but got {got}."
                 )
 
     def __len__(self) -> int:
@@ -130,14 +129,12 @@ class Collector:
     @torch.no_grad()
     def __call__(self, parameters: Parameters, step: int) -> Rollouts:
         """See :data:`Collect`; advantages are zeros."""
-        environment, policy = self.environment, self.policy
+        environment, policy, steps = self.environment, self.policy, []
         state, seen = environment.reset(self.tasks, self.trajectories)
-        running = torch.ones(seen.shape[:2], dtype=seen.dtype, device=seen.device)
-        steps = []
+        running = torch.ones_like(seen[..., 0])
         for _ in range(environment.horizon):
             output = policy.outputs(parameters, self.constants or {}, seen)
-            action = policy.sample(output)
-            before = seen
+            action, before = policy.sample(output), seen
             state, seen, reward, done = environment.step(self.tasks, state, action)
             steps.append((before, action, output, reward * running, running))
             running = running * ~done
@@ -148,15 +145,11 @@ class Collector:
 
 def check_fit(environment: Environment, policy: Policy) -> None:
     """Raise ValueError where a policy's observations or actions are not those of the environment."""
+    where = type(environment).__name__
     if policy.discrete != environment.discrete:
         words = {True: "numbers (discrete), as of CategoricalPolicy", False: "vectors, as of GaussianPolicy"}
-        raise ValueError(
-            f"Expected a policy whose actions are {words[environment.discrete]}, for {type(environment).__name__} but "
-            f"got {type(policy).__name__}."
-        )
+        wanted, got = words[environment.discrete], type(policy).__name__
+        raise ValueError(f"Expected a policy whose actions are {wanted}, for {where} but got {got}.")
     for name in ("observation_size", "action_size"):
-        if getattr(policy, name) != getattr(environment, name):
-            raise ValueError(
-                f"Expected a policy of `{name}` {getattr(environment, name)}, for {type(environment).__name__} but got "
-                f"{getattr(policy, name)}."
-            )
+        if (got := getattr(policy, name)) != (wanted := getattr(environment, name)):
+            raise ValueError(f"Expected a policy of `{name}` {wanted}, for {where} but got {got}.")

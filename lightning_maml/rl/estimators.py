@@ -24,7 +24,7 @@ def lvc(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tens
     Reference:
         Rothfuss, Lee, Clavera, Asfour, Abbeel, "ProMP: Proximal Meta-Policy Search", ICLR 2019, equation 11.
     """
-    return _loss((log_probs - old_log_probs).exp() * advantages, mask)
+    return mean_loss((log_probs - old_log_probs).exp() * advantages, mask)
 
 
 def loaded_dice(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def loaded_dice(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, ma
     """
     ratios = (log_probs - old_log_probs) * mask
     before = ratios.cumsum(-1) - ratios
-    return _loss(before.exp() * ratios.expm1() * advantages, mask)
+    return mean_loss(before.exp() * ratios.expm1() * advantages, mask)
 
 
 def maml(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
@@ -53,11 +53,11 @@ def maml(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Ten
     Reference:
         Finn, Abbeel, Levine, ICML 2017, equation 4, with automatic differentiation.
     """
-    return _loss(log_probs * advantages, mask)
+    return mean_loss(log_probs * advantages, mask)
 
 
-def _loss(gains: Tensor, mask: Tensor) -> Tensor:
-    # by all time steps there could have been: their actual number depends on the actions, and would bias the mean
+def mean_loss(gains: Tensor, mask: Tensor) -> Tensor:
+    """Minus the mean over all time steps there could have been: their actual number depends on the actions, a bias."""
     return -(gains * mask).mean((1, 2))
 
 

@@ -81,10 +81,7 @@ def find(policy: Policy, estimator: str | Estimator, outer: Outer, adapted: Para
     if not isinstance(estimator, str) or estimator not in _KINDS:
         return f"the estimator is {estimator!r}, none of {sorted(_KINDS)}."
     if type(outer) is not PPO:
-        return (
-            f"the outer loss is {type(outer).__name__}, none of PPO: TRPO takes third derivatives of the "
-            "inner loss, and its operator for policies has none."
-        )
+        return f"the outer loss is {type(outer).__name__}: TRPO takes third derivatives, and its operator has none."
     if not {name for name, _ in policy.named_parameters()} - adapted.keys() <= {"deviation.log_std"}:
         return "a part of the policy other than its deviation does not adapt."
     layers, distribution = OrderedDict(policy.named_children()), "categorical"

@@ -43,10 +43,8 @@ class GymnasiumTasks(Environment):
         one: Any = self._make()
         self._one: Any = one.unwrapped
         if not hasattr(self._one, "goal") or not hasattr(self._one, "sample_goals"):
-            raise ValueError(
-                f"Expected {name} to have `goal`, `goal_size` and `sample_goals`, which make tasks of it, but got "
-                f"{type(self._one).__name__} without."
-            )
+            got = type(self._one).__name__
+            raise ValueError(f"Expected {name} to have `goal`, `goal_size` and `sample_goals` but got {got} without.")
         self.horizon = one.spec.max_episode_steps
         if self.horizon is None:
             raise ValueError(f"Expected a time limit for {name} but it has none: give a `horizon`.")
@@ -54,10 +52,8 @@ class GymnasiumTasks(Environment):
         self.discrete = isinstance(actions, gymnasium.spaces.Discrete)
         vectors = [isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1 for space in (seen, actions)]
         if not vectors[0] or not (self.discrete or vectors[1]):
-            raise ValueError(
-                f"Expected {name} to have observations that are vectors, and actions that are vectors or numbers, but "
-                f"got {seen} and {actions}."
-            )
+            wanted = "observations that are vectors, and actions that are vectors or numbers,"
+            raise ValueError(f"Expected {name} to have {wanted} but got {seen} and {actions}.")
         self.observation_size = seen.shape[0]
         self.action_size = int(actions.n) if self.discrete else actions.shape[0]
         self._actions = actions

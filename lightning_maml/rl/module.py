@@ -56,8 +56,8 @@ class MetaRLModule(MetaTraining):
 
     Returns are undiscounted, of the policy as it samples. The trainer's ``max_steps`` counts outer steps; its epochs,
     and the steps of loggers, count meta-iterations. Under ``strategy="ddp"`` each process has its share of the tasks.
-    No checkpoint holds the environment: ``load_from_checkpoint`` has to be given it; and policy and algorithm as well,
-    unless the command line made the checkpoint.
+    ``load_from_checkpoint`` has to be given the environment; and policy and algorithm, unless the command line made the
+    checkpoint.
 
     Args:
         policy: what is meta-learned.
@@ -75,16 +75,14 @@ class MetaRLModule(MetaTraining):
         exploration: the weight of E-MAML's term, which credits the inner rollouts with what came of them: minus
             ``weight / H sum_i sum_t log pi(a_it|s_it) R`` of each task, ``R`` its mean return after adaptation,
             normalised over the tasks.
-        engine: ``"batched"`` runs all tasks at once, a few at a time on a CPU; ``Batched(chunk_size=...)`` says how
-            many. ``"fused"`` does the same with the inner gradients, and the way back through them, by the operator
-            ``policy_gradient``, compiled from C on a CPU: for perceptrons, outside of TRPO, and any estimator but
-            ``loaded_dice``. ``"eager"`` runs one task after another. ``"auto"`` is ``"fused"`` where it runs and there
-            are tasks for its vectors, else ``"batched"``.
+        engine: ``"batched"`` runs all tasks at once, on a CPU a few, or ``Batched(chunk_size=...)``. ``"fused"`` does
+            so with inner gradients, and the way back through them, by the operator ``policy_gradient``, in C on a CPU:
+            for perceptrons, without TRPO and ``loaded_dice``. ``"eager"`` runs one task after another. ``"auto"`` is
+            ``"fused"`` where it runs and there are tasks for its vectors, else ``"batched"``.
         test_steps: inner steps in validation and test; by default the algorithm's.
         test_rates: the rate of each of these, where it is not the algorithm's: ``[0.1, 0.05, 0.05]`` halves it.
         test_trajectories: of each task and inner step in validation and test.
-        gradient_clip_val: clips the meta-gradient.
-        gradient_clip_algorithm: ``"norm"`` or ``"value"``.
+        gradient_clip_val, gradient_clip_algorithm: clip the meta-gradient, by ``"norm"`` or ``"value"``.
 
     Raises:
         ValueError: an argument is out of range, or policy and environment do not fit.
@@ -140,10 +138,8 @@ class MetaRLModule(MetaTraining):
             gradient_clip_val=gradient_clip_val,
             gradient_clip_algorithm=gradient_clip_algorithm,
         )
-        if test_rates is not None and len(test_rates) != self.test_steps:
-            raise ValueError(
-                f"Expected a rate in `test_rates` for each of {self.test_steps} test steps but got {test_rates}."
-            )
+        if test_rates is not None and len(test_rates) != (steps := self.test_steps):
+            raise ValueError(f"Expected a rate in `test_rates` for each of {steps} test steps but got {test_rates}.")
         check_positive(**{f"test_rates[{place}]": rate for place, rate in enumerate(test_rates or ())})
         if isinstance(outer, TRPO) and (optimizer or scheduler or gradient_clip_val):
             raise ValueError(
@@ -188,8 +184,6 @@ class MetaRLModule(MetaTraining):
     def _collector(self, tasks: Tensor, trajectories: int) -> Collector:
         return Collector(self.environment, self.policy, tasks, trajectories, self.objective.split()[1])
 
-    # Training
-
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         """One meta-iteration: rollouts, then the outer steps."""
         start, objective = time.monotonic(), self.objective
@@ -228,8 +222,6 @@ class MetaRLModule(MetaTraining):
     def _place(self) -> dict[str, float]:
         """The meta-iteration that runs or has just run, counted from 1."""
         return {"step": float(self.trainer.fit_loop.epoch_loop.batch_progress.total.ready)}
-
-    # Validation, test, prediction
 
     def _evaluated(self, batch: Tensor) -> tuple[dict[str, Tensor], None]:
         return {"return": self.adapt(batch).returns}, None

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_maml.checks import check_not_negative, check_positive, check_whole
+from lightning_maml.rl.estimators import lvc, mean_loss
 
 
 class Outer(Protocol):
@@ -49,7 +50,7 @@ class PPO:
         """See :class:`Outer`."""
         ratios = (log_probs - old_log_probs).exp()
         clipped = ratios.clamp(1 - self.clip, 1 + self.clip)
-        return -(torch.minimum(ratios * advantages, clipped * advantages) * mask).mean((1, 2))
+        return mean_loss(torch.minimum(ratios * advantages, clipped * advantages), mask)
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,7 @@ class TRPO:
         max_kl: the largest mean divergence of a step.
         cg_steps: conjugate gradient iterations.
         damping: added to the diagonal.
-        backtracks: how often a step is shortened at most.
-        shrink: by what factor.
+        backtracks, shrink: how often a step is shortened at most, and by what factor.
 
     Raises:
         ValueError: an argument is out of range.
@@ -75,10 +75,7 @@ class TRPO:
         Schulman, Levine, Moritz, Jordan, Abbeel, "Trust Region Policy Optimization", ICML 2015.
     """
 
-    epochs: ClassVar[int] = (
-        1  # at the trust region's border, where the line search ends, old rollouts have had their say
-    )
-
+    epochs: ClassVar[int] = 1  # where the line search ends, at the trust region's border, old rollouts serve no more
     max_kl: float = 0.01
     cg_steps: int = 10
     damping: float = 1e-5
@@ -94,4 +91,4 @@ class TRPO:
 
     def loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
         """The unclipped surrogate, see :class:`Outer`."""
-        return -((log_probs - old_log_probs).exp() * advantages * mask).mean((1, 2))
+        return lvc(log_probs, old_log_probs, advantages, mask)

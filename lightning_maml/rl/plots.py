@@ -45,10 +45,8 @@ def trajectories_figure(goals: Tensor, rollouts: Sequence[Rollouts], trajectorie
     for task, goal in enumerate(goals.tolist(), start=1):
         for step, color in zip(steps, COLORS, strict=False):
             ways = rollouts[step].observations[task - 1], rollouts[step].mask[task - 1].bool()
-            places: list[Any] = []
-            for seen, mask in islice(zip(*ways, strict=True), trajectories):
-                places += [*seen[mask].tolist(), (None, None)]  # a gap behind each
-            x, y = ([place[axis] for place in places] for axis in range(2))
+            shown = islice(zip(*ways, strict=True), trajectories)
+            x, y = zip(*(place for seen, mask in shown for place in (*seen[mask].tolist(), (None, None))), strict=True)
             name = "before adaptation" if step == 0 else f"after {step} step{'s' if step > 1 else ''}"
             style = {"mode": "lines", "line": {"color": color, "width": 1.5}, "name": name, "legendgroup": name}
             figure.add_scatter(x=x, y=y, showlegend=task == 1, row=1, col=task, **style)
@@ -58,10 +56,8 @@ def trajectories_figure(goals: Tensor, rollouts: Sequence[Rollouts], trajectorie
         figure.update_yaxes(scaleanchor=f"x{task if task > 1 else ''}", row=1, col=task)
     axis = {"range": [-0.8, 0.8], "zeroline": True, "zerolinecolor": "#dddddd", "gridcolor": "#eeeeee"}
     figure.update_xaxes(constrain="domain", **axis).update_yaxes(constrain="domain", **axis)
-    figure.update_layout(
-        template="plotly_white", height=420, width=320 * len(goals) + 40, legend={"orientation": "h", "y": -0.12}
-    )
-    return figure
+    size = {"height": 420, "width": 320 * len(goals) + 40}
+    return figure.update_layout(template="plotly_white", **size, legend={"orientation": "h", "y": -0.12})
 
 
 class PlotTrajectories(Callback):

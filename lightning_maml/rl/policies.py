@@ -70,8 +70,7 @@ class GaussianPolicy(Policy):
     mean and then ``log_std``: ``P = 2 A``. Actions are not bounded; environments clip them.
 
     Args:
-        observation_size: O.
-        action_size: A.
+        observation_size, action_size: O and A.
         hidden: width of each hidden layer.
         activation: as of :class:`~lightning_maml.networks.MLP`.
         init_std: the deviation at the start.
@@ -126,8 +125,7 @@ class CategoricalPolicy(Policy):
     """Actions are numbers from 0: a perceptron gives the logits of a softmax, ``P = A``.
 
     Args:
-        observation_size: O.
-        action_size: A, how many actions there are.
+        observation_size, action_size: O and A, how many actions there are.
         hidden: width of each hidden layer; an empty sequence makes the logits linear in the observation.
         activation: as of :class:`~lightning_maml.networks.MLP`.
 
@@ -172,7 +170,6 @@ class Deviation(nn.Module):
         self.log_std = nn.Parameter(torch.full((action_size,), math.log(init_std)), requires_grad=learned)
 
     def forward(self, mean: Tensor) -> Tensor:
-        """``[N, A] -> [N, 2 A]``."""
         return torch.cat([mean, self.log_std.expand_as(mean)], -1)
 
 

@@ -45,14 +45,13 @@ def trust_region_step(
     b = -mean(_flatten_dense_tensors(gradient)).unsqueeze(0)
     x, *_ = conjugate_gradients(fisher, b, outer.cg_steps, torch.zeros_like(b))
     curvature = x[0] @ fisher(x)[0]
-    steepness, length = torch.stack([curvature, b.norm()]).tolist()  # what a device is waited for, once
+    steepness, length = torch.stack([curvature, b.norm()]).tolist()  # a device is waited for once
     if not math.isfinite(length):
         raise ValueError(
             f"Expected a finite meta-gradient but it is {length}: use a smaller inner rate, and look at the "
             "environment's rewards."
         )
-    before = mean(loss.detach())
-    zeros = [torch.zeros_like(leaf) for leaf in leaves]
+    before, zeros = mean(loss.detach()), [torch.zeros_like(leaf) for leaf in leaves]
     if not steepness > 0:
         return zeros, before, mean(kl.detach())
     full = _unflatten_dense_tensors(x[0] * (2 * outer.max_kl / curvature).sqrt(), leaves)

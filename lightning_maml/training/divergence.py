@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_maml.engine.divergence import bad_tasks, some_tasks
 from lightning_maml.learner import Algorithm
-from lightning_maml.tasks import TaskBatch, map_inputs
+from lightning_maml.tasks import TaskBatch, UnequalTasks, map_inputs
 
 Output = TypeVar("Output")
 
@@ -73,6 +73,7 @@ def explaining_misfits(step: Callable[..., Output]) -> Callable[..., Output]:
         except (torch.OutOfMemoryError, NotImplementedError):
             raise
         except RuntimeError as error:
+            batch = batch.groups[0] if isinstance(batch, UnequalTasks) else batch
             inputs = batch.support_inputs if isinstance(batch, TaskBatch) else batch[0]
             try:
                 with torch.no_grad():

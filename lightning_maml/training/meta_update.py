@@ -14,7 +14,7 @@ from lightning_maml.engine.base import attach
 from lightning_maml.engine.divergence import bad_tasks
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import Loss, query_task_loss, task_loss
-from lightning_maml.tasks import TaskBatch, mean_over_tasks
+from lightning_maml.tasks import TaskBatch, UnequalTasks
 from lightning_maml.training.divergence import explain_divergence
 
 OnDivergence = Literal["skip", "zero", "raise"]
@@ -23,21 +23,32 @@ OnDivergence = Literal["skip", "zero", "raise"]
 
 
 @dataclass(frozen=True, eq=False)
-class MetaUpdate(MetaOutput):
+class MetaUpdate:
     """Losses, predictions and meta-gradient of the finite tasks of a meta-batch, ``T'`` of ``T``; zeros without any."""
 
-    tasks: TaskBatch | None
-    """The finite tasks; None without any."""
+    surrogate: Tensor
+    """Whose ``backward()`` gives the meta-gradient, and whose value is the mean query loss."""
+    task_losses: Tensor
+    """``[T']``, query losses after adaptation."""
+    support_losses: Tensor
+    """``[T', steps + 1]``."""
+    parts: list[tuple[TaskBatch, Tensor]]
+    """The finite tasks, as they ran together, and predictions ``[T, Nq, ...]`` of each part."""
     finite: list[bool]
     """Of each task of the meta-batch, ``[T]``."""
     explanation: str
     """Why the first task that is not finite is not; empty where all are."""
 
+    @property
+    def total_weight(self) -> float:
+        """The sum of the finite tasks' weights; without weights their number."""
+        return sum((tasks.total_weight for tasks, _ in self.parts), 0.0)
+
 
 def meta_update(
     network: nn.Module,
     algorithm: Algorithm,
-    tasks: TaskBatch,
+    tasks: TaskBatch | UnequalTasks,
     *,
     loss: Loss,
     query_loss: Loss | None = None,
@@ -51,8 +62,9 @@ def meta_update(
     task after another: an ordinary update pays a look at its numbers and nothing else.
 
     Args:
-        network, algorithm, tasks, loss, query_loss, engine: as in :func:`~lightning_maml.meta_loss`.
-        accumulate_tasks: how many tasks run at once; None for all.
+        network, algorithm, tasks, loss, query_loss, engine: as in :func:`~lightning_maml.meta_loss`; or tasks of
+            unequal size.
+        accumulate_tasks: how many tasks run at once; None for all, or all of equal size.
 
     Raises:
         ValueError: as :func:`~lightning_maml.meta_loss`; and data that is not finite, which no policy leaves out.
@@ -66,31 +78,30 @@ def meta_update(
         >>> update.finite, len(update.task_losses)
         ([True, True, True, False, True], 4)
     """
-    size = accumulate_tasks or len(tasks)
     run = _Run(algorithm, partial(meta_loss, network, algorithm, loss=loss, query_loss=query_loss, engine=engine))
-    outputs: list[tuple[Tensor, ...]] = []
+    losses: list[tuple[Tensor, Tensor]] = []
+    parts: list[tuple[TaskBatch, Tensor]] = []
     total: tuple[Tensor, ...] | None = None
-    for part in tasks.parts(size):
+    means: list[Tensor] = []
+    for part in tasks.parts(accumulate_tasks or len(tasks)):
         for chosen, output in run.finite_parts(part):
+            losses.append((output.task_losses, output.support_losses))
+            parts.append((chosen, output.predictions))
             if len(chosen) == len(tasks):  # the ordinary case: all at once, and all finite
-                return MetaUpdate(**vars(output), tasks=tasks, finite=run.finite, explanation="")
-            share = torch._foreach_mul(output.gradients, chosen.total_weight)
+                return MetaUpdate(output.surrogate, *losses[0], parts, run.finite, "")
+            weight = chosen.total_weight
+            means.append(weight * output.loss)
+            share = torch._foreach_mul(output.gradients, weight)
             total = share if total is None else torch._foreach_add(total, share)
-            outputs.append((output.task_losses, output.predictions, output.support_losses))
     leaves = Problem(network, algorithm, task_loss(loss), query_task_loss(query_loss)).leaves()
-    rest: TaskBatch | None = None
     if total is None:
-        losses = predictions = leaves[0].new_zeros(0)
-        support_losses, mean = losses.unsqueeze(1), losses.sum()
-        total = tuple(torch.zeros_like(leaf) for leaf in leaves)
-    else:
-        losses, predictions, support_losses = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-        kept = torch.tensor(run.finite, device=losses.device)
-        rest = tasks if all(run.finite) else tasks.each(lambda value: value[kept])
-        mean = mean_over_tasks(losses, rest.shares)
-        total = torch._foreach_div(total, rest.total_weight or 1.0)
-    surrogate = attach(mean, total, leaves)
-    return MetaUpdate(mean, surrogate, losses, predictions, support_losses, rest, run.finite, run.explanation)
+        task_losses = leaves[0].new_zeros(0)
+        surrogate = attach(task_losses.sum(), tuple(torch.zeros_like(leaf) for leaf in leaves), leaves)
+        return MetaUpdate(surrogate, task_losses, task_losses.unsqueeze(1), parts, run.finite, run.explanation)
+    task_losses, support_losses = (torch.cat(each) for each in zip(*losses, strict=True))
+    weights = sum(chosen.total_weight for chosen, _ in parts) or 1.0  # only tasks of weight 0 may be left
+    surrogate = attach(torch.stack(means).sum() / weights, torch._foreach_div(total, weights), leaves)
+    return MetaUpdate(surrogate, task_losses, support_losses, parts, run.finite, run.explanation)
 
 
 @dataclass

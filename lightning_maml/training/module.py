@@ -19,7 +19,7 @@ from lightning_maml.engine import Engine
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import query_task_loss, task_loss
 from lightning_maml.metrics import Interval, resolve_metric
-from lightning_maml.tasks import Inputs, TaskBatch
+from lightning_maml.tasks import Inputs, TaskBatch, UnequalTasks
 from lightning_maml.training.base import ClipAlgorithm, LRSchedulerCallable, MetaTraining, OptimizerCallable
 from lightning_maml.training.divergence import explaining_misfits
 from lightning_maml.training.meta_update import MetaUpdate, OnDivergence, meta_update
@@ -212,23 +212,23 @@ class MetaModule(MetaTraining):
                 scheduler.step()
         return None
 
-    def _surrogate(self, tasks: TaskBatch) -> Tensor:
+    def _surrogate(self, tasks: TaskBatch | UnequalTasks) -> Tensor:
         """What backward is to be called on, so that the average over processes is the mean over all finite tasks."""
         update = self._meta_update(tasks)
-        own = update.tasks.total_weight if update.tasks else 0.0
-        counts = self._counts(len(update.task_losses), len(tasks), own, tasks.total_weight)
-        (kept, everything), (of_kept, of_all) = map(int, counts[:2]), counts[2:]
-        if kept < everything:
-            self._left_out(update, kept, everything)
+        kept, own = len(update.task_losses), update.total_weight
+        counts = self._counts(kept, len(tasks), own, tasks.total_weight)
+        (all_kept, everything), (of_kept, of_all) = map(int, counts[:2]), counts[2:]
+        if all_kept < everything:
+            self._left_out(update, all_kept, everything)
         weight = own * self.trainer.world_size / ((of_all if self.on_divergence == "zero" else of_kept) or 1.0)
         metric = None
-        if self._metric and update.tasks is not None:
-            metric = self._metric[1](update.predictions, update.tasks.query_targets)
+        if self._metric and kept:
+            metric = torch.cat([self._metric[1](found, tasks.query_targets) for tasks, found in update.parts])
         self._meter.add(len(tasks), update.task_losses, update.support_losses, metric)
         return update.surrogate if weight == 1 else update.surrogate * weight
 
     @explaining_misfits
-    def _meta_update(self, tasks: TaskBatch) -> MetaUpdate:
+    def _meta_update(self, tasks: TaskBatch | UnequalTasks) -> MetaUpdate:
         algorithm = self.algorithm.at(self.global_step)  # which counts meta-updates, and goes on after resuming
         at_once = min(len(tasks), self.accumulate_tasks or len(tasks))
         losses: dict[str, Any] = {"loss": self.loss, "query_loss": self.query_loss}
@@ -257,7 +257,7 @@ class MetaModule(MetaTraining):
             )
             self._meter.warned = True
 
-    def _task_batches(self, batch: Any) -> Sequence[TaskBatch]:
+    def _task_batches(self, batch: Any) -> Sequence[TaskBatch | UnequalTasks]:
         several = isinstance(batch, list | tuple) and not any(isinstance(part, Tensor) for part in batch)
         if not several or not 1 <= len(batch) <= self.updates_per_step:
             got = f"{len(batch)} of them" if several else "one task batch"
@@ -303,16 +303,20 @@ class MetaModule(MetaTraining):
 
     @explaining_misfits
     def _evaluated(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
-        tasks = as_task_batch(batch)
         algorithm = self.algorithm.with_steps(self.test_steps)
         losses: dict[str, Any] = {"loss": self.loss, "query_loss": self.query_loss}
-        evaluation = evaluate(self.network, algorithm, tasks, **losses, engine=self.engine, safeguard=self.safeguard)
-        values = {"loss": evaluation.query_losses}
-        if self._metric is not None:
-            name, metric = self._metric
-            each = [metric(predictions, tasks.query_targets) for predictions in evaluation.predictions.unbind(1)]
-            values[name] = torch.stack(each, 1)
-        return values, evaluation.diverged
+        values: dict[str, list[Tensor]] = {name: [] for name in self.task_means}
+        diverged = []
+        tasks = as_task_batch(batch)
+        for part in tasks.parts(len(tasks)):
+            evaluation = evaluate(self.network, algorithm, part, **losses, engine=self.engine, safeguard=self.safeguard)
+            diverged.append(evaluation.diverged)
+            values["loss"].append(evaluation.query_losses)
+            if self._metric is not None:
+                name, metric = self._metric
+                each = [metric(predictions, part.query_targets) for predictions in evaluation.predictions.unbind(1)]
+                values[name].append(torch.stack(each, 1))
+        return {name: torch.cat(each) for name, each in values.items()}, torch.cat(diverged)
 
     def _about_test(self) -> dict[str, Any]:
         return {"safeguard": self.safeguard}
@@ -325,17 +329,22 @@ class MetaModule(MetaTraining):
         return super()._tested(intervals) + (", with safeguard" if self.safeguard else "")
 
     @explaining_misfits
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor | list[Tensor]:
         """Adapts to each task's support set and predicts its query rows: ``[T, Nq, ...]``.
 
         ``batch`` is a :class:`TaskBatch`, whose query targets are not used, or a tuple ``(support_inputs,
-        support_targets, query_inputs)``, ``[T, N, ...]`` each. The module's own weights stay as they are.
+        support_targets, query_inputs)``, ``[T, N, ...]`` each. Of :class:`~lightning_maml.UnequalTasks` come the
+        predictions of each group, in a list. The module's own weights stay as they are.
         """
+        if isinstance(batch, UnequalTasks):
+            return [self._predicted(group) for group in batch.groups]
+        return self._predicted(batch)
+
+    def _predicted(self, batch: Any) -> Tensor:
         if _are_sets(batch, 3):
             inputs, targets, query_inputs = _as_sets(batch)
         else:
-            tasks = as_task_batch(batch)
-            (inputs, targets), (query_inputs, _) = tasks.sets
+            (inputs, targets), (query_inputs, _) = as_task_batch(batch).sets
         algorithm = self.algorithm.with_steps(self.test_steps)
         adapted = adapt(
             self.network, algorithm, inputs, targets, loss=self.loss, engine=self.engine, safeguard=self.safeguard
@@ -353,13 +362,13 @@ def _on_host(values: dict[str, Any]) -> dict[str, float]:
 _INPUTS = (Tensor, tuple, list, dict)
 
 
-def as_task_batch(batch: Any) -> TaskBatch:
-    """A :class:`TaskBatch` as it is, or one built from a tuple or list of its inputs and targets.
+def as_task_batch(batch: Any) -> Any:
+    """A :class:`TaskBatch` or :class:`UnequalTasks` as it is, or a batch built from a tuple of its inputs and targets.
 
     Raises:
         ValueError: ``batch`` is anything else.
     """
-    if isinstance(batch, TaskBatch):
+    if isinstance(batch, TaskBatch | UnequalTasks):
         return batch
     if _are_sets(batch, 4):
         return TaskBatch(*_as_sets(batch))

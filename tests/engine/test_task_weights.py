@@ -26,9 +26,9 @@ from lightning_maml import (
 )
 from lightning_maml.networks import MLP
 from lightning_maml.tasks import UnequalTasks
-from lightning_maml.training.meta_update import meta_update
+from lightning_maml.training.meta_update import MetaUpdate, meta_update
 from one_after_another import ENGINES, LR, STEPS, Masked, assert_equal, oracle, tasks_of
-from problems import relative_error
+from problems import meta_gradient, relative_error
 
 WEIGHTS = [0.5, 3.0, 0.0, 1.0, 0.25]
 SHARES = [weight / sum(WEIGHTS) for weight in WEIGHTS]
@@ -116,18 +116,27 @@ def test_a_common_factor_or_kind_of_number_changes_nothing() -> None:
         assert relative_error([*output.gradients], oracle(network, tasks, shares=SHARES)[0]) < 1e-6
 
 
+def assert_update(network: nn.Module, update: MetaUpdate, tasks: TaskBatch, shares: list[float]) -> None:
+    gradient, losses, predictions = oracle(network, tasks, shares=shares)
+    torch.testing.assert_close(update.task_losses, losses, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(torch.cat([one for _, one in update.parts]), predictions, rtol=1e-10, atol=1e-12)
+    mean = (losses * torch.tensor(shares, dtype=torch.float64)).sum()
+    torch.testing.assert_close(update.surrogate.detach(), mean, rtol=1e-10, atol=0)
+    assert relative_error(meta_gradient(network, update), gradient) < 1e-10
+
+
 @pytest.mark.parametrize("accumulate", [1, 2, 3, 5])
 def test_parts_add_up_by_their_weights(accumulate: int) -> None:
     network, tasks = small()
     update = meta_update(network, maml(LR, STEPS), tasks, loss="mse", accumulate_tasks=accumulate)
-    assert_equal(network, update, oracle(network, tasks, shares=SHARES))
-    torch.testing.assert_close(update.loss, (update.task_losses * torch.tensor(SHARES, dtype=torch.float64)).sum())
+    assert_update(network, update, tasks, SHARES)
 
 
-def test_uneven_weights_over_two_parts_of_which_one_counts_nothing() -> None:
+def test_uneven_weights_over_two_parts_and_one_that_counts_nothing() -> None:
     network, tasks = small([0.0, 0.0, 5.0, 0.1, 0.4])
-    update = meta_update(network, maml(LR, STEPS), tasks, loss="mse", accumulate_tasks=2)
-    assert_equal(network, update, oracle(network, tasks, shares=[0, 0, 5 / 5.5, 0.1 / 5.5, 0.4 / 5.5]))
+    for accumulate in (2, 3):
+        update = meta_update(network, maml(LR, STEPS), tasks, loss="mse", accumulate_tasks=accumulate)
+        assert_update(network, update, tasks, [0, 0, 5 / 5.5, 0.1 / 5.5, 0.4 / 5.5])
 
 
 def test_what_diverges_takes_its_weight_along() -> None:
@@ -135,12 +144,25 @@ def test_what_diverges_takes_its_weight_along() -> None:
     far = tasks.each(Tensor.clone)
     far.query_targets[1] = 1e200
     rest = tasks.each(lambda value: value[[0, 2, 3, 4]])
-    shares = [weight / 1.75 for weight in (0.5, 0.0, 1.0, 0.25)]
     for accumulate in (None, 2):
         update = meta_update(network, maml(LR, STEPS), far, loss="mse", accumulate_tasks=accumulate)
         assert update.finite == [True, False, True, True, True]
-        assert update.tasks.task_weights.tolist() == [0.5, 0.0, 1.0, 0.25]
-        assert_equal(network, update, oracle(network, rest, shares=shares))
+        assert update.total_weight == 1.75
+        assert_update(network, update, rest, [weight / 1.75 for weight in (0.5, 0.0, 1.0, 0.25)])
+
+
+@pytest.mark.parametrize("accumulate", [None, 1, 2])
+def test_groups_of_unequal_tasks_count_by_the_weights_of_all(accumulate: int | None) -> None:
+    network, tasks = small()
+    shorter = without(tasks)[3:].each(lambda value: value[:, :2])  # each of them counts 1
+    unequal = UnequalTasks([tasks[:3], shorter])
+    update = meta_update(network, maml(LR, STEPS), unequal, loss="mse", accumulate_tasks=accumulate)
+    parts = (tasks[:3], [weight / 5.5 for weight in WEIGHTS[:3]]), (shorter, [1 / 5.5, 1 / 5.5])
+    found = [oracle(network, part, shares=shares) for part, shares in parts]
+    torch.testing.assert_close(update.task_losses, torch.cat([losses for _, losses, _ in found]))
+    expected = [one + other for one, other in zip(found[0][0], found[1][0], strict=True)]
+    assert relative_error(meta_gradient(network, update), expected) < 1e-10
+    assert unequal.total_weight == update.total_weight == 5.5
 
 
 def test_slices_parts_and_moves_keep_them() -> None:

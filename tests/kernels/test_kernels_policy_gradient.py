@@ -165,7 +165,7 @@ def test_no_tasks() -> None:
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "load", lambda *_: "there is no C compiler")
+    monkeypatch.setattr(compiler, "load", lambda *_: "there is no C compiler")
     assert native.unavailable() == "there is no C compiler"
     with pytest.raises(RuntimeError, match="Expected to compile `policy_gradient` but there is no C compiler"):
         policy_gradient(*operands([2, 5, 3], "gaussian"), [2, 5, 3])

@@ -154,6 +154,7 @@ def test_the_fused_engine_gives_the_same_numbers(name: str, estimator: str, task
 def test_auto_fuses_where_there_are_tasks_for_the_lanes(
     policy: GaussianPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from lightning_maml.kernels import compiler
     from lightning_maml.kernels.policy_gradient import native
 
     objective = MetaObjective(policy, maml(0.3, 1))
@@ -167,7 +168,7 @@ def test_auto_fuses_where_there_are_tasks_for_the_lanes(
             MetaObjective(policy, maml(), engine="fused").fused(rollouts)
     with pytest.raises(NotImplementedError, match="are not of one dtype"):
         MetaObjective(POLICIES["gaussian"](), maml(), engine="fused").fused(rollouts)
-    monkeypatch.setattr(native, "load", lambda *_: "there is no C compiler")
+    monkeypatch.setattr(compiler, "load", lambda *_: "there is no C compiler")
     assert objective.fused(rollouts) is None
     with pytest.raises(NotImplementedError, match="needs a C compiler, but there is no C compiler"):
         MetaObjective(policy, maml(), engine=Fused(compile=True)).fused(rollouts)
@@ -416,14 +417,13 @@ def test_bad_objectives_are_refused(policy: GaussianPolicy) -> None:
         ({"algorithm": maml(adapts="head")}, "a part of the policy other than its deviation does not adapt"),
         ({"policy": GaussianPolicy(2, 2, hidden=[200])}, r"its widths \[2, 200, 2\] exceed"),
         ({"policy": _Clipped(2, 2)}, "the policy is a _Clipped"),
-        ({"engine": Fused()}, r"Expected Fused\(compile=True\) for rollouts"),
-        ({"engine": "jax"}, "Expected the engine 'auto', 'batched', 'fused', 'eager'"),
+        ({"engine": Fused()}, r"Expected the engine for rollouts to be .* but got Fused\("),
+        ({"engine": "jax"}, r"Expected the engine for rollouts to be one of \('auto', .* but got 'jax'"),
+        ({"engine": Batched(compile=True)}, r"or Fused\(compile=True\), .* but got Batched\("),
     ):
         arguments: dict[str, Any] = {"policy": policy, "algorithm": maml(), "engine": "fused", **options}
         with pytest.raises(NotImplementedError, match=reason):
             MetaObjective(**arguments)
-    with pytest.raises(NotImplementedError, match=r"Expected Batched\(chunk_size=...\)"):
-        MetaObjective(policy, maml(), engine=Batched(compile=True))
     with pytest.raises(ValueError, match="2 of them, but got 1"):
         MetaObjective(policy, maml(steps=1))(_collected(MetaObjective(policy, maml(steps=0))))
 

@@ -91,8 +91,9 @@ def test_the_mean_is_that_of_the_finite_tasks(bad: dict[int, str], accumulate: i
     ]
     expected = [torch.stack(parts).mean(0) for parts in zip(*each, strict=True)]
     assert relative_error(gradients, expected) < 1e-12
-    assert len(update.task_losses) == len(update.predictions) == len(update.support_losses) == len(good)
-    assert torch.equal(update.tasks.query_inputs, tasks.query_inputs[good])
+    predictions = [predictions for _, predictions in update.parts]
+    assert len(update.task_losses) == sum(map(len, predictions)) == len(update.support_losses) == len(good)
+    assert torch.equal(torch.cat([part.query_inputs for part, _ in update.parts]), tasks.query_inputs[good])
     assert bool(update.explanation) == bool(bad)
 
 
@@ -118,8 +119,8 @@ def test_an_engine_of_ones_own_has_to_attach_its_gradients() -> None:
 def test_no_finite_task_gives_zeros() -> None:
     network, tasks = tasks_with(dict.fromkeys(range(3), "overflow"), tasks=3)
     update = meta_update(network, maml(0.1, 3), tasks, loss="mse", accumulate_tasks=2)
-    assert update.tasks is None
-    assert len(update.predictions) == len(update.task_losses) == 0
+    assert update.parts == []
+    assert len(update.task_losses) == 0
     assert update.finite == [False] * 3
     assert all(not gradient.any() for gradient in meta_gradient(network, update))
 
@@ -207,7 +208,7 @@ def test_parts_add_up_to_the_meta_batch(algorithm: Any, engine: Any) -> None:
         update = meta_update(network, algorithm, tasks, loss="cross_entropy", engine=engine, accumulate_tasks=size)
         assert relative_error(meta_gradient(network, update), expected) < 1e-10
         torch.testing.assert_close(update.task_losses, whole.task_losses)
-        torch.testing.assert_close(update.predictions, whole.predictions)
+        torch.testing.assert_close(torch.cat([found for _, found in update.parts]), whole.predictions)
 
 
 def test_a_part_is_all_that_runs_at_once() -> None:

@@ -1,0 +1,23 @@
+"""Trainers that measurements run in."""
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch
+
+from lightning_maml.cli import demo
+
+
+@contextmanager
+def quiet_trainer(library: Any = lightning.pytorch, **options: Any) -> Iterator[Any]:
+    """A ``Trainer`` on the CPU that says, logs and saves only what ``options`` ask for, in a folder of its own."""
+    silent = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    loggers = ("lightning.pytorch", "pytorch_lightning")
+    with tempfile.TemporaryDirectory() as folder, demo.quiet(*loggers, level=logging.ERROR), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        defaults = {"accelerator": "cpu", "default_root_dir": folder, **dict.fromkeys(silent, False)}
+        yield library.Trainer(**defaults | options)
