@@ -125,7 +125,8 @@ class TaskBatch:
         """Raise TypeError where inputs are of no structure of :data:`Inputs`, ValueError where the two differ."""
         for name, inputs in (("support_inputs", self.support_inputs), ("query_inputs", self.query_inputs)):
             words = isinstance(inputs, dict) and all(isinstance(key, str) for key in inputs)
-            if not isinstance(inputs, Tensor) and not (inputs and (words or isinstance(inputs, tuple))):
+            opaque = any(leaf is inputs for leaf in tree_leaves(inputs))  # classes that torch does not look into
+            if not isinstance(inputs, Tensor) and (opaque or not inputs or not (words or isinstance(inputs, tuple))):
                 keys = f" with the keys {[*inputs]}" if isinstance(inputs, dict) else ""
                 raise TypeError(
                     f"Expected `{name}` to be a tensor [tasks, rows, ...], or a tuple or a dictionary by names of such "

@@ -99,6 +99,7 @@ X, Y = torch.randn(3, 4, 2), torch.randn(3, 4, 2)
         ([X, X], TypeError, "a dictionary by names of such tensors, but got list"),
         ((), TypeError, "but got an empty tuple"),
         ({}, TypeError, r"but got dict with the keys \[\]"),
+        (type("Own", (dict,), {})(x=X), TypeError, r"but got Own with the keys \['x'\]"),
         ({0: X}, TypeError, r"but got dict with the keys \[0\]"),
         (
             {"x": X, "y": (X, X)},
