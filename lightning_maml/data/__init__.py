@@ -1,6 +1,7 @@
 """Where tasks come from: seeded streams, drawn on the training device."""
 
 from lightning_maml.data.episodes import EpisodeSampler
+from lightning_maml.data.folder import FolderTasks
 from lightning_maml.data.learn2learn import Learn2LearnTasks, import_learn2learn
 from lightning_maml.data.omniglot import OmniglotTasks, load_omniglot
 from lightning_maml.data.sinusoid import SinusoidTasks
@@ -8,6 +9,7 @@ from lightning_maml.data.stream import Positions, TaskStream
 
 __all__ = [
     "EpisodeSampler",
+    "FolderTasks",
     "Learn2LearnTasks",
     "OmniglotTasks",
     "Positions",

@@ -15,7 +15,7 @@ from lightning_maml import saving
 from lightning_maml.checks import check_one_of, check_whole
 from lightning_maml.tasks import TaskBatch
 
-Stage = Literal["train", "val", "test"]
+Stage = Literal["train", "val", "test", "predict"]
 
 
 class Positions(NamedTuple):
@@ -191,8 +191,8 @@ class TaskStream(LightningDataModule):
         tasks = tuple(map(convert, drawn))
         return tasks if self._updates_per_step > 1 else tasks[0]
 
-    def _evaluation_steps(self, stage: Stage, tasks: int) -> Any:
-        size = self.tasks_per_batch
+    def _evaluation_steps(self, stage: Stage, tasks: int, size: int | None = None) -> Any:
+        size = size or self.tasks_per_batch
         if tasks == 0:
             raise ValueError(f"Expected some {stage} tasks to go through but this stream has none.")
         rank, world_size = self._processes
