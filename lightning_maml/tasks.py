@@ -81,6 +81,10 @@ class TaskBatch:
             raise TypeError(f"Expected a slice of tasks, as in tasks[2:3], but got {index!r}.")
         return TaskBatch(*(value[index] for _, value in self.named()))
 
+    def parts(self, size: int) -> Iterator[TaskBatch]:
+        """All tasks, ``size`` or fewer at a time, as views."""
+        yield from [self] if size >= len(self) else (self[start : start + size] for start in range(0, len(self), size))
+
     def to(self, *args: Any, **kwargs: Any) -> TaskBatch:
         """All four tensors moved, as by :meth:`torch.Tensor.to`; a dtype changes floating inputs and targets alone."""
         device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
@@ -90,3 +94,39 @@ class TaskBatch:
     def pin_memory(self) -> TaskBatch:
         """All four tensors in page-locked memory, for a data loader with ``pin_memory=True``."""
         return TaskBatch(*(value.pin_memory() for _, value in self.named()))
+
+
+@dataclass(eq=False)
+class UnequalTasks:
+    """A meta-batch of tasks with different numbers of rows: those with equal numbers are a :class:`TaskBatch` each.
+
+    No row is padded, so that nothing is seen of one that is not there, and losses and gradients are those of one task
+    after another. :class:`~lightning_maml.MetaModule` takes it wherever it takes a :class:`TaskBatch`.
+
+    Args:
+        groups: the tasks, those of equal numbers of rows together.
+
+    Raises:
+        ValueError: there are no groups.
+
+    Example:
+        >>> x, few = torch.randn(3, 10, 1), torch.randn(1, 4, 1)
+        >>> tasks = UnequalTasks([TaskBatch(x, x, x, x), TaskBatch(few, few, x[:1], x[:1])])
+        >>> len(tasks), [len(part) for part in tasks.parts(2)]
+        (4, [2, 1, 1])
+    """
+
+    groups: list[TaskBatch]
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            raise ValueError("Expected `groups` to hold at least one task batch but got none.")
+
+    def __len__(self) -> int:
+        """The number of tasks, ``T``."""
+        return sum(map(len, self.groups))
+
+    def parts(self, size: int) -> Iterator[TaskBatch]:
+        """All tasks, ``size`` or fewer at a time, in the groups' order."""
+        for group in self.groups:
+            yield from group.parts(size)

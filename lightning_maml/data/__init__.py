@@ -6,6 +6,7 @@ from lightning_maml.data.learn2learn import Learn2LearnTasks, import_learn2learn
 from lightning_maml.data.omniglot import OmniglotTasks, load_omniglot
 from lightning_maml.data.sinusoid import SinusoidTasks
 from lightning_maml.data.stream import Positions, TaskStream
+from lightning_maml.data.table import TableTasks
 
 __all__ = [
     "EpisodeSampler",
@@ -14,6 +15,7 @@ __all__ = [
     "OmniglotTasks",
     "Positions",
     "SinusoidTasks",
+    "TableTasks",
     "TaskStream",
     "import_learn2learn",
     "load_omniglot",

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_maml.checks import check_not_negative
 from lightning_maml.data.augmentation import Augmentation
 from lightning_maml.data.episodes import EpisodeSampler, Rotations, split_by_class
 from lightning_maml.data.stream import Stage, TaskStream
@@ -121,19 +120,15 @@ def split_classes(classes: int, split: Sequence[float], seed: int) -> tuple[Stag
         >>> [stages.count(stage) for stage in ("train", "val", "test")]
         [7, 2, 1]
     """
-    bounds = [round(classes * sum(split[:part]) / sum(split)) for part in range(4)]
+    bounds = [round(classes * sum(split[:part])) for part in range(4)]
     train, val, test = (last - first for first, last in pairwise(bounds))
     stages: list[Stage] = [*["train"] * train, *["val"] * val, *["test"] * test]  # type: ignore[list-item]
     return tuple(stages[place] for place in torch.randperm(classes, generator=torch.Generator().manual_seed(seed)))
 
 
 def check_split(split: Sequence[float]) -> None:
-    """Raise ValueError unless ``split`` is three shares, the first of them above 0."""
-    if isinstance(split, str) or len(split) != 3:
+    """Raise ValueError unless ``split`` is three shares of which the first, that of training, is above 0."""
+    if len(split) != 3 or not all(share >= 0 for share in split) or split[0] <= 0 or abs(sum(split) - 1) > 1e-6:
         raise ValueError(
-            f"Expected `split` to be the shares of classes for training, validation and test, as [0.7, 0.15, 0.15], "
-            f"but got {split!r}."
+            f"Expected `split` to be three shares that add up to 1, as [0.7, 0.15, 0.15], but got {list(split)}."
         )
-    check_not_negative(**{f"split[{place}]": share for place, share in enumerate(split)})
-    if not split[0]:
-        raise ValueError(f"Expected classes for training in `split` but got {tuple(split)!r}.")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,9 +17,6 @@ from lightning_maml.data.image_cache import cached_images
 from lightning_maml.data.images import class_folders, images_in, read_images, with_channels
 from lightning_maml.data.stream import Evaluated, Stage, sizes_of_stages
 from lightning_maml.tasks import TaskBatch
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Channels = Literal["auto", 1, 3]
 """``"auto"``: 3 where any image has colour, and else 1."""
@@ -196,14 +193,24 @@ class FolderTasks(ClassTasks):
         unknown = torch.zeros(query_inputs.shape[:2], dtype=torch.int64)
         return TaskBatch(support_inputs, support_targets, query_inputs, unknown).to(device)
 
-    def predictions(self, outputs: Sequence[Tensor]) -> "pd.DataFrame":
+    def predictions(self, outputs: Sequence[Tensor]) -> Any:
         """A row for each new image: its ``file``, the ``prediction``, and the probability of each class.
 
         Args:
             outputs: what ``Trainer.predict`` returned in this process, with ``examples`` and ``new``.
+
+        Returns:
+            a ``pandas.DataFrame``.
+
+        Raises:
+            ValueError: there are no ``examples``, so that the test tasks were predicted.
         """
         import pandas as pd
 
+        if self.examples is None:
+            raise ValueError(
+                "Expected `examples` and `new`, folders of labelled and new images, to name predictions but got None."
+            )
         probabilities = torch.cat([*outputs], 1)[0].float().softmax(-1).cpu()
         files = [file.name for part in self.predict_dataloader() for file in self.new_files[part.first : part.last]]
         names = [self.class_names[label] for label in probabilities.argmax(-1).tolist()]

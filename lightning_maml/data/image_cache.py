@@ -28,14 +28,14 @@ def cached_images(root: Path, files: Sequence[Path], size: int) -> Tensor:
         ValueError: a file is no image.
     """
     root = root.resolve()
-    cache = cache_folder() / f"{_digest(str(root), str(size))[:32]}.safetensors"
-    found = [(str(file), file.stat()) for file in files]
-    names = _digest(FORMAT, *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in found))
+    cache = cache_folder() / f"{_digest(f'{root} {size}')[:32]}.safetensors"
+    stats = [(file, file.stat()) for file in files]
+    names = "\n".join([FORMAT, *(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats)])
     if (images := _read(cache, names)) is not None:
         return images
     rank_zero_info(f"Reading {len(files):,} images in {root}; they are kept in {cache}.")
     images = read_images(files, size)
-    content = save({"images": images}, {"files": names, "content": _digest_of(images)})
+    content = save({"images": images}, {"digest": _digest(names, images)})
     try:
         with whole_file(cache) as file:
             file.write(content)
@@ -56,18 +56,14 @@ def _read(cache: Path, names: str) -> Tensor | None:
     """The images in a cache, where it is whole and of these files."""
     try:
         with safe_open(cache, "pt") as file:
-            about = file.metadata() or {}
-            if about.get("files") != names:
-                return None
-            images = file.get_tensor("images")
+            about, images = file.metadata(), file.get_tensor("images")
     except (OSError, SafetensorError):
         return None
-    return images if about.get("content") == _digest_of(images) else None
+    return images if about == {"digest": _digest(names, images)} else None
 
 
-def _digest(*parts: str) -> str:
-    return hashlib.blake2b("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
-
-
-def _digest_of(images: Tensor) -> str:
-    return hashlib.blake2b(images.contiguous().view(torch.uint8).numpy().data).hexdigest()
+def _digest(names: str, images: Tensor | None = None) -> str:
+    digest = hashlib.blake2b(names.encode(errors="surrogateescape"))
+    if images is not None:
+        digest.update(images.contiguous().numpy().data)
+    return digest.hexdigest()

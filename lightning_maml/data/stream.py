@@ -103,6 +103,11 @@ class TaskStream(LightningDataModule):
             stream.load_state_dict(content[cls.__qualname__])
         return stream
 
+    @property
+    def predict_tasks(self) -> int:
+        """The number of tasks to predict: the test tasks, where a subclass has no others."""
+        return self.test_tasks
+
     def draw(self, stage: Stage, tasks: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """The random numbers that ``tasks`` tasks are made of, on the CPU: tensors ``[tasks, ...]``."""
         raise NotImplementedError
@@ -117,7 +122,7 @@ class TaskStream(LightningDataModule):
         """The meta-batch at ``position``, or the share of it that process ``rank`` of ``world_size`` has.
 
         Args:
-            stage: ``"train"``, ``"val"`` or ``"test"``.
+            stage: ``"train"``, ``"val"``, ``"test"`` or ``"predict"``.
             position: 0, 1, 2, ...: in training without end, otherwise up to the last batch of the fixed list, which
                 may be smaller than ``tasks_per_batch``.
             device: where the tasks are made.
@@ -133,7 +138,7 @@ class TaskStream(LightningDataModule):
             drawn = self.draw(stage, self.tasks_per_batch, self._generator(stage, position))
             return self.build(stage, tuple(part[start:stop] for part in drawn), torch.device(device))
         check_one_of(get_args(Stage), stage=stage)
-        tasks = self.val_tasks if stage == "val" else self.test_tasks
+        tasks = {"val": self.val_tasks, "test": self.test_tasks, "predict": self.predict_tasks}[stage]
         batches = range(0, tasks, self.tasks_per_batch)
         if not 0 <= position < len(batches):
             raise ValueError(f"Expected `position` to be one of the {len(batches)} {stage} batches but got {position}.")

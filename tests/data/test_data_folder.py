@@ -24,7 +24,7 @@ from lightning_maml.data.class_tasks import split_classes
 from lightning_maml.data.image_cache import cache_folder
 from lightning_maml.data.images import SUFFIXES, as_pixels, read_images, with_channels
 
-SMALL: dict[str, Any] = {"ways": 2, "queries": 2, "size": 8, "split": (2, 2, 2), "tasks_per_batch": 3}
+SMALL: dict[str, Any] = {"ways": 2, "queries": 2, "size": 8, "split": (1 / 3, 1 / 3, 1 / 3), "tasks_per_batch": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -292,6 +292,9 @@ def test_many_new_images_come_in_batches_with_the_same_support(
 def test_without_examples_the_test_tasks_are_predicted(root: Path) -> None:
     outputs = trainer().predict(module(), folder(root, test_tasks=4))
     assert [output.shape for output in outputs or []] == [(3, 4, 2), (1, 4, 2)]
+    message = "Expected `examples` and `new`, folders of labelled and new images, to name predictions but got None."
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        folder(root).predictions([])
 
 
 # What is refused, each before training and in one line
@@ -393,13 +396,20 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "crops": ({"crops": -1}, "Expected `crops` to be a whole number of at least 0 but got -1."),
     "split of two": (
         {"split": (0.5, 0.5)},
-        (
-            "Expected `split` to be the shares of classes for training, validation and test, as [0.7, 0.15, 0.15], "
-            "but got (0.5, 0.5)."
-        ),
+        "Expected `split` to be three shares that add up to 1, as [0.7, 0.15, 0.15], but got [0.5, 0.5].",
     ),
-    "split below 0": ({"split": (1, -1, 0)}, "Expected `split[1]` to be finite and not negative but got -1."),
-    "split without training": ({"split": (0, 1, 1)}, "Expected classes for training in `split` but got (0, 1, 1)."),
+    "split below 0": (
+        {"split": (1, -1, 1)},
+        "Expected `split` to be three shares that add up to 1, as [0.7, 0.15, 0.15], but got [1, -1, 1].",
+    ),
+    "split without training": (
+        {"split": (0, 0.5, 0.5)},
+        "Expected `split` to be three shares that add up to 1, as [0.7, 0.15, 0.15], but got [0, 0.5, 0.5].",
+    ),
+    "split above 1": (
+        {"split": (0.7, 0.7, 0.7)},
+        "Expected `split` to be three shares that add up to 1, as [0.7, 0.15, 0.15], but got [0.7, 0.7, 0.7].",
+    ),
     "rotations": (
         {"rotations": "all"},
         "Expected `rotations` to be one of ['none', 'random', 'classes'] but got 'all'.",
