@@ -1,5 +1,6 @@
 """Where tasks come from: seeded streams, drawn on the training device."""
 
+from lightning_maml.data.dataset import DatasetTasks
 from lightning_maml.data.episodes import EpisodeSampler
 from lightning_maml.data.folder import FolderTasks
 from lightning_maml.data.learn2learn import Learn2LearnTasks, import_learn2learn
@@ -9,6 +10,7 @@ from lightning_maml.data.stream import Positions, TaskStream
 from lightning_maml.data.table import TableTasks
 
 __all__ = [
+    "DatasetTasks",
     "EpisodeSampler",
     "FolderTasks",
     "Learn2LearnTasks",

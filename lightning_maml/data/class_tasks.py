@@ -118,7 +118,7 @@ def split_classes(classes: int, split: Sequence[float], seed: int) -> tuple[Stag
     Example:
         >>> stages = split_classes(10, (0.7, 0.15, 0.15), seed=0)
         >>> [stages.count(stage) for stage in ("train", "val", "test")]
-        [7, 2, 1]
+        [7, 1, 2]
     """
     bounds = [round(classes * sum(split[:part])) for part in range(4)]
     train, val, test = (last - first for first, last in pairwise(bounds))
