@@ -8,6 +8,7 @@ from lightning_maml.data.omniglot import OmniglotTasks, load_omniglot
 from lightning_maml.data.sinusoid import SinusoidTasks
 from lightning_maml.data.stream import Positions, TaskStream
 from lightning_maml.data.table import TableTasks
+from lightning_maml.data.tensors import TensorTasks
 
 __all__ = [
     "DatasetTasks",
@@ -19,6 +20,7 @@ __all__ = [
     "SinusoidTasks",
     "TableTasks",
     "TaskStream",
+    "TensorTasks",
     "import_learn2learn",
     "load_omniglot",
 ]

@@ -79,7 +79,7 @@ def samplers_of(
     Raises:
         ValueError: a stage has too few classes, or a class too few images, for its tasks.
     """
-    stages = split_classes(len(data.names), split, seed) if data.stages is None else data.stages
+    stages = draw_stages(len(data.names), split, seed) if data.stages is None else data.stages
     everything = EpisodeSampler(data.images, data.labels, 1, 1, 1, rotations)
     counts = data.labels.bincount(minlength=len(data.names)).tolist()
     samplers = {}
@@ -112,18 +112,18 @@ def _check_classes(stage: Stage, number: int, ways: int, data: Labelled, where: 
     )
 
 
-def split_classes(classes: int, split: Sequence[float], seed: int) -> tuple[Stage, ...]:
-    """The stage of each class: a random choice by ``seed``, as near to the shares as whole numbers are.
+def draw_stages(number: int, split: Sequence[float], seed: int) -> tuple[Stage, ...]:
+    """The stage of each of ``number`` classes or tasks, by ``seed``: as near to the shares as whole numbers are.
 
     Example:
-        >>> stages = split_classes(10, (0.7, 0.15, 0.15), seed=0)
+        >>> stages = draw_stages(10, (0.7, 0.15, 0.15), seed=0)
         >>> [stages.count(stage) for stage in ("train", "val", "test")]
         [7, 1, 2]
     """
-    bounds = [round(classes * sum(split[:part])) for part in range(4)]
+    bounds = [round(number * sum(split[:part])) for part in range(4)]
     train, val, test = (last - first for first, last in pairwise(bounds))
     stages: list[Stage] = [*["train"] * train, *["val"] * val, *["test"] * test]  # type: ignore[list-item]
-    return tuple(stages[place] for place in torch.randperm(classes, generator=torch.Generator().manual_seed(seed)))
+    return tuple(stages[place] for place in torch.randperm(number, generator=torch.Generator().manual_seed(seed)))
 
 
 def check_split(split: Sequence[float]) -> None:

@@ -103,8 +103,8 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         GREY[:-3],
         {"queries": 4},
         (
-            "Expected at least test_shots + test_queries = 1 + 4 images of each class but got 3 of class c5: add images, "
-            "remove the class, or lower `test_queries`."
+            "Expected at least test_shots + test_queries = 1 + 4 images of each class but got 3 of class c5: add "
+            "images, remove the class, or lower `test_queries`."
         ),
     ),
 }

@@ -20,7 +20,7 @@ from drawings import bar, write_classes
 from lightning_maml import MetaModule, maml
 from lightning_maml.data import FolderTasks, image_cache
 from lightning_maml.data.augmentation import Augmentation
-from lightning_maml.data.class_tasks import split_classes
+from lightning_maml.data.class_tasks import draw_stages
 from lightning_maml.data.image_cache import cache_folder
 from lightning_maml.data.images import SUFFIXES, as_pixels, read_images, with_channels
 
@@ -96,8 +96,8 @@ def test_the_split_is_by_classes_and_by_seed(root: Path) -> None:
         assert [len(own) for own in classes[seed].values()] == [2, 2, 2]
         assert set.union(*classes[seed].values()) == set(range(6))
     assert classes[0] != classes[1]
-    assert [split_classes(60, (0.7, 0.15, 0.15), 0).count(stage) for stage in ("train", "val", "test")] == [42, 9, 9]
-    assert split_classes(7, (1, 0, 0), 3) == ("train",) * 7
+    assert [draw_stages(60, (0.7, 0.15, 0.15), 0).count(stage) for stage in ("train", "val", "test")] == [42, 9, 9]
+    assert draw_stages(7, (1, 0, 0), 3) == ("train",) * 7
 
 
 def test_folders_train_val_and_test_are_the_split(tmp_path: Path) -> None:
