@@ -1,4 +1,4 @@
-"""What the operators of whole inner loops give."""
+"""The result of the operators that run whole inner loops."""
 
 from __future__ import annotations
 

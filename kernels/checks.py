@@ -1,4 +1,4 @@
-"""What operators ask of their arguments alike."""
+"""Argument checks shared by the operators."""
 
 from __future__ import annotations
 

@@ -24,41 +24,21 @@ class Chip:
     shared: int
     """Bytes of shared memory that all programs resident on a multiprocessor divide."""
     shared_per_program: int
-
-    def resident(self, registers: int, shared: int, warps: int) -> int:
-        """How many programs of ``warps`` warps a multiprocessor holds at once."""
-        raise NotImplementedError
-
-    def target(self) -> Any:
-        """The compiler's name for it."""
-        raise NotImplementedError
-
-    def usage(self, compiled: Any) -> tuple[int, int, int]:
-        """Registers, bytes of stack and the number of instructions of a compiled kernel."""
-        raise NotImplementedError
+    target: tuple[str, int | str, int]
+    """The compiler's name for it, of which Triton makes a ``GPUTarget``: backend, architecture, lanes of a warp."""
 
 
-@dataclass(frozen=True)
 class Nvidia(Chip):
     """Limits as in the CUDA C++ Programming Guide, "Compute Capabilities"."""
 
-    capability: int = 0
-    programs: int = 32
-    threads: int = 2048
-    registers: int = 65536
-
     def resident(self, registers: int, shared: int, warps: int) -> int:
-        per_warp = -(-registers * 32 // 256) * 256  # registers are given to a warp in units of 256
-        by_registers = self.registers // max(per_warp, 256) // warps
+        """How many programs of ``warps`` warps a multiprocessor holds at once."""
+        per_warp = -(-registers * 32 // 256) * 256  # registers are given to a warp in units of 256, of 65,536
         by_shared = self.shared // (shared + 1024)  # the system takes 1 KiB of each program
-        return min(by_registers, by_shared, self.programs, self.threads // 32 // warps)
-
-    def target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", self.capability, 32)
+        return min(65536 // max(per_warp, 256) // warps, by_shared, 32, 64 // warps)
 
     def usage(self, compiled: Any) -> tuple[int, int, int]:
+        """Registers, bytes of stack and the number of instructions of a compiled kernel."""
         from triton import knobs
 
         tool = knobs.nvidia.cuobjdump.path
@@ -75,26 +55,17 @@ class Nvidia(Chip):
         return int(found[1]), int(found[2]), instructions
 
 
-@dataclass(frozen=True)
 class Amd(Chip):
     """Limits as in AMD's "CDNA 3 Instruction Set Architecture" guide."""
 
-    architecture: str = ""
-    waves: int = 8
-    """How many one of the four SIMD units of a compute unit holds."""
-    registers: int = 512
-
     def resident(self, registers: int, shared: int, warps: int) -> int:
+        """As of :class:`Nvidia`: each of the four SIMD units of a compute unit has 512 registers and holds 8 waves."""
         per_wave = max(-(-registers // 8) * 8, 8)  # registers are given to a wave in units of 8
-        waves = 4 * min(self.registers // per_wave, self.waves)
+        waves = 4 * min(512 // per_wave, 8)
         return min(waves // warps, self.shared // shared if shared else waves)
 
-    def target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("hip", self.architecture, 64)
-
     def usage(self, compiled: Any) -> tuple[int, int, int]:
+        """As of :class:`Nvidia`."""
         text = compiled.asm["amdgcn"]
         registers = re.search(r"\.vgpr_count:\s+(\d+)", text)
         stack = re.search(r"\.private_segment_fixed_size:\s+(\d+)", text)
@@ -105,9 +76,9 @@ class Amd(Chip):
 
 KIB = 1024
 _PRECISIONS = ("ieee", "tf32", "bf16")
-CHIPS: dict[str, Chip] = {
-    "sm_80": Nvidia("A100 SXM 80 GB", 108, 1.41e9, _PRECISIONS, 164 * KIB, 163 * KIB, capability=80),
-    "sm_90": Nvidia("H100 SXM", 132, 1.98e9, _PRECISIONS, 228 * KIB, 227 * KIB, capability=90),
-    "sm_100": Nvidia("B200", 148, 1.97e9, _PRECISIONS, 228 * KIB, 227 * KIB, capability=100),
-    "gfx942": Amd("MI300X", 304, 2.1e9, ("ieee", "bf16"), 64 * KIB, 64 * KIB, architecture="gfx942"),
+CHIPS: dict[str, Nvidia | Amd] = {
+    "sm_80": Nvidia("A100 SXM 80 GB", 108, 1.41e9, _PRECISIONS, 164 * KIB, 163 * KIB, ("cuda", 80, 32)),
+    "sm_90": Nvidia("H100 SXM", 132, 1.98e9, _PRECISIONS, 228 * KIB, 227 * KIB, ("cuda", 90, 32)),
+    "sm_100": Nvidia("B200", 148, 1.97e9, _PRECISIONS, 228 * KIB, 227 * KIB, ("cuda", 100, 32)),
+    "gfx942": Amd("MI300X", 304, 2.1e9, ("ieee", "bf16"), 64 * KIB, 64 * KIB, ("hip", "gfx942", 64)),
 }

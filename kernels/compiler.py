@@ -50,11 +50,7 @@ class Problem(ctypes.Structure):
 
 
 def _compiler() -> list[str]:
-    """The command of the C compiler: ``$CC``, or the first of ``cc``, ``gcc`` and ``clang``.
-
-    Raises:
-        RuntimeError: there is none, with the reason.
-    """
+    """The command of the C compiler, ``$CC`` or one of three; raises RuntimeError where there is none, and says why."""
     try:
         named = shlex.split(os.environ.get("CC", ""))
     except ValueError as error:
@@ -68,11 +64,7 @@ def _compiler() -> list[str]:
 
 
 def _run(call: list[str]) -> subprocess.CompletedProcess[str]:
-    """What a call of the compiler says.
-
-    Raises:
-        RuntimeError: it takes too long.
-    """
+    """What a call of the compiler says; raises RuntimeError where it takes too long."""
     try:
         return subprocess.run(call, capture_output=True, text=True, errors="replace", timeout=PATIENCE)
     except subprocess.TimeoutExpired:
@@ -98,7 +90,12 @@ def build(name: str, source: str, flags: Sequence[str]) -> ctypes.CDLL:
     def into(library: Path) -> None:
         path = library.with_name(f"{name}.c")
         path.write_text(source)
-        _build([*command, *flags, f"-I{headers}", str(path)], library)
+        for choice in CHOICES:
+            call = [*command, *flags, f"-I{headers}", str(path), *choice, "-o", str(library), "-lm"]
+            done = _run(call)
+            if done.returncode == 0:
+                return
+        raise RuntimeError(f"{shlex.join(call)} failed:\n{done.stderr}")
 
     return ctypes.CDLL(str(kept(f"{name}_{hashlib.sha256(''.join(text).encode()).hexdigest()[:24]}", into)))
 
@@ -143,12 +140,3 @@ def _processor() -> str:
         lines = {line for line in info.read_text().splitlines() if line.startswith(("flags", "Features", "model name"))}
         text += "".join(sorted(lines))
     return text
-
-
-def _build(command: list[str], library: Path) -> None:
-    for choice in CHOICES:
-        call = [*command, *choice, "-o", str(library), "-lm"]
-        done = _run(call)
-        if done.returncode == 0:
-            return
-    raise RuntimeError(f"{shlex.join(call)} failed:\n{done.stderr}")

@@ -20,6 +20,7 @@ import platform
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ class Variant:
 
     kernel: str
     constants: dict[str, Any]
-    compiler: dict[str, Any]
 
     def __str__(self) -> str:
         return f"{self.kernel} " + " ".join(f"{name}={value}" for name, value in self.constants.items())
@@ -69,31 +69,25 @@ class Report:
 def variants() -> list[Variant]:
     """What ships: every activation with every loss, every precision, every size of tiles, with and without rates."""
     from lightning_maml.kernels.mlp_adapt import ACTIVATIONS, LOSSES, PRECISIONS
-    from lightning_maml.kernels.mlp_adapt.kernel import COMPILER, options
-    from lightning_maml.kernels.sgd_update import kernel as sgd
+    from lightning_maml.kernels.mlp_adapt.kernel import options
+    from lightning_maml.kernels.sgd_update.kernel import BLOCK, OPTIONS
 
     found = [
-        Variant("sgd_update_kernel", {**dict.fromkeys(sgd.OPTIONS, chosen), "BLOCK": sgd.BLOCK}, sgd.COMPILER)
-        for chosen in (False, True)
+        Variant("sgd_update_kernel", {**dict.fromkeys(OPTIONS, chosen), "BLOCK": BLOCK}) for chosen in (False, True)
     ]
-
-    def add(activation: str, loss: str, precision: str, widths: list[int]) -> None:
-        constants = {"ACTIVATION": activation, "LOSS": loss, **options(widths, precision)}
-        found.extend(Variant("mlp_forward", {**constants, "QUERY": query}, COMPILER) for query in (1, 0))
-        found.append(Variant("mlp_backward", {**constants, "ORDER": 2, "RATES_GRAD": 0}, COMPILER))
-
     default, *others = PRECISIONS
-    for activation in ACTIVATIONS:
-        for loss in LOSSES:
-            add(activation, loss, default, [1, 40, 1])
+    sinusoid = [1, 40, 1]
+    kinds = [(activation, loss, default, sinusoid) for activation in ACTIVATIONS for loss in LOSSES]
     for precision in others:
-        add("relu", "mse", precision, [1, 40, 1])
-        add("gelu", "cross_entropy", precision, [1, 40, 1])
-    add("relu", "mse", default, [1, 32, 1])
-    add("gelu", "cross_entropy", default, [128, 128, 128])
-    rest = {"ACTIVATION": "gelu", "LOSS": "mse", **options([1, 40, 1], default)}
+        kinds += [("relu", "mse", precision, sinusoid), ("gelu", "cross_entropy", precision, sinusoid)]
+    kinds += [("relu", "mse", default, [1, 32, 1]), ("gelu", "cross_entropy", default, [128, 128, 128])]
+    for activation, loss, precision, widths in kinds:
+        constants = {"ACTIVATION": activation, "LOSS": loss, **options(widths, precision)}
+        found += [Variant("mlp_forward", {**constants, "QUERY": query}) for query in (1, 0)]
+        found.append(Variant("mlp_backward", {**constants, "ORDER": 2, "RATES_GRAD": 0}))
+    rest = {"ACTIVATION": "gelu", "LOSS": "mse", **options(sinusoid, default)}
     for order, rates_grad in ((2, 1), (2, 2), (1, 1), (1, 2)):
-        found.append(Variant("mlp_backward", {**rest, "ORDER": order, "RATES_GRAD": rates_grad}, COMPILER))
+        found.append(Variant("mlp_backward", {**rest, "ORDER": order, "RATES_GRAD": rates_grad}))
     return found
 
 
@@ -109,84 +103,69 @@ def ships() -> list[tuple[Variant, str]]:
 
 def inspect(variant: Variant, architecture: str) -> Report:
     """Compile a variant for an architecture of :data:`~lightning_maml.kernels.chips.CHIPS`, and read what came out."""
-    chip, warps = CHIPS[architecture], variant.compiler["num_warps"]
+    chip, warps = CHIPS[architecture], _module(variant.kernel).COMPILER["num_warps"]
     faults = []
     registers = stack = instructions = shared = 0
-    model = NOTHING
     start = time.perf_counter()
     try:
-        compiled, seconds = _compiled(_function(variant.kernel), variant.constants, architecture)
+        compiled, seconds = _compiled(variant, architecture)
         registers, stack, instructions = chip.usage(compiled)
         shared = compiled.metadata.shared
         model = modelled(
-            variant.kernel, variant.constants, chip, lambda function, of: _compiled(function, of, architecture)[0]
+            variant.kernel,
+            variant.constants,
+            chip,
+            lambda function, constants: _compiled(Variant(function.__name__, constants), architecture)[0],
         )
     except RuntimeError as error:  # the compiler's own failures
         seconds = time.perf_counter() - start
         faults.append(f"does not compile: {error}")
         model = replace(NOTHING, not_modelled="it does not compile")
-    if stack > MOST_STACK:
-        faults.append(f"{stack} bytes of stack")
-    if shared > chip.shared_per_program:
-        faults.append(f"{shared} bytes of shared memory")
-    if seconds > MOST_SECONDS:
-        faults.append(f"{seconds:.0f} s to compile")
+    faults += [f"{stack} bytes of stack"] * (stack > MOST_STACK)
+    faults += [f"{shared} bytes of shared memory"] * (shared > chip.shared_per_program)
+    faults += [f"{seconds:.0f} s to compile"] * (seconds > MOST_SECONDS)
     return Report(
-        variant.kernel,
-        variant.constants,
-        architecture,
-        warps,
-        registers,
-        stack,
-        shared,
-        chip.resident(registers, shared, warps),
-        instructions,
-        round(seconds, 2),
-        **asdict(model),
-        faults=faults,
-    )
+        variant.kernel, variant.constants, architecture, warps, registers, stack, shared,
+        chip.resident(registers, shared, warps), instructions, round(seconds, 2), **asdict(model), faults=faults,
+    )  # fmt: skip
 
 
-def _function(kernel: str) -> Any:
+def _module(kernel: str) -> Any:
     from lightning_maml.kernels.mlp_adapt import kernel as mlp
     from lightning_maml.kernels.sgd_update import kernel as sgd
 
-    return getattr(sgd if kernel == "sgd_update_kernel" else mlp, kernel)
+    return sgd if kernel == "sgd_update_kernel" else mlp
 
 
 _KEPT: dict[str, tuple[Any, float]] = {}
 """What was compiled, by name: what goes back wants what goes there to have run."""
 
 
-def _compiled(function: Any, constants: dict[str, Any], architecture: str) -> tuple[Any, float]:
+def _compiled(variant: Variant, architecture: str) -> tuple[Any, float]:
     """A kernel, and how many seconds its compiling took."""
     import triton
+    from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from lightning_maml.kernels.mlp_adapt import kernel as mlp
-    from lightning_maml.kernels.sgd_update import kernel as sgd
-
-    name = f"{architecture} {Variant(function.__name__, constants, {})}"
+    name = f"{architecture} {variant}"
     if name not in _KEPT:
-        chip = CHIPS[architecture]
-        options = dict(sgd.COMPILER if function is sgd.sgd_update_kernel else mlp.COMPILER)
+        chip, module = CHIPS[architecture], _module(variant.kernel)
+        function, options = getattr(module, variant.kernel), dict(module.COMPILER)
         if isinstance(chip, Amd):
             options.pop("maxnreg", None)  # it has no such limit
-        signature = {part: "constexpr" if part in constants else _kind(part) for part in function.arg_names}
-        places = {(function.arg_names.index(part),): value for part, value in constants.items()}
+        signature = {part: "constexpr" if part in variant.constants else _kind(part) for part in function.arg_names}
+        places = {(function.arg_names.index(part),): value for part, value in variant.constants.items()}
         source = ASTSource(function, signature, constexprs=places)
         start = time.perf_counter()
-        compiled = triton.compile(source, target=chip.target(), options=options)
+        compiled = triton.compile(source, target=GPUTarget(*chip.target), options=options)
         _KEPT[name] = compiled, time.perf_counter() - start
     return _KEPT[name]
 
 
 def _kind(name: str) -> str:
-    if name == "p_table":
-        return "*i32"
-    if name in ("weight_decay", "momentum"):
-        return "fp32"
-    return "*fp32" if name.startswith("p_") else "i32"
+    if name.startswith("p_"):
+        return "*i32" if name == "p_table" else "*fp32"
+    return "fp32" if name in ("weight_decay", "momentum") else "i32"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -208,8 +187,8 @@ def main(arguments: list[str] | None = None) -> int:
         numbers = (report.cycles, report.barriers, report.useful, report.bytes_moved)
         cycles, barriers, useful, moved = ("-" if number is None else str(number) for number in numbers)
         print(
-            f"{report.architecture:6} {variant!s:108} registers {report.registers:3}  "
-            f"stack {report.stack_bytes:4}  shared {report.shared_bytes:6}  resident {report.resident_programs:2}  "
+            f"{architecture:6} {variant!s:108} registers {report.registers:3}  stack {report.stack_bytes:4}  "
+            f"shared {report.shared_bytes:6}  resident {report.resident_programs:2}  "
             f"instructions {report.instructions:5}  {report.compile_seconds:5.1f} s  cycles {cycles:>7}  "
             f"barriers {barriers:>4}  useful {useful:>6}  bytes {moved:>7}  {', '.join(report.faults)}",
             flush=True,
@@ -221,11 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     faulty = [report for report in reports if report.faults and not isinstance(CHIPS[report.architecture], Amd)]
     print(f"\n{len(reports)} compiled, {len(faulty)} outside of the limits")
     if chosen.json:
-        versions = {
-            "triton": triton.__version__,
-            "python": platform.python_version(),
-            "date": time.strftime("%Y-%m-%d"),
-        }
+        versions = {"triton": triton.__version__, "python": platform.python_version(), "date": f"{date.today()}"}
         chosen.json.parent.mkdir(parents=True, exist_ok=True)
         rows = ",\n".join(f"  {json.dumps(asdict(report))}" for report in reports)
         model = "cycles, barriers, useful and bytes_moved are of one program: a model, not a measurement"

@@ -1,7 +1,7 @@
 """What one program of a kernel does, by the emulator: cycles, barriers, products, bytes. A model, not a measurement.
 
 A program adapts one task of :data:`WORKLOADS`, alone on its multiprocessor; the clock has an H100's latencies on every
-architecture (``emulator/clock.py``). How programs that share a multiprocessor hide each other's waiting is not
+architecture (``emulator/operations.py``). How programs that share a multiprocessor hide each other's waiting is not
 modelled, nor what ``ptxas`` makes of the PTX.
 """
 
@@ -59,7 +59,6 @@ class Modelled:
 
 
 NOTHING = Modelled(None, None, None, None, "only NVIDIA's PTX is emulated")
-Compile = Callable[[Any, dict[str, Any]], Any]
 
 
 def multiply_adds(workload: Workload, constants: dict[str, Any]) -> int:
@@ -74,20 +73,18 @@ def multiply_adds(workload: Workload, constants: dict[str, Any]) -> int:
     return steps * n * (tangents + (layers if constants["RATES_GRAD"] else 0))
 
 
-def modelled(kernel: str, constants: dict[str, Any], chip: Chip, compiled: Compile) -> Modelled:
+def modelled(
+    kernel: str, constants: dict[str, Any], chip: Chip, compiled: Callable[[Any, dict[str, Any]], Any]
+) -> Modelled:
     """Emulate a variant; ``compiled`` gives the kernel of a Triton function and its compile-time arguments."""
     if not isinstance(chip, Nvidia):
         return NOTHING
     from lightning_maml.kernels.emulator import Emulation, UnsupportedError
 
+    workload = None if kernel == "sgd_update_kernel" else WORKLOADS[constants["BN"], constants["BC"]]
     try:
-        with Emulation(chip.capability, scheduled=True, compiled=compiled) as emulation:
-            if kernel == "sgd_update_kernel":
-                workload = None
-                _sgd_update(constants)
-            else:
-                workload = WORKLOADS[constants["BN"], constants["BC"]]
-                _mlp_adapt(workload, constants)
+        with Emulation(int(chip.target[1]), scheduled=True, compiled=compiled) as emulation:
+            _mlp_adapt(workload, constants) if workload else _sgd_update(constants)
     except (RuntimeError, UnsupportedError) as error:
         return Modelled(None, None, None, None, str(error))
     launch = next(launch for launch in emulation.launches if launch.kernel == kernel)
@@ -100,21 +97,17 @@ def modelled(kernel: str, constants: dict[str, Any], chip: Chip, compiled: Compi
 
 def _issued(launch: Any) -> int:
     """Multiply-adds of the products that a launch issues, padding included."""
+    from lightning_maml.kernels.mlp_adapt import kernel
+
+    lines = Path(kernel.__file__).read_text().split("\n")  # the line where ``_product`` multiplies numbers of float32
+    product = f"kernel.py:{next(number for number, line in enumerate(lines, 1) if 'tl.dot(b_a, b_b' in line)}"
     total = 0
     for instruction, lanes in zip(launch.program.instructions, launch.lanes.tolist(), strict=True):
         if instruction.kind == "mma":
             total += lanes // 32 * (16 * 8 * 16 if ".bf16" in instruction.text else 16 * 8 * 8)
-        elif "fma.rn.f32" in instruction.text and instruction.source.split(" ")[0] == _product_line():
+        elif "fma.rn.f32" in instruction.text and instruction.source.split(" ")[0] == product:
             total += lanes * (2 if "f32x2" in instruction.text else 1)
     return total
-
-
-def _product_line() -> str:
-    """Where ``_product`` of ``mlp_adapt`` multiplies numbers of float32, as PTX names it."""
-    from lightning_maml.kernels.mlp_adapt import kernel
-
-    lines = Path(kernel.__file__).read_text().split("\n")
-    return f"kernel.py:{next(number for number, line in enumerate(lines, 1) if 'tl.dot(b_a, b_b' in line)}"
 
 
 def _sgd_update(constants: dict[str, Any]) -> None:

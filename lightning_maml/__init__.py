@@ -15,44 +15,12 @@ from lightning_maml.saving.weights import load_adapted, save_adapted
 from lightning_maml.tasks import TaskBatch
 from lightning_maml.training.module import MetaModule
 
-__all__ = [
-    "MLP",
-    "SGD",
-    "Adam",
-    "Adapted",
-    "Algorithm",
-    "Batched",
-    "Conv4",
-    "Eager",
-    "Engine",
-    "Evaluation",
-    "FirstOrder",
-    "Fused",
-    "Graphed",
-    "Implicit",
-    "Joint",
-    "Learn2LearnTasks",
-    "MetaModule",
-    "MetaOutput",
-    "MultiStep",
-    "OmniglotTasks",
-    "Part",
-    "Prototypes",
-    "Rates",
-    "Reptile",
-    "ResNet12",
-    "SharpnessAware",
-    "Sign",
-    "SinusoidTasks",
-    "TaskBatch",
-    "Unrolled",
-    "Zeros",
-    "adapt",
-    "evaluate",
-    "load_adapted",
-    "meta_loss",
-    "save_adapted",
-]
+__all__ = ["Adapted", "Evaluation", "MetaModule", "TaskBatch", "adapt", "evaluate", "meta_loss"]
+__all__ += ["Learn2LearnTasks", "OmniglotTasks", "SinusoidTasks"]
+__all__ += ["Batched", "Eager", "Engine", "Fused", "Graphed", "MetaOutput"]
+__all__ += ["SGD", "Adam", "Algorithm", "Part", "Prototypes", "Rates", "SharpnessAware", "Sign", "Zeros"]
+__all__ += ["FirstOrder", "Implicit", "Joint", "MultiStep", "Reptile", "Unrolled"]
+__all__ += ["MLP", "Conv4", "ResNet12", "load_adapted", "save_adapted"]
 __all__ += presets.__all__
 
 

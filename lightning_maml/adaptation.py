@@ -15,8 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_maml.engine import Engine, MetaOutput, Problem, run_on
 from lightning_maml.engine.base import autocast_on
 from lightning_maml.engine.divergence import bad_tasks, diverged, warning_of_divergence
-from lightning_maml.engine.functional.forward import batch_norm_mode
-from lightning_maml.engine.functional.statistics import training_is
+from lightning_maml.engine.functional.statistics import batch_norm_mode, training_is
 from lightning_maml.engine.functional.stored import detach_from_mode, say_once
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import Algorithm
@@ -31,8 +30,7 @@ class Adapted:
     """The adapted networks of a batch of tasks."""
 
     parameters: Parameters
-    """``{name: [T, *shape]}``, the parameters that adapted, and under ``batch_norm="support"`` the statistics of the
-    support sets, by the names of the layers' buffers."""
+    """``{name: [T, *shape]}``; under ``batch_norm="support"`` the support sets' statistics, too, as layers' buffers."""
     support_losses: Tensor
     """``[T, steps + 1]``: before each inner step and after the last."""
     problem: Problem
@@ -46,21 +44,14 @@ class Adapted:
     def predict(self, inputs: Tensor, *, dropout: bool = False) -> Tensor:
         """Each task's predictions ``[T, N, ...]`` for its own inputs ``[T, N, ...]``, without a graph.
 
-        In evaluation mode, whatever the network's own; batch-norm layers as the algorithm's ``batch_norm`` says. Under
-        ``"batch"``, where predictions depend on the rows that come together, that is said once, in a warning.
-
-        Args:
-            inputs: of each task.
-            dropout: predict in training mode, which draws dropout.
-
-        Raises:
-            ValueError: there are inputs of another number of tasks.
+        In evaluation mode, whatever the network's own, unless ``dropout`` is to be drawn; batch-norm as the algorithm's
+        ``batch_norm`` says. Under ``"batch"``, where predictions depend on the rows beside, it warns of that once.
+        ValueError where the inputs are of another number of tasks.
         """
         tasks = len(self.support_losses)
         if inputs.ndim < 2 or inputs.shape[0] != tasks:
             raise ValueError(f"Expected inputs of {tasks} tasks, [{tasks}, rows, ...], but got {list(inputs.shape)}.")
-        if self._by_rows:
-            say_once(self.problem.network)
+        self._say_by_rows()
         with training_is(dropout, self.problem.modules), _running(self.problem), torch.no_grad():
             rows, phi = _normal(inputs), self.parameters
             return run_on(self.engine, self.problem, (), lambda engine: engine.predict(self.problem, phi, rows))[1]
@@ -68,10 +59,9 @@ class Adapted:
     def network(self, task: int) -> nn.Module:
         """A copy of the network with the parameters of one task: an ordinary module, to save or to deploy.
 
-        In training and in evaluation mode its batch-norm layers do what they do in :meth:`predict`, which its
-        predictions equal, but for dropout, which training mode draws. Under ``batch_norm="batch"`` they have no running
-        statistics any more, and a row's predictions depend on the others', which is said once, in a warning; under
-        ``"support"`` they have the task's, and under ``"running"`` the network's.
+        In either mode its batch-norm layers do what they do in :meth:`predict`, which its predictions equal, but for
+        dropout, which training mode draws. Under ``batch_norm="batch"`` they have no running statistics any more, and
+        :meth:`predict`'s warning is given; under ``"support"`` they have the task's, under ``"running"`` the network's.
 
         Example:
             >>> from lightning_maml import maml
@@ -80,29 +70,26 @@ class Adapted:
             >>> one = adapted.network(3)(x[3, :1])
             >>> torch.testing.assert_close(one, adapted.predict(x)[3, :1])
         """
-        if self._by_rows:
-            say_once(self.problem.network)
+        self._say_by_rows()
         network = with_parameters_of(self.problem.network, self.parameters, task)
         detach_from_mode(network, self.problem.algorithm.batch_norm)
         return network
 
-    @property
-    def _by_rows(self) -> bool:
-        return bool(self.problem.norms) and self.problem.algorithm.batch_norm == "batch"
+    def _say_by_rows(self) -> None:
+        if self.problem.norms and self.problem.algorithm.batch_norm == "batch":
+            say_once(self.problem.network)
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A batch of tasks before and after each inner step; everything detached."""
+    """A batch of tasks before and after each inner step; everything ``[T, steps + 1]``, and detached."""
 
     query_losses: Tensor
-    """``[T, steps + 1]``."""
     support_losses: Tensor
-    """``[T, steps + 1]``."""
     predictions: Tensor
     """``[T, steps + 1, Nq, ...]``, for the query inputs."""
     diverged: Tensor
-    """``[T, steps + 1]``: whose support loss is, after this step, not finite or higher than before the first one."""
+    """Whose support loss is, after this step, not finite or higher than before the first one."""
 
 
 def meta_loss(
@@ -115,8 +102,7 @@ def meta_loss(
         algorithm: from a preset such as :func:`maml`.
         tasks: the meta-batch.
         loss: ``"mse"``, ``"cross_entropy"`` or a callable of one task, see :data:`Loss`.
-        engine: ``"auto"``, ``"eager"``, ``"batched"``, ``"fused"`` or an engine object, such as
-            ``Batched(compile=True)``.
+        engine: ``"auto"``, ``"eager"``, ``"batched"``, ``"fused"`` or an object, such as ``Batched(compile=True)``.
 
     Raises:
         ValueError: the tasks do not fit the network or the loss, or hold NaN or infinities.
@@ -125,17 +111,14 @@ def meta_loss(
 
     Example:
         >>> from lightning_maml import maml
-        >>> network = nn.Linear(1, 1)
-        >>> x = torch.randn(4, 10, 1)
+        >>> network, x = nn.Linear(1, 1), torch.randn(4, 10, 1)
         >>> output = meta_loss(network, maml(lr=0.1, steps=2), TaskBatch(x, 2 * x, x, 2 * x), loss="mse")
         >>> output.surrogate.backward()
         >>> network.weight.grad.shape, output.support_losses.shape
         (torch.Size([1, 1]), torch.Size([4, 3]))
     """
     if not torch.is_grad_enabled():
-        raise RuntimeError(
-            "Expected gradients to be enabled for `meta_loss`; under no_grad or inference_mode use `evaluate`."
-        )
+        raise RuntimeError("Expected gradients to be enabled for `meta_loss`; where they are not, use `evaluate`.")
     problem = Problem(network, algorithm, task_loss(loss))
     _check_data(problem, [*tasks.named()])
     with _running(problem):
@@ -154,15 +137,12 @@ def adapt(
 ) -> Adapted:
     """Adapt to new tasks, without touching the network. Works under ``no_grad`` and ``inference_mode``.
 
-    Where tasks diverge, it warns, but for ``safeguard=True``.
-
     Args:
         network, algorithm, loss, engine: as in :func:`meta_loss`.
-        support_inputs: ``[T, Ns, ...]``.
-        support_targets: ``[T, Ns, ...]``.
+        support_inputs, support_targets: ``[T, Ns, ...]``.
         safeguard: halve a task's step where it does not lower the task's support loss (on the rows that the step sees,
             with the term of ``proximal``), up to ten times, and where that does not help, leave the task where it is.
-            What steps remember, such as momentum, is that of the step as proposed.
+            What steps remember, such as momentum, is that of the step as proposed. Without it, divergence is warned of.
 
     Example:
         >>> from lightning_maml import maml
@@ -173,8 +153,7 @@ def adapt(
     """
     problem = Problem(network, algorithm, task_loss(loss), safeguard)
     support = _normal(support_inputs), _normal(support_targets)
-    tasks = TaskBatch(*support, *support)  # for its errors
-    _check_data(problem, [*tasks.named()][:2])
+    _check_data(problem, [*TaskBatch(*support, *support).named()][:2])
 
     def run(chosen: Engine) -> tuple[Parameters, list[Tensor]]:
         losses = []
@@ -239,7 +218,7 @@ def evaluate(
 def with_parameters_of(network: Network, parameters: Parameters, task: int) -> Network:
     """A copy of the network with the tensors of one task, of those of all tasks, ``{name: [T, *shape]}``."""
     network = copy.deepcopy(network)
-    named = {**dict(network.named_buffers()), **dict(network.named_parameters())}
+    named = dict(network.named_buffers()) | dict(network.named_parameters())
     with torch.no_grad():
         for name, value in parameters.items():
             named[name].copy_(value[task])
@@ -248,7 +227,7 @@ def with_parameters_of(network: Network, parameters: Parameters, task: int) -> N
 
 @contextmanager
 def _running(problem: Problem) -> Iterator[None]:
-    """What holds while an engine runs: gradients on, and every forward twice differentiable."""
+    """While an engine runs, gradients are on, and every forward is twice differentiable."""
     off = torch.is_inference_mode_enabled() or not torch.is_grad_enabled()
     with torch.inference_mode(False) if off else nullcontext():  # which turns gradients on, too
         hooked = [value for value in problem.parameters.values() if value._backward_hooks]

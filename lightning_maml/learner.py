@@ -15,15 +15,14 @@ from lightning_maml.meta_gradient import Annealed, MetaGradient
 
 BatchNorm = Literal["batch", "running", "support"]
 """``"batch"``: every forward normalises by the statistics of the rows it sees, support and query each by their own
-(transductive, as in the paper). ``"running"``: by the stored running statistics. ``"support"``: query rows by the
-statistics of all of their task's support rows under the adapted parameters, one row or many. None writes to the
-network's own."""
+(transductive, as in the paper). ``"running"``: by the stored running statistics, which none of these changes.
+``"support"``: query rows by the statistics of all of their task's support rows under the adapted parameters."""
 
 
 def per_step_names(network: nn.Module) -> set[str]:
     """The parameters that hold a value for every inner step, ``[steps, *shape]``: shared by the tasks, never adapted.
 
-    A class names those of its own in ``per_step_parameters``, as :class:`~lightning_maml.networks.StepBatchNorm2d`.
+    A class names its own in ``per_step_parameters``, as :class:`~lightning_maml.networks.StepBatchNorm2d` does.
     """
     return {
         f"{prefix}.{name}" if prefix else name
@@ -70,20 +69,13 @@ class Algorithm:
         return self.with_inner(steps=steps)
 
     def with_inner(self, **changes: Any) -> Algorithm:
-        """The same algorithm with other settings of its inner loop, see :class:`~lightning_maml.inner.SGD`.
-
-        Example:
-            >>> from lightning_maml import maml
-            >>> maml(0.1, 5).with_inner(max_norm=10.0, weight_decay=1e-4).inner.max_norm
-            10.0
-        """
+        """The same algorithm with other settings of its inner loop: ``maml(0.1, 5).with_inner(max_norm=10.0)``."""
         return replace(self, inner=replace(self.inner, **changes))
 
     def at(self, update: int) -> Algorithm:
-        """The same algorithm at meta-update number ``update``, counted from 0, for what changes as training goes on.
+        """The same algorithm at meta-update number ``update``, counted from 0: in order of mini-batches and annealing.
 
-        That is the order of mini-batches and :class:`MultiStep`'s annealing. ``MetaModule`` calls it at every update;
-        a loop of your own has to.
+        ``MetaModule`` calls it at every update; a loop of your own has to.
         """
         inner, rule = self.inner.at(update), self.meta_gradient
         rule = rule.at(update) if isinstance(rule, Annealed) else rule

@@ -29,10 +29,11 @@ class TaskLoss:
     @property
     def kind(self) -> Any:
         """What an engine has to know: the name of a loss that has one, else the function or the class."""
-        if type(self) is TaskLoss:
-            own = self.function if isinstance(self.function, FunctionType) else type(self.function)
-            return "bce" if self.function is F.binary_cross_entropy_with_logits else own
-        return {MeanSquaredError: "mse", CrossEntropy: "cross_entropy"}.get(type(self), type(self))
+        if type(self) is not TaskLoss:
+            return {MeanSquaredError: "mse", CrossEntropy: "cross_entropy"}.get(type(self), type(self))
+        if self.function is F.binary_cross_entropy_with_logits:
+            return "bce"
+        return self.function if isinstance(self.function, FunctionType) else type(self.function)
 
     def __call__(self, predictions: Tensor, targets: Tensor) -> Tensor:
         """The losses ``[T]``."""
@@ -41,10 +42,8 @@ class TaskLoss:
         else:
             losses = torch.func.vmap(self.function, randomness="different")(predictions, targets)
         if losses.shape != predictions.shape[:1]:
-            raise ValueError(
-                "Expected `loss` to return one scalar for each task but got shape "
-                f"{list(losses.shape[1:])} for predictions of shape {list(predictions.shape[1:])}."
-            )
+            got = f"shape {list(losses.shape[1:])} for predictions of shape {list(predictions.shape[1:])}"
+            raise ValueError(f"Expected `loss` to return one scalar for each task but got {got}.")
         return losses
 
     def check_shapes(self, predictions: Sequence[int], targets: Tensor) -> None:
@@ -64,12 +63,9 @@ class MeanSquaredError(TaskLoss):
         return (predictions - targets).square().flatten(1).mean(1)
 
     def check_shapes(self, predictions: Sequence[int], targets: Tensor) -> None:
-        if tuple(predictions) != targets.shape:
-            # broadcasting [N, 1] against [N] would silently train on the wrong thing
-            raise ValueError(
-                "Expected targets of the predictions' shape for `loss='mse'` but got targets "
-                f"{list(targets.shape)} and predictions {list(predictions)} ([tasks, rows, ...])."
-            )
+        if tuple(predictions) != targets.shape:  # [N, 1] would broadcast against [N], and train on the wrong thing
+            got = f"targets {list(targets.shape)} and predictions {list(predictions)} ([tasks, rows, ...])"
+            raise ValueError(f"Expected targets of the predictions' shape for `loss='mse'` but got {got}.")
 
 
 class CrossEntropy(TaskLoss):
@@ -86,31 +82,23 @@ class CrossEntropy(TaskLoss):
         if targets.is_floating_point() or targets.dtype == torch.bool:
             raise ValueError(f"Expected integer class labels for `loss='cross_entropy'` but got {targets.dtype}.")
         if len(predictions) != 3 or targets.shape != tuple(predictions[:2]):
-            raise ValueError(
-                "Expected logits [tasks, rows, classes] and labels [tasks, rows] for `loss='cross_entropy'` "
-                f"but got {list(predictions)} and {list(targets.shape)}."
-            )
+            wanted = "logits [tasks, rows, classes] and labels [tasks, rows] for `loss='cross_entropy'`"
+            raise ValueError(f"Expected {wanted} but got {list(predictions)} and {list(targets.shape)}.")
 
     def check_values(self, classes: int, targets: Tensor) -> None:
         if targets.device.type != "cpu":  # would wait for the device; torch asserts there by itself
             return
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= classes:
-            raise ValueError(
-                f"Expected labels from 0 to {classes - 1}, as the network has {classes} outputs, but got labels "
-                f"from {low} to {high}."
-            )
+            wanted = f"labels from 0 to {classes - 1}, as the network has {classes} outputs,"
+            raise ValueError(f"Expected {wanted} but got labels from {low} to {high}.")
 
 
 def task_loss(loss: Loss) -> TaskLoss:
     """The loss of a name, or of a callable, for all tasks at once.
 
     ``F.mse_loss`` and ``F.cross_entropy`` are taken as the names they stand for; any other callable runs under
-    :func:`torch.func.vmap`.
-
-    Raises:
-        ValueError: an unknown name.
-        TypeError: neither a name nor a callable.
+    :func:`torch.func.vmap`. ValueError where a name is unknown, TypeError where ``loss`` is neither.
 
     Example:
         >>> task_loss("mse")(torch.zeros(3, 10, 1), torch.full((3, 10, 1), 2.0))
@@ -118,15 +106,11 @@ def task_loss(loss: Loss) -> TaskLoss:
     """
     if isinstance(loss, TaskLoss):
         return loss
-    expected = "Expected `loss` to be one of ['cross_entropy', 'mse'] or a callable"
-    if isinstance(loss, str):
-        if loss not in ("mse", "cross_entropy"):
-            raise ValueError(f"{expected} but got {loss!r}.")
-        return MeanSquaredError() if loss == "mse" else CrossEntropy()
-    if not callable(loss):
-        raise TypeError(f"{expected} but got {type(loss).__name__}.")
-    if loss is F.mse_loss:
+    if loss == "mse" or loss is F.mse_loss:
         return MeanSquaredError()
-    if loss is F.cross_entropy:
+    if loss == "cross_entropy" or loss is F.cross_entropy:
         return CrossEntropy()
+    if isinstance(loss, str) or not callable(loss):
+        error = ValueError if isinstance(loss, str) else TypeError
+        raise error(f"Expected `loss` to be one of ['cross_entropy', 'mse'] or a callable but got {loss!r}.")
     return TaskLoss(loss)

@@ -7,43 +7,36 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_maml.checks import check_whole
+
 TaskMetric = Callable[[Tensor, Tensor], Tensor]
 
 
 def accuracy(predictions: Tensor, targets: Tensor) -> Tensor:
-    """The share of rows of each task whose largest score is the target's class: scores ``[T, N, C]`` and class labels
-    ``[T, N]`` to ``[T]``, between 0 and 1.
+    """The share of each task's rows whose largest score is the target's, ``[T]``.
 
-    Raises:
-        ValueError: the shapes do not fit.
+    From scores ``[T, N, C]`` and class labels ``[T, N]``; ValueError where these shapes do not fit.
 
     Example:
         >>> accuracy(torch.eye(3).expand(2, 3, 3), torch.tensor([[0, 1, 2], [0, 0, 0]]))
         tensor([1.0000, 0.3333])
     """
     if predictions.ndim != 3 or predictions.shape[:2] != targets.shape:
-        raise ValueError(
-            "Expected `predictions` of shape [T, N, C] and `targets` of shape [T, N] but got "
-            f"{list(predictions.shape)} and {list(targets.shape)}."
-        )
+        shapes = f"{list(predictions.shape)} and {list(targets.shape)}"
+        raise ValueError(f"Expected `predictions` of shape [T, N, C] and `targets` of shape [T, N] but got {shapes}.")
     return (predictions.argmax(-1) == targets).mean(-1, dtype=torch.get_default_dtype())
 
 
 def mse(predictions: Tensor, targets: Tensor) -> Tensor:
-    """The mean squared error of each task: ``[T, N, ...]`` and ``[T, N, ...]`` to ``[T]``.
-
-    Raises:
-        ValueError: the shapes differ (they would broadcast in silence).
+    """The mean squared error of each task, ``[T]``, of two ``[T, N, ...]``; ValueError where these shapes differ.
 
     Example:
         >>> mse(torch.zeros(2, 3, 1), torch.ones(2, 3, 1))
         tensor([1., 1.])
     """
-    if predictions.shape != targets.shape:
-        raise ValueError(
-            "Expected `predictions` and `targets` of the same shape but got "
-            f"{list(predictions.shape)} and {list(targets.shape)}."
-        )
+    if predictions.shape != targets.shape:  # they would broadcast in silence
+        shapes = f"{list(predictions.shape)} and {list(targets.shape)}"
+        raise ValueError(f"Expected `predictions` and `targets` of the same shape but got {shapes}.")
     return (predictions - targets).square().flatten(1).mean(-1)
 
 
@@ -53,8 +46,7 @@ METRICS: dict[str, TaskMetric] = {"accuracy": accuracy, "mse": mse}
 def resolve_metric(metric: str | TaskMetric | None, loss: Any) -> tuple[str, TaskMetric] | None:
     """The name and the function of a metric; ``None`` asks for the one that goes with the loss.
 
-    Raises:
-        ValueError: the name is unknown, or ``metric`` is no function.
+    ValueError where the name is unknown, or ``metric`` no function.
     """
     if metric is None:
         return ("accuracy", accuracy) if loss == "cross_entropy" else None
@@ -72,15 +64,16 @@ def resolve_metric(metric: str | TaskMetric | None, loss: Any) -> tuple[str, Tas
 
 
 class Interval(NamedTuple):
-    """A mean over tasks, the half-width of its 95% confidence interval, and what a mean may hide."""
+    """A mean over tasks, the half-width of its 95% confidence interval, and what a mean may hide.
+
+    ``of_others`` is the mean without one task, where that one is more than half of the sum of all magnitudes; else NaN.
+    """
 
     mean: Tensor
     ci95: Tensor
     median: Tensor
     of_others: Tensor
-    """The mean without one task, where that one is more than half of the sum of all magnitudes; NaN elsewhere."""
-    tasks: Tensor
-    """How many it was taken over."""
+    tasks: Tensor  # how many it was taken over
 
 
 class TaskMean(Metric):
@@ -90,20 +83,14 @@ class TaskMean(Metric):
     All values are kept, in float64, so that tasks split unevenly over processes (some with none) give what one process
     would have given. In a median NaN counts as infinite.
 
-    Raises:
-        ValueError: ``size`` is not positive, or ``update`` gets anything but ``[T, size]``.
-
     Example:
         >>> mean = TaskMean(size=2)
         >>> mean.update(torch.tensor([[1.0, 10.0], [2.0, 10.0], [9.0, 10.0]]))
-        >>> mean.compute().mean
-        tensor([ 4., 10.], dtype=torch.float64)
-        >>> mean.compute().ci95
+        >>> mean, ci95, median, of_others, tasks = mean.compute()
+        >>> mean.tolist(), median.tolist(), of_others.tolist()  # 9 of 12 are one task's
+        ([4.0, 10.0], [2.0, 10.0], [1.5, nan])
+        >>> ci95
         tensor([4.9326, 0.0000], dtype=torch.float64)
-        >>> mean.compute().median
-        tensor([ 2., 10.], dtype=torch.float64)
-        >>> mean.compute().of_others  # 9 of 12
-        tensor([1.5000,    nan], dtype=torch.float64)
     """
 
     full_state_update = False
@@ -111,13 +98,12 @@ class TaskMean(Metric):
 
     def __init__(self, size: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"Expected `size` to be a positive integer but got {size!r}.")
+        check_whole(1, size=size)
         self.size = size
         self.add_state("values", [], dist_reduce_fx="cat")
 
     def update(self, values: Tensor) -> None:
-        """Adds tasks: ``values`` of shape ``[T, size]``, or ``[T]`` where ``size`` is 1."""
+        """Adds tasks: ``values [T, size]``, or ``[T]`` where ``size`` is 1; ValueError where they are anything else."""
         if values.ndim == 1 and self.size == 1:
             values = values.unsqueeze(1)
         if values.ndim != 2 or values.shape[1] != self.size:
@@ -126,9 +112,7 @@ class TaskMean(Metric):
         self.values.append(values.detach().to(_exact(values.device)))
 
     def compute(self) -> Interval:
-        """Mean, interval and median, each ``[size]`` (a scalar where ``size`` is 1), in float64; NaN where there is too
-        little to tell: no mean of no tasks, no interval of fewer than two.
-        """
+        """Each ``[size]``, in float64; NaN where there is too little to tell: no task, or one alone for an interval."""
         values = self._all()
         tasks, nothing = len(values), values.new_full((self.size,), torch.nan)
         if tasks == 0:
@@ -147,8 +131,7 @@ class TaskMean(Metric):
     def _all(self) -> Tensor:
         """The values of all tasks, ``[T, size]``."""
         empty = torch.empty(0, self.size, dtype=_exact(self.device), device=self.device)
-        values = [self.values] if isinstance(self.values, Tensor) else self.values
-        return torch.cat([empty, *values])
+        return torch.cat([empty, *([self.values] if isinstance(self.values, Tensor) else self.values)])
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
         self.values = [self._all()]  # what a process without tasks brings has a shape, too

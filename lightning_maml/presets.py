@@ -6,26 +6,13 @@ Arguments that a preset does not describe are those of :func:`maml`. All raise V
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from lightning_maml.checks import check_one_of
+from lightning_maml.checks import check_one_of, check_positive
 from lightning_maml.inner import SGD, Adam, Adapts, InnerLoop, LearnedRate, Part, Prototypes, Zeros
 from lightning_maml.learner import Algorithm, BatchNorm
 from lightning_maml.meta_gradient import FirstOrder, Implicit, Joint, MultiStep, Reptile, Unrolled
 
-__all__ = [
-    "anil",
-    "boil",
-    "cavia",
-    "fomaml",
-    "imaml",
-    "lora",
-    "maml",
-    "maml_pp",
-    "meta_curvature",
-    "meta_sgd",
-    "pretrained",
-    "proto_maml",
-    "reptile",
-]
+__all__ = ["anil", "boil", "cavia", "fomaml", "imaml", "lora", "maml", "maml_pp", "meta_curvature", "meta_sgd"]
+__all__ += ["pretrained", "proto_maml", "reptile"]
 
 Rate = float | Sequence[float]
 Learned = LearnedRate | None
@@ -36,6 +23,7 @@ def maml(
     lr: Rate = 0.01, steps: int = 5, learn_lr: Learned = None, adapts: Adapts = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
     r"""Model-agnostic meta-learning, with the exact, second-order meta-gradient.
+    Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", ICML 2017.
 
     .. math:: \phi_{k+1} = \phi_k - \alpha \nabla L_{support}(\phi_k), \quad
               \nabla_\theta \tfrac1T \sum_t L_{query}(\phi_m(\theta)), \quad \phi_0 = \theta
@@ -49,9 +37,6 @@ def maml(
         learn_lr: what has a learned rate of its own, see :data:`LearnedRate`; None for a fixed rate.
         adapts: which parameters adapt: None for all, a regular expression or a predicate for names, or :class:`Part`.
         batch_norm: ``"batch"``, ``"running"`` or ``"support"``, see :data:`BatchNorm`.
-
-    Reference:
-        Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", ICML 2017.
 
     Example:
         >>> maml(lr=0.1, steps=3).with_steps(10).inner.steps
@@ -68,10 +53,7 @@ def fomaml(
 
 
 def pretrained(lr: Rate = 0.01, steps: int = 5, adapts: Adapts = None, batch_norm: BatchNorm = "batch") -> Algorithm:
-    """The baseline: one network trained on all tasks jointly (m = 0), fine-tuned by ``steps`` of ``lr`` at test.
-
-    It is the "pretraining on all of the tasks" of Finn et al. 2017, section 5.1.
-    """
+    """The baseline: one network trained on all tasks jointly (m = 0), fine-tuned at test (Finn et al. 2017, 5.1)."""
     return Algorithm(SGD(lr, steps, None, adapts), Joint(), batch_norm, "pretrained")
 
 
@@ -79,15 +61,12 @@ def anil(
     lr: Rate = 0.01, steps: int = 5, head: str | None = None, learn_lr: Learned = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
     r"""Almost no inner loop: :func:`maml` in which only the head adapts; the body is meta-learned and shared.
+    Raghu, Raghu, Bengio, Vinyals, "Rapid Learning or Feature Reuse?", ICLR 2020.
 
     .. math:: \phi_{k+1} = (\theta_{body}, \; \phi_k^{head} - \alpha \nabla_{head} L_{support}(\phi_k))
 
     Args:
-        head: a regular expression for the names of the head's parameters; None for the last module that has any, in
-            the order in which the network registers them.
-
-    Reference:
-        Raghu, Raghu, Bengio, Vinyals, "Rapid Learning or Feature Reuse?", ICLR 2020.
+        head: a regular expression for the head's parameters; None for the last module that has any, as registered.
 
     Example:
         >>> from lightning_maml import MLP
@@ -101,14 +80,12 @@ def boil(
     lr: Rate = 0.01, steps: int = 5, head: str | None = None, learn_lr: Learned = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
     r"""Body only in the inner loop: :func:`maml` in which all but the head adapts; the head is meta-learned and shared.
+    Oh, Yoo, Kim, Yun, "BOIL: Towards Representation Change for Few-shot Learning", ICLR 2021.
 
     .. math:: \phi_{k+1} = (\phi_k^{body} - \alpha \nabla_{body} L_{support}(\phi_k), \; \theta_{head})
 
     Args:
         head: what does not adapt, as in :func:`anil`.
-
-    Reference:
-        Oh, Yoo, Kim, Yun, "BOIL: Towards Representation Change for Few-shot Learning", ICLR 2021.
 
     Example:
         >>> from lightning_maml import MLP
@@ -120,21 +97,17 @@ def boil(
 
 def meta_sgd(lr: float = 0.01, steps: int = 1, adapts: Adapts = None, batch_norm: BatchNorm = "batch") -> Algorithm:
     r"""Meta-SGD: :func:`maml` with a learned inner rate for every single element of the parameters.
+    Li, Zhou, Chen, Li, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", 2017, arXiv:1707.09835.
 
     .. math:: \phi_{k+1} = \phi_k - \alpha \circ \nabla L_{support}(\phi_k), \quad
               \nabla_{(\theta, \alpha)} \tfrac1T \sum_t L_{query}(\phi_m(\theta, \alpha))
 
-    Rates may become negative. The paper draws their initial values at random and takes one step.
-
-    Test with as many steps as in training. The rates are learned for exactly these: on the sinusoid the largest grow
-    from 0.01 to above 1 within 3,000 updates, and from where one such step leads a second one overshoots, a third one
-    more. That is plain gradient descent at too large a rate.
+    Rates may become negative. The paper draws their initial values at random and takes one step. Test with as many
+    steps as in training: on the sinusoid the largest rates grow from 0.01 to above 1 within 3,000 updates, and from
+    where one such step leads a second one overshoots, as plain gradient descent does at too large a rate.
 
     Args:
         lr: the initial value of all inner rates.
-
-    Reference:
-        Li, Zhou, Chen, Li, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", 2017, arXiv:1707.09835.
 
     Example:
         >>> from torch import nn
@@ -148,18 +121,15 @@ def meta_curvature(
     lr: float = 0.01, steps: int = 5, first_order: bool = False, adapts: Adapts = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
     r"""Meta-Curvature: :func:`maml` in which learned matrices transform each gradient before the step.
+    Park, Oliva, "Meta-Curvature", NeurIPS 2019.
 
     .. math:: \phi_{k+1} = \phi_k - \alpha \, M_o \nabla L_{support}(\phi_k) \, M_i \; M_f
 
-    with a matrix for the outputs, the inputs and the filter's places of each weight, all starting as the identity, and
-    a factor for each element of a bias.
+    with matrices for a weight's outputs, inputs and places, from the identity, and a factor for each element of a bias.
 
     Args:
         lr: the inner rate alpha, which stays fixed.
         first_order: inner gradients as constants, as in :func:`fomaml`; the matrices learn all the same.
-
-    Reference:
-        Park, Oliva, "Meta-Curvature", NeurIPS 2019.
 
     Example:
         >>> from torch import nn
@@ -178,12 +148,13 @@ def reptile(
     batch_norm: BatchNorm = "batch",
 ) -> Algorithm:
     r"""Reptile: train on each task's support set, then move the meta-parameters towards where that led.
+    Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", 2018, arXiv:1803.02999.
 
     .. math:: \theta \leftarrow \theta + \epsilon \tfrac1T \sum_t (\phi_m - \theta)
 
-    The rate epsilon is that of the outer optimiser, and its schedule the outer scheduler's. As in the paper:
-    ``MetaModule(..., optimizer=lambda p: torch.optim.SGD(p, lr=1.0), scheduler=lambda o:
-    torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.0, updates))``; one task in a batch is its serial version. Learning uses
+    The rate epsilon is that of the outer optimiser, and its schedule the outer scheduler's; the paper's are
+    ``optimizer=lambda p: torch.optim.SGD(p, lr=1.0)`` and ``scheduler=lambda o:
+    torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.0, updates)``; one task in a batch is its serial version. Learning uses
     the support set alone; give it the rows that would have been queries, too. (The authors' Adam carries its moments
     from task to task; here each task starts anew, so that tasks run side by side.)
 
@@ -191,9 +162,6 @@ def reptile(
         optimizer: ``"adam"``, the paper's, without momentum (see :class:`Adam`), or ``"sgd"``.
         batch_size: how many support rows a step sees; None for all.
         adapts: which parameters adapt. The others do not learn at all.
-
-    Reference:
-        Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", 2018, arXiv:1803.02999.
 
     Example:
         >>> reptile(lr=1e-3, steps=5, batch_size=10).inner.rows(step=0, support=25).shape
@@ -215,34 +183,30 @@ def imaml(
     batch_norm: BatchNorm = "batch",
 ) -> Algorithm:
     r"""Implicit MAML: the inner loop minimises a proximal loss, and the meta-gradient needs its end alone.
+    Rajeswaran, Finn, Kakade, Levine, "Meta-Learning with Implicit Gradients", NeurIPS 2019.
 
     .. math:: \phi^* = \arg\min_\phi L_{support}(\phi) + \tfrac\lambda2 \lVert \phi - \theta \rVert^2, \quad
               \big((1 + \delta) I + \tfrac1\lambda \nabla^2 L_{support}(\phi^*)\big) \, g = \nabla L_{query}(\phi^*)
 
-    The defaults are those of the paper's Omniglot 5-way 1-shot. ``damping=0`` and enough of ``steps`` and ``cg_steps``
-    give the exact meta-gradient of the optimum; :class:`Implicit` warns where the conjugate gradients do not converge.
-
-    They are no defaults for the sinusoid, on which the paper has no experiment. Curvatures there reach 60, so that
-    ``lr=0.1`` diverges; and early in training 16 steps of 0.02 end short of the optimum for one task in fifty, where no
-    ``cg_steps`` help, 64 for one in a hundred, 200 for none. Five iterations then solve all of them.
+    ``damping=0`` and enough of ``steps`` and ``cg_steps`` give the exact meta-gradient of the optimum;
+    :class:`Implicit` warns where the conjugate gradients do not converge. The defaults are those of the paper's
+    Omniglot 5-way 1-shot, and none for the sinusoid, on which it has no experiment: curvatures there reach 60, so that
+    ``lr=0.1`` diverges, and early in training 16 steps of 0.02 end short of the optimum for one task in fifty, where no
+    ``cg_steps`` help, 64 for one in a hundred, 200 for none.
 
     Args:
         lr: the inner rate; below 2 / (lambda + the largest curvature), or the inner loop diverges.
-        steps: the number of inner steps; enough to come close to the optimum.
+        steps: the number of inner steps, enough to come close to the optimum.
         proximal: lambda.
         cg_steps: iterations of conjugate gradients.
         damping: delta, see :class:`Implicit`.
         tolerance: tasks whose proximal gradient has this norm or a smaller one take no further steps.
 
-    Reference:
-        Rajeswaran, Finn, Kakade, Levine, "Meta-Learning with Implicit Gradients", NeurIPS 2019.
-
     Example:
         >>> imaml(proximal=0.5).inner.proximal
         0.5
     """
-    if not proximal > 0:
-        raise ValueError(f"Expected `proximal` to be positive but got {proximal!r}.")
+    check_positive(proximal=proximal)
     inner = SGD(lr, steps, None, adapts, proximal=proximal, tolerance=tolerance)
     return Algorithm(inner, Implicit(cg_steps, damping), batch_norm, "imaml")
 
@@ -257,32 +221,24 @@ def maml_pp(
     batch_norm: BatchNorm = "batch",
 ) -> Algorithm:
     r"""MAML++: :func:`maml` with what makes it train more steadily, each by a switch of its own.
+    Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019.
 
     - rates per layer and step, learned: ``learn_lr``, None for a fixed rate;
     - the multi-step loss and its annealing: ``multi_step_updates``, 0 to switch it off;
     - derivative-order annealing: ``first_order_updates``, 0 to switch it off. The paper's is half of the training
       (25,000 updates); the authors' published configurations have none;
-    - batch-norm with a scale and a bias for every inner step:
-      :func:`~lightning_maml.networks.step_batch_norm` makes the network's layers such. Statistics are those of the
-      rows that a forward pass sees, and so those of the step by themselves;
-    - the cosine schedule: ``MetaModule(..., scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, updates,
-      eta_min=1e-5))``.
+    - batch-norm with a scale and a bias for every inner step, from :func:`~lightning_maml.networks.step_batch_norm`;
+    - the cosine schedule: ``scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, updates, eta_min=1e-5)``.
 
     What changes as training goes on comes in by :meth:`Algorithm.at`: ``MetaModule`` calls it, a loop of your own has
-    to.
-
-    Test with as many steps as in training: further ones take the last step's rates, which were learned for a step that
-    nothing follows, and on the sinusoid some tasks then diverge. There, without batch-norm to bound the curvature, the
-    paper's rate is too large in training, too; 0.01 stayed stable for 3,000 updates.
+    to. Test with as many steps as in training: further ones take the last step's rates, which were learned for a step
+    that nothing follows, and on the sinusoid some tasks then diverge. There, without batch-norm to bound the curvature,
+    the paper's rate is too large in training, too; 0.01 stayed stable for 3,000 updates.
 
     Args:
-        lr: the initial value of the inner rates, or one for each step; the default is the paper's, for images and a
-            network with batch-norm.
+        lr: the initial inner rates; the default is the paper's, for images and a network with batch-norm.
         multi_step_updates: meta-updates until only the loss after the last step counts, see :class:`MultiStep`.
         first_order_updates: meta-updates of first order before those of second.
-
-    Reference:
-        Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019.
 
     Example:
         >>> maml_pp(steps=2, multi_step_updates=10).at(5).meta_gradient.weights(steps=2)
@@ -301,22 +257,15 @@ def proto_maml(
     batch_norm: BatchNorm = "batch",
 ) -> Algorithm:
     r"""Proto-MAML: :func:`maml` in which each task's linear head starts as the classifier of a prototypical network.
+    Triantafillou et al., "Meta-Dataset: A Dataset of Datasets for Learning to Learn from Few Examples", ICLR 2020.
 
     .. math:: W_c = 2 c_c, \; b_c = -\lVert c_c \rVert^2, \quad c_c = \text{mean support feature of class } c
 
-    The meta-gradient goes through the prototypes too. For classification alone; the number of classes in a
-    task may be smaller than the head's outputs.
+    The meta-gradient goes through the prototypes, too. A task may have fewer classes than the head has outputs.
 
     Args:
-        head: a regular expression for the names of the head's weight and bias; None for the last module that has
-            parameters. It has to be an ``nn.Linear`` and the network's last operation.
+        head: the head's weight and bias, as in :func:`anil`: an ``nn.Linear``, the network's last operation.
         first_order: inner gradients as constants, as in :func:`fomaml`; prototypes are differentiated all the same.
-
-    Raises:
-        ValueError: also later, where the head or the targets do not fit.
-
-    Reference:
-        Triantafillou et al., "Meta-Dataset: A Dataset of Datasets for Learning to Learn from Few Examples", ICLR 2020.
 
     Example:
         >>> import torch
@@ -333,23 +282,19 @@ def cavia(
     lr: Rate = 1.0, steps: int = 1, adapts: Names = r"(^|\.)context$", batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
     r"""CAVIA: only context parameters adapt, from zero in each task; all other parameters are meta-learned and shared.
+    Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, "Fast Context Adaptation via Meta-Learning", ICML 2019.
 
     .. math:: \phi_0 = 0, \quad \phi_{k+1} = \phi_k - \alpha \nabla_\phi L_{support}(\phi_k, \theta), \quad
               \nabla_\theta \tfrac1T \sum_t L_{query}(\phi_m(\theta), \theta)
 
     Args:
         lr: the inner rate; contexts are few, and the paper's is 1.
-        adapts: which parameters are the context; by default those named ``context``, as in
-            :class:`~lightning_maml.networks.Context`.
-
-    Reference:
-        Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, "Fast Context Adaptation via Meta-Learning", ICML 2019.
+        adapts: the context; by default parameters named ``context``, as of :class:`~lightning_maml.networks.Context`.
 
     Example:
         >>> from torch import nn
         >>> from lightning_maml.networks import Context
-        >>> network = nn.Sequential(Context(4), nn.Linear(1 + 4, 40), nn.ReLU(), nn.Linear(40, 1))
-        >>> cavia().inner.adapted(dict(network.named_parameters()))
+        >>> cavia().inner.adapted(dict(nn.Sequential(Context(4), nn.Linear(1 + 4, 1)).named_parameters()))
         ['0.context']
     """
     return Algorithm(SGD(lr, steps, None, adapts, start=Zeros()), Unrolled(), batch_norm, "cavia")
@@ -364,19 +309,15 @@ def lora(
     batch_norm: BatchNorm = "batch",
 ) -> Algorithm:
     r"""MAML on low-rank adapters: only ``A`` and ``B`` of each layer's ``W + (s / r) B A`` adapt.
+    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, for the adapters.
 
     .. math:: (A, B)_{k+1} = (A, B)_k - \alpha \nabla_{(A, B)} L_{support}
 
-    :func:`~lightning_maml.networks.add_lora` puts the adapters into a network and freezes the rest, so that the
-    adapters' initial values are all that is meta-learned; parameters that are not frozen are meta-learned and shared.
+    :func:`~lightning_maml.networks.add_lora` puts them into a network; what it does not freeze is learned and shared.
 
     Args:
         adapts: which parameters are the adapters; by default those of ``add_lora``, and of peft.
         first_order: as in :func:`meta_curvature`.
-
-    Reference:
-        Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, for the adapters; Finn, Abbeel,
-        Levine, ICML 2017, for how they are meta-learned.
 
     Example:
         >>> from torch import nn

@@ -20,8 +20,7 @@ class TaskBatch:
     Args:
         support_inputs: ``[T, Ns, ...]``, what each task adapts on.
         support_targets: ``[T, Ns, ...]``: class labels ``[T, Ns]`` (int64), or values.
-        query_inputs: ``[T, Nq, ...]``, what the adapted networks are judged by.
-        query_targets: ``[T, Nq, ...]``.
+        query_inputs, query_targets: ``[T, Nq, ...]``, what the adapted networks are judged by.
 
     Raises:
         TypeError: one of the four is not a tensor.
@@ -42,16 +41,11 @@ class TaskBatch:
     def __post_init__(self) -> None:
         for name, value in self.named():
             if not isinstance(value, Tensor):
-                raise TypeError(
-                    f"Expected `{name}` to be a tensor of shape [tasks, rows, ...] but got {type(value).__name__}."
-                )
-            if value.ndim < 2:
-                raise ValueError(
-                    f"Expected `{name}` to have shape [tasks, rows, ...] but got {list(value.shape)}: "
-                    "tasks come first, then the rows of each task."
-                )
-            if 0 in value.shape[:2]:
-                shape = list(value.shape)
+                raise TypeError(f"Expected `{name}` to be a tensor [tasks, rows, ...] but got {type(value).__name__}.")
+            shape = list(value.shape)
+            if len(shape) < 2:
+                raise ValueError(f"Expected `{name}` to have shape [tasks, rows, ...] but got {shape}.")
+            if 0 in shape[:2]:
                 raise ValueError(f"Expected `{name}` to hold at least one task and one row but got {shape}.")
         tasks = {name: value.shape[0] for name, value in self.named()}
         if len(set(tasks.values())) > 1:

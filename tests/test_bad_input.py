@@ -63,7 +63,7 @@ CASES = {
     "rates of steps for rates that know none": (
         lambda: maml([0.1, 0.05], 2, learn_lr="shared").initial_rates(torch.nn.Linear(1, 1)),
         ValueError,
-        "one initial rate for learned rates 'shared', .* but got \\[0.1, 0.05\\]",
+        "one initial rate for learned rates 'shared' but got \\[0.1, 0.05\\]: only 'per_step'",
     ),
     "learned rate without a home": (lambda: run(algorithm=maml(learn_lr="shared")), ValueError, "initial_rates"),
     "unknown batch-norm": (lambda: maml(batch_norm="eval"), ValueError, r"`batch_norm` to be one of \['batch', 'running', 'support'\] but got 'eval'"),
@@ -72,7 +72,7 @@ CASES = {
     "all frozen": (lambda: run(network=frozen()), ValueError, "at least one parameter to adapt"),
     "no parameters": (lambda: run(network=nn.ReLU()), ValueError, "network with parameters to adapt but ReLU has none"),
     "unknown loss": (lambda: run(loss="l1"), ValueError, r"`loss` to be one of \['cross_entropy', 'mse'\] .* 'l1'"),
-    "loss of a wrong type": (lambda: run(loss=3), TypeError, "`loss` to be one of .* but got int"),
+    "loss of a wrong type": (lambda: run(loss=3), TypeError, "`loss` to be one of .* but got 3"),
     "loss without reduction": (lambda: run(loss=nn.MSELoss(reduction="none")), ValueError, r"one scalar for each task but got shape \[5, 1\]"),
     "unknown engine": (lambda: run(engine="fast"), ValueError, r"`engine` to be one of \['auto', 'eager', 'batched'.* 'fast'"),
     "engine of a wrong type": (lambda: run(engine=7), TypeError, "`engine` to be one of .* 7"),

@@ -188,7 +188,7 @@ def test_circles_are_seen() -> None:
 
 
 CONCRETE = {
-    *("SGD", "Adam", "Everything", "Matching", "Part", "Where", "AllRows", "MiniBatches", "Nothing", "Proximal"),
+    *("SGD", "Adam", "ByName", "Part", "AllRows", "MiniBatches", "Nothing", "Proximal"),
     *("Tolerance", "ClipByNorm", "AddDecayed", "Momentum", "SecondMoment", "Curvature", "Sign", "SharpnessAware"),
     *("Rates", "Scale", "FromMeta", "Prototypes", "Zeros"),
     *("FirstOrder", "Implicit", "Joint", "MultiStep", "Reptile", "Unrolled"),

@@ -174,5 +174,5 @@ def test_rejects_another_shape(values):
 
 
 def test_rejects_a_size():
-    with pytest.raises(ValueError, match="`size` to be a positive integer but got 0"):
+    with pytest.raises(ValueError, match="`size` to be a whole number of at least 1 but got 0"):
         TaskMean(size=0)

@@ -31,8 +31,8 @@ What it does not show:
 - Tensor cores bit by bit: products are exact, groups of four are added to the sum and rounded towards zero. tf32
   operands lose their lower 13 bits, as on hardware. ``ex2``, ``lg2``, ``rcp``, ``div.full`` are rounded correctly,
   where hardware is off by 1 or 2 in the last place.
-- Time. The clock is a model (``clock.py``): in-order issue, an order within basic blocks that an assembler could choose
-  with registers without limit, one program alone.
+- Time. The clock is a model (``operations.py``): in-order issue, an order within basic blocks that an assembler could
+  choose with registers without limit, one program alone.
 
 A line of ``operations.py`` is an operation; ``ptx.py`` decodes, ``order.py`` finds where diverged lanes meet again,
 ``engine.c`` executes, watches, counts and keeps the clock, ``emulation.py`` takes the GPU's place.

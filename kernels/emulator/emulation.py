@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes as C
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
-from types import TracebackType
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -17,9 +19,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from lightning_maml.kernels.emulator.clock import BARRIER, COST, FAR, LATENCY
-from lightning_maml.kernels.emulator.engine import KINDS, SHADOW, Finding, State, engine
-from lightning_maml.kernels.emulator.operations import CLASSES
+from lightning_maml.kernels.emulator.engine import KINDS, READABLE, WRITABLE, WRITTEN, Cell, Emulator, engine
 from lightning_maml.kernels.emulator.ptx import Program, UnsupportedError, parse
 
 __all__ = ["Emulation", "Found", "Launch"]
@@ -28,15 +28,11 @@ GLOBAL, SHARED = 0x7F0000000000, 1024
 """Where global and shared memory begin."""
 GUARD = 4096
 """Bytes around each tensor's storage that belong to nobody."""
-MOST_FINDINGS = 256
-MOST_INSTRUCTIONS = 200_000_000
-"""Of a launch: more is an endless loop."""
+ALL = 0xFFFFFFFFFFFFFFFF
+POISON = 0x7FC0DEAD7FC0DEAD
+"""What registers hold until a kernel writes them."""
 COUNTED = ("count", "lanes", "sectors", "wavefronts", "missed", "stall")
-
-
-@lru_cache(None)
-def _decoded(text: str, scheduled: bool) -> Program:
-    return parse(text, LATENCY if scheduled else None)
+_decoded = lru_cache(None)(parse)
 
 
 @dataclass(frozen=True)
@@ -62,9 +58,6 @@ class Launch:
     compiled: Any
     """Triton's ``CompiledKernel``."""
     programs: int
-    warps: int
-    shared: int
-    """Bytes of shared memory of a program."""
     count: NDArray[np.int64]
     """How often a warp issued it."""
     lanes: NDArray[np.int64]
@@ -90,22 +83,6 @@ class Launch:
         return np.array([instruction.kind in kinds for instruction in self.program.instructions])
 
 
-class _Driver:
-    """As much of a driver as Triton asks for before it launches."""
-
-    def __init__(self, arch: int) -> None:
-        self.arch = arch
-
-    def get_current_device(self) -> int:
-        return self.arch
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.arch, 32)
-
-
 class Emulation:
     """Inside, launches of Triton kernels with tensors on the CPU are emulated.
 
@@ -117,8 +94,6 @@ class Emulation:
         arch: the compute capability, 80, 90 or 100.
         schedule: in which order warps run between two barriers: ``"forward"``, ``"backward"``, or the seed of a random
             interleaving.
-        programs: how many programs of a launch run, all of them where it is not given.
-        rz: tensor cores round sums towards zero, as they do, or to nearest.
         operands: of a tf32 product ``"cut"`` off after 10 bits, as tensor cores do, ``"rounded"``, or ``"exact"``.
         change: of the PTX's text, before it runs: what a fault in a kernel would look like.
         scheduled: instructions in an order that an assembler could choose within basic blocks, for the clock.
@@ -134,15 +109,13 @@ class Emulation:
         arch: int = 90,
         schedule: str | int = "forward",
         *,
-        programs: int | None = None,
-        rz: bool = True,
         operands: str = "cut",
         change: Callable[[str], str] | None = None,
         scheduled: bool = False,
         compiled: Callable[[Any, dict[str, Any]], Any] | None = None,
         megabytes: int = 96,
     ) -> None:
-        self.arch, self.schedule, self.limit, self.rz = arch, schedule, programs, rz
+        self.arch, self.schedule = arch, schedule
         self.operands = ("cut", "rounded", "exact").index(operands)
         self.change, self.scheduled, self.compiled, self.size = change, scheduled, compiled, megabytes << 20
         self.launches: list[Launch] = []
@@ -162,21 +135,22 @@ class Emulation:
             )
         engine()
         self._memory = np.zeros(self.size, np.uint8)  # pages that nobody touches cost nothing
-        self._region = np.zeros(self.size // 4, np.uint8)
-        self._shadow = np.zeros(self.size // 4, SHADOW)
+        self._cells = np.zeros(self.size // 4, Cell)
         self._l1 = np.zeros(self.size // 32, np.uint32)
-        self._epoch = self._stamp = 0
-        self._top = GUARD
+        self._epoch, self._top = 0, GUARD
         self._storages: dict[int, tuple[int, int, bool, Tensor]] = {}  # place, bytes, whether kernels may write it
         self._fresh: dict[int, Tensor] = {}
-        self._saved = (JITFunction.run, Tensor.new_empty, torch.empty_like, triton.runtime.driver._active)
-        run, new_empty, empty_like, _ = self._saved
+        run = JITFunction.run
 
-        def poisoned(tensor: Tensor) -> Tensor:
-            if tensor.is_floating_point():
-                tensor.fill_(float("nan"))
-            self._fresh[tensor.untyped_storage().data_ptr()] = tensor
-            return tensor
+        def poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            def made(*args: Any, **kwargs: Any) -> Tensor:
+                tensor = make(*args, **kwargs)
+                if tensor.is_floating_point():
+                    tensor.fill_(float("nan"))
+                self._fresh[tensor.untyped_storage().data_ptr()] = tensor
+                return tensor
+
+            return made
 
         def emulated(function: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
             named = {name: value for name, value in kwargs.items() if name in function.arg_names}
@@ -189,17 +163,24 @@ class Emulation:
             self._launch(compiled, arguments, grid[0] if isinstance(grid, tuple) else grid)
             return compiled
 
-        triton.runtime.driver.set_active(_Driver(self.arch))
-        JITFunction.run = emulated
-        setattr(Tensor, "new_empty", lambda *args, **kwargs: poisoned(new_empty(*args, **kwargs)))  # noqa: B010
-        setattr(torch, "empty_like", lambda *args, **kwargs: poisoned(empty_like(*args, **kwargs)))  # noqa: B010
+        driver = SimpleNamespace(  # as much of one as Triton asks for before it launches
+            get_current_device=lambda: self.arch,
+            get_current_stream=lambda device: 0,
+            get_current_target=lambda: GPUTarget("cuda", self.arch, 32),
+        )
+        self._patches = ExitStack()
+        for owner, name, value in (
+            (triton.runtime.driver, "_active", driver),
+            (JITFunction, "run", emulated),
+            (Tensor, "new_empty", poisoned(Tensor.new_empty)),
+            (torch, "empty_like", poisoned(torch.empty_like)),
+        ):
+            self._patches.enter_context(patch.object(owner, name, value))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        JITFunction.run, Tensor.new_empty, torch.empty_like, triton.runtime.driver._active = self._saved  # type: ignore[method-assign]
-        del self._memory, self._region, self._shadow, self._l1, self._storages, self._fresh
+    def __exit__(self, *error: object) -> None:
+        self._patches.close()
+        del self._memory, self._cells, self._l1, self._storages, self._fresh
 
     def _address(self, tensor: Tensor) -> int:
         storage = tensor.untyped_storage()
@@ -212,23 +193,16 @@ class Emulation:
                     f"Expected tensors of less than {self.size >> 20} MB but got more: raise `megabytes`."
                 )
             fresh = key in self._fresh
-            words = slice(place // 4, (place + size + 3) // 4)
-            self._region[words] = 3 if fresh else 1
-            self._shadow["init"][words] = not fresh
+            self._cells["state"][place // 4 : (place + size + 3) // 4] = READABLE | (WRITABLE if fresh else WRITTEN)
             self._storages[key] = (place, size, fresh, tensor)
         return GLOBAL + self._storages[key][0] + tensor.data_ptr() - key
 
     def _copy(self, into: bool) -> None:
         """Tensors into the emulator's memory, or what kernels may have written of it back."""
         for place, size, writable, tensor in self._storages.values():
-            if not size or not (into or writable):
-                continue
-            pointer = C.cast(tensor.untyped_storage().data_ptr(), C.POINTER(C.c_uint8))
-            host = np.ctypeslib.as_array(pointer, (size,))
-            if into:
-                self._memory[place : place + size] = host
-            else:
-                host[:] = self._memory[place : place + size]
+            if size and (into or writable):
+                here, there = self._memory[place:].ctypes.data, tensor.untyped_storage().data_ptr()
+                C.memmove(*((here, there) if into else (there, here)), size)
 
     def _parameters(self, program: Program, compiled: Any, arguments: dict[str, Any]) -> dict[str, int]:
         kinds = {name: kind for name, kind in compiled.src.signature.items() if kind != "constexpr"}
@@ -241,10 +215,8 @@ class Emulation:
             value = arguments[name]
             if isinstance(value, Tensor):
                 known[label] = self._address(value)
-            elif kind.startswith("fp"):
-                known[label] = int(np.float32(value).view(np.uint32))
             else:
-                known[label] = int(value) & 0xFFFFFFFFFFFFFFFF
+                known[label] = int(np.float32(value).view(np.uint32)) if kind.startswith("fp") else int(value)
         return known
 
     def _launch(self, compiled: Any, arguments: dict[str, Any], programs: int) -> None:
@@ -252,58 +224,45 @@ class Emulation:
         program = _decoded(self.change(text) if self.change else text, self.scheduled)
         known = self._parameters(program, compiled, arguments)
         self._copy(into=True)
-        n, shared = len(program.code), compiled.metadata.shared
-        totals = {name: np.zeros(n, np.int64) for name in COUNTED}
-        memory, shadow = np.zeros(max(shared, 16), np.uint8), np.zeros(max(shared, 16) // 2 + 1, SHADOW)
-        # registers hold what no kernel makes
-        init_r = np.full(max(program.count["r"], 1), 0x7FC0DEAD, np.uint32)
-        init_q = np.full(max(program.count["q"], 1), 0x7FC0DEAD7FC0DEAD, np.uint64)
-        init_p = np.zeros(max(program.count["p"], 1), np.uint32)
-        latency, cost = (np.array([table[name] for name in CLASSES], np.int32) for table in (LATENCY, COST))
-        findings = (Finding * MOST_FINDINGS)()
+        shared = compiled.metadata.shared
+        totals = {name: np.zeros(len(program.code), np.int64) for name in COUNTED}
+        memory, cells = np.zeros(shared + 1, np.uint8), np.zeros(shared // 2 + 1, Cell)
+        initial = np.full(program.rows + 1, POISON, np.uint64)
         for name in ("wcta", "rcta"):
-            self._shadow[name][: self._top // 4 + 1] = -1
-        state = State(
-            code=program.code.ctypes.data, n=n, warps=program.threads // 32,
-            nr=program.count["r"], nq=program.count["q"], np=program.count["p"], nu=sum(program.count.values()),
-            init_r=init_r.ctypes.data, init_q=init_q.ctypes.data, init_p=init_p.ctypes.data,
+            self._cells[name][: self._top // 4 + 1] = -1
+        state = Emulator(
+            code=C.addressof(program.code), n=len(program.code), rows=program.rows, warps=program.threads // 32,
             tid_x=program.constants.get(("r", "%tid.x"), -1), laneid=program.constants.get(("r", "%laneid"), -1),
-            global_=self._memory.ctypes.data, gbase=GLOBAL, gsize=self.size,
-            region=self._region.ctypes.data, gshadow=self._shadow.ctypes.data,
-            shared=memory.ctypes.data, sbase=SHARED, ssize=shared, sshadow=shadow.ctypes.data,
-            l1=self._l1.ctypes.data, latency=latency.ctypes.data, cost=cost.ctypes.data,
-            far_latency=FAR, bar_latency=BARRIER, rz=int(self.rz), operands=self.operands,
-            epoch=self._epoch, l1_stamp=self._stamp, findings=C.addressof(findings), most=MOST_INSTRUCTIONS,
-            **{name: array.ctypes.data for name, array in totals.items()},
+            initial=initial.ctypes.data, l1=self._l1.ctypes.data, operands=self.operands,
+            epoch=self._epoch, **{name: array.ctypes.data for name, array in totals.items()},
+            **{"global": (self._memory.ctypes.data, self._cells.ctypes.data, GLOBAL, self.size, 2)},
+            shared=(memory.ctypes.data, cells.ctypes.data, SHARED, shared, 1),
         )  # fmt: skip
-        launched = programs if self.limit is None else min(programs, self.limit)
         mode = {"forward": 0, "backward": 1}.get(str(self.schedule), 2)
         seed = int(self.schedule) * 7919 if mode == 2 else 0
-        for cta in range(launched):
+        for cta in range(programs):
             special = {
                 "%tid.x": 0, "%laneid": 0, "%ctaid.x": cta, "%nctaid.x": programs, "%ntid.x": program.threads,
                 "global_smem": SHARED, **known,
             }  # fmt: skip
             special |= {f"%{name}.{axis}": int(name[0] == "n") for name in _GEOMETRY for axis in "yz"}
-            for (kind, what), index in program.constants.items():
+            for (kind, what), row in program.constants.items():
                 number = what if isinstance(what, int) else special.get(what)
                 if number is None:
                     raise UnsupportedError(f"Expected symbols that the emulator knows but got {what}.")
-                if kind == "r":
-                    init_r[index] = number & 0xFFFFFFFF
-                elif kind == "q":
-                    init_q[index] = number
+                if kind == "r":  # of two lanes
+                    initial[row] = (number & 0xFFFFFFFF) * 0x100000001
                 else:
-                    init_p[index] = 0xFFFFFFFF if number else 0
+                    initial[row : row + 1 + (kind == "q")] = number & ALL if kind == "q" else ALL * bool(number)
             if engine().run_program(C.byref(state), cta, mode, seed + cta + 1):
                 break
-        self._epoch, self._stamp = state.epoch, state.l1_stamp
+        self._epoch = state.epoch
         self._copy(into=False)
         self.launches.append(
             Launch(
-                program.name, program, compiled, launched, program.threads // 32, shared, **totals,
-                barriers=state.barriers // max(launched, 1), cycles=state.cycles, slots=state.slots,
-                findings=[_found(program, item) for item in findings[: state.nfindings]],
+                program.name, program, compiled, programs, **totals, barriers=state.barriers // max(programs, 1),
+                cycles=state.cycles, slots=state.slots,
+                findings=[_found(program, item) for item in state.findings[: state.nfindings]],
             )
         )  # fmt: skip
 
@@ -311,7 +270,7 @@ class Emulation:
 _GEOMETRY = ("tid", "ctaid", "ntid", "nctaid")
 
 
-def _found(program: Program, item: Finding) -> Found:
+def _found(program: Program, item: Any) -> Found:
     places = [program.instructions[pc] for pc in (item.pc, item.pc2) if pc >= 0]
     where = "  <->  ".join(f"PTX line {place.line} ({place.source}): {place.text}" for place in places)
     where += f"  [program {item.cta}, warps {item.warp} and {item.warp2}, lane {item.lane}, address {item.address:#x}]"

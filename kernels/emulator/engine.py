@@ -1,20 +1,19 @@
-"""``engine.c`` in Python: built once for its text, and the structures that it is given."""
-
-from __future__ import annotations
+"""``engine.c`` in Python: its structures, and the library, built once for its text."""
 
 import ctypes as C
+import re
 from functools import lru_cache
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from lightning_maml.kernels.compiler import build
-from lightning_maml.kernels.emulator.operations import cases, defines
+from lightning_maml.kernels.emulator.operations import BARRIER, CODES, FAR, SPECIAL, cases
 
-__all__ = ["KINDS", "SHADOW", "Finding", "State", "engine"]
+__all__ = ["KINDS", "READABLE", "WRITABLE", "WRITTEN", "Cell", "Emulator", "Ins", "engine"]
 
-SOURCE = Path(__file__).with_name("engine.c")
-FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fwrapv", "-shared", "-fPIC"]
+TEXT = Path(__file__).with_name("engine.c").read_text()
+FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing", "-fwrapv"]
+FLAGS += ["-shared", "-fPIC"]
 KINDS = {
     "RACE_WW": ("race: write after write", True),
     "RACE_RW": ("race: read after write", True),
@@ -32,43 +31,36 @@ KINDS = {
     "ENDLESS": ("endless", True),
 }
 """What is found, by its name in C: in words, and whether it is a fault; what is not is a remark."""
-SHADOW = np.dtype(
-    [
-        ("wepoch", "u4"), ("repoch", "u4"), ("wwarp", "u1"), ("rmask", "u1"), ("wlane", "u1"), ("init", "u1"),
-        ("wsync", "u4"), ("wtick", "u4"), ("wpc", "i4"), ("rpc", "i4"), ("wcta", "i4"), ("rcta", "i4"),
-    ]
-)  # fmt: skip
-"""What is known about four bytes of global or two bytes of shared memory."""
+READABLE, WRITABLE, WRITTEN = 1, 2, 4
+"""The state of a cell of memory, one bit each."""
+NUMBERS = {
+    "READABLE": READABLE, "WRITABLE": WRITABLE, "WRITTEN": WRITTEN, "FAR": FAR, "BARRIER": BARRIER,
+    "MOST_FINDINGS": 256, "MOST_WARPS": 32,
+    "MOST_INSTRUCTIONS": 200_000_000,  # of a program: more is an endless loop
+    **{name: number for number, name in enumerate(KINDS)},
+    **{f"OP_{name.upper().replace('.', '_')}": CODES[name] for name in SPECIAL},
+}  # fmt: skip
+"""Names that C has for numbers of Python's."""
 
 
-class Finding(C.Structure):
-    """Something found, and how often."""
+def _structures() -> dict[str, Any]:
+    """The classes of the structures that ``engine.c`` declares up to ``Emulator``."""
+    kinds: dict[str, Any] = {f"{kind}_t": getattr(C, f"c_{kind}") for kind in ("int32", "uint32", "int64", "uint64")}
+    kinds["uint8_t"] = C.c_uint8
+    for body, name in re.findall(r"typedef struct \{(.*?)\} (\w+);", re.sub(r"/\*.*?\*/", "", TEXT), re.DOTALL):
+        fields = []
+        for kind, declared in re.findall(r"(\w+) ([^;]+);", body):
+            for star, field, length in re.findall(r"(\*?)(\w+)(?:\[(\w+)\])?", declared):
+                of = C.c_void_p if star else kinds[kind]
+                fields.append((field, of * int(NUMBERS.get(length, length)) if length else of))
+        kinds[name] = type(name, (C.Structure,), {"_fields_": fields})
+        if name == "Emulator":
+            break
+    return kinds
 
-    _fields_ = (
-        *((name, C.c_int32) for name in ("kind", "pc", "pc2", "warp", "warp2", "lane", "cta")),
-        ("address", C.c_int64),
-        ("count", C.c_int64),
-    )
 
-
-class State(C.Structure):
-    """``Emulator`` in C: a decoded kernel, its memory, what is counted; from one program of a launch to the next."""
-
-    _fields_ = (
-        ("code", C.c_void_p),
-        *((name, C.c_int32) for name in ("n", "warps", "nr", "nq", "np", "nu")),
-        *((name, C.c_void_p) for name in ("init_r", "init_q", "init_p")),
-        *((name, C.c_int32) for name in ("tid_x", "laneid")),
-        ("global_", C.c_void_p), ("gbase", C.c_uint64), ("gsize", C.c_int64), ("region", C.c_void_p),
-        ("gshadow", C.c_void_p), ("shared", C.c_void_p), ("sbase", C.c_uint32), ("ssize", C.c_int32),
-        ("sshadow", C.c_void_p),
-        *((name, C.c_void_p) for name in ("count", "lanes", "sectors", "wavefronts", "missed")),
-        *((name, C.c_void_p) for name in ("l1", "stall", "latency", "cost")),
-        *((name, C.c_int32) for name in ("far_latency", "bar_latency", "rz", "operands")),
-        ("epoch", C.c_uint32), ("l1_stamp", C.c_uint32),
-        ("findings", C.c_void_p), ("nfindings", C.c_int32),
-        *((name, C.c_int64) for name in ("barriers", "cycles", "slots", "instructions", "most")),
-    )  # fmt: skip
+_KINDS = _structures()
+Ins, Cell, Emulator = _KINDS["Ins"], _KINDS["Cell"], _KINDS["Emulator"]
 
 
 @lru_cache
@@ -78,14 +70,10 @@ def engine() -> C.CDLL:
     Raises:
         RuntimeError: there is no C compiler.
     """
-    numbers = "\n".join(f"#define {name} {number}" for number, name in enumerate(KINDS))
-    text = SOURCE.read_text().replace("/*@DEFINES@*/", f"{defines()}\n{numbers}").replace("/*@CASES@*/", cases())
+    numbers = "\n".join(f"#define {name} {number}" for name, number in NUMBERS.items())
     try:
-        library = build("emulator", text, FLAGS)
+        library = build("emulator", TEXT.replace("/*@DEFINES@*/", numbers).replace("/*@CASES@*/", cases()), FLAGS)
     except (OSError, RuntimeError) as error:
         raise RuntimeError(f"Expected to compile the emulator but {error}") from None
-    library.size_of_state.restype = C.c_int64
-    if (size := library.size_of_state()) != C.sizeof(State):
-        raise RuntimeError(f"Expected the emulator's state to have {C.sizeof(State)} bytes but in C it has {size}.")
-    library.run_program.argtypes = [C.POINTER(State), C.c_int, C.c_int, C.c_uint64]
+    library.run_program.argtypes = [C.POINTER(Emulator), C.c_int, C.c_int, C.c_uint64]
     return library

@@ -37,9 +37,8 @@ QUIET_WARNINGS = (
 )
 
 
-# Group titles, which jsonargparse takes from the first line of each class's docstring, and the groups' order.
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed, up to a gigabyte: each step frees what the next one needs again.
+    """Has glibc keep what is freed, up to a gigabyte: each step frees what the next one needs again.
 
     It would give buffers of megabytes back to the system, which takes a fifth of a step of the RL example to map them
     anew. The process is ours: a library must not do that to somebody else's.
@@ -56,44 +55,48 @@ def main(args: Sequence[str] | None = None) -> int:
     Whatever goes wrong is said in a line on stderr: status 2 where the command line could not be read, 130 where
     Ctrl-C ended it, 141 where nobody reads what it prints, else 1. With ``--debug`` the exception comes as it is.
     """
-    given = list(sys.argv[1:] if args is None else args)
-    debug = "--debug" in given
-    given = [argument for argument in given if argument != "--debug"] or ["--help"]
+    parser = argparse.ArgumentParser(prog="lightning-maml", add_help=False, allow_abbrev=False)
+    parser.add_argument("--debug", action="store_true")
+    parser.add_argument("--allow", action="append", default=[], metavar="NAME")
+    options, given = parser.parse_known_args(args)
     keep_freed_memory()
     with warnings.catch_warnings():
         for message in QUIET_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
         for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-            logging.getLogger(name).addFilter(_has_something_to_say)
+            logging.getLogger(name).addFilter(_is_news)
         try:
-            status = _run(given)
+            status = _run(given or ["--help"], options.allow)
         except KeyboardInterrupt:
-            status = _interrupted()
+            status = _stopped()
         except SystemExit as stop:
-            if debug and stop.__cause__ is not None:  # the parser's
+            if options.debug and stop.__cause__ is not None:  # the parser's
                 raise stop.__cause__ from None
             # which a trainer ends with a status of its own, unless it came at the end of a training step
             if not isinstance(stop.__context__, KeyboardInterrupt) and stop.code != 128 + signal.SIGINT:
                 if status := _flushed(0):
                     return status
                 raise
-            status = _interrupted()
+            status = _stopped()
         except Exception as error:
-            if debug:
+            if options.debug:
                 raise
-            status = _said(error)
+            status = _failed(error)
         return _flushed(status)
 
 
-def _run(given: Sequence[str]) -> int:
-    if given[0] == "demo":
-        demo.main(given[1:])
-    elif given[0] == "reproduce":
-        return reproduce.main(given[1:], MetaCLI)
-    elif given[0].startswith("-") and not {*SUBCOMMANDS, "-h", "--help"}.intersection(given):
-        raise ValueError(f"Expected one of {[*SUBCOMMANDS, 'reproduce', 'demo']} to come first but got {given[0]}.")
+def _run(given: Sequence[str], allowed: Sequence[str]) -> int:
+    command, *rest = given
+    if command == "demo":
+        demo.main(rest)
+    elif command == "reproduce":
+        return reproduce.main(rest, MetaCLI)
+    elif command.startswith("-") and not {*SUBCOMMANDS, "-h", "--help"}.intersection(given):
+        raise ValueError(f"Expected one of {[*SUBCOMMANDS, 'reproduce', 'demo']} to come first but got {command}.")
     else:
-        given, allowed = _allowed([_of_today(argument) for argument in given])
+        # the name of a class that has moved, bare or behind `--option=`, as it is today
+        split = (argument.rpartition("=") for argument in given)
+        given = [option + sign + moved(value) for option, sign, value in split]
         contents = list(_configurations(given))
         learns_policy = any("policy" in (content.get("model") or ()) for content in contents)
         with saving.allowing([*allowed, *named_in(contents)]):
@@ -101,12 +104,12 @@ def _run(given: Sequence[str]) -> int:
     return 0
 
 
-def _interrupted() -> int:
+def _stopped() -> int:
     print("\nlightning-maml: stopped by Ctrl-C", file=sys.stderr)
     return 130
 
 
-def _said(error: Exception) -> int:
+def _failed(error: Exception) -> int:
     if isinstance(error, BrokenPipeError):  # whoever read, such as `head`, has had enough
         return 128 + 13  # as a shell reports SIGPIPE
     print(f"lightning-maml: error: {complaint(error)}", file=sys.stderr)
@@ -120,31 +123,18 @@ def _flushed(status: int) -> int:
             sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try again, at its end
-        return status or _said(error)
+        return status or _failed(error)
     return status
 
 
 def _configurations(args: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The contents of the files that ``--config`` names, read before jsonargparse does, which knows no bounds."""
     for option, value in zip(args, [*args[1:], ""], strict=True):
-        path = Path(value if option in ("--config", "-c") else option.removeprefix("--config="))
-        if (option in ("--config", "-c") or option.startswith("--config=")) and path.is_file():
+        named = option in ("--config", "-c")
+        path = Path(value if named else option.removeprefix("--config="))
+        if (named or option.startswith("--config=")) and path.is_file():
             yield read_configuration(path)
 
 
-def _of_today(argument: str) -> str:
-    """An argument with the name of a class that has moved, bare or behind ``--option=``, as it is today."""
-    option, sign, value = argument.rpartition("=")
-    return option + sign + moved(value)
-
-
-def _allowed(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments without each ``--allow NAME``, and these names."""
-    parser = argparse.ArgumentParser(prog="lightning-maml", add_help=False, allow_abbrev=False)
-    parser.add_argument("--allow", action="append", default=[], metavar="NAME")
-    options, rest = parser.parse_known_args(args)
-    return rest, options.allow
-
-
-def _has_something_to_say(record: logging.LogRecord) -> bool:
+def _is_news(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(("💡", "TPU available"))

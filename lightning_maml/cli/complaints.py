@@ -1,4 +1,4 @@
-"""What went wrong, in a line to read: of exceptions, and of the parser's messages."""
+"""Errors in one line: exceptions, and the blocks of lines that the parser writes."""
 
 import contextlib
 import difflib
@@ -14,21 +14,18 @@ from pathlib import Path
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-LONGEST = 600
-"""Characters of a line; of what is longer, such as a path of thousands of letters, the middle is left out."""
-
-OWN = Path(__file__).parent
+LONGEST = 600  # characters of a line; of what is longer, such as a path of thousands of letters, the middle goes
+OWN = Path(__file__).parents[1]
 INSTALLED = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
-
 # These say by themselves what is wrong; of others the name is part of what there is to say.
 SPEAKING = (ValueError, TypeError, ImportError, NotImplementedError, MisconfigurationException)
+SMALLER = ": ask for fewer tasks in a batch, fewer rows in a task, or a smaller network"
 
 
 def complaint(error: BaseException) -> str:
     """What an exception says to somebody who did not write the code that raised it.
 
-    What this package raises is meant for them already. Of anything else the line says where their own code took part
-    in it, and how to see more.
+    What this package raises is meant for them already. Anything else comes with the place in their own code, if any.
 
     Example:
         >>> try:
@@ -37,56 +34,43 @@ def complaint(error: BaseException) -> str:
         ...     print(complaint(error).partition(" (")[0])
         Expected to use missing/file but the system says: No such file or directory
     """
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    if last and OWN in Path(last[0].filename).parents and (last[0].line or "").startswith("raise"):
+    frames = traceback.extract_tb(error.__traceback__)
+    last = Path(frames[-1].filename) if frames else Path()
+    if OWN in last.parents and (frames[-1].line or "").startswith("raise"):
         return str(error)
-    text = _words(error)
+    text = _words(error, by_parser="jsonargparse" in last.parts)
     if text.startswith("Expected `"):  # ours, in what the parser made of it
         return text
-    return f"{text}{_place(error)} (--debug shows the traceback)"
+    for frame in reversed(frames):  # the user's own code, where it took part
+        path = Path(frame.filename)
+        if path.is_file() and not any(folder in path.parents for folder in (OWN, *INSTALLED)):
+            text += f", in {path}, line {frame.lineno}"
+            break
+    return f"{text} (--debug shows the traceback)"
 
 
-def _words(error: BaseException) -> str:
+def _words(error: BaseException, by_parser: bool) -> str:
     text = " ".join(str(error).split())
     if found := re.search(r"tried to allocate (\d+) bytes", text):
-        return f"Expected to find {int(found[1]) / 1e9:,.1f} GB of memory but the machine has not as many{_SMALLER}"
+        return f"Expected to find {int(found[1]) / 1e9:,.1f} GB of memory but the machine has not as many{SMALLER}"
     if isinstance(error, torch.OutOfMemoryError):
-        return f"Expected to find memory on the device but it has none left{_SMALLER} ({text})"
+        return f"Expected to find memory on the device but it has none left{SMALLER} ({text})"
     if isinstance(error, MemoryError):
-        return f"Expected to find memory but the machine has none left{_SMALLER}"
+        return f"Expected to find memory but the machine has none left{SMALLER}"
     if isinstance(error, OSError) and error.strerror:
         used = error.filename if error.filename is not None else _written_to(error)
         return f"Expected to use {_cut(str(used or 'the output'))} but the system says: {error.strerror}"
-    if _raised_by(error, "jsonargparse"):
+    if by_parser:
         return shortened(str(error))
     if isinstance(error, OverflowError):
         return f"Expected smaller numbers: {text}"
-    if isinstance(error, SPEAKING) and text:
-        return _cut(text)
-    return _cut(f"{type(error).__name__}: {text}" if text else type(error).__name__)
-
-
-_SMALLER = ": ask for fewer tasks in a batch, fewer rows in a task, or a smaller network"
-
-
-def _raised_by(error: BaseException, package: str) -> bool:
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    return bool(last) and package in Path(last[0].filename).parts
-
-
-def _place(error: BaseException) -> str:
-    """Where in the user's own code it happened, if it did."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename)
-        if path.is_file() and not any(folder in path.parents for folder in (OWN, *INSTALLED)):
-            return f", in {path}, line {frame.lineno}"
-    return ""
+    speaks = isinstance(error, SPEAKING) and text
+    return _cut(text if speaks else f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
 def _written_to(error: BaseException) -> str | None:
     """The file that a frame of the traceback has open: a write that fails does not say where to."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    for frame in reversed(frames):
+    for frame, _ in reversed([*traceback.walk_tb(error.__traceback__)]):
         for value in frame.f_locals.values():
             if isinstance(value, io.IOBase) and isinstance(name := getattr(value, "name", None), str):
                 return name
@@ -121,9 +105,7 @@ TYPES = {
 def shortened(message: str, options: Iterable[str] = ()) -> str:
     """What jsonargparse says in a block, in a line: which option, what was expected and what came.
 
-    Args:
-        message: the block.
-        options: those there are; the one most like a misspelt one is named.
+    Of the ``options`` there are, the one most like a misspelt one is named.
 
     Example:
         >>> shortened('''Parser key "model.algorithm":
@@ -162,11 +144,9 @@ def shortened(message: str, options: Iterable[str] = ()) -> str:
             wanted.append("a class or function by its import path, as a.b.C")
         else:
             said.append(text)
-    for text in said:
-        if text.startswith("Expected `"):  # from this package's classes
-            return text
-    line = "; ".join(dict.fromkeys(said or [" or ".join(dict.fromkeys(wanted))]))
-    line = line if said else f"Expected {line or 'something else'}"
+    if ours := [text for text in said if text.startswith("Expected `")]:  # from this package's classes
+        return ours[0]
+    line = "; ".join(dict.fromkeys(said)) or f"Expected {' or '.join(dict.fromkeys(wanted)) or 'something else'}"
     if said and name and name not in line:
         line = f"{name}: {line}"
     if value is not None and ((wanted and not said) or value not in line):

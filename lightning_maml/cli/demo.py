@@ -5,7 +5,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from shutil import get_terminal_size
@@ -19,7 +19,6 @@ from tqdm import tqdm
 from lightning_maml.adaptation import meta_loss
 from lightning_maml.checks import check_positive, check_seed, check_whole
 from lightning_maml.data.sinusoid import SinusoidTasks
-from lightning_maml.learner import Algorithm
 from lightning_maml.networks import MLP
 from lightning_maml.presets import maml, pretrained
 from lightning_maml.training.module import MetaModule
@@ -34,13 +33,10 @@ BAR = "{desc} {percentage:3.0f}% |{bar:30}| {n_fmt}/{total_fmt} updates, {remain
 
 def main(args: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """Trains both, tests both on the same held-out tasks, prints the errors side by side and returns them."""
-    parser = argparse.ArgumentParser(
-        "lightning-maml demo",
-        description="Meta-train on sinusoids, then compare with a pretrained network on tasks neither has seen.",
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=60, help="about how long to train, both together (default: 60)"
-    )
+    what = "Meta-train on sinusoids, then compare with a pretrained network on tasks neither has seen."
+    parser = argparse.ArgumentParser("lightning-maml demo", description=what)
+    seconds = "about how long to train, both together (default: 60)"
+    parser.add_argument("--seconds", type=float, default=60, help=seconds)
     parser.add_argument("--steps", type=int, help="updates of each, instead of a time")
     parser.add_argument("--seed", type=int, default=0, help="of the tasks and of the initial weights (default: 0)")
     options = parser.parse_args(args)
@@ -49,7 +45,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     if options.steps is not None:
         check_whole(1, steps=options.steps)
     with quiet("lightning.pytorch", "lightning.fabric"):
-        return _compared(options)
+        return _compared(options.steps or _updates_in(options.seconds, options.seed), options.seed)
 
 
 @contextmanager
@@ -66,15 +62,14 @@ def quiet(*names: str, level: int = logging.WARNING) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _compared(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    updates = options.steps or _updates_in(options.seconds, ALGORITHMS.values(), options.seed)
+def _compared(updates: int, seed: int) -> dict[str, dict[str, float]]:
     print(
         f"Regression of sine waves y = A sin(x - phase), {SHOTS} examples of each new one,\n"
         f"by a network 1-40-40-1. Training: {updates:,} updates of 25 tasks for each of MAML\n"
         "(2 inner steps) and the pretrained baseline (all tasks at once, no inner loop);\n"
         "the outer rate falls to 0 along a cosine.\n"
     )
-    results = {name: run(name, updates, options.seed) for name in ALGORITHMS}
+    results = {name: run(name, updates, seed) for name in ALGORITHMS}
     rows = [["inner steps", *(f"{name:>16}" for name in results)]]
     for step in SHOWN_STEPS:
         loss = f"test/loss_step_{step}"
@@ -100,7 +95,15 @@ def run(name: str, updates: int, seed: int) -> dict[str, float]:
 def train(name: str, updates: int, seed: int) -> tuple[MetaModule, dict[str, float]]:
     """Trains one of :data:`ALGORITHMS`: the module, and what its test on 600 held-out tasks logs."""
     seed_everything(seed, verbose=False)  # both start from the same weights
-    module = _module(ALGORITHMS[name], updates)
+    module = MetaModule(
+        _network(),
+        ALGORITHMS[name],
+        loss="mse",
+        scheduler=partial(CosineAnnealingLR, T_max=updates),
+        test_steps=max(SHOWN_STEPS),
+        updates_per_step=UPDATES_PER_STEP,
+        safeguard=True,
+    )
     tasks = SinusoidTasks(shots=10, test_shots=SHOTS, batches_per_epoch=updates, val_tasks=0, seed=seed)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -119,24 +122,16 @@ def train(name: str, updates: int, seed: int) -> tuple[MetaModule, dict[str, flo
     return module, dict(result)
 
 
-def _module(algorithm: Algorithm, updates: int = 1) -> MetaModule:
-    return MetaModule(
-        MLP(1, [40, 40], 1, init="default"),
-        algorithm,
-        loss="mse",
-        scheduler=partial(CosineAnnealingLR, T_max=updates),
-        test_steps=max(SHOWN_STEPS),
-        updates_per_step=UPDATES_PER_STEP,
-        safeguard=True,
-    )
+def _network() -> MLP:
+    return MLP(1, [40, 40], 1, init="default")
 
 
-def _updates_in(seconds: float, algorithms: Iterable[Algorithm], seed: int) -> int:
+def _updates_in(seconds: float, seed: int) -> int:
     """How many updates of each algorithm fit into ``seconds`` together, on this machine at this moment."""
     tasks = SinusoidTasks(shots=10, seed=seed)
     spent = 0.0
-    for algorithm in algorithms:
-        network = _module(algorithm).network
+    for algorithm in ALGORITHMS.values():
+        network = _network()
         optimizer = torch.optim.Adam(network.parameters())
         for position in range(15):
             if position == 5:  # the first ones are slower

@@ -20,9 +20,11 @@ from lightning_maml.engine import Engine
 from lightning_maml.learner import Algorithm
 from lightning_maml.rl import MetaRLModule
 from lightning_maml.saving.configuration import bounded_parsing
+from lightning_maml.saving.resume import as_plain, last_of_this_run
 from lightning_maml.training.module import MetaModule
 from lightning_maml.training.results import Published
 
+# What Lightning itself does not check: it divides by these, or takes them for something else.
 TRAINER_NUMBERS = (
     (check_whole, (1,), ("check_val_every_n_epoch", "accumulate_grad_batches")),
     (check_whole, (0,), ("log_every_n_steps", "min_epochs", "min_steps")),
@@ -49,17 +51,15 @@ class MetaCLI(LightningCLI):
     """LightningCLI for :class:`MetaModule`, or :class:`MetaRLModule`, and any data module.
 
     ``fit`` keeps the best checkpoint by ``val/loss`` and the last one; ``--checkpoint.monitor`` and its neighbours
-    change that. The seed is 0 unless ``--seed_everything`` says otherwise.
-
-    Args:
-        args: what would stand on the command line; None for what does.
-        module: what is trained, with what `data` gives.
+    change that. The seed is 0 unless ``--seed_everything`` says otherwise. ``args`` are None for the command line's.
     """
 
     def __init__(self, args: Sequence[str] | None = None, module: type[MetaModule | MetaRLModule] = MetaModule) -> None:
         # Both are dataclasses or have some as subclasses, of which jsonargparse takes the base class alone by itself.
         jsonargparse.set_parsing_settings(subclasses_enabled=[Algorithm, Engine])
         bounded_parsing()
+        usage = "lightning-maml {} --config FILE [--option VALUE ...]"
+        described = {name: {"usage": usage.format(name), "description": what} for name, what in SUBCOMMANDS.items()}
         super().__init__(
             module,
             LightningDataModule,
@@ -69,14 +69,7 @@ class MetaCLI(LightningCLI):
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},  # which would not write it in one piece
             parser_class=MetaParser,
-            parser_kwargs={
-                "prog": "lightning-maml",
-                "description": HELP,
-                **{
-                    name: {"usage": f"lightning-maml {name} --config FILE [--option VALUE ...]", "description": what}
-                    for name, what in SUBCOMMANDS.items()
-                },
-            },
+            parser_kwargs={"prog": "lightning-maml", "description": HELP, **described},
             args=None if args is None else list(args),
         )
 
@@ -110,31 +103,21 @@ class MetaCLI(LightningCLI):
         for check, least, names in TRAINER_NUMBERS:
             given = {f"trainer.{name}": options.trainer[name] for name in names}
             check(*least, **{name: value for name, value in given.items() if isinstance(value, int | float)})
-        self._refuse_untrained(self.config.subcommand, options)
-
-    def _refuse_untrained(self, subcommand: str, options: Any) -> None:
-        """Numbers of a network that nobody has trained look like any others."""
-        if subcommand == "fit":
-            return
-        if options.untrained and options.ckpt_path is not None:
+        untrained, command = getattr(options, "untrained", None), self.config.subcommand
+        if untrained and options.ckpt_path is not None:
             raise ValueError(f"Expected no --untrained with a checkpoint but got --ckpt_path {options.ckpt_path}.")
-        if not options.untrained and options.ckpt_path is None:
+        if untrained is False and options.ckpt_path is None:  # its numbers would look like any others
             raise ValueError(
-                f"Expected a trained network to {subcommand} but got no checkpoint: add --ckpt_path last, or a file's "
+                f"Expected a trained network to {command} but got no checkpoint: add --ckpt_path last, or a file's "
                 "path, or --untrained for the network as it is before any training."
             )
 
     def after_instantiate_classes(self) -> None:
-        """Refuses more processes than there are tasks before they are started, where the data are a stream.
-
-        Tells the module what was asked for, by which its checkpoints know their run.
-        """
+        """Tells the module what was asked for, by which its checkpoints know their run; refuses too many processes."""
         if isinstance(self.datamodule, TaskStream):
             self.datamodule.check_processes(self.trainer.num_devices * self.trainer.num_nodes)
-        parts = ("model", "data", "seed_everything")
-        self.model.configuration = saving.as_plain(
-            {part: self.config_dump[part] for part in parts if part in self.config_dump}
-        )
+        parts = (part for part in ("model", "data", "seed_everything") if part in self.config_dump)
+        self.model.configuration = as_plain({part: self.config_dump[part] for part in parts})
 
     def predict(self, **kwargs: Any) -> None:
         """Saves what ``Trainer.predict`` returns, a list of ``[T, Nq, ...]``, one a batch, as ``predictions.pt``."""
@@ -153,17 +136,14 @@ class MetaCLI(LightningCLI):
         options = super()._prepare_subcommand_kwargs(subcommand)
         if options.get("ckpt_path") != "last":
             return options
-        trainer, logger = self.trainer, self.trainer.logger
+        trainer, logger, training = self.trainer, self.trainer.logger, subcommand == "fit"
         given = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+        folder, pattern = Path(trainer.default_root_dir), "checkpoints/last*.ckpt"
         if given and given[0]:
             folder, pattern = Path(given[0]), "last*.ckpt"
         elif logger is not None:
-            folder = Path(logger.save_dir or trainer.default_root_dir) / str(logger.name)
-            pattern = "*/checkpoints/last*.ckpt"
-        else:
-            folder, pattern = Path(trainer.default_root_dir), "checkpoints/last*.ckpt"
-        training = subcommand == "fit"
-        found = saving.last_of_this_run(folder, pattern, self.model.configuration, training=training)
+            folder, pattern = Path(logger.save_dir or folder) / str(logger.name), f"*/{pattern}"
+        found = last_of_this_run(folder, pattern, self.model.configuration, training=training)
         if found is None and not training:
             raise FileNotFoundError(f"Expected a checkpoint for --ckpt_path last but {folder} has no {pattern}.")
         if found is None:

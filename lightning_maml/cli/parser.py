@@ -1,4 +1,4 @@
-"""What the command line looks like: its subcommands, its help, and how it says that it was misread."""
+"""The parser of the command line: its subcommands, its help, and its errors in one line."""
 
 import re
 import sys
@@ -44,6 +44,7 @@ A configuration names classes and functions to be run: it is code. A checkpoint 
 it is the library's or torch's, the configuration's, or that of an option --allow NAME.
 """.replace("{subcommands}", "\n".join(f"  {name:<9}  {what}" for name, what in SUBCOMMANDS.items()))
 
+# Titles of groups, which jsonargparse takes from the first line of each class's docstring.
 TITLES = {
     "model": "What is meta-learned, and how",
     "data": "The tasks",
@@ -52,7 +53,6 @@ TITLES = {
 }
 
 
-# What Lightning itself does not check: it divides by these, or takes them for something else.
 class MetaParser(LightningArgumentParser):
     """Lightning's parser, with help that fits on a screen."""
 

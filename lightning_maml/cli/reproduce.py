@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch.cli import LightningCLI
 
+from lightning_maml.checks import check_whole
 from lightning_maml.saving.configuration import read_configuration
 from lightning_maml.training.results import Published, aligned, write_json
 
@@ -67,8 +68,10 @@ def main(arguments: Sequence[str], command_line: Callable[[list[str]], Lightning
     )
     parser.add_argument("name", nargs="?", help="a protocol's name, or a configuration with a section `published`")
     parser.add_argument("--list", action="store_true", help="the protocols, and what was published for them")
-    parser.add_argument("--max_updates", type=_positive, help="train on fewer meta-updates: no verdict then")
+    parser.add_argument("--max_updates", type=int, help="train on fewer meta-updates: no verdict then")
     options, overrides = parser.parse_known_args(arguments)
+    if options.max_updates is not None:
+        check_whole(1, max_updates=options.max_updates)
     known = protocols()
     if overrides and options.name is None:
         parser.error(f"expected the name of a protocol before {overrides[0]}")
@@ -99,9 +102,9 @@ def main(arguments: Sequence[str], command_line: Callable[[list[str]], Lightning
     seconds = time.perf_counter() - start
     trainer = cli.trainer
     checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
-    (results,) = trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, verbose=False)
+    (tested,) = trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, verbose=False)
     published = cli.config["fit"]["published"]
-    comparisons = list(_compare(published, results))
+    comparisons = list(_compare(published, tested))
     verdicts = [row.verdict if updates == of else None for row in comparisons]
     table = aligned([["inner steps", "measured", "published"], *(row.cells() for row in comparisons)])
     print(f"\n{options.name}: {' and '.join(sorted({row.value for row in comparisons}))}, beside {published.source}\n")
@@ -112,27 +115,13 @@ def main(arguments: Sequence[str], command_line: Callable[[list[str]], Lightning
     if overrides:
         print(f"\nWith {' '.join(overrides)}")
     written = Path(trainer.log_dir or trainer.default_root_dir) / "reproduction.json"
-    about = {
-        "protocol": options.name,
-        "source": published.source,
-        "updates": updates,
-        "of_updates": of,
-        "overrides": overrides,
-        "seed": cli.config["fit"]["seed_everything"],
-        "training_seconds": round(seconds),
-        "date": time.strftime("%Y-%m-%d"),
-        "torch": torch.__version__,
-        "results": [{**vars(row), "verdict": verdict} for row, verdict in zip(comparisons, verdicts, strict=True)],
-    }
-    write_json(written, about)
+    about = {"protocol": options.name, "source": published.source, "updates": updates, "of_updates": of}
+    about |= {"overrides": overrides, "seed": cli.config["fit"]["seed_everything"]}
+    about |= {"training_seconds": round(seconds), "date": time.strftime("%Y-%m-%d"), "torch": torch.__version__}
+    results = [{**vars(row), "verdict": verdict} for row, verdict in zip(comparisons, verdicts, strict=True)]
+    write_json(written, {**about, "results": results})
     print(f"Written to {written}")
     return 1 if "worse" in verdicts else 0
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of meta-updates, 1 or more, but got {text!r}")
-    return int(text)
 
 
 def _compare(published: Published, results: Mapping[str, float]) -> Iterator[Comparison]:

@@ -10,17 +10,5 @@ from lightning_maml.data.stream import Positions, TaskStream
 from lightning_maml.data.table import TableTasks
 from lightning_maml.data.tensors import TensorTasks
 
-__all__ = [
-    "DatasetTasks",
-    "EpisodeSampler",
-    "FolderTasks",
-    "Learn2LearnTasks",
-    "OmniglotTasks",
-    "Positions",
-    "SinusoidTasks",
-    "TableTasks",
-    "TaskStream",
-    "TensorTasks",
-    "import_learn2learn",
-    "load_omniglot",
-]
+__all__ = ["DatasetTasks", "FolderTasks", "Learn2LearnTasks", "OmniglotTasks", "Positions", "SinusoidTasks"]
+__all__ += ["EpisodeSampler", "TableTasks", "TaskStream", "TensorTasks", "import_learn2learn", "load_omniglot"]

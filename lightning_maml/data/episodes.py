@@ -20,9 +20,8 @@ class EpisodeSampler:
     """Draws tasks of ``ways`` random classes and of ``shots + queries`` random images of each, all distinct.
 
     The distribution is that of learn2learn's ``NWays``, ``KShots``, ``RemapLabels`` and ``ConsecutiveLabels``, with
-    ``rotations="random"`` also of its ``RandomClassRotation`` as documented. (As of learn2learn 0.2.0 that one turns
-    all classes of a task by the angle meant for the last.) Rows are sorted by label, labels are
-    ``0 ... ways - 1`` in an order that is random, because the classes come in random order.
+    ``rotations="random"`` also of its ``RandomClassRotation`` as documented. (That of learn2learn 0.2.0 turns all
+    classes of a task by the angle meant for the last.) Rows are sorted by label; which class has which is random.
 
     Args:
         images: ``[M, ...]``, floating, or uint8, which becomes floating in [0, 1] after the gather. Kept on its device.
@@ -95,8 +94,7 @@ class EpisodeSampler:
     ) -> EpisodeSampler:
         """The same images, of these classes alone, for training, validation or test; other sizes of task if given.
 
-        Raises:
-            ValueError: a class has no images or comes twice, or the data are too few for such tasks.
+        ValueError where a class has no images or comes twice, or the data are too few for such tasks.
         """
         wanted = torch.tensor(list(classes), dtype=torch.int64).tolist()
         places = {label: place for place, label in enumerate(self.classes.tolist())}
@@ -150,11 +148,9 @@ class EpisodeSampler:
         if ways > number:
             raise ValueError(f"Expected `ways` to be at most the number of classes, {number}, but got {ways}.")
         fewest = int(self._counts.argmin())
-        if self._counts[fewest] < shots + queries:
-            raise ValueError(
-                f"Expected at least shots + queries = {shots} + {queries} images of each class but got "
-                f"{self._counts[fewest]} of class {self.classes[fewest]}."
-            )
+        if (count := self._counts[fewest]) < shots + queries:
+            wanted = f"at least shots + queries = {shots} + {queries} images of each class"
+            raise ValueError(f"Expected {wanted} but got {count} of class {self.classes[fewest]}.")
         self.ways, self.shots, self.queries = ways, shots, queries
 
 
@@ -193,9 +189,7 @@ def _check_data(images: Tensor, labels: Tensor) -> None:
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ValueError(f"Expected `images` to be uint8 or floating but got {images.dtype}.")
     if labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"Expected `labels` to be [M], one for each of the {len(images)} images, but got {list(labels.shape)}."
-        )
+        raise ValueError(f"Expected `labels` to be [{len(images)}], one for each image, but got {list(labels.shape)}.")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"Expected `labels` to be whole numbers (int64) but got {labels.dtype}.")
     if images.is_floating_point() and not (finite := images.isfinite().flatten(1).all(1)).all():

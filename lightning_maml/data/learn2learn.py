@@ -3,6 +3,7 @@
 import importlib
 import random
 import warnings
+from collections import Counter
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -26,23 +27,19 @@ INSTALL = """learn2learn is not installed, or does not import. Its last release 
 class Learn2LearnTasks(TaskStream):
     """Tasks from any learn2learn ``Taskset``, split by class into support and query set.
 
-    A task is drawn by the Taskset itself, one after another, from a seed of its own; Python's, numpy's and torch's
-    random states are as before afterwards. For a ``MetaDataset`` with learn2learn's usual transforms
+    The Taskset itself draws one task after another, each from a seed of its own; Python's, numpy's and torch's random
+    states are as before afterwards. For a ``MetaDataset`` with learn2learn's usual transforms
     :meth:`lightning_maml.data.EpisodeSampler.from_meta_dataset` draws the same tasks, many times faster.
-
     Arguments that are not described here are those of :class:`~lightning_maml.data.TaskStream`.
 
     Args:
-        train: the ``Taskset`` of training tasks, or all three as ``learn2learn.vision.benchmarks.get_tasksets``
-            returns them.
+        train: the ``Taskset`` of training tasks, or all three, of ``learn2learn.vision.benchmarks.get_tasksets``.
         val: the ``Taskset`` of validation tasks; None for no validation.
         test: the ``Taskset`` of test tasks; None for no test.
         ways: ``N``, classes of a task.
         shots: support rows of each class.
         queries: query rows of each class: the Taskset's tasks have ``shots + queries`` rows of each class.
-        test_ways: classes of a validation or test task; None for ``ways``.
-        test_shots: support rows of each class in validation and test; None for ``shots``.
-        test_queries: query rows of each class in validation and test; None for ``queries``.
+        test_ways, test_shots, test_queries: the same in validation and test, where they are not None.
 
     Raises:
         TypeError: ``train``, ``val`` or ``test`` is no Taskset.
@@ -93,8 +90,7 @@ class Learn2LearnTasks(TaskStream):
         taskset = self.tasksets[stage]
         _seed(seed)
         if getattr(taskset, "num_tasks", -1) > 0:
-            # It keeps the description of each of its tasks from the first time on: that one is drawn from a seed of the
-            # task's own number, so that it does not matter when the first time was.
+            # It keeps the description of each of its tasks, drawn from a seed of the task's own number, whenever it is.
             index = random.randrange(taskset.num_tasks)
             if index not in taskset.sampled_descriptions:
                 _seed(self._generator(stage, index).initial_seed())
@@ -111,34 +107,19 @@ class Learn2LearnTasks(TaskStream):
             raise ValueError(f"Expected a task of `{stage}` to be (data, labels), two tensors, but got {got}.")
         data, labels = task
         ways, shots, queries = self.sizes[stage].values()
-        rows = ways * (shots + queries)
-        if len(data) != rows or labels.shape != (rows,):
+        rows = dict(sorted(Counter(labels.flatten().tolist()).items()))
+        right = labels.shape == data.shape[:1] and not labels.is_floating_point()
+        if not right or rows != dict.fromkeys(range(ways), shots + queries):
             raise ValueError(
-                f"Expected a task of `{stage}` to have ways * (shots + queries) = {ways} * ({shots} + {queries}) = "
-                f"{rows} rows but got data {list(data.shape)} and labels {list(labels.shape)}."
-            )
-        if labels.is_floating_point():
-            raise ValueError(f"Expected the labels of a task of `{stage}` to be whole numbers but got {labels.dtype}.")
-        values, counts = (part.tolist() for part in torch.unique(labels, return_counts=True))
-        if values != [*range(ways)]:
-            raise ValueError(
-                f"Expected the labels of a task of `{stage}` to be 0 to {ways - 1} but got {values}: "
-                "add learn2learn.data.transforms.RemapLabels to its transforms."
-            )
-        if {*counts} != {shots + queries}:
-            raise ValueError(
-                f"Expected {shots} + {queries} rows of each class in a task of `{stage}`, shots and queries, but got "
-                f"{counts}."
+                f"Expected a task of `{stage}` to have shots + queries = {shots} + {queries} rows of each label from 0 "
+                f"to {ways - 1} but got data {list(data.shape)} and labels {list(labels.shape)} of {labels.dtype}, "
+                f"with the rows {rows}: learn2learn.data.transforms.RemapLabels makes such labels."
             )
         return data[labels.argsort(stable=True)].unflatten(0, (ways, -1))
 
 
 def import_learn2learn() -> ModuleType:
-    """Imports learn2learn, without the notices that gym and old interfaces print at import.
-
-    Raises:
-        ImportError: it is not installed; the message says how it installs.
-    """
+    """learn2learn, imported without the notices of gym and old interfaces; ImportError says how it installs."""
     try:
         with patch.dict("gym_notices.notices.notices", clear=True), warnings.catch_warnings(action="ignore"):
             return importlib.import_module("learn2learn")

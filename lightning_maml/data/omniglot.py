@@ -31,8 +31,8 @@ class OmniglotTasks(ClassTasks):
         ways: ``N``, classes of a task.
         shots: support images of each class.
         queries: query images of each class.
-        rotations: ``"classes"``: each character turned by 0, 90, 180 and 270 degrees is four classes; ``"random"``:
-            each class of each task is turned at random; ``"none"``.
+        rotations: ``"classes"``: each character, turned by quarters, is four classes; ``"random"``: each class of each
+            task is turned at random; ``"none"``.
         split: the numbers of characters for training, validation and test.
         split_seed: makes the random choice of characters.
         download: fetch the official archives into ``root`` where it has neither layout; needs torchvision.
@@ -40,7 +40,7 @@ class OmniglotTasks(ClassTasks):
         test_queries: query images of each class in validation and test; None for ``queries``.
 
     Raises:
-        ValueError: a number is out of range, or a file is damaged; the latter when the images are first needed.
+        ValueError: a number is out of range; or, when the images are first needed, a file is damaged.
         FileNotFoundError: ``root`` has neither layout; when the images are first needed.
     """
 
@@ -75,10 +75,8 @@ class OmniglotTasks(ClassTasks):
     def prepare_data(self) -> None:
         """Downloads the official archives where asked to; Lightning calls it in one process only."""
         if self.download and _layout(self.root) is None:
-            try:
-                from torchvision.datasets import Omniglot
-            except ImportError as error:
-                raise ImportError("Downloading Omniglot needs torchvision: pip install torchvision") from error
+            from torchvision.datasets import Omniglot
+
             for part in PARTS:
                 Omniglot(str(self.root), background=part == PARTS[0], download=True)
 
@@ -89,9 +87,7 @@ class OmniglotTasks(ClassTasks):
         images = load_omniglot(self.root)
         characters, drawings = images.shape[:2]
         if sum(self.split) > characters:
-            raise ValueError(
-                f"Expected `split` to add up to at most {characters}, the characters found, but got {self.split}."
-            )
+            raise ValueError(f"Expected `split` to add up to at most {characters} characters but got {self.split}.")
         labels = torch.arange(characters).repeat_interleave(drawings)
         everything = EpisodeSampler(images.flatten(0, 1), labels, 1, 1, 1, self.rotations)
         order = torch.randperm(characters, generator=torch.Generator().manual_seed(self.split_seed))
@@ -103,11 +99,7 @@ def load_omniglot(root: str | Path) -> Tensor:
     """All images, 28x28 and inverted: uint8 ``[characters, drawings, 1, 28, 28]``, ink 255 and paper 0.
 
     Characters are in the order of the official file names (0001_01.png, ...) from either layout, so a split by seed is
-    the same from both. Loaded once in a process, unless the files change.
-
-    Raises:
-        FileNotFoundError: ``root`` has neither layout.
-        ValueError: a file is damaged.
+    the same from both. Loaded once in a process, unless the files change; errors are those of :class:`OmniglotTasks`.
     """
     root = Path(root).expanduser()
     paths = _layout(root)
@@ -134,10 +126,8 @@ def _layout(root: Path) -> tuple[Path, ...] | None:
 def _load(paths: tuple[Path, ...], modified: tuple[int, ...]) -> Tensor:
     parts = [_read_folder(path) if path.is_dir() else _read_npz(path) for path in paths]
     if len({part.shape[1:] for part in parts}) > 1:
-        raise ValueError(
-            f"Expected as many drawings of one size in {paths[0]} and {paths[1]} but got "
-            f"[characters, drawings, height, width] = {list(parts[0].shape)} and {list(parts[1].shape)}."
-        )
+        got = f"[characters, drawings, height, width] = {list(parts[0].shape)} and {list(parts[1].shape)}"
+        raise ValueError(f"Expected as many drawings of one size in {paths[0]} and {paths[1]} but got {got}.")
     return torch.cat([_shrink(part) for part in parts])
 
 
@@ -147,20 +137,14 @@ def _read_npz(path: Path) -> Tensor:
         with path.open("rb") as file, np.load(file) as arrays:
             images, labels = arrays["images"], arrays["labels"]
     except Exception as error:  # a damaged archive may raise anything: zipfile alone has six kinds of error for it
-        raise ValueError(
-            f"Expected {path} to be an .npz file with the arrays `images` and `labels` but reading it failed, "
-            f"so it may be damaged or incomplete: {error}"
-        ) from error
+        wanted = f"Expected {path} to be an .npz file with the arrays `images` and `labels`"
+        raise ValueError(f"{wanted} but it may be damaged or incomplete: {error}") from error
     if images.dtype != np.bool_ or images.ndim != 4 or 0 in images.shape:
-        raise ValueError(
-            f"Expected `images` in {path} to be bool [characters, drawings, height, width] but got "
-            f"{images.dtype} {list(images.shape)}."
-        )
+        got = f"{images.dtype} {list(images.shape)}"
+        raise ValueError(f"Expected `images` in {path} to be bool [characters, drawings, height, width] but got {got}.")
     if labels.shape != images.shape[:2] or (labels != np.arange(len(labels))[:, None]).any():
-        raise ValueError(
-            f"Expected `labels` in {path} to be {list(images.shape[:2])} and to say of each drawing which character, "
-            f"counted from 0, it is of, but got others of shape {list(labels.shape)}."
-        )
+        wanted = f"{list(images.shape[:2])}, each drawing's character, counted from 0,"
+        raise ValueError(f"Expected `labels` in {path} to be {wanted} but got others of shape {list(labels.shape)}.")
     return torch.from_numpy(images)
 
 
@@ -170,10 +154,8 @@ def _read_folder(folder: Path) -> Tensor:
     drawings.sort(key=lambda files: [file.name for file in files])  # 0001_01.png: characters have numbers
     counts = sorted({len(files) for files in drawings})
     if len(counts) != 1 or counts == [0]:
-        raise ValueError(
-            f"Expected {folder} to hold <alphabet>/<character>/*.png, as many images of each character, but got "
-            f"{counts} of {len(drawings)} characters."
-        )
+        got = f"{counts} of {len(drawings)} characters"
+        raise ValueError(f"Expected {folder} to hold <alphabet>/<character>/*.png, as many of each, but got {got}.")
     images = []
     for file in chain(*drawings):
         images.append(read_image(file, lambda image: np.asarray(image.convert("L")) > 127))

@@ -24,9 +24,6 @@ class SinusoidTasks(TaskStream):
         test_shots: support points in validation and test; None for ``shots``.
         test_queries: query points in validation and test: more of them judge an adapted network more precisely.
 
-    Raises:
-        ValueError: a number is out of range or an interval is empty.
-
     Example:
         >>> tasks = SinusoidTasks(shots=5, tasks_per_batch=25).sample("train", 0)
         >>> tasks.support_inputs.shape, tasks.query_targets.shape

@@ -19,10 +19,7 @@ Stage = Literal["train", "val", "test", "predict"]
 
 
 class Positions(NamedTuple):
-    """Which training batches of a stream a step is to see: what the data loaders yield in place of tensors.
-
-    Lightning's precision plugins would refuse a frozen dataclass without tensors.
-    """
+    """Which training batches of a stream a step is to see: what the data loaders yield in place of tensors."""
 
     positions: tuple[int, ...]
 
@@ -38,16 +35,15 @@ class Evaluated(NamedTuple):
 class TaskStream(LightningDataModule):
     """A stream of tasks for any :class:`~lightning.pytorch.Trainer`; :meth:`sample` is a pure function of the seed.
 
-    Subclasses say how random numbers are drawn (:meth:`draw`, on the CPU, so that every device sees the same tasks)
-    and how tasks are made of them (:meth:`build`, on the device).
+    A subclass draws random numbers (:meth:`draw`, on the CPU: every device sees the same tasks) and makes tasks of them
+    (:meth:`build`, on the device).
 
-    - Training goes through positions 0, 1, 2, ... of the stream. It starts from the number of meta-batches the trainer
-      has completed, which every checkpoint holds: a resumed run, mid-epoch as well, sees the tasks a never-stopped one
+    - Training goes through positions 0, 1, 2, ... of the stream, from the number of meta-batches the trainer has
+      completed, which every checkpoint holds: a resumed run, mid-epoch as well, sees the tasks a never-stopped one
       would. A module with ``updates_per_step = K > 1`` gets tuples of ``K`` task batches, for ``K`` optimiser steps.
-    - Validation, test and prediction go through fixed lists of tasks, which do not depend on ``tasks_per_batch``;
-      prediction has the test tasks.
-    - Under several processes each has its share of every training batch, sizes that differ by a task at most, and its
-      share of the fixed lists: each task comes exactly once, and all processes make as many steps.
+    - Validation, test and prediction (of the test tasks, mostly) go by fixed lists, whatever ``tasks_per_batch`` is.
+    - Under several processes each has its share of every training batch and of the fixed lists, to a task: each task
+      comes exactly once, and all processes make as many steps.
 
     Args:
         tasks_per_batch: ``T``, tasks of a meta-batch, over all processes.
@@ -55,9 +51,6 @@ class TaskStream(LightningDataModule):
         val_tasks: the number of validation tasks; 0 for no validation.
         test_tasks: the number of test tasks; 0 for no test.
         seed: makes the stream: same seed, same tasks.
-
-    Raises:
-        ValueError: a number is out of range.
 
     Example:
         >>> from lightning_maml.data import SinusoidTasks
@@ -81,7 +74,7 @@ class TaskStream(LightningDataModule):
         self.tasks_per_batch, self.batches_per_epoch = tasks_per_batch, batches_per_epoch
         self.val_tasks, self.test_tasks, self.seed = val_tasks, test_tasks, seed
         if val_tasks == 0:
-            # As if there were no such method: Lightning then says that it skips validation, and does.
+            # as if there were no such method: Lightning then says that it skips validation, and does
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
 
     @classmethod
@@ -95,7 +88,7 @@ class TaskStream(LightningDataModule):
         allow: Sequence[str] = (),
         **kwargs: Any,
     ) -> Self:
-        """The data of a checkpoint, where a subclass has saved its arguments; what it names as of ``MetaModule``."""
+        """The data of a checkpoint, where a subclass has saved its arguments; ``allow`` as of ``MetaModule``."""
         content = saving.read_checkpoint(checkpoint_path, map_location, weights_only is not False)
         config = saving.hyper_parameters(content, "datamodule_hyper_parameters", hparams_file)
         stream = saving.build(cls, config, kwargs, allow)
@@ -119,17 +112,13 @@ class TaskStream(LightningDataModule):
     def sample(
         self, stage: Stage, position: int, device: torch.device | str = "cpu", *, rank: int = 0, world_size: int = 1
     ) -> TaskBatch:
-        """The meta-batch at ``position``, or the share of it that process ``rank`` of ``world_size`` has.
+        """The meta-batch at ``position`` on ``device``, or the share of it that process ``rank`` of ``world_size`` has.
 
-        Args:
-            stage: ``"train"``, ``"val"``, ``"test"`` or ``"predict"``.
-            position: 0, 1, 2, ...: in training without end, otherwise up to the last batch of the fixed list, which
-                may be smaller than ``tasks_per_batch``.
-            device: where the tasks are made.
-            rank, world_size: this process, and the number of processes.
+        A stage is ``"train"``, ``"val"``, ``"test"`` or ``"predict"``. Positions are 0, 1, 2, ...: in training without
+        end, otherwise up to the last batch of the fixed list, which may be smaller than ``tasks_per_batch``.
 
         Raises:
-            ValueError: ``stage`` or ``position`` is out of range, or the share is empty.
+            ValueError: ``stage``, ``position`` or ``rank`` is out of range.
         """
         if stage == "train":
             if position < 0:
@@ -168,44 +157,39 @@ class TaskStream(LightningDataModule):
     def check_processes(self, number: int) -> None:
         """Raise ValueError where there are fewer tasks in a meta-batch than processes, of which each needs one."""
         if self.tasks_per_batch < number:
-            raise ValueError(
-                f"Expected `tasks_per_batch` to be at least the number of processes, {number}, of which each needs "
-                f"a task, but got {self.tasks_per_batch}."
-            )
+            least = f"at least the number of processes, {number}, of which each needs a task"
+            raise ValueError(f"Expected `tasks_per_batch` to be {least}, but got {self.tasks_per_batch}.")
 
     def val_dataloader(self) -> Any:
-        """Positions of the fixed list of validation tasks."""
+        """Places in the fixed list of validation tasks."""
         return self._evaluation_steps("val", self.val_tasks)
 
     def test_dataloader(self) -> Any:
-        """Positions of the fixed list of test tasks."""
+        """Places in the fixed list of test tasks, which are those of prediction, too."""
         return self._evaluation_steps("test", self.test_tasks)
 
     predict_dataloader = test_dataloader
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Draws the tasks at the positions that the data loader yielded, in the trainer's precision."""
-        if not isinstance(batch, Positions | Evaluated):
-            return super().transfer_batch_to_device(batch, device, dataloader_idx)
         # Lightning converts what the data loader yields, before there are any tensors here.
         convert = self.trainer.precision_plugin.convert_input if self.trainer else lambda tasks: tasks
         if isinstance(batch, Evaluated):
             return convert(self._evaluation_batch(batch, device))
+        if not isinstance(batch, Positions):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
         rank, world_size = self._processes
-        drawn = (self.sample("train", at, device, rank=rank, world_size=world_size) for at in batch.positions)
-        tasks = tuple(map(convert, drawn))
+        each = (self.sample("train", at, device, rank=rank, world_size=world_size) for at in batch.positions)
+        tasks = tuple(map(convert, each))
         return tasks if self._updates_per_step > 1 else tasks[0]
 
     def _evaluation_steps(self, stage: Stage, tasks: int, size: int | None = None) -> Any:
-        size = size or self.tasks_per_batch
+        (rank, world_size), size = self._processes, size or self.tasks_per_batch
         if tasks == 0:
             raise ValueError(f"Expected some {stage} tasks to go through but this stream has none.")
-        rank, world_size = self._processes
-        if min(tasks, size) < world_size:
-            raise ValueError(
-                f"Expected `{stage}_tasks` and `tasks_per_batch` to be at least the number of processes, {world_size}, "
-                f"but got {tasks} and {size}."
-            )
+        self.check_processes(world_size)
+        if tasks < world_size:
+            raise ValueError(f"Expected at least as many {stage} tasks as processes, {world_size}, but got {tasks}.")
         # As many steps on every process: in each, DDP sends the buffers of a network from one to all.
         at_once = size // world_size
         steps = min(math.ceil(math.ceil(tasks / world_size) / at_once), tasks // world_size)
@@ -226,10 +210,7 @@ class TaskStream(LightningDataModule):
 
 
 class _TrainingSteps:
-    """One epoch of training steps, from where the trainer stands.
-
-    No torch DataLoader: there is nothing to load, and Lightning's advice about its workers would be wrong.
-    """
+    """One epoch of training steps, from where the trainer stands: there is nothing for a torch DataLoader to load."""
 
     def __init__(self, stream: TaskStream) -> None:
         self.stream = stream
@@ -238,14 +219,12 @@ class _TrainingSteps:
         return math.ceil(self.stream.batches_per_epoch / self.stream._updates_per_step)
 
     def __iter__(self) -> Iterator[Positions]:
-        # A generator, so that the counters are read at the first batch: at the call of iter() Lightning has not yet
-        # brought them in order after a restart.
+        # The counters are read at the first batch: at the call of iter() Lightning has yet to bring them in order.
         step, position, updates = 0, 0, self.stream._updates_per_step
         if trainer := self.stream.trainer:
             progress = trainer.fit_loop.epoch_loop.batch_progress
             step = progress.current.completed
-            # The loop counts batches, manual optimisation its updates; the latter is exact even where the last training
-            # step of the stopped run was cut short by max_steps.
+            # Manual optimisation counts its updates, even of a training step that max_steps cut short.
             position = progress.total.completed if updates == 1 else trainer.global_step
             if trainer.overfit_batches:  # type: ignore[attr-defined]
                 position = step * updates
@@ -254,8 +233,7 @@ class _TrainingSteps:
             yield Positions(tuple(range(position, position + count)))
             position += count
 
-    # Lightning takes a loader with these two for one that can continue mid-epoch, and warns of others. The trainer's
-    # own counters already say where.
+    # Lightning warns of loaders without these two, which cannot continue mid-epoch; here the trainer's counters do.
 
     def state_dict(self) -> dict[str, Any]:
         return {}

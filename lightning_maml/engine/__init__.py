@@ -3,8 +3,7 @@
 from lightning_maml.engine.base import Engine, MetaOutput, Problem
 from lightning_maml.engine.choice import named_engine, run_on
 from lightning_maml.engine.fused import Fused, KernelError
-from lightning_maml.engine.loops.batched import Batched
-from lightning_maml.engine.loops.eager import Eager
+from lightning_maml.engine.loops.batched import Batched, Eager
 from lightning_maml.engine.loops.graphed import Graphed
 
 __all__ = [

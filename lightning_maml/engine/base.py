@@ -1,8 +1,8 @@
-"""What every engine takes and gives. An engine decides how fast, never what."""
+"""What every engine takes and gives."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_maml.engine.coverage import Needs
 from lightning_maml.engine.functional.layers import POINTWISE
-from lightning_maml.engine.functional.structure import fingerprint, has_backward_hooks, is_sequence
+from lightning_maml.engine.functional.structure import fingerprint, have_backward_hooks, is_sequence
 from lightning_maml.inner import InnerLoop, Parameters, tensors_of
 from lightning_maml.learner import Algorithm, per_step_names
 from lightning_maml.losses import TaskLoss
@@ -51,6 +51,8 @@ class Problem:
     loss: TaskLoss
     safeguard: bool = False
     """Whether a trajectory takes a task's step only as far as it lowers the task's support loss."""
+    memo: dict[Any, Any] = field(default_factory=dict, init=False)
+    """What engines have found out about it."""
 
     def __post_init__(self) -> None:
         if self.inner.learn_lr is not None and not isinstance(self.inner.lr, nn.Module):
@@ -61,24 +63,12 @@ class Problem:
             )
 
     @cached_property
-    def memo(self) -> dict[Any, Any]:
-        """What engines have found out about it."""
-        return {}
-
-    @cached_property
     def names(self) -> Parameters:
-        """The network's parameters under all their names; a tied one has several.
-
-        Looked up once: on a small network torch's own walk costs as much as an inner step.
-        """
+        """The network's parameters under all their names; a tied one has several."""
         if type(self.network).named_parameters is not nn.Module.named_parameters:
             return dict(self.network.named_parameters(remove_duplicate=False))
-        return {
-            prefix + name: value
-            for prefix, module in self._named_modules
-            for name, value in module._parameters.items()
-            if value is not None
-        }
+        every = [(prefix + n, v) for prefix, module in self._named_modules for n, v in module._parameters.items()]
+        return {name: value for name, value in every if value is not None}
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -101,13 +91,20 @@ class Problem:
 
     @cached_property
     def modules(self) -> tuple[nn.Module, ...]:
-        """The network and all modules inside, looked up once."""
+        """The network and all modules inside."""
         return tuple({id(module): module for _, module in self._named_modules}.values())
 
     @cached_property
     def _named_modules(self) -> list[tuple[str, nn.Module]]:
-        """Every module under each of its names, with the dot behind it."""
-        return _walk(self.network)
+        """Every module under each of its names, with a dot behind it: torch's own walk takes several times as long."""
+        found: list[tuple[str, nn.Module]] = []
+        waiting = [("", self.network)]
+        while waiting:
+            prefix, module = waiting.pop()
+            found.append((prefix, module))
+            children = reversed(module._modules.items())
+            waiting += [(f"{prefix}{name}.", child) for name, child in children if child is not None]
+        return found
 
     @cached_property
     def plain(self) -> bool:
@@ -138,11 +135,7 @@ class Problem:
         return self.inner.adapted({name: value for name, value in self.parameters.items() if name not in self.per_step})
 
     def needs(self, *sets: Set) -> Needs:
-        """What an engine has to run, as ``(kind, what)``: the classes of the algorithm, and what the rest asks for.
-
-        Args:
-            sets: inputs and targets of all tasks, of each of the sets that are to be run.
-        """
+        """What an engine has to run, as ``(kind, what)``: the algorithm's classes, and what the rest asks for."""
         loss, values = self.loss.kind, [value for pair in sets for value in pair]
         parameters = [*self.parameters.values()]
         # labels, of which the cross-entropy alone makes sense, need no dtype of their own
@@ -153,10 +146,10 @@ class Problem:
                 ("dtypes of what adapts", frozenset({self.parameters[name].dtype for name in self.adapted})),
                 ("dtypes of everything", frozenset({value.dtype for value in parameters + data})),
                 ("autocast", autocast_on(parameters[0].device)),
-                ("gradient of data", any(value.requires_grad for value in values)),
-                ("gradient of the loss", any(value.requires_grad for value in tensors_of(self.loss.holders))),
+                ("gradient of data", True in [value.requires_grad for value in values]),
+                ("gradient of the loss", True in [value.requires_grad for value in tensors_of(self.loss.holders)]),
                 ("parameters of each step", bool(self.per_step)),
-                ("backward hooks", any(map(has_backward_hooks, self.modules))),
+                ("backward hooks", have_backward_hooks(self.modules)),
             ],
             [("batch-norm", self.algorithm.batch_norm)] if self.norms else [],
             [("device", device.type) for device in {value.device for value in (*values, parameters[0])}],
@@ -167,47 +160,26 @@ class Problem:
 
     @property
     def fingerprint(self) -> tuple[object, ...]:
-        """What its network and loss compute by, but for tensors' values: see :func:`fingerprint`."""
+        """What its network and loss compute by, but for tensors' values."""
         device = next(iter(self.names.values())).device
         cast = autocast_on(device) and torch.get_autocast_dtype(device.type)
         # the loss by what it computes: the named ones are made anew in each call
         return type(self.loss), self.loss.function, cast, *map(fingerprint, self.modules)
 
-    def split(self) -> tuple[Parameters, Parameters]:
-        """The parameters that adapt, and everything shared by the tasks: other parameters, and buffers."""
-        names, buffers = set(self.adapted), dict(self.network.named_buffers())
-        theta = {name: value for name, value in self.parameters.items() if name in names}
-        return theta, buffers | {name: value for name, value in self.parameters.items() if name not in names}
-
-    def leaves(self, *tensors: Tensor) -> list[Tensor]:
+    def leaves(self, *sets: Set) -> list[Tensor]:
         """Every tensor that gets a meta-gradient: parameters, learned rates, and whatever else asks for one."""
-        return [*self._own_leaves, *(tensor for tensor in tensors if tensor.requires_grad)]
-
-    @cached_property
-    def _own_leaves(self) -> list[Tensor]:
         held = tensors_of((*self.algorithm.holders, *self.loss.holders))
-        every = {id(value): value for value in (*self.parameters.values(), *held)}
+        data = [value for pair in sets for value in pair]
+        every = {id(value): value for value in (*self.parameters.values(), *held, *data)}
         return [value for value in every.values() if value.requires_grad]
 
 
 def autocast_on(device: torch.device) -> bool:
-    """Whether autocast is on there; it knows some devices alone."""
+    """Whether autocast is on there."""
     return _knows_autocast(device.type) and torch.is_autocast_enabled(device.type)
 
 
 _knows_autocast = cache(torch.amp.is_autocast_available)
-
-
-def _walk(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """As ``named_modules(remove_duplicate=False)``, which takes several times as long, with a dot behind each name."""
-    found, waiting = [], [("", module)]
-    while waiting:
-        prefix, module = waiting.pop()
-        found.append((prefix, module))
-        for name, child in reversed(module._modules.items()):
-            if child is not None:
-                waiting.append((f"{prefix}{name}.", child))
-    return found
 
 
 class Engine(ABC):
@@ -217,7 +189,7 @@ class Engine(ABC):
 
     @abstractmethod
     def unsupported(self, problem: Problem, *sets: Set) -> str | None:
-        """Why this engine cannot run the problem on ``sets`` of inputs and targets ``[T, N, ...]``, or None: it can."""
+        """Why this engine cannot run the problem on sets of inputs and targets ``[T, N, ...]``; None: it can."""
 
     @abstractmethod
     def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
@@ -227,10 +199,10 @@ class Engine(ABC):
     def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
         """The adapted parameters ``{name: [T, *shape]}`` and support losses ``[T]`` before and after each inner step.
 
-        Yields ``steps + 1`` pairs, detached. ``support`` are the inputs and targets to adapt to, ``[T, Ns, ...]``.
-        Under ``batch_norm="support"`` the statistics that query rows go by are among the parameters,
-        ``{"<layer>.running_mean": [T, C], "<layer>.running_var": [T, C]}``.
-        With ``problem.safeguard`` each step goes through :func:`~lightning_maml.engine.safeguard.shortened`.
+        Yields ``steps + 1`` pairs, detached, of the inputs and targets to adapt to, ``[T, Ns, ...]``. Under
+        ``batch_norm="support"`` the statistics that query rows go by are among the parameters,
+        ``{"<layer>.running_mean": [T, C], "<layer>.running_var": [T, C]}``. With ``problem.safeguard`` each step goes
+        through :func:`~lightning_maml.engine.divergence.shortened`.
         """
 
     @abstractmethod

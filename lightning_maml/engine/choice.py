@@ -14,8 +14,7 @@ from torch import nn
 from lightning_maml.engine.base import Engine, Problem
 from lightning_maml.engine.fused import Fused
 from lightning_maml.engine.generators import way_back
-from lightning_maml.engine.loops.batched import Batched
-from lightning_maml.engine.loops.eager import Eager
+from lightning_maml.engine.loops.batched import Batched, Eager
 from lightning_maml.tasks import Set
 
 _NAMED: dict[str, type[Engine]] = {"eager": Eager, "batched": Batched, "fused": Fused}
@@ -32,12 +31,7 @@ logger = logging.getLogger("lightning_maml")
 
 
 def named_engine(engine: str | Engine) -> Engine | None:
-    """The engine of a name, or None for ``"auto"``.
-
-    Raises:
-        ValueError: an unknown name.
-        TypeError: it is neither a name nor an engine.
-    """
+    """The engine of a name, or None for ``"auto"``; ValueError or TypeError where there is none."""
     if isinstance(engine, Engine):
         return engine
     if not isinstance(engine, str) or engine not in ("auto", *_NAMED):
@@ -53,60 +47,52 @@ def run_on(
 
     ``"auto"`` takes the first of the fused operators that runs the problem, else ``batched``, and where torch refuses
     to run all tasks in one call, ``eager``: that it says once, in a warning, and knows as long as the network lives.
-
-    Args:
-        engine: a name or an engine.
-        problem: what is to be run.
-        sets: inputs and targets of all tasks; none where adapted networks are only to predict.
-        run: runs it; called again on another engine where torch refused.
+    There are no ``sets`` where adapted networks are only to predict.
 
     Raises:
         ValueError, TypeError: it is no engine.
         NotImplementedError: the engine asked for cannot run this problem; the message says why.
     """
     asked = named_engine(engine)
-    if asked is None and sets and sets[0][0].device.type == "cpu":
+    if asked is None and sets and sets[0][0].is_cpu:
         for fused in _ON_CPU:
             if fused.unsupported(problem, *sets) is None:
                 return fused, run(fused)
-    chosen = Batched() if asked is None else asked
+    chosen = asked or Batched()
     reason = chosen.unsupported(problem, *sets) if sets or asked is None else None
-    back: Callable[[], None] | None = None
+    refusal: Exception | None = None
     if asked is None:
-        known = _KNOWN.setdefault(problem.network, {})
+        known, algorithm = _KNOWN.setdefault(problem.network, {}), problem.algorithm
         modes = tuple([module.training for module in problem.modules])
-        algorithm = problem.algorithm
         key = algorithm.needs, algorithm.batch_norm, type(problem.loss), problem.loss.kind, modes, reason
         if isinstance(known.get(key), Eager):
             return known[key], run(known[key])
         back = way_back(next(iter(problem.names.values())).device)
     elif reason is not None:
         raise NotImplementedError(f"Engine {chosen.name!r} cannot run this: {reason}")
-    failed: Exception | None = None
     if reason is None:
         try:
             result = run(chosen)
         except Exception as error:
             if isinstance(chosen, Eager) or not _of_torch(error):
                 raise
-            failed = error
+            refusal = error
             reason = f"torch refuses to run all tasks in one call ({str(error).strip().splitlines()[0]})."
+    if reason is not None and asked is not None:
+        run(Eager())  # what fails here, too, is no matter of engines
+        said = f"Engine {chosen.name!r} cannot run this: {reason} Use engine='eager'."
+        raise NotImplementedError(said) from refusal
+    if asked is not None:
+        return chosen, result
+    name = type(problem.network).__name__
     if reason is not None:
-        if back is not None:
-            back()
-        result = run(Eager())  # what fails here, too, is no matter of engines
-        if asked is not None:
-            raise NotImplementedError(
-                f"Engine {chosen.name!r} cannot run this: {reason} Use engine='eager'."
-            ) from failed
-        warnings.warn(
-            f"Engine 'auto' goes on with 'eager', one task after another: {type(problem.network).__name__} runs on no "
-            f"other, as {reason} This is said once.",
-            stacklevel=3,
-        )
+        back()
         chosen = Eager()
-    if asked is None and known.get(key) != chosen:
-        logger.info("engine 'auto' chose %r for %s", chosen.name, type(problem.network).__name__)
+        result = run(chosen)
+        said = f"Engine 'auto' goes on with 'eager', one task after another: {name} runs on no other, as {reason}"
+        warnings.warn(f"{said} This is said once.", stacklevel=3)
+    if known.get(key) != chosen:
+        logger.info("engine 'auto' chose %r for %s", chosen.name, name)
         known[key] = chosen
     return chosen, result
 

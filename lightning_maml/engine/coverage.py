@@ -25,8 +25,6 @@ class _Anything:
 
 
 class _Ordinary:
-    """Classes of tensors that leave torch's functions as they are, whatever they do below: on a device of their own."""
-
     def __contains__(self, kind: Any) -> bool:
         own = kind.__torch_function__
         plain = torch.Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
@@ -35,6 +33,7 @@ class _Ordinary:
 
 ANYTHING = _Anything()
 ORDINARY = _Ordinary()
+"""Classes of tensors that leave torch's functions as they are, whatever they do below: on a device of their own."""
 PLAIN = {torch.Tensor, torch.nn.Parameter}
 """Classes of tensors with nothing of their own."""
 
@@ -101,17 +100,19 @@ def _in_order(*parts: type) -> set[tuple[type, ...]]:
 
 
 # What adapts reaches an operator as names, and where it starts and what it sees are the meta-parameters and all rows.
-_PLAIN = {inner.FromMeta, inner.AllRows, inner.Nothing, inner.Everything, inner.Matching, inner.Where, inner.Part}
-_PLAIN |= {inner.Scale}
+_PLAIN = {inner.FromMeta, inner.AllRows, inner.Nothing, inner.ByName, inner.Part, inner.Scale}
 _KNOWN_STEPS = (inner.ClipByNorm, inner.AddDecayed, inner.Momentum)
 _RATES = {"number", "of each step", "tensor", "shared", "per_step", "per_parameter", "per_parameter_and_step"}
 _RATES |= {"per_element"}
+_DATA = ("loss", "gradient of the loss", "gradient of data", "rows of a set", "batch-norm", "autocast", "device")
+_DTYPES = ("dtypes of what adapts", "dtypes of everything")
 _ONE_OF = {frozenset({torch.float32}), frozenset({torch.float64})}
 
 # All tasks in one call of the network: every part by what it is, but nothing that takes hold of autograd or of tensors.
 BATCHED: Runs = dict.fromkeys(_WORDS, ANYTHING) | {"tensor class": ORDINARY, "backward hooks": {False}}
 
-STEPS: Runs = {  # of plain gradient descent, with what a known few transformations make of the gradient
+# of plain gradient descent, with what a known few transformations make of the gradient
+STEPS: Runs = dict.fromkeys(("rule", "safeguard", *_DATA, *_DTYPES), ANYTHING) | {
     "inner loop": {inner.SGD},
     "part": _PLAIN.union(_KNOWN_STEPS),
     "chain": _in_order(*_KNOWN_STEPS),
@@ -121,11 +122,6 @@ STEPS: Runs = {  # of plain gradient descent, with what a known few transformati
     "tensor class": PLAIN,
     "tensor in": set(),
 }
-STEPS |= dict.fromkeys(
-    ("rule", "loss", "gradient of the loss", "gradient of data", "rows of a set", "safeguard"), ANYTHING
-)
-STEPS |= dict.fromkeys(("dtypes of what adapts", "dtypes of everything", "device", "batch-norm", "autocast"), ANYTHING)
-
 SGD_UPDATE: Runs = STEPS | {"device": {"cpu", "cuda"}, "dtypes of what adapts": _ONE_OF}
 
 ADAPTATION: Runs = SGD_UPDATE | {  # a whole adaptation, and its meta-gradient, as one operator
@@ -134,9 +130,7 @@ ADAPTATION: Runs = SGD_UPDATE | {  # a whole adaptation, and its meta-gradient, 
     "rule": {Unrolled, FirstOrder, Joint},
     "dtypes of everything": _ONE_OF,
     "loss": {"mse", "cross_entropy", "bce"},
-    "autocast": {False},
-    "gradient of data": {False},
-    "gradient of the loss": {False},
+    **{kind: {False} for kind in ("autocast", "gradient of data", "gradient of the loss")},
 }
 CONV_ADAPT: Runs = ADAPTATION | {"device": {"cpu"}, "loss": {"mse", "cross_entropy"}, "batch-norm": {"batch"}}
 

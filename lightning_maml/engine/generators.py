@@ -12,8 +12,7 @@ def rng_state(device: torch.device) -> Tensor:
 
     Example:
         >>> here = torch.device("cpu")
-        >>> before = rng_state(here)
-        >>> drawn = torch.rand(2)
+        >>> before, drawn = rng_state(here), torch.rand(2)
         >>> restore_rng(here, before)
         >>> torch.equal(torch.rand(2), drawn)
         True
@@ -41,7 +40,7 @@ def way_back(device: torch.device) -> Callable[[], None]:
 
 
 def _module(device: torch.device) -> tuple[Any, tuple[torch.device, ...]]:
-    """Torch's module of a device, and what its functions have to be told; of Apple's GPU there is one."""
+    """Torch's module of a device, and what its functions have to be told."""
     if device.type == "cpu":
         return torch, ()
     return torch.get_device_module(device), () if device.type == "mps" else (device,)

@@ -1,20 +1,9 @@
 """How a task adapts: an inner loop and the parts it is made of."""
 
-from lightning_maml.inner.adapts import Adapts, Everything, Matching, Part, Where, head_names
-from lightning_maml.inner.base import (
-    At,
-    Holder,
-    Parameters,
-    Slope,
-    State,
-    Transformation,
-    holders_in,
-    norms,
-    tensors_of,
-)
+from lightning_maml.inner.adapts import Adapts, AllRows, ByName, MiniBatches, Part, head_names
+from lightning_maml.inner.base import At, Holder, Parameters, Slope, State, Transformation, holders_in, tensors_of
 from lightning_maml.inner.loop import SGD, Adam, InnerLoop, Parts
 from lightning_maml.inner.rates import Curvature, LearnedRate, Rates, Scale, of_step
-from lightning_maml.inner.rows import AllRows, MiniBatches
 from lightning_maml.inner.start import FromMeta, Nothing, Prototypes, Proximal, Start, Zeros
 from lightning_maml.inner.transformations import (
     AddDecayed,

@@ -1,9 +1,12 @@
-"""Which parameters adapt: a choice among their names."""
+"""Which parameters adapt, by their names, and which support rows a step of theirs sees."""
 
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+import torch
+from torch import Tensor
 
 from lightning_maml.checks import check_one_of
 
@@ -11,10 +14,8 @@ from lightning_maml.checks import check_one_of
 def head_names(names: Iterable[str], head: str | None = None) -> list[str]:
     """The parameters of the head among ``names``, which stand in the network's order, as ``named_parameters`` has them.
 
-    ``head`` is a regular expression for them; None for the last module that has parameters of its own.
-
-    Raises:
-        ValueError: ``head`` matches none of them, or there are none.
+    ``head`` is a regular expression for them; None for the last module that has parameters of its own. ValueError where
+    there are none.
 
     Example:
         >>> head_names(["conv.weight", "norm.weight", "head.weight", "head.bias"])
@@ -31,39 +32,24 @@ def head_names(names: Iterable[str], head: str | None = None) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Everything:
-    """All of them."""
+class ByName:
+    """Those whose names a regular expression finds something in, or a predicate is true of; None for all of them."""
 
-    def choose(self, names: list[str]) -> list[str]:
-        return names
-
-
-@dataclass(frozen=True)
-class Matching:
-    """Those whose names a regular expression finds something in."""
-
-    pattern: str
+    which: str | Callable[[str], bool] | None = None
 
     def __post_init__(self) -> None:
         try:
-            re.compile(self.pattern)
+            re.compile(self.which if isinstance(self.which, str) else "")
         except re.error as error:
             raise ValueError(
-                f"Expected `adapts` to be a regular expression but got {self.pattern!r}: {error}."
+                f"Expected `adapts` to be a regular expression but got {self.which!r}: {error}."
             ) from error
 
     def choose(self, names: list[str]) -> list[str]:
-        return [name for name in names if re.search(self.pattern, name)]
-
-
-@dataclass(frozen=True)
-class Where:
-    """Those whose names a predicate is true of."""
-
-    predicate: Callable[[str], bool]
-
-    def choose(self, names: list[str]) -> list[str]:
-        return [name for name in names if self.predicate(name)]
+        if self.which is None:
+            return names
+        chosen = re.compile(self.which).search if isinstance(self.which, str) else self.which
+        return [name for name in names if chosen(name)]
 
 
 @dataclass(frozen=True)
@@ -97,10 +83,26 @@ Adapts = str | Part | Callable[[str], bool] | None
 """Which parameters adapt: None for all, a regular expression or a predicate over their names, or :class:`Part`."""
 
 
-def choice(adapts: Any) -> Any:
-    """The part that an argument ``adapts`` stands for: an object with a method ``choose`` is one itself."""
-    if adapts is None:
-        return Everything()
-    if isinstance(adapts, str):
-        return Matching(adapts)
-    return adapts if hasattr(adapts, "choose") else Where(adapts)
+@dataclass(frozen=True)
+class AllRows:
+    """All support rows, in every step."""
+
+    def __call__(self, step: int, support: int) -> Tensor | None:
+        return None
+
+
+@dataclass(frozen=True)
+class MiniBatches:
+    """``size`` a step: steps walk through the rows in a random order, of ``seed``, and shuffle them after each pass."""
+
+    size: int
+    seed: int = 0
+
+    def __call__(self, step: int, support: int) -> Tensor | None:
+        """Which of ``support`` rows step ``step`` sees, ``[size]``, of all tasks alike; None where it sees all."""
+        if self.size >= support:
+            return None
+        first, generator = step * self.size, torch.Generator()
+        walks = range(first // support, (first + self.size - 1) // support + 1)
+        orders = [torch.randperm(support, generator=generator.manual_seed((self.seed << 16) + walk)) for walk in walks]
+        return torch.cat(orders)[first % support :][: self.size]

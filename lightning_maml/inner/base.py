@@ -21,14 +21,17 @@ Slope = Callable[[Parameters], Parameters]
 
 @dataclass(frozen=True, eq=False)
 class At:
-    """Where an inner step is taken."""
+    """Where an inner step is taken.
+
+    Args:
+        step: its number, from 0.
+        phi: the parameters ``{name: [T, *shape]}`` before it; constants where the meta-gradient is of first order.
+        slope: the gradients ``{name: [T, *shape]}`` of what the loop descends, at any parameters: one more way back.
+    """
 
     step: int
-    """Its number, from 0."""
     phi: Parameters = field(default_factory=dict)
-    """The parameters ``{name: [T, *shape]}`` before the step; constants where the meta-gradient is of first order."""
     slope: Slope | None = None
-    """The gradients ``{name: [T, *shape]}`` of what the loop descends, at any parameters: one more way back."""
 
 
 @runtime_checkable
@@ -39,10 +42,7 @@ class Transformation(Protocol):
     """
 
     def __call__(self, gradients: Parameters, state: State, at: At) -> tuple[Parameters, State]:
-        """The gradients ``{name: [T, *shape]}`` made into others, and the state for the next step.
-
-        Every task's by themselves: ``T`` may be any part of the meta-batch.
-        """
+        """The gradients ``{name: [T, *shape]}`` of some of the tasks made into others, and the next step's state."""
 
 
 def norms(gradients: Parameters) -> Tensor:

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple, Self, get_args
 from torch import Tensor
 
 from lightning_maml.checks import check_not_negative, check_one_of, check_positive, check_whole
-from lightning_maml.inner.adapts import Adapts, choice
+from lightning_maml.inner.adapts import Adapts, AllRows, ByName, MiniBatches
 from lightning_maml.inner.base import At, Parameters, Slope, State, Transformation, holders_in
 from lightning_maml.inner.rates import Curvature, LearnedRate, Rates, Scale
-from lightning_maml.inner.rows import AllRows, MiniBatches
 from lightning_maml.inner.start import FromMeta, Nothing, Proximal, Start
 from lightning_maml.inner.transformations import AddDecayed, ClipByNorm, Momentum, SecondMoment, Tolerance
 
@@ -23,10 +22,8 @@ class Parts(NamedTuple):
     adapts: Any
     rows: Any
     pull: Any
-    chain: tuple[Any, ...]
-    """The transformations of the gradient, in turn."""
-    memory: tuple[Any, ...]
-    """Those that come after them, in :meth:`InnerLoop.direction`."""
+    chain: tuple[Any, ...]  # the transformations of the gradient, in turn
+    memory: tuple[Any, ...]  # those that come after them, in :meth:`InnerLoop.direction`
     rates: Scale
 
 
@@ -37,28 +34,23 @@ class InnerLoop:
     .. math:: \phi_{k+1} = \phi_k - \alpha \, P_k\big(\nabla L_{support}(\phi_k) + \lambda (\phi_k - \theta)\big)
 
     Args:
-        lr: the inner rate alpha: a number, one for each step (of which further steps have the last), a scalar tensor,
-            or :class:`Rates`.
+        lr: the inner rate alpha: a number, one for each step (further steps have the last), a scalar tensor, or Rates.
         steps: the number of inner steps m; 0 leaves the network as it is.
         learn_lr: what has a learned rate of its own, or None for a fixed one.
-        adapts: which parameters adapt, see :data:`Adapts`. Parameters with ``requires_grad=False`` never do, nor do
-            those that have a value for every step (:class:`~lightning_maml.networks.StepBatchNorm2d`).
-        batch_size: how many support rows a step sees; None for all. Steps walk through the rows in a random order, the
-            same for all tasks, and shuffle them anew after each pass; support losses are then those of the rows seen.
+        adapts: which parameters adapt, see :data:`Adapts`: never those with ``requires_grad=False``, nor those that
+            have a value for every step (:class:`~lightning_maml.networks.StepBatchNorm2d`).
+        batch_size: how many support rows a step sees, see :class:`MiniBatches`; None for all. The order is the same for
+            all tasks, and support losses are those of the rows seen.
         proximal: lambda, which draws the parameters back to where the task started from; 0 for no such force.
         tolerance: a task whose gradient (of loss and proximal term, all parameters together) has this norm or a smaller
             one stays where it is; 0 lets every task take all steps.
-        max_norm: a task's gradient (the same) is shortened to this norm where it is longer; None for no limit. The
-            meta-gradient goes through the factor.
+        max_norm: a task's gradient (the same) is shortened to this norm where it is longer; None for no limit.
         weight_decay: what is added to the gradient, after that, in multiples of the parameters.
         start: where tasks start, see :data:`Start`; None for the meta-parameters.
         shuffle_seed: of the order of rows; ``Algorithm.at`` puts the number of the meta-update here.
-        transformations: what is made of the gradient before all that, in turn, such as
-            :class:`~lightning_maml.inner.SharpnessAware` or one's own :class:`~lightning_maml.inner.Transformation`.
+        transformations: what is made of the gradient before all that, in turn: see :class:`Transformation`.
 
-    Raises:
-        ValueError: an argument is out of range.
-        TypeError: a transformation is none.
+    ValueError where an argument is out of range, TypeError where a transformation is none.
     """
 
     lr: float | Sequence[float] | Tensor | Rates = 0.01
@@ -108,7 +100,7 @@ class InnerLoop:
         )
         return Parts(
             start=FromMeta() if self.start is None else self.start,
-            adapts=choice(self.adapts),
+            adapts=self.adapts if hasattr(self.adapts, "choose") else ByName(self.adapts),
             rows=AllRows() if self.batch_size is None else MiniBatches(self.batch_size, self.shuffle_seed),
             pull=Proximal(self.proximal) if self.proximal else Nothing(),
             chain=(*self.transformations, *filter(None, made)),
@@ -149,23 +141,20 @@ class InnerLoop:
     @cached_property
     def second_order(self) -> bool:
         """Whether a step can be differentiated."""
-        return all(getattr(part, "second_order", True) for part in (*self.parts.chain, *self.parts.memory))
+        return all(getattr(part, "second_order", True) for part in self.parts.chain + self.parts.memory)
 
     @cached_property
     def counts_steps(self) -> bool:
         """Whether a step computes with its own number."""
-        return any(getattr(part, "counts_steps", False) for part in (*self.parts.chain, *self.parts.memory))
+        return any(getattr(part, "counts_steps", False) for part in self.parts.chain + self.parts.memory)
 
     def adapted(self, parameters: Mapping[str, Tensor]) -> list[str]:
         """The names of those ``parameters {name: tensor}`` of a network that adapt; ValueError where none does."""
         trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]
-        chosen = self.parts.adapts.choose(trainable) if trainable else []
-        if not chosen:
-            raise ValueError(
-                f"Expected at least one parameter to adapt but `adapts={self.adapts!r}` chooses none of the "
-                f"trainable parameters {trainable}."
-            )
-        return chosen
+        if chosen := self.parts.adapts.choose(trainable) if trainable else []:
+            return chosen
+        chooses = f"`adapts={self.adapts!r}` chooses none of the trainable parameters {trainable}"
+        raise ValueError(f"Expected at least one parameter to adapt but {chooses}.")
 
     def rate(self, name: str, step: int) -> float | Tensor:
         """The rate of parameter ``name`` at inner step ``step``."""
@@ -204,14 +193,12 @@ class InnerLoop:
         order: int,
         rates: Mapping[str, float | Tensor] | None = None,
     ) -> tuple[Parameters, State]:
-        """The parameters and the state after one inner step, the same on every engine.
+        """The parameters and the state after inner step ``step``, counted from 0: the same on every engine.
 
         Args:
-            phi: the parameters before it, ``{name: [T, *shape]}``.
+            phi, origin: the parameters before it, and the meta-parameters, ``{name: [T, *shape]}``.
             slope: the gradients of the support losses at any parameters; differentiable where ``order`` is 2.
             state: what the step before returned; :attr:`no_state` before the first.
-            step: its number, from 0.
-            origin: the meta-parameters, ``{name: [T, *shape]}``.
             order: 2, or 1 where the meta-gradient takes the gradients, and what is made of them, as constants.
             rates: in place of the loop's own.
 
@@ -275,8 +262,7 @@ class Adam(InnerLoop):
     .. math:: v_k = \beta_2 v_{k-1} + (1 - \beta_2) g_k^2, \quad
               \phi_{k+1} = \phi_k - \alpha \, g_k / (\sqrt{v_k / (1 - \beta_2^k)} + \epsilon)
 
-    Every task starts with empty moments. It has no second order: a root of a zero gradient has no slope. The other
-    arguments are those of :class:`InnerLoop`.
+    It has no second order: a root of a zero gradient has no slope. Other arguments are those of :class:`InnerLoop`.
 
     Args:
         beta2: the decay of the squared gradients, in [0, 1).

@@ -11,8 +11,8 @@ from lightning_maml.inner.base import At, Parameters, State
 
 LearnedRate = Literal["shared", "per_step", "per_parameter", "per_parameter_and_step", "per_element", "curvature"]
 """What has a learned inner rate of its own. ``per_element`` is Meta-SGD's, ``per_parameter_and_step`` MAML++'s.
-``curvature`` is Meta-Curvature's: the rate stays, and learned matrices multiply the gradient, one for its outputs,
-one for its inputs and one for the places of a filter; a vector is multiplied element by element."""
+``curvature`` is Meta-Curvature's: the rate stays, and learned matrices multiply the gradient, for its outputs, its
+inputs and the places of a filter; a vector is multiplied element by element."""
 
 
 def of_step(rates: Any, step: int) -> Any:
@@ -25,8 +25,7 @@ class Rates(nn.Module):
 
     Args:
         kind: what has a rate of its own, see :data:`LearnedRate`.
-        lr: the initial value of all of them, or, of the kinds that tell steps apart, of each step; later steps have the
-            last one.
+        lr: the initial value of all of them, or, of the kinds that tell steps apart, of each step.
         steps: the number of inner steps; a later step (at test) uses the last one's rate.
         parameters: ``{name: tensor}``, the parameters that adapt.
 
@@ -41,10 +40,11 @@ class Rates(nn.Module):
     ) -> None:
         super().__init__()
         self.kind, self.lr = kind, lr
+        self._tells_steps_apart = kind in ("per_step", "per_parameter_and_step")
         if isinstance(lr, Sequence) and not self._tells_steps_apart:
             raise ValueError(
-                f"Expected one initial rate for learned rates {kind!r}, which are the same at every step, but got "
-                f"{list(lr)}; 'per_step' and 'per_parameter_and_step' can begin with one for each step."
+                f"Expected one initial rate for learned rates {kind!r} but got {list(lr)}: only 'per_step' and "
+                "'per_parameter_and_step' can begin with one for each step."
             )
         initial = [of_step(lr, step) for step in range(steps)] if isinstance(lr, Sequence) else lr
         first = next(iter(parameters.values()))
@@ -59,10 +59,6 @@ class Rates(nn.Module):
                 shape = (steps,) if self._tells_steps_apart else parameter.shape if kind == "per_element" else ()
                 rate = torch.tensor(initial, dtype=first.dtype, device=first.device).expand(shape).clone()
                 self.register_parameter(key, nn.Parameter(rate))
-
-    @property
-    def _tells_steps_apart(self) -> bool:
-        return self.kind in ("per_step", "per_parameter_and_step")
 
     @staticmethod
     def _key(name: str) -> str:
@@ -87,8 +83,7 @@ class Rates(nn.Module):
             return outputs @ gradient @ inputs
         places = self.get_parameter(f"{key}/places")
         blocks = gradient.flatten(gradient.ndim - dims + 2)  # [..., outputs, inputs, places]
-        transformed = torch.einsum("ao,...oif,ib,cf->...abc", outputs, blocks, inputs, places)
-        return transformed.reshape(gradient.shape)
+        return torch.einsum("ao,...oif,ib,cf->...abc", outputs, blocks, inputs, places).reshape(gradient.shape)
 
 
 def _identities(parameter: Tensor) -> dict[str, Tensor]:
@@ -103,11 +98,7 @@ def _identities(parameter: Tensor) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Scale:
-    """What a direction is multiplied by: the end of every chain of transformations.
-
-    Args:
-        lr: a number, one for each step (further steps have the last), a scalar tensor, or :class:`Rates`.
-    """
+    """What a direction is multiplied by: the end of every chain of transformations."""
 
     lr: float | tuple[float, ...] | Tensor | Rates
 

@@ -13,9 +13,8 @@ from lightning_maml.inner.base import Parameters, norms
 Predict = Callable[[Parameters], Tensor]
 
 Start = Callable[[Parameters, Predict, Tensor], Parameters]
-"""Where each task starts, ``(theta, predict, support_targets) -> phi_0``: from the meta-parameters that adapt ``{name:
-[T, *shape]}``, the networks on the support rows under any parameters, and the targets ``[T, Ns, ...]``. The
-meta-gradient goes through it."""
+"""Where each task starts, differentiably, ``(theta, predict, support_targets) -> phi_0``: from the meta-parameters that
+adapt ``{name: [T, *shape]}``, the networks on the support rows under any parameters, and targets ``[T, Ns, ...]``."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,10 @@ class Prototypes:
 
     .. math:: W_c = 2 c_c, \quad b_c = -\lVert c_c \rVert^2, \quad c_c = \text{mean of the features of class } c
 
-    The features are what reaches the head, an ``nn.Linear`` with a bias, which has to be the network's last operation:
-    they are read off by running the support rows through it with the identity as weight. The head's own
-    meta-parameters are not used. A class without a support row takes no part in the task: its bias is so low that the
-    softmax leaves it out, as in the authors' code, whose heads have as many outputs as the task has classes.
+    The features are what reaches the head, an ``nn.Linear`` with a bias and the network's last operation: they are read
+    off by running the support rows through it with the identity as weight. The head's own meta-parameters are not used.
+    A class without a support row takes no part in the task: its bias is so low that the softmax leaves it out, as in
+    the authors' code, whose heads have as many outputs as the task has classes.
 
     Args:
         head: a regular expression for the head's weight and bias; None for the last module that has parameters.
@@ -56,18 +55,15 @@ class Prototypes:
 
     def __call__(self, theta: Parameters, predict: Predict, support_targets: Tensor) -> Parameters:
         if support_targets.is_floating_point() or support_targets.ndim != 2:
-            raise ValueError(
-                "Expected class labels [tasks, rows] to make prototypes of but got targets of shape "
-                f"{list(support_targets.shape)} and {support_targets.dtype}."
-            )
-        names = head_names(theta, self.head)
-        kinds = sorted(name.rpartition(".")[2] for name in names)
-        if kinds != ["bias", "weight"]:
+            got = f"targets of shape {list(support_targets.shape)} and {support_targets.dtype}"
+            raise ValueError(f"Expected class labels [tasks, rows] to make prototypes of but got {got}.")
+        names = sorted(head_names(theta, self.head), key=lambda name: name.rpartition(".")[2])
+        if [name.rpartition(".")[2] for name in names] != ["bias", "weight"]:
             raise ValueError(
                 f"Expected a linear head with a weight and a bias to put prototypes into but got {names}: name it by "
                 "`head`, a regular expression."
             )
-        bias, weight = sorted(names, key=lambda name: name.rpartition(".")[2])
+        bias, weight = names
         like = theta[weight]
         tasks, classes, features = like.shape
         identity = torch.eye(features, dtype=like.dtype, device=like.device).expand(tasks, features, features)

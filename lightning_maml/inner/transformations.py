@@ -77,12 +77,8 @@ class SecondMoment:
 class SharpnessAware:
     r"""The gradient uphill of the task, :math:`g(\phi + \rho \, g(\phi) / |g(\phi)|)`, the norm over all parameters.
 
-    Args:
-        rho: how far uphill.
-
-    Reference:
-        Foret, Kleiner, Mobahi, Neyshabur, "Sharpness-Aware Minimization for Efficiently Improving Generalization",
-        ICLR 2021, equation 2.
+    Foret, Kleiner, Mobahi, Neyshabur, "Sharpness-Aware Minimization for Efficiently Improving Generalization", ICLR
+    2021, equation 2; ``rho`` is how far uphill.
 
     Example:
         >>> from lightning_maml import maml
@@ -102,8 +98,7 @@ class SharpnessAware:
 class Sign:
     r""":math:`\operatorname{sign}(g)`, whose own derivative is 0: a second-order meta-gradient is that of first order.
 
-    Reference:
-        Bernstein, Wang, Azizzadenesheli, Anandkumar, "signSGD: Compressed Optimisation for Non-Convex Problems", 2018.
+    Bernstein, Wang, Azizzadenesheli, Anandkumar, "signSGD: Compressed Optimisation for Non-Convex Problems", 2018.
     """
 
     def __call__(self, gradients: Parameters, state: State, at: At) -> tuple[Parameters, State]:

@@ -10,41 +10,28 @@ from lightning_maml.inner import InnerLoop, Parameters
 class Query(NamedTuple):
     """The query sets under some parameters."""
 
-    loss: Tensor
-    """Scalar, differentiable: the mean over the tasks."""
-    task_losses: Tensor
-    """``[T]``, detached."""
-    predictions: Tensor
-    """``[T, Nq, ...]``, detached."""
+    loss: Tensor  # scalar, differentiable: the mean over the tasks
+    task_losses: Tensor  # [T], detached
+    predictions: Tensor  # [T, Nq, ...], detached
 
 
 class Loop(Protocol):
-    """The inner loop of a batch of tasks, as an engine runs it. Parameters are ``{name: [T, *shape]}``."""
+    """The inner loop of a batch of tasks, as an engine runs it. Parameters are ``{name: [T, *shape]}``.
+
+    ``initial``: the meta-parameters as every task's own, differentiable. ``unroll``: those after all inner steps, whose
+    gradients are differentiated by ``order=2``, and constants by ``order=1``. ``path``: these, ``steps + 1``, from
+    before the first step on. ``support``: the losses ``[T]`` of all support rows, differentiable twice. ``query``: the
+    query sets after all steps; ``query_after``: after so many.
+    """
 
     @property
-    def inner(self) -> InnerLoop:
-        """What it is made of."""
-
-    def initial(self) -> Parameters:
-        """The meta-parameters as every task's own, differentiable."""
-
-    def unroll(self, order: int) -> Parameters:
-        """The parameters after all inner steps.
-
-        ``order=2`` differentiates through the inner gradients; ``order=1`` takes them as constants.
-        """
-
-    def path(self, order: int) -> list[Parameters]:
-        """The parameters before the first inner step and after each: ``steps + 1`` of what :meth:`unroll` gives."""
-
-    def support(self, phi: Parameters) -> Tensor:
-        """The losses ``[T]`` of all support rows under ``phi``, differentiable twice."""
-
-    def query(self, phi: Parameters) -> Query:
-        """The query sets under ``phi``, the parameters after all inner steps."""
-
-    def query_after(self, phi: Parameters, steps: int) -> Query:
-        """The query sets under ``phi``, the parameters after so many inner steps."""
+    def inner(self) -> InnerLoop: ...
+    def initial(self) -> Parameters: ...
+    def unroll(self, order: int) -> Parameters: ...
+    def path(self, order: int) -> list[Parameters]: ...
+    def support(self, phi: Parameters) -> Tensor: ...
+    def query(self, phi: Parameters) -> Query: ...
+    def query_after(self, phi: Parameters, steps: int) -> Query: ...
 
 
 @runtime_checkable

@@ -21,11 +21,10 @@ class Implicit:
     .. math:: \nabla_\theta L_{query}(\phi^*) = \big(I + \tfrac1\lambda \nabla^2 L_{support}(\phi^*)\big)^{-1}
               \nabla L_{query}(\phi^*)
 
-    That is the implicit function theorem (Rajeswaran et al. 2019, equation 6). The system is solved by conjugate
-    gradients, all tasks at once, with Hessian-vector products: memory does not depend on the number of inner steps. It
-    needs an inner loop with ``proximal`` = lambda that comes close to the optimum. Parameters that the tasks share, and
-    inputs that ask for a gradient, get theirs by the same theorem; learned inner rates get zeros, for the optimum does
-    not depend on them.
+    By the implicit function theorem (Rajeswaran et al. 2019, equation 6). Conjugate gradients solve the system, all
+    tasks at once, with Hessian-vector products: memory does not depend on the number of inner steps. It needs an inner
+    loop with ``proximal`` = lambda that comes close to the optimum. Shared parameters, and inputs that ask for a
+    gradient, get theirs by the same theorem; learned inner rates, on which the optimum does not depend, get zeros.
 
     The iterations start at the solution where there is no curvature, the first-order gradient over 1 + damping, and the
     iterate with the smallest residual counts. At a minimum of the proximal loss the system is positive definite; a task
@@ -94,13 +93,12 @@ class Implicit:
             return
         lost = ~residuals.isfinite()
         short = ~lost & (residuals > self.tolerance)
+        stuck, few = short & saddle, short & ~saddle
         causes = {
             "their inner loop has diverged. Use a smaller `lr`: below 2 / (lambda + the largest curvature).": lost,
-            "their inner loop ends where the proximal loss has negative curvature, short of a minimum, and they fall "
-            "back towards the first-order meta-gradient. Use more inner `steps`, a larger lambda, or a larger "
-            "`damping`; more `cg_steps` do not help.": short & saddle,
-            f"{self.cg_steps} iterations are too few. Use more `cg_steps`, a larger `damping`, or a larger "
-            "lambda.": short & ~saddle,
+            "their inner loop ends where the proximal loss has negative curvature, short of a minimum: they fall "
+            "to first order. Use more inner `steps`, a larger lambda or `damping`; more `cg_steps` do not help.": stuck,
+            f"{self.cg_steps} iterations are too few. Use more `cg_steps`, or a larger `damping` or lambda.": few,
         }
         for cause, tasks in causes.items():
             if cause not in self._warned and tasks.any():
@@ -119,8 +117,7 @@ def conjugate_gradients(
     """Solves ``A x = b`` for each task, ``A`` symmetric and given by ``multiply [T, P] -> [T, P]``, from ``start``.
 
     Returns the iterates of the smallest residual ``[T, P]``, these residuals relative to ``b``, ``[T]``, and which
-    tasks met a direction of negative curvature, ``[T]``. Those stay where they are: conjugate gradients may go
-    anywhere from there.
+    tasks met a direction of negative curvature, ``[T]``, where they stay: conjugate gradients may go anywhere from it.
 
     Example:
         >>> A = torch.tensor([[[3.0, 1.0], [1.0, 2.0]]])

@@ -19,18 +19,13 @@ class MultiStep:
     .. math:: w_k = \tfrac{1 - p}{m} \; (k < m), \quad w_m = \tfrac{1 + (m - 1) p}{m}, \quad
               p = \min(1, \text{update} / \text{multi\_step\_updates})
 
-    It is MAML++'s (Antoniou, Edwards, Storkey 2019, section 4). The weights start equal and end at the last step alone,
-    where the rule is :class:`Unrolled`. (The authors' code keeps a floor of 0.03 / m under the early weights until the
-    last of the annealing, and drops it then.)
+    The weights start equal and end at the last step alone, where the rule is :class:`Unrolled` (Antoniou, Edwards,
+    Storkey 2019, section 4; the authors' code keeps a floor of 0.03 / m under the early ones while it anneals).
 
     Args:
         multi_step_updates: the meta-updates that this takes; 0 switches the multi-step loss off, None never anneals it.
-        first_order_updates: the meta-updates at the beginning that take inner gradients as constants, as
-            :class:`FirstOrder` does; second-order ones follow. 0 switches the annealing of the order off.
+        first_order_updates: the meta-updates at the beginning that are of :class:`FirstOrder`.
         update: the number of the meta-update, counted from 0; ``Algorithm.at`` puts it here.
-
-    Raises:
-        ValueError: an argument is negative.
 
     Example:
         >>> MultiStep(multi_step_updates=10).at(5).weights(steps=4)
@@ -46,7 +41,7 @@ class MultiStep:
         check_not_negative(multi_step_updates=self.multi_step_updates or 0)
 
     def at(self, update: int) -> MultiStep:
-        """The rule at meta-update number ``update``, counted from 0."""
+        """The rule at that meta-update."""
         return replace(self, update=update)
 
     @property

@@ -38,10 +38,9 @@ class Joint:
 class Reptile:
     r"""``mean_t (theta - phi_m)`` in the place of a gradient: no query set, and no derivative of the inner loop.
 
-    Plain SGD of rate epsilon outside makes of it the paper's (Nichol, Achiam, Schulman 2018,
-    https://arxiv.org/abs/1803.02999) :math:`\theta \leftarrow \theta + \epsilon \tfrac1T \sum_t (\phi_m - \theta)`.
-    The query sets are only looked at: their losses are what is logged. Parameters that do not adapt, and learned rates,
-    get zeros.
+    Plain SGD of rate epsilon outside makes of it the :math:`\theta + \epsilon \tfrac1T \sum_t (\phi_m - \theta)` of
+    Nichol, Achiam, Schulman (2018, https://arxiv.org/abs/1803.02999). The query sets are only looked at: their losses
+    are what is logged. Parameters that do not adapt, and learned rates, get zeros.
     """
 
     def __call__(self, loop: Loop) -> Query:

@@ -1,7 +1,7 @@
 """The networks of the papers, and what some algorithms put into one: any other ``nn.Module`` does as well."""
 
-from lightning_maml.networks.context import Context
 from lightning_maml.networks.conv4 import Conv4
+from lightning_maml.networks.layers import Context
 from lightning_maml.networks.lora import LowRank, add_lora
 from lightning_maml.networks.mlp import MLP
 from lightning_maml.networks.resnet12 import ResNet12

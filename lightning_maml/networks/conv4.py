@@ -16,9 +16,7 @@ class Conv4(Layers):
     - ``"stride"``: convolutions of stride 2, then the mean over what is left of the image (the paper's for Omniglot);
     - ``"max_pool"``: convolutions of stride 1, each followed by 2x2 max-pooling, then everything flattened.
 
-    It is an ``nn.Sequential`` of torch's own layers and :class:`SpatialMean`; the last layer is named ``head``. The
-    batch-norm layers keep torch's defaults (they track running statistics); which statistics a task uses is the
-    algorithm's ``batch_norm`` option.
+    It is an ``nn.Sequential`` of torch's own layers and :class:`SpatialMean`; the last layer is named ``head``.
 
     Args:
         ways: number of classes of a task, the outputs.
@@ -26,12 +24,9 @@ class Conv4(Layers):
         hidden: filters of each convolution.
         image_size: height and width of the images; the form ``"max_pool"`` needs it to size the linear layer.
         form: ``"stride"`` or ``"max_pool"``.
-        norm: ``"batch"``, the paper's, ``"group"``, ``"layer"`` or ``"none"``, see
-            :func:`~lightning_maml.networks.layers.make_norm`.
+        norm: ``"batch"``, the paper's, ``"group"``, ``"layer"`` or ``"none"``, see :func:`make_norm`.
 
-    Raises:
-        ValueError: a size is not a positive integer, ``form`` or ``norm`` is unknown, or the image is too small for
-            four poolings.
+    ValueError where a size is not positive, a choice unknown, or the image too small for four poolings.
 
     Example:
         >>> import torch
@@ -55,10 +50,7 @@ class Conv4(Layers):
         pooled = form == "max_pool"
         side = image_size // 2**4  # what four poolings leave
         if pooled and side == 0:
-            raise ValueError(
-                "Expected `image_size` to be at least 16 for form 'max_pool', which halves the image 4 times, "
-                f"but got {image_size}."
-            )
+            raise ValueError(f"Expected `image_size` to be at least 16 for four poolings but got {image_size}.")
         super().__init__()
         for block, width in enumerate((channels, hidden, hidden, hidden), start=1):
             self.add_module(f"conv{block}", nn.Conv2d(width, hidden, 3, stride=1 if pooled else 2, padding=1))

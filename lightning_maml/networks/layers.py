@@ -1,11 +1,12 @@
-"""What the networks here have in common."""
+"""What the networks here have in common, and the layer that CAVIA adds to one."""
 
 from collections import OrderedDict
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
-from lightning_maml.checks import check_one_of
+from lightning_maml.checks import check_one_of, check_whole
 
 Norm = Literal["batch", "group", "layer", "none"]
 """What images are normalised by, see :func:`make_norm`."""
@@ -17,9 +18,6 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
     ``"batch"`` normalises by the statistics over rows, ``"group"`` by each row's own over 8 groups of channels (or the
     most below that divide them), ``"layer"`` by each row's own over all of it, ``"none"`` not at all. Of these only
     ``"batch"`` makes a prediction depend on the other rows of its task.
-
-    Raises:
-        ValueError: ``norm`` is unknown.
 
     Example:
         >>> make_norm("group", 12).num_groups
@@ -47,9 +45,27 @@ class Layers(nn.Sequential):
 class SpatialMean(nn.Module):
     """The mean over height and width, ``[N, C, H, W] -> [N, C]``.
 
-    ``nn.AdaptiveAvgPool2d(1)`` has the same numbers, but torch cannot batch it over tasks where images lie in memory
-    channels last.
+    ``nn.AdaptiveAvgPool2d(1)`` has the same numbers, but torch cannot batch it over tasks with channels last in memory.
     """
 
     def forward(self, images: Tensor) -> Tensor:
         return images.mean((-2, -1))
+
+
+class Context(nn.Module):
+    """A learned vector appended to every row, for the next layer: ``[N, features] -> [N, features + size]``.
+
+    Its parameter ``context`` starts at zero. Zintgraf et al. (2019, arXiv:1810.03642) put it first in regression.
+
+    Example:
+        >>> nn.Sequential(Context(4), nn.Linear(1 + 4, 1))(torch.zeros(10, 1)).shape
+        torch.Size([10, 1])
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        check_whole(1, size=size)
+        self.context = nn.Parameter(torch.zeros(size))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.cat([inputs, self.context.to(inputs.dtype).expand(*inputs.shape[:-1], -1)], -1)

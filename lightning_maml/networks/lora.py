@@ -18,12 +18,10 @@ class LowRank(nn.Module):
 
     Args:
         linear: the layer, kept as ``base``.
-        rank: of the adapter, r.
-        scale: s.
+        rank, scale: r and s of the adapter.
 
     Example:
-        >>> linear = nn.Linear(3, 2)
-        >>> x = torch.randn(5, 3)
+        >>> linear, x = nn.Linear(3, 2), torch.randn(5, 3)
         >>> torch.equal(LowRank(linear, rank=2)(x), linear(x))
         True
     """
@@ -43,11 +41,9 @@ class LowRank(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        """The layer's own, ``[out]``."""
         return self.base.bias
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """``[..., in] -> [..., out]``."""
         return self.base(inputs) + self.scale * F.linear(F.linear(inputs, self.lora_a), self.lora_b)
 
 
@@ -57,14 +53,13 @@ def add_lora(
     """Puts an adapter beside the linear layers of ``network``, in place, and returns it.
 
     Args:
-        network: any module; exact ``nn.Linear`` layers are replaced by :class:`LowRank`. Those inside of
-            ``nn.MultiheadAttention`` are of another class and stay: it reads their weights past them.
+        network: any module; exact ``nn.Linear`` layers become :class:`LowRank`. Those of ``nn.MultiheadAttention``,
+            which reads their weights past them, are of another class and stay.
         rank, scale: of each adapter.
         layers: a regular expression for the names of the layers; None for all of them.
         freeze: whether everything but the adapters stops learning (``requires_grad=False``).
 
-    Raises:
-        ValueError: ``rank`` is not a positive integer, the network is itself a linear layer, or has no such layer.
+    ValueError where ``rank`` is not a positive integer, or there is no such layer inside of the network.
 
     Example:
         >>> network = add_lora(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1)), rank=2, layers="^0")
@@ -81,7 +76,7 @@ def add_lora(
     ]
     if not found:
         raise ValueError(
-            f"Expected linear layers to put adapters beside, inside of a module, but {layers!r} finds none."
+            f"Expected linear layers to put adapters beside, inside of a module, but got none ({layers!r})."
         )
     if freeze:
         network.requires_grad_(False)

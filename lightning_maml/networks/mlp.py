@@ -15,8 +15,8 @@ ACTIVATIONS = {"elu": nn.ELU, "gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU,
 class MLP(Layers):
     """Linear layers with an activation between them: ``[N, in_features] -> [N, out_features]``.
 
-    The sinusoid network of Finn et al. (2017, https://arxiv.org/abs/1703.03400) is ``MLP(1, [40, 40], 1)``.
-    It is an ``nn.Sequential`` of ``nn.Linear`` and activations and nothing else; the last layer is named ``head``.
+    The sinusoid network of Finn et al. (2017, https://arxiv.org/abs/1703.03400) is ``MLP(1, [40, 40], 1)``. It is an
+    ``nn.Sequential`` of ``nn.Linear`` and activations alone; the last layer is named ``head``.
 
     Args:
         in_features: size of an input row.
@@ -24,19 +24,14 @@ class MLP(Layers):
         out_features: size of an output row.
         activation: ``"relu"``, ``"tanh"``, ``"elu"``, ``"gelu"`` or ``"silu"``.
         init: ``"paper"`` draws the weights as the paper's code does, from a normal of deviation 0.01 truncated at two
-            deviations, with zero biases. The outputs start near zero and the gradients are tiny, so the
-            first few hundred iterations with Adam bring little and plain SGD hardly moves. ``"default"`` keeps the
-            initialisation of ``nn.Linear``, which starts at once and suits networks of more than three layers.
+            deviations, with zero biases: gradients are so tiny at first that a few hundred iterations with Adam bring
+            little and plain SGD hardly moves. ``"default"`` keeps the initialisation of ``nn.Linear``, which starts at
+            once and suits networks of more than three layers.
 
-    Raises:
-        ValueError: a size is not a positive integer, or ``activation`` or ``init`` is unknown.
+    ValueError where a size is not a positive integer, or a choice is unknown.
 
     Example:
-        >>> import torch
-        >>> network = MLP(1, [40, 40], 1)
-        >>> network(torch.zeros(10, 1)).shape
-        torch.Size([10, 1])
-        >>> sum(parameter.numel() for parameter in network.parameters())
+        >>> sum(parameter.numel() for parameter in MLP(1, [40, 40], 1).parameters())
         1761
     """
 

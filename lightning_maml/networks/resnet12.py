@@ -10,10 +10,7 @@ from lightning_maml.networks.layers import Layers, Norm, SpatialMean, make_norm
 
 
 class ResidualBlock(nn.Module):
-    """Three 3x3 convolutions with norms, a 1x1 convolution beside them, and 2x2 max-pooling.
-
-    ``[N, in_channels, H, W] -> [N, channels, H // 2, W // 2]``
-    """
+    """Three 3x3 convolutions and a 1x1 beside them, then 2x2 pooling, ``[N, C, H, W] -> [N, channels, H//2, W//2]``."""
 
     def __init__(self, in_channels: int, channels: int, norm: Norm) -> None:
         super().__init__()
@@ -34,18 +31,13 @@ class ResidualBlock(nn.Module):
 class ResNet12(Layers):
     """Four residual blocks, the mean over space, and a linear layer: ``[N, C, H, W] -> [N, ways]``.
 
-    Each block has three convolutions. The form and widths are those of Lee et al. (2019,
-    https://arxiv.org/abs/1904.03758), without their DropBlock. The last layer is named ``head``.
+    Form and widths are of Lee et al. (2019, https://arxiv.org/abs/1904.03758), without DropBlock; the last is ``head``.
 
     Args:
         ways: number of classes of a task, the outputs.
         channels: channels of the images.
         widths: filters of each block; the image is halved after each.
-        norm: ``"batch"``, ``"group"``, ``"layer"`` or ``"none"``, see
-            :func:`~lightning_maml.networks.layers.make_norm`.
-
-    Raises:
-        ValueError: a size is not a positive integer, or ``norm`` is unknown.
+        norm: ``"batch"``, ``"group"``, ``"layer"`` or ``"none"``, see :func:`make_norm`.
 
     Example:
         >>> import torch

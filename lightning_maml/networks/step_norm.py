@@ -10,14 +10,9 @@ from lightning_maml.checks import check_whole
 class StepBatchNorm2d(nn.BatchNorm2d):
     """Batch-norm with a scale and a bias for every inner step: ``weight`` and ``bias`` are ``[steps, channels]``.
 
-    Antoniou et al. (2019, https://arxiv.org/abs/1810.09502), per-step batch normalization. The engines call it with the
-    row of the step; both are meta-learned, shared by the tasks, and do not adapt. It always normalises by the rows that
-    it sees, which are the step's own, and keeps no running statistics. A step beyond the last row uses the last, and
-    a forward pass outside of any inner loop the first.
-
-    Args:
-        channels: of the images.
-        steps: the number of inner steps.
+    Antoniou et al. (2019, https://arxiv.org/abs/1810.09502), per-step batch normalization. Engines call it with the row
+    of the step, or the last; a forward pass outside of any inner loop uses the first. Both are meta-learned, shared by
+    the tasks, and do not adapt. It normalises by the rows that it sees, and keeps no running statistics.
 
     Example:
         >>> layer = StepBatchNorm2d(8, steps=5)
@@ -42,14 +37,7 @@ class StepBatchNorm2d(nn.BatchNorm2d):
 def step_batch_norm(network: nn.Module, steps: int) -> nn.Module:
     """Replaces every ``nn.BatchNorm2d`` of ``network`` by a :class:`StepBatchNorm2d`, in place, and returns it.
 
-    Scales and biases start at the layer's own, for every step.
-
-    Args:
-        network: any module with such layers inside.
-        steps: the number of inner steps.
-
-    Raises:
-        ValueError: there are no such layers with a scale and a bias, or ``steps`` is not a positive integer.
+    Scales and biases start at the layer's own, for every step. ValueError where no layer has a scale and a bias.
 
     Example:
         >>> network = step_batch_norm(nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU()), steps=5)
@@ -63,9 +51,7 @@ def step_batch_norm(network: nn.Module, steps: int) -> nn.Module:
         if type(layer) is nn.BatchNorm2d and layer.affine
     ]
     if not found:
-        raise ValueError(
-            f"Expected nn.BatchNorm2d layers with a scale and a bias inside of {type(network).__name__} but got none."
-        )
+        raise ValueError(f"Expected affine nn.BatchNorm2d layers inside of {type(network).__name__} but got none.")
     for parent, child, layer in found:
         own = StepBatchNorm2d(layer.num_features, steps, layer.eps).to(layer.weight.device, layer.weight.dtype)
         own.load_state_dict({name: value.expand(steps, -1) for name, value in layer.named_parameters()})

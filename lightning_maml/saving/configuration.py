@@ -6,7 +6,7 @@ import csv
 import functools
 import io
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,13 @@ import yaml
 
 from lightning_maml.saving.moved import with_moved
 
-BYTES = 2**18
-"""The size of a file; the configurations of this library have up to 3,000 bytes."""
-DEPTH = 50
-"""How deep values are nested."""
-VALUES = 20_000
-"""How many there are where every alias is written out."""
+# The size of a file, where this library's have up to 3,000 bytes; how deep values are nested; and how many there are
+# where every alias is written out.
+BYTES, DEPTH, VALUES = 2**18, 50, 20_000
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "timestamp", "set", "merge")
+_KINDS = ("null", "bool", "int", "float", "str", "seq", "map", "timestamp", "set", "merge")
+_TAGS = ("!", *(f"tag:yaml.org,2002:{kind}" for kind in _KINDS))
 
 
 def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -35,20 +33,23 @@ def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Example:
         >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "bomb.yaml"
-        >>> _ = path.write_text("a: &a [1, 1]\n" + "".join(f"{n}: &{n} [*{p}, *{p}]\n" for p, n in zip("abc", "bcd")))
-        >>> len(read_configuration(path)["d"])
-        2
+        >>> path = Path(tempfile.mkdtemp()) / "deep.yaml"
         >>> _ = path.write_text("[" * 100)
         >>> read_configuration(path)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        ValueError: Expected a configuration in .../bomb.yaml but it is nested more than 50 deep (line 1).
+        ValueError: Expected a configuration in .../deep.yaml but it is nested more than 50 deep (line 1).
     """
     try:
-        content = check_yaml(_text(path))
+        text = _text(path)
+        _check(text)
+        content = with_moved(yaml.load(text, Loader=_LOADER))
     except ValueError as error:
         raise ValueError(f"Expected a configuration in {path} but {error}.") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        why = f"{getattr(error, 'problem', None) or type(error).__name__}{f' (line {mark.line + 1})' if mark else ''}"
+        raise ValueError(f"Expected a configuration in {path} but it is no YAML: {why}.") from None
     if not isinstance(content, dict):
         got = "an empty file" if content is None else type(content).__name__
         raise ValueError(f"Expected {path} to be a configuration of sections but got {got}.")
@@ -58,9 +59,7 @@ def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
 def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The content of a CSV file of keys and values, as Lightning writes them: Python's literals, or text.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is too large, or no such table.
+    Raises FileNotFoundError, and ValueError where it is too large, or no such table.
     """
     try:
         rows = list(csv.reader(io.StringIO(_text(path)), delimiter=","))[1:]
@@ -68,7 +67,16 @@ def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise ValueError("a line has another number of entries than a key and a value")
     except (ValueError, csv.Error) as error:
         raise ValueError(f"Expected a table of keys and values in {path} but {error}.") from None
-    return {key: _literal(value) for key, value in rows}
+    table: dict[str, Any] = dict(rows)
+    for key, value in table.items():
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            table[key] = ast.literal_eval(value)
+    return table
+
+
+def is_full_name(value: Any) -> bool:
+    """Whether a value may be the full name of a class or function, ``package.name``."""
+    return isinstance(value, str) and "." in value and all(part.isidentifier() for part in value.split("."))
 
 
 def named_in(contents: Iterable[Any]) -> list[str]:
@@ -76,75 +84,52 @@ def named_in(contents: Iterable[Any]) -> list[str]:
     names, values = [], list(contents)
     while values:
         value = values.pop()
-        if isinstance(value, dict):
-            values += value.values()
-        elif isinstance(value, list):
-            values += value
-        elif isinstance(value, str) and "." in value and all(part.isidentifier() for part in value.split(".")):
+        if isinstance(value, dict | list):
+            values += value.values() if isinstance(value, dict) else value
+        elif is_full_name(value):
             names.append(value)
     return names
 
 
 def bounded_parsing() -> None:
     """Has jsonargparse check every YAML text, of files within files and of options, too, before it parses it."""
-    if getattr(jsonargparse.get_loader("yaml"), "__wrapped__", None) is None:
-        jsonargparse.set_loader("yaml", _bounded(jsonargparse.get_loader("yaml")), (yaml.YAMLError,))
+    load = jsonargparse.get_loader("yaml")
 
-
-def _bounded(load: Callable[[str], Any]) -> Callable[[str], Any]:
     @functools.wraps(load)
     def bounded(stream: str) -> Any:
         with contextlib.suppress(yaml.YAMLError):  # which the loader itself tells of
             _check(stream)
         return with_moved(load(stream))
 
-    return bounded
-
-
-def check_yaml(text: str) -> Any:
-    """The value of a YAML text, within the bounds.
-
-    Raises:
-        ValueError: it is beyond them, or no YAML; says where.
-    """
-    try:
-        _check(text)
-        return with_moved(yaml.load(text, Loader=_LOADER))
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1})" if mark is not None else ""
-        raise ValueError(f"it is no YAML: {getattr(error, 'problem', None) or type(error).__name__}{where}") from None
+    if not hasattr(load, "__wrapped__"):
+        jsonargparse.set_loader("yaml", bounded, (yaml.YAMLError,))
 
 
 def _check(text: str) -> None:
     """Raise ValueError where the parser's events, every alias written out, are beyond the bounds."""
-    sizes: dict[str, int | None] = {}
-    open_: list[tuple[str | None, int]] = []
+    sizes: dict[str, int] = {}  # by anchor; 0 of what has not ended
+    begun: list[tuple[str, int]] = []
     total = 0
     for event in yaml.parse(text, Loader=_LOADER):
         line = f"line {event.start_mark.line + 1}"
-        anchor = getattr(event, "anchor", None)
+        anchor = getattr(event, "anchor", None) or ""
         if isinstance(event, yaml.AliasEvent):
-            if sizes.get(anchor or "", 0) is None:
+            if sizes.get(anchor) == 0:
                 raise ValueError(f"*{anchor} stands for what it is in ({line})")
-            total += sizes.get(anchor or "", 0) or 0
+            total += sizes.get(anchor, 0)
         elif isinstance(event, yaml.NodeEvent):
-            if event.tag and event.tag not in ("!", *(f"tag:yaml.org,2002:{name}" for name in _TAGS)):
+            if event.tag and event.tag not in _TAGS:
                 tag = event.tag.replace("tag:yaml.org,2002:", "!!")[:80]
                 raise ValueError(f"its tag {tag} asks for an object, and configurations are plain data ({line})")
             total += 1
+            sizes[anchor] = int(isinstance(event, yaml.ScalarEvent))
         if isinstance(event, yaml.CollectionStartEvent):
-            open_.append((anchor, total))
-            if anchor:
-                sizes[anchor] = None
-            if len(open_) > DEPTH:
+            begun.append((anchor, total))
+            if len(begun) > DEPTH:
                 raise ValueError(f"it is nested more than {DEPTH} deep ({line})")
         elif isinstance(event, yaml.CollectionEndEvent):
-            begun, before = open_.pop()
-            if begun:
-                sizes[begun] = total - before + 1
-        elif isinstance(event, yaml.ScalarEvent) and anchor:
-            sizes[anchor] = 1
+            anchor, before = begun.pop()
+            sizes[anchor] = total - before + 1
         if total > VALUES:
             raise ValueError(f"it stands for more than {VALUES:,} values, aliases written out ({line})")
 
@@ -163,10 +148,3 @@ def _text(path: str | os.PathLike[str]) -> str:
     if "\0" in text:
         raise ValueError("it is no text: it has a zero byte")
     return text
-
-
-def _literal(value: str) -> Any:
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return value

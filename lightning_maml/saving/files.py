@@ -1,11 +1,10 @@
-"""Checkpoints that are whole or not there, that run no code when read, and that hold the random numbers' state."""
+"""Files that are whole or not there, and checkpoints that run no code when read."""
 
 import contextlib
 import errno
 import io
 import os
 import pickle
-import random
 import re
 import shutil
 import warnings
@@ -14,13 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _load
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lightning_maml.engine.generators import accelerator, restore_rng, rng_state
 from lightning_maml.saving.lock import Owner
 from lightning_maml.saving.plain import check_form, check_plain
 
@@ -28,31 +25,27 @@ PREVIOUS = "previous_"
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written to their place in one piece and read as plain data.
+    """Lightning's checkpoint files, written by :func:`whole_file` and read by :func:`read_checkpoint`.
 
-    Lightning writes to the folder for temporary files and moves from there, which copies where that is another file
-    system: killed meanwhile, it leaves half a checkpoint under the final name. Here a file of the same folder gets
-    everything, reaches the disk, and is then renamed.
-
-    ``MetaModule`` puts it in the place of Lightning's own; any other ``CheckpointIO`` given to the trainer stays.
+    Lightning's own, which this replaces, may leave half a checkpoint under the final name where it is killed.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Writes ``checkpoint`` to ``path``; on a remote file system as Lightning does."""
-        if storage_options is not None or "://" in str(path):
+        if storage_options is not None or "://" in str(path):  # a remote file system
             super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        with whole_file(Path(path)) as file:
-            torch.save(checkpoint, file)
+        else:
+            with whole_file(Path(path)) as file:
+                torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: Any = None) -> dict[str, Any]:
-        """The checkpoint at ``path``, see :func:`read_checkpoint`."""
         return read_checkpoint(path, map_location, weights_only)
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to that is at ``path`` when the context ends, and not before; an error leaves what was there.
+
+    It is written under another name, reaches the disk, and is then renamed.
 
     Raises:
         OSError: it cannot be written; says how many bytes there is no room for, where that is why.
@@ -71,29 +64,27 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        _unlink(partial)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         room = f"for {path} but {len(whole) - written:,} of its {len(whole):,} bytes could not be written"
         full = OSError(f"Expected room {room} ({error.strerror}); what was there stays.")
         full.errno = error.errno
         raise full from error
-    except BaseException:
+    finally:
         _unlink(partial)
-        raise
-    _sync_folder(path.parent)
-
-
-def _previous(path: Path) -> Path:
-    """Where the file that was at ``path`` before is kept."""
-    return path.with_name(f"{PREVIOUS}{path.name}")
+    if os.name == "posix":  # the name, too, has to reach the disk
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def keep_previous(path: Path) -> None:
     """Has the file at ``path``, if there is one, under a second name too, ``previous_<name>``."""
     if not path.is_file():
         return
-    previous = _previous(path)
+    previous = path.with_name(f"{PREVIOUS}{path.name}")
     other = path.with_name(f".{previous.name}.{Owner.this().name}.partial")
     _unlink(other)
     try:
@@ -113,7 +104,7 @@ def whole_or_previous(path: Path) -> tuple[Path, dict[str, Any]]:
     try:
         return path, read_checkpoint(path, "meta")
     except (FileNotFoundError, ValueError) as error:
-        previous = _previous(path)
+        previous = path.with_name(f"{PREVIOUS}{path.name}")
         if not previous.is_file():
             raise
         content = read_checkpoint(previous, "meta")
@@ -135,17 +126,6 @@ def _unlink(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Brings names, too, to the disk."""
-    if os.name != "posix":
-        return
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
 def read_checkpoint(path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
     """A checkpoint of Lightning's, read as plain data: no code that it may hold is run.
 
@@ -158,103 +138,58 @@ def read_checkpoint(path: Any, map_location: Any = None, weights_only: bool | No
         FileNotFoundError: there is no such file; says which checkpoints lie beside.
         ValueError: the file is damaged, holds objects other than plain data, or is no checkpoint of Lightning's.
     """
-    opened = not isinstance(path, str | os.PathLike)
-    local = opened or "://" not in str(path)
-    if local and not opened and not Path(path).is_file():
+    named = isinstance(path, str | os.PathLike)
+    local = not named or "://" not in str(path)
+    if named and local and not Path(path).is_file():
         raise FileNotFoundError(f"Expected a checkpoint at {path} but there is no such file.{_neighbours(path)}")
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # of what is no checkpoint anyway
-            warnings.filterwarnings("ignore", message="Validating sparse tensor")  # which is refused below
+            # The first is said of what is no checkpoint anyway, the second of what is refused below.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol|Validating sparse tensor")
             if local and zipfile.is_zipfile(path):
                 with zipfile.ZipFile(path) as archive:
                     if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
                         raise ValueError("parts of it are compressed, which torch never does")
                     if (part := archive.testzip()) is not None:  # torch itself does not look
                         raise ValueError(f"the checksum of {part} is wrong")
-            if opened:
+            if not named:
                 path.seek(0)
             content: Any = _load(path, map_location, weights_only is not False)
     except Exception as error:  # a damaged file may raise anything
         if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL ([\w.]+)", str(error))):
             raise ValueError(
-                f"Expected plain data in the checkpoint {path} but it refers to `{found[1]}`: reading that "
-                "would run its code, so it was refused. Where the file's origin is trusted, weights_only=False reads "
-                "it."
+                f"Expected plain data in the checkpoint {path} but it refers to `{found[1]}`: reading that would run "
+                "its code, so it was refused. Where the file's origin is trusted, weights_only=False reads it."
             ) from None
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ValueError(
-            f"Expected a whole checkpoint but {path} is damaged or none ({reason}).{_neighbours(path)}"
-        ) from error
+        what = f"{path} is damaged or none ({first_line(error)[:200]}).{_neighbours(path)}"
+        raise ValueError(f"Expected a whole checkpoint but {what}") from error
+    of = f"a dictionary of {sorted(map(str, content))[:5]}" if isinstance(content, dict) else type(content).__name__
     if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
-        keys = f"a dictionary of {sorted(map(str, content))[:5]}" if isinstance(content, dict) else None
-        got = keys or type(content).__name__
-        raise ValueError(
-            f"Expected a checkpoint that Lightning wrote but {path} holds {got}. Weights alone are loaded by "
-            "module.network.load_state_dict(...)."
-        )
-    try:
+        alone = "Weights alone are loaded by module.network.load_state_dict(...)."
+        raise ValueError(f"Expected a checkpoint that Lightning wrote but {path} holds {of}. {alone}")
+    with naming(path, "a checkpoint that Lightning wrote"):
         check_form(content)
         if weights_only is not False:
             check_plain(content, values=map_location != "meta")
-    except ValueError as error:
-        raise ValueError(f"Expected a checkpoint that Lightning wrote but of {path} this is wrong: {error}.") from None
     return content
+
+
+@contextlib.contextmanager
+def naming(path: Any, expected: str) -> Iterator[None]:
+    """Within the context an error says of which checkpoint it is, and what was expected of it."""
+    try:
+        yield
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"Expected {expected} but of {path} this is wrong: {error}.") from None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line, or else what it is."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _neighbours(path: Any) -> str:
     if not isinstance(path, str | os.PathLike):
         return ""
-    folder = Path(path).parent
-    others = sorted(file.name for file in folder.glob("*.ckpt") if file.name != Path(path).name)
+    others = sorted(file.name for file in Path(path).parent.glob("*.ckpt") if file.name != Path(path).name)
     return f" Beside it lie {', '.join(others[:5])}." if others else ""
-
-
-def check_fits(state: dict[str, Any], expected: dict[str, Any], path: Any) -> None:
-    """Raise ValueError, naming the file, where a checkpoint's ``{name: tensor}`` are not those the module has."""
-    problems = []
-    for what, names in (("lacks", expected.keys() - state.keys()), ("has besides", state.keys() - expected.keys())):
-        if names:
-            problems.append(f"{what} {', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''}")
-    for name in sorted(expected.keys() & state.keys()):
-        got, own = getattr(state[name], "shape", None), getattr(expected[name], "shape", None)
-        if got != own:
-            problems.append(f"has {name} of shape {list(got or ())} in the place of {list(own or ())}")
-            break
-    if problems:
-        raise ValueError(
-            f"Expected a checkpoint of this network and algorithm but {path or 'the one given'} "
-            f"{', and '.join(problems)}."
-        )
-
-
-def random_state() -> dict[str, Any]:
-    """The state of torch's, numpy's and Python's generators in this process, as plain data, which alone is read."""
-    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # what other code draws from is what is saved
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *map(float, rest)],
-        "python": random.getstate(),
-    }
-    if (device := accelerator()) is not None:
-        state[device.type] = rng_state(device)
-    return state
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Puts the generators back to where :func:`random_state` found them."""
-    numpy_state, python_state = legacy_states(state)
-    torch.set_rng_state(state["torch"].cpu())
-    np.random.set_state(numpy_state)  # noqa: NPY002
-    random.setstate(python_state)
-    device = accelerator()
-    if device is not None and device.type in state:
-        restore_rng(device, state[device.type].cpu())
-
-
-def legacy_states(state: dict[str, Any]) -> tuple[Any, Any]:
-    """What numpy's and Python's generators take, of a state that :func:`random_state` found."""
-    name, keys, position, has_gauss, gauss = state["numpy"]
-    version, internal, gauss_next = state["python"]
-    numpy_state = (name, keys.cpu().numpy().astype(np.uint32), int(position), int(has_gauss), gauss)
-    return numpy_state, (version, tuple(internal), gauss_next)

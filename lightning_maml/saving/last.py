@@ -1,4 +1,4 @@
-"""The last checkpoint: of where training is, whatever ends it."""
+"""The last checkpoint: it holds where training is, whatever ends it."""
 
 from __future__ import annotations
 
@@ -29,23 +29,17 @@ class LastCheckpoint(Checkpoint):
     """Keeps ``last.ckpt``, of the last meta-update at most some updates or some time ago, and of the end.
 
     On SIGTERM and Ctrl-C training ends with the training step that runs, or with the validation batch, and is saved;
-    the exit status is 143 or 130, that of a process ended by the signal, so that a scheduler sees that the work is not
-    done. A second Ctrl-C ends it at once. Of several processes a signal to any ends all, at the same step: the module
-    carries the word from one to another, as it does when time is up. (Lightning's own handler would send messages from
-    within the signal, between whatever else the processes are sending.)
-
-    Where a validation is due after the training step, the checkpoint is taken as that begins: what goes on from it
-    validates first, as the run would have.
+    the exit status is 143 or 130, so that a scheduler sees that the work is not done. A second Ctrl-C ends it at once.
+    Of several processes a signal to any ends all, at the same step: the module carries the word from one to another,
+    where Lightning's own handler would send messages from within the signal, between whatever else is being sent.
 
     A :class:`BestCheckpoint` makes one for its folder, which then belongs to this run (:class:`FolderLock`). Where the
     trainer has other checkpoint callbacks, the module adds one that saves on signals alone.
 
     Args:
         best: whose folder it is; None for that of the trainer's ``ModelCheckpoint``, without a lock.
-        every_n_train_steps: save after so many meta-updates.
-        seconds: save after so much time.
-        on_exception: save where an error ends the run; not where there are several processes, of which the others
-            would not come along.
+        every_n_train_steps, seconds: save after so many meta-updates, and after so much time.
+        on_exception: save where an error ends the run; of several processes the others would not come along.
 
     Raises:
         FolderInUseError: another run has the folder, or, where this one begins, left its last checkpoint there.
@@ -67,8 +61,6 @@ class LastCheckpoint(Checkpoint):
         self._lock: FolderLock | None = None
         self._saved_step, self._saved_at, self._pending, self._training = -1, 0.0, False, False
         self._saving = False
-
-    # Whose folder
 
     def _folder(self, trainer: Trainer) -> str | None:
         if self.best is not None:
@@ -92,43 +84,31 @@ class LastCheckpoint(Checkpoint):
         if refused := trainer.strategy.broadcast(refused):
             raise FolderInUseError(refused)
 
-    def _check_fresh(self, trainer: Trainer) -> None:
-        """Raise FolderInUseError where a run that begins would write over what another one left."""
-        if trainer.ckpt_path or self._saved_step >= 0:
-            return
-        left = self._lock is not None and self._lock.path.with_name(NAME).exists()
-        if trainer.strategy.broadcast(left):
-            raise FolderInUseError(
-                f"Expected {self._folder(trainer)} to hold no run for one that begins but found {NAME}. Go on with "
-                f"that run by --ckpt_path last, remove it, or {ELSEWHERE}."
-            )
-
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._end()
-
-    def _end(self) -> None:
+        """Gives the folder back, and the signals to whoever had them."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self._previous = {}
-        self._training = False
+        self._previous, self._training = {}, False
         if self._lock is not None:
             self._lock.release()
         self._lock = None
 
-    # When
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins to count, and to listen to signals."""
-        self._check_fresh(trainer)
+        """Begins to count, and to listen to signals; raises where it would write over what another run has left."""
+        begins = not trainer.ckpt_path and self._saved_step < 0
+        left = begins and self._lock is not None and self._lock.path.with_name(NAME).exists()
+        if begins and trainer.strategy.broadcast(left):
+            raise FolderInUseError(
+                f"Expected {self._folder(trainer)} to hold no run for one that begins but found {NAME}. Go on with "
+                f"that run by --ckpt_path last, remove it, or {ELSEWHERE}."
+            )
         self.received, self.agreed, self.due_for_all, self._pending, self._training = None, False, False, False, True
-        self._saving = False
-        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+        self._saved_step, self._saved_at, self._saving = trainer.global_step, time.monotonic(), False
         environment = getattr(trainer.strategy, "cluster_environment", None)
         requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGINT,) if requeues else (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._receive)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT,) if requeues else (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._receive)
 
     def _receive(self, number: int, _: Any) -> None:
         if number == signal.SIGINT and self.received is not None:
@@ -140,7 +120,7 @@ class LastCheckpoint(Checkpoint):
         """Whether this process has not saved for so long."""
         return self.seconds is not None and time.monotonic() - self._saved_at >= self.seconds
 
-    def _told(self, trainer: Trainer) -> bool:
+    def _ends(self, trainer: Trainer) -> bool:
         return self.agreed or (self.received is not None and trainer.world_size == 1)
 
     def _due(self, trainer: Trainer) -> bool:
@@ -150,13 +130,13 @@ class LastCheckpoint(Checkpoint):
         return self.best is not None and (by_time or by_steps or _is_over(trainer))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Saves where it is time to, or ends."""
-        if not (self._told(trainer) or self._due(trainer)):
-            return
-        if _validates_next(trainer):
-            self._pending = True
-        else:
-            self._save_or_end(trainer)
+        """Saves where it is time to, or ends; where a validation follows, as it begins: it is then made once more."""
+        if self._ends(trainer) or self._due(trainer):
+            loop = trainer.fit_loop
+            if loop._data_fetcher and loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+                self._pending = True
+            else:
+                self._save_or_end(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves what was due before."""
@@ -175,24 +155,20 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Saves what was reached."""
-        reached = trainer.global_step > self._saved_step and trainer.world_size == 1
+        """Saves what was reached, unless it is saving that failed."""
+        reached = trainer.global_step > self._saved_step and trainer.world_size == 1 and not self._saving
         if self._training and reached and self.save_on_exception and not isinstance(exception, SystemExit):
-            self._training = False
             try:
-                self._save(trainer)
-                rank_zero_info(f"Saved after {trainer.global_step} meta-updates to {self._path(trainer)}")
+                path = self._save(trainer)
+                rank_zero_info(f"Saved after {trainer.global_step} meta-updates to {path}")
             except Exception as error:  # the first one is what ends the run
                 rank_zero_warn(f"After {type(exception).__name__} nothing could be saved: {error}")
-        self._end()
-
-    # What
+        self.teardown(trainer, pl_module, "fit")
 
     def _save_or_end(self, trainer: Trainer) -> None:
-        self._save(trainer)
-        if not self._told(trainer):
+        path = self._save(trainer)
+        if not self._ends(trainer):
             return
-        path = self._path(trainer)
         what = "nothing saved: the trainer has no ModelCheckpoint" if path is None else f"saved to {path}"
         number = self.received or signal.SIGTERM
         rank_zero_info(f"Stopped by {number.name} after {trainer.global_step} meta-updates; {what}")
@@ -200,24 +176,21 @@ class LastCheckpoint(Checkpoint):
         # status would make Lightning kill that one meanwhile.
         raise SIGTERMException(128 + number if trainer.is_global_zero else 0)
 
-    def _path(self, trainer: Trainer) -> str | None:
+    def _save(self, trainer: Trainer) -> str | None:
+        """Where it has saved; None where there is no folder."""
         folder = self._folder(trainer)
         if folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
-        return os.path.join(folder, NAME)  # noqa: PTH118  # may be remote
-
-    def _save(self, trainer: Trainer) -> None:
-        path = self._path(trainer)
-        if path is None:
-            return
+        path = os.path.join(folder, NAME)  # noqa: PTH118  # may be remote
         if self._lock is not None and not self._lock.is_held():
             raise FolderInUseError(f"Expected {self._lock.path.parent} to be this run's but another one has taken it.")
         if trainer.is_global_zero and self.best is not None and "://" not in path:
             keep_previous(Path(path))
-        training, self._training, self._saving = self._training, False, True  # what fails here is not tried again
+        self._saving = True
         trainer.save_checkpoint(path, weights_only=False)
-        self._training, self._saving = training, False
+        self._saving = False
         self._saved_step, self._saved_at, self.due_for_all = trainer.global_step, time.monotonic(), False
+        return path
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Puts the counters to where a run can go on, from within a validation or a training step that failed."""
@@ -242,9 +215,3 @@ def _is_over(trainer: Trainer) -> bool:
     last_epoch = most is not None and most >= 0 and trainer.current_epoch + 1 >= most
     by_epochs = last_epoch and loop.epoch_loop._num_ready_batches_reached()
     return trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step or by_epochs
-
-
-def _validates_next(trainer: Trainer) -> bool:
-    """Whether a validation follows on this training step."""
-    loop = trainer.fit_loop
-    return bool(loop._data_fetcher and loop.epoch_loop._should_check_val_fx(loop._data_fetcher))

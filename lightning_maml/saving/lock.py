@@ -13,10 +13,8 @@ from typing import Self
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+# Seconds from one sign of life to the next, and after how many without one a process of another host is gone.
 BEAT, SILENCE = 15.0, 60.0
-"""Seconds from one sign of life to the next, and after how many without one a process of another host is gone."""
-
-
 ELSEWHERE = "train elsewhere: --checkpoint.dirpath FOLDER (BestCheckpoint(dirpath=...))"
 
 
@@ -51,10 +49,8 @@ class Owner:
 
     def is_gone(self) -> bool:
         """Whether it is of this host, and has ended."""
-        if self.host != self.this().host:
-            return False
         alive, started = _state(self.pid)
-        return not alive or bool(self.started and started and started != self.started)
+        return self.host == self.this().host and (not alive or bool(self.started and started not in ("", self.started)))
 
 
 def _state(pid: int) -> tuple[bool, str]:
@@ -67,21 +63,16 @@ def _state(pid: int) -> tuple[bool, str]:
         return fields[0] not in "ZX", fields[19]  # a killed one stays until its parent has looked
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False, ""
-    except OSError:
-        pass
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError), ""
     return True, ""
 
 
 class FolderLock:
-    """Holds a folder for the time of a run, by a file ``.lock`` with host and process.
+    """Holds ``folder``, which may not exist yet, for the time of a run, by a file ``.lock`` with host and process.
 
     It is taken over from a process that is gone: of this host, at once; of another one, where the file has had no sign
     of life for a minute. The processes of a distributed run hold one lock, the first one's.
-
-    Args:
-        folder: the folder; made where there is none.
 
     Example:
         >>> import tempfile
@@ -97,29 +88,26 @@ class FolderLock:
         self._ended = threading.Event()
 
     def acquire(self) -> None:
-        """Takes the folder.
-
-        Raises:
-            FolderInUseError: another run has it.
-        """
+        """Takes the folder, or raises FolderInUseError where another run has it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        seen = None
+        begun, first = time.monotonic(), None
         while True:
             with _alone(self.path.parent):
                 owner = self._owner()
-                if owner is None or owner == self.own or owner.is_gone() or self._is_silent(owner, seen):
+                beat = None if owner is None else self.path.stat().st_mtime_ns
+                silent = beat == first and time.monotonic() - begun > SILENCE  # by this host's clock alone
+                if owner is None or owner == self.own or owner.is_gone() or silent:
                     self.path.write_text(json.dumps(asdict(self.own)))
                     break
-                beat = self.path.stat().st_mtime_ns
-            if owner.host == self.own.host or (seen is not None and seen[0] != beat):
-                who = f"process {owner.pid} on {owner.host} is training there"
-                raise FolderInUseError(
-                    f"Expected {self.path.parent} to be free but {who}. Wait for it, or {ELSEWHERE}."
+            folder, who = self.path.parent, f"process {owner.pid} on {owner.host}"
+            if owner.host == self.own.host or first not in (None, beat):
+                where = f"{folder} to be free but {who} is training there"
+                raise FolderInUseError(f"Expected {where}. Wait for it, or {ELSEWHERE}.")
+            if first is None:
+                rank_zero_info(
+                    f"{folder} was last held by {who}: waiting up to {SILENCE:.0f} seconds for a sign of life."
                 )
-            if seen is None:
-                what = f"{self.path.parent} was last held by process {owner.pid} on {owner.host}"
-                rank_zero_info(f"{what}: waiting up to {SILENCE:.0f} seconds for a sign of life.")
-            seen = (beat, time.monotonic() if seen is None else seen[1])
+            first = beat
             time.sleep(BEAT / 10)
         threading.Thread(target=self._beat, daemon=True).start()
 
@@ -128,12 +116,6 @@ class FolderLock:
             return Owner(**json.loads(self.path.read_text()))
         except (OSError, ValueError, TypeError):
             return None
-
-    def _is_silent(self, owner: Owner, seen: tuple[int, float] | None) -> bool:
-        """Whether the process of another host has said nothing for long: by this host's clock alone."""
-        if seen is None or owner.host == self.own.host:
-            return False
-        return self.path.stat().st_mtime_ns == seen[0] and time.monotonic() - seen[1] > SILENCE
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT) and self.is_held():

@@ -1,18 +1,20 @@
-"""Where modules stood before: files and command lines written then go on naming what is in them."""
+"""Names of modules that have moved, which older files and command lines still hold."""
 
 from typing import Any
 
+# Modules of `lightning_maml`, without its name.
 MOVED = {
     "checkpoints": "saving",
     "engine.batched": "engine.loops.batched",
-    "engine.eager": "engine.loops.eager",
+    "engine.eager": "engine.loops.batched",
     "engine.graphed": "engine.loops.graphed",
+    "engine.loops.eager": "engine.loops.batched",
     "module": "training.module",
+    "networks.context": "networks.layers",
     "starts": "inner.start",
     **{f"inner.{name}": "inner.transformations" for name in ("clip", "decay", "momentum", "sharpness", "sign")},
     **{f"meta_gradient.{name}": "meta_gradient.unrolled" for name in ("first_order", "joint", "reptile")},
 }
-"""Modules of ``lightning_maml``, without its name."""
 
 
 def moved(name: str) -> str:

@@ -1,7 +1,7 @@
 """What a checkpoint may hold: plain data, in the form that Lightning gives it."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,17 +29,27 @@ def check_plain(content: dict[Any, Any], values: bool = True) -> None:
     """Raise ValueError, saying what and where, where a checkpoint holds more than numbers, texts and tensors.
 
     torch's reader lets a file refer to a few functions and classes without running them; something that loads a state
-    might. Classes that were allowed by ``torch.serialization.add_safe_globals`` stay allowed. ``values=False`` says
-    that tensors were read without theirs.
+    might. Classes of ``torch.serialization.add_safe_globals`` stay allowed. Without ``values`` no tensor was read.
     """
     safe = {kind for kind in torch.serialization.get_safe_globals() if isinstance(kind, type)}
     seen: set[int] = set()
-    for where, value, depth in _walk(content, "", 0, seen):
+    stack: list[tuple[str, Any, int]] = [("", content, 0)]  # a file may nest deeper than Python recurses
+    while stack:
+        where, value, depth = stack.pop()
         if depth > DEPTH:
             raise ValueError(f"it is nested more than {DEPTH} deep at {where[:60]}...")
         if isinstance(value, Tensor):
             _check_tensor(value, where, values, safe)
-        elif not isinstance(value, (*SCALARS, Mapping, list, tuple, set, frozenset)) and type(value) not in safe:
+        elif isinstance(value, SCALARS) or id(value) in seen:
+            continue
+        elif isinstance(value, Mapping):
+            seen.add(id(value))
+            stack += [(f"{where}.{key}"[-200:].lstrip("."), one, depth + 1) for key, one in value.items()]
+            stack += [(f"a key of {where}"[-200:], key, depth + 1) for key in value]
+        elif isinstance(value, list | tuple | set | frozenset):
+            seen.add(id(value))
+            stack += [(f"{where}[{index}]"[-200:], one, depth + 1) for index, one in enumerate(value)]
+        elif type(value) not in safe:
             name = value.__name__ if callable(value) and hasattr(value, "__name__") else type(value).__name__
             home = getattr(value, "__module__", type(value).__module__)
             raise ValueError(f"at {where} it refers to `{home}.{name}`, which is no plain data")
@@ -64,23 +74,6 @@ def check_form(content: dict[Any, Any]) -> None:
         for value in content.get(name) or []:
             if not isinstance(value, Mapping):
                 raise ValueError(f"its {name} hold {type(value).__name__}")
-
-
-def _walk(value: Any, where: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Any, int]]:
-    """All values inside, each container once: in a loop, as a file may nest deeper than Python recurses."""
-    stack = [(where, value, depth)]
-    while stack:
-        where, value, depth = stack.pop()
-        yield where, value, depth
-        if isinstance(value, Mapping | list | tuple | set | frozenset) and not isinstance(value, torch.Size):
-            if id(value) in seen:
-                continue
-            seen.add(id(value))
-            if isinstance(value, Mapping):
-                stack += [(f"{where}.{key}"[-200:].lstrip("."), one, depth + 1) for key, one in value.items()]
-                stack += [(f"a key of {where}"[-200:], key, depth + 1) for key in value]
-            else:
-                stack += [(f"{where}[{index}]"[-200:], one, depth + 1) for index, one in enumerate(value)]
 
 
 def _check_tensor(value: Tensor, where: str, values: bool, safe: set[type]) -> None:

@@ -1,22 +1,18 @@
-"""Which run's last checkpoint one goes on from: a run knows itself by its configuration."""
+"""Finds the last checkpoint of a run by its configuration."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning_maml.saving.files import whole_or_previous
 
+# Under which a checkpoint holds what its run was asked for: {"model": ..., "data": ..., "seed_everything": ...}.
 CONFIGURATION = "configuration"
-"""Under which a checkpoint holds what its run was asked for: ``{"model": ..., "data": ..., "seed_everything": ...}``.
-"""
-
+# Settings that change no number: how it is computed, and where the data lie.
 ASIDE = {"engine", "accumulate_tasks", "root", "download"}
-"""Settings that change no number: how it is computed, and where the data lie."""
-
-PLAIN = (dict, list, tuple, str, int, float, bool, type(None))
-
+# What of the section `model` a test has to share with the training.
 LEARNED = ("network", "policy", "algorithm", "loss")
-"""What of the section ``model`` a test has to share with the training."""
+PLAIN = (dict, list, tuple, str, int, float, bool, type(None))
 
 
 def as_plain(value: Any) -> Any:
@@ -31,14 +27,11 @@ def last_of_this_run(
 ) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint in ``folder`` of a run that was asked for the same; a damaged one by the whole one before.
 
-    Args:
-        folder: where the runs are.
-        pattern: of the files in it.
-        own: this run's configuration, see :data:`CONFIGURATION`.
-        training: compare model, data and seed, as a run that goes on has to; else what was learned, alone.
+    Compared with the configuration ``own`` are model, data and seed, where ``training`` goes on; else what
+    was learned, alone.
 
     Returns:
-        Where it is and what it holds; None where there are no such files.
+        Where it is and what it holds; None where no files are of this ``pattern``.
 
     Raises:
         ValueError: there are, and all are of other runs, or damaged; says what differs.
@@ -65,13 +58,12 @@ def last_of_this_run(
 
 def _different(content: Mapping[str, Any], own: Mapping[str, Any], training: bool) -> Iterator[str]:
     found = content.get(CONFIGURATION)
-    if not isinstance(found, dict):  # of an older version, which holds the model's alone
-        found = {"model": content.get("hyper_parameters") or {}}
+    # an older version's holds the model's alone
+    found = as_plain(found if isinstance(found, dict) else {"model": content.get("hyper_parameters") or {}})
     if training:
-        yield from differences(found, own)
-    else:
-        learned = {name: value for name, value in found["model"].items() if name in LEARNED}
-        yield from differences(learned, own["model"], "model.")
+        return differences(found, own)
+    learned = {name: value for name, value in found["model"].items() if name in LEARNED}
+    return differences(learned, own["model"], "model.")
 
 
 def differences(found: Any, own: Any, at: str = "") -> Iterator[str]:
@@ -85,17 +77,11 @@ def differences(found: Any, own: Any, at: str = "") -> Iterator[str]:
         for name in found:
             if name not in ASIDE and not str(name).startswith("_"):
                 yield from differences(found[name], own.get(name), f"{at}{name}.")
-    elif not _same(found, own):
+    elif found != own:
         yield f"{at.removesuffix('.')} ({_short(found)} there, {_short(own)} here)"
 
 
-def _same(one: Any, other: Any) -> bool:
-    lists = isinstance(one, Sequence) and isinstance(other, Sequence) and not isinstance(one, str)
-    return [*one] == [*other] if lists else bool(one == other)
-
-
 def _short(value: Any) -> str:
-    if isinstance(value, dict) and "class_path" in value:
-        value = value["class_path"]
-    text = str(value)
+    named = isinstance(value, dict) and "class_path" in value
+    text = str(value["class_path"] if named else value)
     return text if len(text) <= 60 else f"{text[:57]}..."

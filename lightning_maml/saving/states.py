@@ -13,11 +13,27 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from lightning_maml.saving.files import legacy_states
+from lightning_maml.engine.generators import accelerator, restore_rng, rng_state
+from lightning_maml.saving.files import first_line, naming
 
 LOOPS = ("loops.fit_loop", "loops.validate_loop", "loops.test_loop")
 # What optimisers remember of each element of a parameter; some remember other things.
 ELEMENTWISE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg")
+OF_A_RUN = "states of a run such as this one"
+
+
+def check_fits(state: dict[str, Any], expected: dict[str, Any], path: Any) -> None:
+    """Raise ValueError, naming the file, where a checkpoint's ``{name: tensor}`` are not those the module has."""
+    got, own = ({name: getattr(value, "shape", None) for name, value in each.items()} for each in (state, expected))
+    problems = []
+    for what, names in (("lacks", own.keys() - got.keys()), ("has besides", got.keys() - own.keys())):
+        if names:
+            problems.append(f"{what} {', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''}")
+    for name in [name for name in sorted(own.keys() & got.keys()) if got[name] != own[name]][:1]:
+        problems.append(f"has {name} of shape {list(got[name] or ())} in the place of {list(own[name] or ())}")
+    if problems:
+        file = path or "the one given"
+        raise ValueError(f"Expected a checkpoint of this network and algorithm but {file} {', and '.join(problems)}.")
 
 
 def check_states(checkpoint: dict[str, Any], trainer: Trainer, path: Any) -> None:
@@ -29,8 +45,8 @@ def check_states(checkpoint: dict[str, Any], trainer: Trainer, path: Any) -> Non
     Raises:
         ValueError: a state is of another form than this run's own, or the checkpoint has no states.
     """
-    try:
-        loops, states = checkpoint.get("loops") or {}, checkpoint.get("callbacks") or {}
+    loops, states = checkpoint.get("loops") or {}, checkpoint.get("callbacks") or {}
+    with naming(path, OF_A_RUN):
         for where in LOOPS:
             name = where.removeprefix("loops.")
             if name in loops:
@@ -39,15 +55,12 @@ def check_states(checkpoint: dict[str, Any], trainer: Trainer, path: Any) -> Non
             if states.get(stopping.state_key):
                 _check_same_form(states[stopping.state_key], stopping.state_dict(), "callbacks.EarlyStopping")
         if trainer.training:
-            for name in ("loops", "optimizer_states", "lr_schedulers"):
-                if checkpoint.get(name) is None:
+            parts = {name: checkpoint.get(name) for name in ("loops", "optimizer_states", "lr_schedulers")}
+            for name, part in (parts | {"loops.fit_loop": loops.get("fit_loop")}).items():
+                if part is None:
                     raise ValueError(f"it has no {name}, without which no training goes on")
-            if "fit_loop" not in loops:
-                raise ValueError("it has no loops.fit_loop, without which no training goes on")
             for state in checkpoint.get("random_states") or []:
                 _check_random_state(state)
-    except ValueError as error:
-        raise ValueError(f"Expected states of a run such as this one but of {path} this is wrong: {error}.") from None
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.state_key in states:
             states[callback.state_key] = _own_files(dict(states[callback.state_key]), callback, path)
@@ -55,7 +68,7 @@ def check_states(checkpoint: dict[str, Any], trainer: Trainer, path: Any) -> Non
 
 def check_optimization(checkpoint: dict[str, Any], optimizer: Any, scheduler: Any, path: Any) -> None:
     """Raise ValueError where the states of optimiser and scheduler are not of the form that these have."""
-    try:
+    with naming(path, OF_A_RUN):
         (state,) = checkpoint["optimizer_states"]
         if state.keys() != {"state", "param_groups"} or len(state["param_groups"]) != len(optimizer.param_groups):
             raise ValueError("its optimizer_states are those of another optimizer")
@@ -70,87 +83,70 @@ def check_optimization(checkpoint: dict[str, Any], optimizer: Any, scheduler: An
         if not isinstance(state["state"], Mapping) or not state["state"].keys() <= set(range(len(parameters))):
             raise ValueError("its optimizer_states are of other parameters")
         for index, values in state["state"].items():
+            wanted = parameters[index].shape
             for name, value in values.items():
-                if name in ELEMENTWISE and value.shape != parameters[index].shape:
-                    raise ValueError(
-                        f"optimizer_states have {name} of shape {list(value.shape)} for a parameter of "
-                        f"{list(parameters[index].shape)}"
-                    )
-        if scheduler is not None:
-            states = checkpoint["lr_schedulers"]
-            if len(states) != 1:
-                raise ValueError(f"it has states of {len(states)} lr_schedulers, and here is one")
-            own = scheduler.state_dict()
-            for name, value in states[0].items():  # which become attributes; versions of torch differ in their names
-                if name not in own and hasattr(type(scheduler), name):
-                    raise ValueError(f"lr_schedulers has {name!r:.60}, which is a method")
-                _check_same_form(value, own.get(name), f"lr_schedulers.{name}")
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"Expected states of a run such as this one but of {path} this is wrong: {error}.") from None
+                if name in ELEMENTWISE and value.shape != wanted:
+                    shapes = f"{list(value.shape)} for a parameter of {list(wanted)}"
+                    raise ValueError(f"optimizer_states have {name} of shape {shapes}")
+        if scheduler is None:
+            return
+        if len(states := checkpoint["lr_schedulers"]) != 1:
+            raise ValueError(f"it has states of {len(states)} lr_schedulers, and here is one")
+        own = scheduler.state_dict()
+        for name, value in states[0].items():  # which become attributes; versions of torch differ in their names
+            if name not in own and hasattr(type(scheduler), name):
+                raise ValueError(f"lr_schedulers has {name!r:.60}, which is a method")
+            _check_same_form(value, own.get(name), f"lr_schedulers.{name}")
 
 
 def _check_same_form(state: Any, own: Any, where: str) -> None:
     """Raise ValueError where a state has other names or kinds than the own one: loading it sets attributes."""
+    kind = type(state).__name__
     if isinstance(own, Mapping):
         if not isinstance(state, Mapping):
-            raise ValueError(f"{where} is {type(state).__name__}")
+            raise ValueError(f"{where} is {kind}")
         if where.endswith("state_dict"):  # what a loop keeps besides, such as of its loaders
             return
-        if where not in LOOPS and any(not isinstance(value, Mapping) for value in own.values()):
-            missing = own.keys() - state.keys()
-            if missing:
-                raise ValueError(f"{where} lacks {sorted(missing)}")
+        missing = own.keys() - state.keys()
+        if missing and where not in LOOPS and any(not isinstance(value, Mapping) for value in own.values()):
+            raise ValueError(f"{where} lacks {sorted(missing)}")
         for name, value in state.items():
-            if name not in own and where in LOOPS:
-                continue  # of another version of Lightning, which passes over it
-            if name not in own:
+            if name in own:
+                _check_same_form(value, own[name], f"{where}.{name}")
+            elif where not in LOOPS:  # there another version of Lightning may have more, and this one passes over it
                 raise ValueError(f"{where} has {name!r:.60}, which is unknown")
-            _check_same_form(value, own[name], f"{where}.{name}")
-    elif isinstance(own, bool | int | float | Tensor):
-        number = isinstance(state, int | float) or (isinstance(state, Tensor) and state.numel() == 1)
-        if state is not None and not number:
-            raise ValueError(f"{where} is {type(state).__name__} instead of a number")
-    elif isinstance(own, str | list | tuple) and state is not None and not isinstance(state, str | list | tuple):
-        raise ValueError(f"{where} is {type(state).__name__} instead of {type(own).__name__}")
+    elif state is None:
+        return
+    elif isinstance(own, bool | int | float | Tensor) and not (isinstance(state, int | float) or _is_number(state)):
+        raise ValueError(f"{where} is {kind} instead of a number")
+    elif isinstance(own, str | list | tuple) and not isinstance(state, str | list | tuple):
+        raise ValueError(f"{where} is {kind} instead of {type(own).__name__}")
 
 
-def _check_random_state(state: Any) -> None:
-    """Tries a state on generators that nobody draws from."""
-    try:
-        numpy_state, python_state = legacy_states(state)
-        torch.Generator().set_state(state["torch"].cpu())
-        np.random.RandomState().set_state(numpy_state)
-        random.Random().setstate(python_state)
-        for device in state.keys() - {"torch", "numpy", "python"}:
-            if not isinstance(state[device], Tensor) or state[device].dtype is not torch.uint8:
-                raise TypeError(f"that of {device!r:.20} is no tensor of bytes")
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise ValueError(f"its random_states are none ({reason})") from None
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1
 
 
 def _own_files(state: dict[str, Any], callback: ModelCheckpoint, path: Any) -> dict[str, Any]:
     """The state of a ModelCheckpoint without names of files that are not its own."""
-    folder = callback.dirpath
-    beside = Path(path).parent if isinstance(path, str | os.PathLike) else None
-    dropped = []
+    folder, beside = callback.dirpath, Path(path).parent if isinstance(path, str | os.PathLike) else None
+
+    def own(file: Any, *folders: Any) -> bool:
+        """Whether it is a checkpoint's name in one of the folders, wherever links lead."""
+        if not isinstance(file, str) or "://" in file or ".." in Path(file).parts or "\0" in file:
+            return False
+        inside = any(Path(one).resolve() in Path(file).resolve().parents for one in folders if one)
+        return inside and file.endswith(callback.FILE_EXTENSION) and not Path(file).is_dir()
+
+    models = state.get("best_k_models")
+    scores = models.items() if isinstance(models, Mapping) else ()
+    kept = {file: score for file, score in scores if own(file, folder) and _is_number(score)}
+    dropped = [file for file, _ in scores if file not in kept]
     for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-        value = state.get(name, "")
-        folders = (folder, beside) if name == "best_model_path" else (folder,)
-        if value and not any(_lies_in(value, one, callback.FILE_EXTENSION) for one in folders):
+        if (value := state.get(name)) and not own(value, folder, beside if name == "best_model_path" else None):
             dropped.append(value)
             state[name] = ""
-    state.setdefault("best_model_path", "")
-    state.setdefault("best_model_score", None)
-    models = state.get("best_k_models") or {}
-    models = models if isinstance(models, Mapping) else {}
-    kept = {
-        file: score
-        for file, score in models.items()
-        if _lies_in(file, folder, callback.FILE_EXTENSION) and isinstance(score, Tensor) and score.numel() == 1
-    }
-    dropped += [file for file in models if file not in kept]
-    state["best_k_models"] = kept
+    state = {"best_model_path": "", "best_model_score": None, **state, "best_k_models": kept}
     if state.get("kth_best_model_path") not in kept:
         state["kth_best_model_path"] = next(iter(kept), "")
     # of another folder Lightning takes over nothing but the best one's path, and says so
@@ -163,9 +159,37 @@ def _own_files(state: dict[str, Any], callback: ModelCheckpoint, path: Any) -> d
     return state
 
 
-def _lies_in(file: Any, folder: Any, extension: str) -> bool:
-    """Whether it is a checkpoint's name in a folder, wherever links lead."""
-    if not isinstance(file, str) or not folder or "://" in file or ".." in Path(file).parts or "\0" in file:
-        return False
-    inside = Path(folder).resolve() in Path(file).resolve().parents
-    return inside and file.endswith(extension) and not Path(file).is_dir()
+def random_state() -> dict[str, Any]:
+    """The state of torch's, numpy's and Python's generators in this process, as plain data, which alone is read."""
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # what other code draws from is what is saved
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *map(float, rest)],
+        "python": random.getstate(),
+    }
+    if (device := accelerator()) is not None:
+        state[device.type] = rng_state(device)
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Puts the generators back to where :func:`random_state` found them."""
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    version, internal, gauss_next = state["python"]
+    torch.set_rng_state(state["torch"].cpu())
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), int(position), int(has_gauss), gauss))  # noqa: NPY002
+    random.setstate((version, tuple(internal), gauss_next))
+    device = accelerator()
+    if device is not None and device.type in state:
+        restore_rng(device, state[device.type].cpu())
+
+
+def _check_random_state(state: Any) -> None:
+    """Raise ValueError where the generators do not take a state; they go on from where they are."""
+    now = random_state()
+    try:
+        restore_random_state(state)
+    except Exception as error:
+        raise ValueError(f"its random_states are none ({first_line(error)[:120]})") from None
+    finally:
+        restore_random_state(now)

@@ -13,6 +13,7 @@ from lightning_maml.engine import Engine, Problem, named_engine
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import Loss, task_loss
 from lightning_maml.saving.files import whole_file
+from lightning_maml.saving.states import check_fits
 
 FORMAT = "lightning-maml adapted weights 2"
 UNCHECKED = "lightning-maml adapted weights 1"  # written before there was a checksum
@@ -22,8 +23,7 @@ def save_adapted(adapted: Adapted, path: str | Path) -> None:
     """Writes the adapted networks of a batch of tasks, whole or not at all.
 
     Each task's parameters are in ``adapted/<name>``, ``[T, *shape]``; what the tasks share, other parameters and
-    buffers, in ``shared/<name>``, once. Any reader of safetensors reads it. A single task's network as an ordinary
-    ``state_dict`` is ``safetensors.torch.save_model(adapted.network(t), path)``.
+    buffers, in ``shared/<name>``, once. Any reader of safetensors reads it.
 
     Example:
         >>> import tempfile
@@ -38,13 +38,12 @@ def save_adapted(adapted: Adapted, path: str | Path) -> None:
     """
     from safetensors.torch import save  # when first needed: a training needs none of it
 
-    parameters = adapted.parameters
-    tensors = {f"adapted/{name}": value for name, value in parameters.items()}
-    tensors |= {f"shared/{name}": value for name, value in _tensors(adapted.problem).items() if name not in parameters}
-    tensors["support_losses"] = adapted.support_losses
+    own = adapted.parameters
+    tensors = {f"adapted/{name}": value for name, value in own.items()} | {"support_losses": adapted.support_losses}
+    tensors |= {f"shared/{name}": value for name, value in _tensors(adapted.problem).items() if name not in own}
     plain = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    about = {"format": FORMAT, "algorithm": adapted.problem.algorithm.name}
     with whole_file(Path(path)) as file:
-        about = {"format": FORMAT, "algorithm": adapted.problem.algorithm.name}
         file.write(save(plain, about | {"sha256": _checksum(about, plain)}))
 
 
@@ -54,9 +53,8 @@ def load_adapted(
     """The adapted networks that :func:`save_adapted` wrote, on a copy of ``network``, which stays as it is.
 
     Args:
-        path: the file.
+        path, algorithm, loss, engine: the file; and as in :func:`~lightning_maml.adapt`.
         network: of the architecture that adapted; its values do not matter, its device and precision do.
-        algorithm, loss, engine: as in :func:`~lightning_maml.adapt`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -76,36 +74,28 @@ def load_adapted(
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
     except (SafetensorError, OSError) as error:
         raise ValueError(f"Expected a whole file of safetensors but {path} is damaged or none ({error}).") from error
-    if about.get("format") == UNCHECKED and "sha256" not in about:
+    if about.get("format") not in (FORMAT, UNCHECKED):
+        names = sorted(tensors)[:3]
+        raise ValueError(f"Expected a file that save_adapted wrote but {path} is another one, with {names}.")
+    checksum = about.pop("sha256", None)
+    if checksum is None and about["format"] == UNCHECKED:
         warnings.warn(
             f"{path} was written without a checksum: damage to its numbers cannot be seen. Save it anew.", stacklevel=2
         )
-    elif about.get("format") not in (FORMAT, UNCHECKED):
-        raise ValueError(
-            f"Expected a file that save_adapted wrote but {path} is another one, with {sorted(tensors)[:3]}."
-        )
-    elif about.get("sha256") != _checksum({name: about[name] for name in about if name != "sha256"}, tensors):
+    elif checksum != _checksum(about, tensors):
         raise ValueError(f"Expected a whole file of safetensors but {path} is damaged: its checksum is wrong.")
     problem = Problem(copy.deepcopy(network), algorithm, task_loss(loss))
-    missing, parameters = _tensors(problem), {}
+    own = _tensors(problem)
+    adapted, shared = (
+        {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
+        for kind in ("adapted/", "shared/")
+    )
+    of_one_task = {name: value.new_empty(value.shape[1:], device="meta") for name, value in adapted.items()}
+    check_fits(shared | of_one_task, own, path)
+    parameters = {name: value.to(own[name]) for name, value in adapted.items()}
     with torch.no_grad():
-        for key, value in tensors.items():
-            kind, _, name = key.partition("/")
-            if kind not in ("adapted", "shared"):
-                continue
-            own = missing.pop(name, None)
-            shape = value.shape[1:] if kind == "adapted" else value.shape
-            if own is None or shape != own.shape:
-                raise ValueError(
-                    f"Expected the weights of this network but {path} holds {name} of shape {list(shape)} where the "
-                    f"network has {'none' if own is None else list(own.shape)}."
-                )
-            if kind == "adapted":
-                parameters[name] = value.to(own)
-            else:
-                own.copy_(value)
-    if missing:
-        raise ValueError(f"Expected the weights of this network but {path} lacks {sorted(missing)[:3]}.")
+        for name, value in shared.items():
+            own[name].copy_(value)
     holds = not parameters.keys() <= problem.parameters.keys()
     if bool(problem.norms) and holds != (algorithm.batch_norm == "support"):
         raise ValueError(

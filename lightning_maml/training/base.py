@@ -1,10 +1,10 @@
-"""What training on batches of tasks and on rollouts have in common: all of Lightning but the training step."""
+"""The base of training on batches of tasks and on rollouts: all of Lightning but the training step."""
 
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -17,9 +17,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_maml import saving
-from lightning_maml.checks import check_not_negative, check_positive, check_whole
+from lightning_maml.checks import check_not_negative, check_one_of, check_positive, check_whole
 from lightning_maml.learner import Algorithm
 from lightning_maml.metrics import Interval, TaskMean
+from lightning_maml.saving.resume import CONFIGURATION
+from lightning_maml.saving.states import check_fits, check_optimization, check_states
 from lightning_maml.training.results import results_table, test_results, write_json
 
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
@@ -62,31 +64,24 @@ class MetaTraining(LightningModule):
         check_whole(0, test_steps=test_steps)
         if gradient_clip_val is not None and not gradient_clip_val > 0:
             raise ValueError(f"Expected `gradient_clip_val` to be positive or None but got {gradient_clip_val!r}.")
-        if gradient_clip_algorithm not in ("norm", "value"):
-            raise ValueError(
-                f"Expected `gradient_clip_algorithm` to be 'norm' or 'value' but got {gradient_clip_algorithm!r}."
-            )
+        check_one_of(get_args(ClipAlgorithm), gradient_clip_algorithm=gradient_clip_algorithm)
         self.add_module(name, learned)
         self.rates = algorithm.initial_rates(learned)
         self.algorithm = algorithm.with_rates(self.rates)
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.test_steps = test_steps
-        self.gradient_clip_val = gradient_clip_val
-        self.gradient_clip_algorithm = gradient_clip_algorithm
+        self.optimizer, self.scheduler, self.test_steps = optimizer, scheduler, test_steps
+        self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
         means = nn.ModuleDict({name: TaskMean(test_steps + 1) for name in values})
         self.task_means: dict[str, TaskMean] = means  # type: ignore[assignment]
-        self._last = saving.LastCheckpoint()
-        self.configuration: dict[str, Any] | None = None  # of the command line, as plain data
         self.task_divergence = TaskMean(test_steps + 1) if may_diverge else None
+        self.configuration: dict[str, Any] | None = None  # of the command line, as plain data
+        self._last = saving.LastCheckpoint()
         self._random_states: list[Any] | None = None
         self._resumed: dict[str, Any] | None = None
 
     @abstractmethod
     def _evaluated(self, batch: Any) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Each of the values before and after each inner step, ``{name: [T, test_steps + 1]}``.
-
-        And whether tasks have diverged there, ``[T, test_steps + 1]``, where they may.
+        """Values before and after each inner step, ``{name: [T, test_steps + 1]}``; and whether tasks have diverged
+        there, ``[T, test_steps + 1]``, where they may.
         """
 
     @abstractmethod
@@ -96,8 +91,6 @@ class MetaTraining(LightningModule):
     def _about_test(self) -> dict[str, Any]:
         """What ``metrics.json`` says besides, as plain data."""
         return {}
-
-    # Optimisation
 
     def _trained(self) -> list[Tensor]:
         """What the outer optimiser trains."""
@@ -110,10 +103,11 @@ class MetaTraining(LightningModule):
         optimizer = self.optimizer(trained)
         scheduler = None if self.scheduler is None else self.scheduler(optimizer)
         if self._resumed is not None:  # what the checkpoint has for these is loaded next
-            saving.check_optimization(self._resumed, optimizer, scheduler, self.trainer.ckpt_path)
+            check_optimization(self._resumed, optimizer, scheduler, self.trainer.ckpt_path)
             self._resumed = None
-        # a rate of 0 is where a warm-up starts
-        _check_rates(check_positive if scheduler is None else check_not_negative, optimizer)
+        check = check_positive if scheduler is None else check_not_negative  # a rate of 0 is where a warm-up starts
+        for group in optimizer.param_groups:
+            check(**{"lr of the optimizer": float(group["lr"])})
         if scheduler is None:
             return optimizer
         if isinstance(scheduler, ReduceLROnPlateau):
@@ -149,21 +143,19 @@ class MetaTraining(LightningModule):
             self._restore_random_state()
 
     def _restore_random_state(self) -> None:
-        if self._random_states is not None:  # now, as what Lightning does before a first batch may draw, too
-            if len(self._random_states) == self.trainer.world_size:
-                saving.restore_random_state(self._random_states[self.trainer.global_rank])
-            self._random_states = None
+        states, self._random_states = self._random_states, None  # now, as Lightning, too, may draw before a first batch
+        if states is not None and len(states) == self.trainer.world_size:
+            saving.restore_random_state(states[self.trainer.global_rank])
 
     def _sum(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
-        if self.trainer.world_size == 1:
-            return values
-        return self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum").to(values.device)
+        if self.trainer.world_size > 1:
+            return self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum").to(values.device)
+        return values
 
     def _counts(self, *own: int) -> list[int]:
-        """Sums over all processes of each one's own counts.
-
-        On the way all learn whether one was told to end, and whether it is time for the first to save.
+        """Sums over all processes of each one's own counts; on the way all learn whether one was told to end, and
+        whether it is time for the first to save.
         """
         if self.trainer.world_size == 1:
             return list(own)
@@ -172,8 +164,6 @@ class MetaTraining(LightningModule):
         *counts, told, due = self._sum(torch.tensor([*own, *map(int, words)])).tolist()
         last.agreed, last.due_for_all = last.agreed or told > 0, last.due_for_all or due > 0
         return counts
-
-    # Validation and test
 
     def on_validation_epoch_start(self) -> None:
         for mean in filter(None, (*self.task_means.values(), self.task_divergence)):
@@ -213,33 +203,28 @@ class MetaTraining(LightningModule):
         intervals = {name: Interval(*(part.cpu() for part in one)) for name, one in self._intervals().items()}
         diverged = None if (counts := self._diverged()) is None else counts.cpu()
         folder = self.trainer.log_dir or self.trainer.default_root_dir  # on every process: Lightning broadcasts it
-        tasks = int(next(iter(intervals.values())).tasks)
-        if not self.trainer.is_global_zero or tasks == 0:
+        if not self.trainer.is_global_zero or next(iter(intervals.values())).tasks == 0:
             return
         if self.trainer.test_loop.verbose:
-            print(self._table(intervals, diverged))
+            named = {"query loss" if name == "loss" else name: interval for name, interval in intervals.items()}
+            print(results_table(named, f"\n{self._tested(intervals)}, mean ± 95% interval:", diverged))
             self.trainer.test_loop.verbose = False  # ours stands for Lightning's own list of the same numbers
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        path = Path(folder) / "metrics.json"
         checkpoint, seed = self.trainer.ckpt_path, os.environ.get("PL_GLOBAL_SEED")
-        content = test_results(
-            intervals,
-            diverged,
-            algorithm=self.algorithm.name,
+        about = {
+            "algorithm": self.algorithm.name,
             **self._about_test(),
-            seed=int(seed) if seed else None,
-            data_seed=getattr(getattr(self.trainer, "datamodule", None), "seed", None),
-            checkpoint=str(checkpoint) if checkpoint else None,
-        )
-        write_json(path, content)
+            "seed": int(seed) if seed else None,
+            "data_seed": getattr(getattr(self.trainer, "datamodule", None), "seed", None),
+            "checkpoint": str(checkpoint) if checkpoint else None,
+        }
+        path = Path(folder) / "metrics.json"
+        write_json(path, test_results(intervals, diverged, **about))
         rank_zero_info(f"Written to {path}")
 
-    def _table(self, intervals: dict[str, Interval], diverged: Tensor | None) -> str:
-        """The table of a test, and all that is to be said of it."""
-        return results_table(intervals, f"\n{self._tested(intervals)}, mean ± 95% interval:", diverged)
-
     def _tested(self, intervals: dict[str, Interval]) -> str:
+        """The title of a test's table."""
         return f"Test of {self.algorithm.name} on {int(next(iter(intervals.values())).tasks)} tasks"
 
     def _intervals(self) -> dict[str, Interval]:
@@ -260,25 +245,22 @@ class MetaTraining(LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.log_dict(self._place(), sync_dist=True, batch_size=1)
 
-    # Checkpoints
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         states = [saving.random_state()] * self.trainer.world_size
         if len(states) > 1:  # every process comes here, the first one writes
             torch.distributed.all_gather_object(states, states[0])
         checkpoint["random_states"] = states
         if self.configuration is not None:
-            checkpoint[saving.CONFIGURATION] = self.configuration
+            checkpoint[CONFIGURATION] = self.configuration
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         path = self._trainer.ckpt_path if self._trainer else None
         if self.strict_loading:
-            saving.check_fits(checkpoint["state_dict"], self.state_dict(), path)
+            check_fits(checkpoint["state_dict"], self.state_dict(), path)
         if self._trainer:
-            saving.check_states(checkpoint, self.trainer, path)
-        if self._trainer and self.trainer.training:
-            self._random_states = checkpoint.get("random_states")
-            self._resumed = checkpoint
+            check_states(checkpoint, self.trainer, path)
+            if self.trainer.training:
+                self._random_states, self._resumed = checkpoint.get("random_states"), checkpoint
 
     @classmethod
     def load_from_checkpoint(
@@ -295,12 +277,8 @@ class MetaTraining(LightningModule):
         """The module of a checkpoint, as :meth:`LightningModule.load_from_checkpoint`, but read as plain data.
 
         What the hyper-parameters name is imported and called only where it is the library's or torch's, and what its
-        parameter's annotation wants: networks, presets, losses, optimisers, engines. ``allow`` adds to these.
-
-        Args:
-            checkpoint_path, map_location, hparams_file, strict, weights_only: as of Lightning.
-            allow: what the file may name besides: modules, ``["my_package.losses"]``, or full names.
-            kwargs: arguments that are given here, whatever the file says of them.
+        parameter's annotation wants: networks, presets, losses, optimisers, engines. ``allow`` adds modules,
+        ``["my_package.losses"]``, or full names to these; ``kwargs`` are given here, whatever the file says of them.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -318,8 +296,3 @@ class MetaTraining(LightningModule):
         tensors = (value for value in content["state_dict"].values() if isinstance(value, Tensor))
         device = next((value.device for value in tensors), torch.device("cpu"))
         return module.to(device)
-
-
-def _check_rates(check: Callable[..., None], optimizer: Optimizer) -> None:
-    for group in optimizer.param_groups:
-        check(**{"lr of the optimizer": float(group["lr"])})

@@ -1,4 +1,4 @@
-"""Why a training loss is not finite, or a network refuses its inputs, in words."""
+"""Explains why a training loss is not finite, or a network refuses its inputs."""
 
 import functools
 from collections.abc import Callable
@@ -11,11 +11,13 @@ from lightning_maml.engine.divergence import bad_tasks, some_tasks
 from lightning_maml.learner import Algorithm
 from lightning_maml.tasks import TaskBatch
 
+Output = TypeVar("Output")
+
 
 def explain_divergence(
     tasks: TaskBatch, support_losses: Tensor, algorithm: Algorithm, task_losses: Tensor | None = None
 ) -> str:
-    """What made the query loss or the meta-gradient of ``tasks`` infinite or NaN, and what to do about it.
+    """Says what made the query loss or the meta-gradient of ``tasks`` infinite or NaN, and what to do about it.
 
     Args:
         tasks: the meta-batch.
@@ -31,11 +33,11 @@ def explain_divergence(
         if which := bad_tasks(value):
             return f"{start}`{name}` holds NaN or infinite values in {some_tasks(which)} of {len(tasks)}."
     lr = algorithm.inner.lr
-    fixed = isinstance(lr, float | int | tuple)
-    advice = f"lower the inner rate (now {lr})" if fixed else "lower the initial inner rate"
-    for step, losses in enumerate(support_losses.T):
-        if not (which := bad_tasks(losses)):
-            continue
+    advice = (
+        f"lower the inner rate (now {lr})" if isinstance(lr, float | int | tuple) else "lower the initial inner rate"
+    )
+    bad_steps = ((step, losses, which) for step, losses in enumerate(support_losses.T) if (which := bad_tasks(losses)))
+    for step, losses, which in bad_steps:
         of_some, loss = f"the support loss of {some_tasks(which)}", losses[which[0]].item()
         if step > 0:
             after = f"after inner step {step} of {algorithm.inner.steps}"
@@ -61,32 +63,25 @@ def explain_divergence(
     )
 
 
-Step = TypeVar("Step", bound=Callable[..., Any])
-
-
-def explaining_misfits(step: Step) -> Step:
+def explaining_misfits(step: Callable[..., Output]) -> Callable[..., Output]:
     """A step ``(module, batch, ...)`` that says which inputs ``module.network`` refuses, where it refuses them."""
 
     @functools.wraps(step)
-    def explained(module: Any, batch: Any, *rest: Any) -> Any:
+    def explained(module: Any, batch: Any, *rest: Any) -> Output:
         try:
             return step(module, batch, *rest)
+        except (torch.OutOfMemoryError, NotImplementedError):
+            raise
         except RuntimeError as error:
-            own = isinstance(error, torch.OutOfMemoryError | NotImplementedError)
-            why = None if own else _misfit(module, batch.support_inputs if isinstance(batch, TaskBatch) else batch[0])
-            if why is None:
-                raise
-            raise ValueError(why) from error
+            inputs = batch.support_inputs if isinstance(batch, TaskBatch) else batch[0]
+            try:
+                with torch.no_grad():
+                    module.network(inputs[0])
+            except RuntimeError as refusal:
+                rows, network = ", ".join(["rows", *map(str, inputs.shape[2:])]), type(module.network).__name__
+                raise ValueError(
+                    f"Expected a network that takes inputs [{rows}], as the tasks have, but got {network}: {refusal}"
+                ) from error
+            raise
 
-    return explained  # type: ignore[return-value]
-
-
-def _misfit(module: Any, inputs: Tensor) -> str | None:
-    try:
-        with torch.no_grad():
-            module.network(inputs[0])
-    except RuntimeError as error:
-        rows = ", ".join(["rows", *map(str, inputs.shape[2:])])
-        network = type(module.network).__name__
-        return f"Expected a network that takes inputs [{rows}], as the tasks have, but got {network}: {error}"
-    return None
+    return explained

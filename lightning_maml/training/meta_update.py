@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ OnDivergence = Literal["skip", "zero", "raise"]
 
 @dataclass(frozen=True, eq=False)
 class MetaUpdate(MetaOutput):
-    """What the finite tasks of a meta-batch, ``T'`` of ``T``, have to say: their mean, or zeros without any."""
+    """Losses, predictions and meta-gradient of the finite tasks of a meta-batch, ``T'`` of ``T``; zeros without any."""
 
     tasks: TaskBatch | None
     """The finite tasks; None without any."""
@@ -93,10 +93,11 @@ def meta_update(
 
 @dataclass
 class _Run:
+    """Which tasks have been finite so far, and why the first one that was not is not."""
+
     algorithm: Algorithm
     meta_loss: Callable[[TaskBatch], MetaOutput]
     finite: list[bool] = field(default_factory=list)
-    """Of each task so far."""
     explanation: str = ""
 
     def finite_parts(self, tasks: TaskBatch) -> Iterator[tuple[TaskBatch, MetaOutput]]:
@@ -137,9 +138,3 @@ def _is_finite(output: MetaOutput) -> bool:
 
 def _values(tasks: TaskBatch) -> list[Tensor]:
     return [value for _, value in tasks.named()]
-
-
-def check_on_divergence(policy: str) -> None:
-    """Raise ValueError where ``policy`` is no :data:`OnDivergence`."""
-    if policy not in get_args(OnDivergence):
-        raise ValueError(f"Expected `on_divergence` to be one of {get_args(OnDivergence)} but got {policy!r}.")

@@ -1,4 +1,4 @@
-"""What the training steps since the last logged one have to say."""
+"""Numbers of the training steps since the last logged one."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -12,9 +12,7 @@ class Meter:
     """Keeps what training steps report, and makes no number of it until it is asked."""
 
     def __init__(self) -> None:
-        self.training_steps = 0
-        self.warned = False
-        self.collected_at = 0.0
+        self.training_steps, self.warned, self.collected_at = 0, False, 0.0
         self.restart()
 
     def restart(self) -> None:
@@ -31,8 +29,8 @@ class Meter:
         self.tasks, self.since = 0, time.monotonic()
 
     def add(self, tasks: int, losses: Tensor, support_losses: Tensor, metric: Tensor | None) -> None:
-        """A meta-update of ``tasks`` tasks: losses ``[T']``, support losses ``[T', steps + 1]`` and metric ``[T']`` of
-        those that are finite.
+        """A meta-update of ``tasks`` tasks, of which the finite ones have losses and metric ``[T']`` and support losses
+        ``[T', steps + 1]``.
         """
         self.tasks += tasks
         self.diverged += tasks - len(losses)
@@ -53,8 +51,7 @@ class Meter:
         sums = torch.tensor([0, 0, 0, 0, sum(map(len, self.losses)), self.diverged, speed], dtype=torch.float64)
         if self.losses:
             parts = [torch.cat(self.losses).sum(), *torch.cat(self.support_losses)[:, [0, -1]].sum(0)]
-            if self.metrics:
-                parts.append(torch.cat(self.metrics).sum())
+            parts += [torch.cat(self.metrics).sum()] if self.metrics else []
             sums[: len(parts)] = torch.stack(parts).double().cpu()
         if sum_over_processes is not None:
             sums = sum_over_processes(sums)

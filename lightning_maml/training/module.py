@@ -1,9 +1,9 @@
-"""The LightningModule: logging, optimisers, phases, and no numerics."""
+"""The LightningModule of meta-learning: training steps, evaluation and their logs, and no numerics."""
 
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_maml.adaptation import adapt, evaluate
-from lightning_maml.checks import check_whole
+from lightning_maml.checks import check_one_of, check_whole
 from lightning_maml.engine import Engine
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import task_loss
@@ -22,15 +22,14 @@ from lightning_maml.metrics import Interval, resolve_metric
 from lightning_maml.tasks import TaskBatch
 from lightning_maml.training.base import ClipAlgorithm, LRSchedulerCallable, MetaTraining, OptimizerCallable
 from lightning_maml.training.divergence import explaining_misfits
-from lightning_maml.training.meta_update import MetaUpdate, OnDivergence, check_on_divergence, meta_update
+from lightning_maml.training.meta_update import MetaUpdate, OnDivergence, meta_update
 from lightning_maml.training.meter import Meter
 
 
 class MetaModule(MetaTraining):
     """Meta-trains ``network`` by ``algorithm`` under any :class:`~lightning.pytorch.Trainer`.
 
-    A batch is a :class:`TaskBatch`, or its four tensors in a tuple. ``fit``, ``validate``, ``test`` and ``predict`` run
-    with the trainer's defaults. Logged are
+    A batch is a :class:`TaskBatch`, or its four tensors in a tuple. Logged are
 
     - ``train/loss`` and ``train/<metric>`` after adaptation, ``train/support_loss_before`` and ``_after`` the inner
       loop, each the mean over all tasks since the last logged step, of all processes; ``train/diverged_tasks``, how
@@ -41,17 +40,15 @@ class MetaModule(MetaTraining):
       of the 95% confidence interval over tasks. ``test`` also prints them as a table and writes ``metrics.json``.
 
     Loggers count meta-updates, whatever ``updates_per_step`` is. Callbacks can monitor ``train/loss`` and
-    ``train/<metric>`` and everything of validation and test.
-
-    Under ``Trainer(strategy="ddp")`` each process has its share of every meta-batch, and the meta-gradient is that of
-    one process with all the tasks. Checkpoints are written in one piece and read as plain data, and hold what a run
-    that was killed needs in order to end at the very parameters it would have ended at. SIGTERM saves and ends.
+    ``train/<metric>`` and everything of validation and test. Under ``Trainer(strategy="ddp")`` each process has its
+    share of every meta-batch, and the meta-gradient is that of one process with all the tasks. Checkpoints are written
+    in one piece and read as plain data, and a run that was killed goes on from one to the very parameters it would have
+    ended at. SIGTERM saves and ends.
 
     Args:
         network: any module; its parameters are what is meta-learned.
-        algorithm: how tasks adapt and how the meta-gradient is formed: ``maml(lr=0.01, steps=5)`` or another preset. On
-            the command line ``lightning_maml.maml`` or another preset's name, then for instance
-            ``--model.algorithm.steps 5``.
+        algorithm: how tasks adapt and how the meta-gradient is formed: ``maml(lr=0.01, steps=5)`` or another preset; on
+            the command line ``lightning_maml.maml``, then for instance ``--model.algorithm.steps 5``.
         loss: ``"mse"``, ``"cross_entropy"`` or a function ``(predictions [N, ...], targets [N, ...]) -> scalar``, the
             mean over the rows of one task. The parameters of one that is a module are meta-learned, too.
         optimizer: makes the outer optimiser from the parameters. Adam with rate 1e-3 by default, as in the paper.
@@ -64,11 +61,10 @@ class MetaModule(MetaTraining):
             exceeds that of a small meta-update. The parameters are those of as many ordinary steps. A batch is then a
             tuple of up to this many task batches, as this package's data modules give. The trainer's ``max_steps``
             still counts meta-updates; its epochs and intervals count training steps.
-        gradient_clip_val: clips the meta-gradient. Lightning refuses ``Trainer(gradient_clip_val=...)`` where
-            ``updates_per_step`` is above 1; this one works everywhere.
+        gradient_clip_val: clips the meta-gradient, with any ``updates_per_step``, where the trainer's needs 1.
         gradient_clip_algorithm: ``"norm"`` or ``"value"``.
-        accumulate_tasks: how many tasks of a meta-batch run at once, for meta-batches that memory does not hold; None
-            for all. The meta-gradient is the same.
+        accumulate_tasks: how many tasks of a meta-batch run at once, where memory does not hold all; None for all. The
+            meta-gradient is the same.
         safeguard: in validation, test and prediction, and never in training, halve a task's inner step where it does
             not lower the task's support loss, see :func:`~lightning_maml.adapt`.
         on_divergence: what becomes of a task whose loss or meta-gradient is not finite: ``"skip"`` leaves it out of the
@@ -113,7 +109,7 @@ class MetaModule(MetaTraining):
         check_whole(1, updates_per_step=updates_per_step)
         if accumulate_tasks is not None:
             check_whole(1, accumulate_tasks=accumulate_tasks)
-        check_on_divergence(on_divergence)
+        check_one_of(get_args(OnDivergence), on_divergence=on_divergence)
         task_loss(loss)
         chosen = resolve_metric(metric, loss)
         super().__init__(
@@ -136,15 +132,10 @@ class MetaModule(MetaTraining):
             del given["scheduler"]
             plain = {name: value for name, value in given.items() if isinstance(value, str | int | float | None)}
             self.save_hyperparameters(plain)
-        self.loss = loss
-        self.engine = engine
-        self.updates_per_step = updates_per_step
-        self.automatic_optimization = updates_per_step == 1
-        self.accumulate_tasks = accumulate_tasks
-        self.on_divergence = on_divergence
-        self.safeguard = safeguard
-        self._metric = chosen
-        self._meter = Meter()
+        self.loss, self.engine, self.safeguard = loss, engine, safeguard
+        self.updates_per_step, self.automatic_optimization = updates_per_step, updates_per_step == 1
+        self.accumulate_tasks, self.on_divergence = accumulate_tasks, on_divergence
+        self._metric, self._meter = chosen, Meter()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The network before any adaptation: ``[N, ...] -> [N, ...]``."""
@@ -164,35 +155,29 @@ class MetaModule(MetaTraining):
         return super().configure_callbacks()
 
     def _check_manual_optimization(self) -> None:
-        updates = f"MetaModule(updates_per_step={self.updates_per_step})"
-        for name, none, instead in (
-            ("gradient_clip_val", (None, 0), "MetaModule(gradient_clip_val=...)"),
-            ("accumulate_grad_batches", (1,), "more tasks in a batch, with MetaModule(accumulate_tasks=...)"),
+        """Raise ValueError where the trainer has what Lightning does not do for a module that optimises by itself."""
+        trainer: Any = self.trainer
+        clip, accumulate, updates = trainer.gradient_clip_val, trainer.accumulate_grad_batches, self.updates_per_step
+        saves = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+        by_time = any(callback._train_time_interval is not None for callback in saves)
+        more_tasks = "use more tasks in a batch, with MetaModule(accumulate_tasks=...)"
+        by_number = "Lightning never saves by time there; use every_n_train_steps"
+        for given, what, instead in (
+            (clip, f"Trainer(gradient_clip_val={clip})", "use MetaModule(gradient_clip_val=...)"),
+            (accumulate != 1, f"Trainer(accumulate_grad_batches={accumulate})", more_tasks),
+            (by_time, "ModelCheckpoint(train_time_interval=...)", by_number),
         ):
-            value = getattr(self.trainer, name)
-            if value not in none:
-                raise ValueError(
-                    f"Expected no Trainer({name}={value}) with {updates}, which optimises by itself: use {instead}, or "
-                    "updates_per_step=1."
-                )
-        for callback in self.trainer.checkpoint_callbacks:
-            if not isinstance(callback, ModelCheckpoint):
-                continue
-            if callback._train_time_interval is not None:
-                raise ValueError(
-                    f"Expected no ModelCheckpoint(train_time_interval=...) with {updates}: Lightning never saves by "
-                    "time where a module optimises by itself. Use every_n_train_steps."
-                )
-            every = callback._every_n_train_steps
-            batches = getattr(getattr(self.trainer, "datamodule", None), "batches_per_epoch", 0)
-            if every and (every % self.updates_per_step or batches % self.updates_per_step):
+            if given:
+                module = f"MetaModule(updates_per_step={updates}), which optimises by itself"
+                raise ValueError(f"Expected no {what} with {module}: {instead}, or updates_per_step=1.")
+        batches = getattr(getattr(trainer, "datamodule", None), "batches_per_epoch", 0)
+        for every in filter(None, (callback._every_n_train_steps for callback in saves)):
+            if every % updates or batches % updates:
                 raise ValueError(
                     f"Expected ModelCheckpoint(every_n_train_steps={every}) and the batches of an epoch, {batches}, to "
-                    f"be multiples of the {self.updates_per_step} updates_per_step: Lightning saves where the number "
-                    "of updates at the end of a training step is a multiple of every_n_train_steps."
+                    f"be multiples of the {updates} updates_per_step: Lightning saves where the number of updates at "
+                    "the end of a training step is a multiple of every_n_train_steps."
                 )
-
-    # Training
 
     def on_fit_start(self) -> None:
         self._meter = Meter()
@@ -312,19 +297,12 @@ class MetaModule(MetaTraining):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and self._meter.training_steps % every == 0
 
-    # Validation and test
-
     @explaining_misfits
     def _evaluated(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         tasks = as_task_batch(batch)
+        algorithm = self.algorithm.with_steps(self.test_steps)
         evaluation = evaluate(
-            self.network,
-            self.algorithm,
-            tasks,
-            loss=self.loss,
-            engine=self.engine,
-            steps=self.test_steps,
-            safeguard=self.safeguard,
+            self.network, algorithm, tasks, loss=self.loss, engine=self.engine, safeguard=self.safeguard
         )
         values = {"loss": evaluation.query_losses}
         if self._metric is not None:
@@ -343,12 +321,6 @@ class MetaModule(MetaTraining):
     def _tested(self, intervals: dict[str, Interval]) -> str:
         return super()._tested(intervals) + (", with safeguard" if self.safeguard else "")
 
-    def _table(self, intervals: dict[str, Interval], diverged: Tensor | None) -> str:
-        named = {"query loss" if name == "loss" else name: intervals[name] for name in intervals}
-        return super()._table(named, diverged)
-
-    # Prediction
-
     @explaining_misfits
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Adapts to each task's support set and predicts its query rows: ``[T, Nq, ...]``.
@@ -358,18 +330,9 @@ class MetaModule(MetaTraining):
         """
         if not _tensors(batch, 3):
             batch = [value for _, value in as_task_batch(batch).named()]
-        support_inputs, support_targets, query_inputs = batch[:3]
-        algorithm = self.algorithm.with_steps(self.test_steps)
-        adapted = adapt(
-            self.network,
-            algorithm,
-            support_inputs,
-            support_targets,
-            loss=self.loss,
-            engine=self.engine,
-            safeguard=self.safeguard,
-        )
-        return adapted.predict(query_inputs)
+        support, algorithm = batch[:2], self.algorithm.with_steps(self.test_steps)
+        adapted = adapt(self.network, algorithm, *support, loss=self.loss, engine=self.engine, safeguard=self.safeguard)
+        return adapted.predict(batch[2])
 
 
 def _on_host(values: dict[str, Any]) -> dict[str, float]:

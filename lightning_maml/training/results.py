@@ -1,4 +1,4 @@
-"""What a test leaves behind: ``metrics.json``, and a table to read."""
+"""Results of a test: ``metrics.json``, and a table to read."""
 
 import json
 import math
@@ -21,9 +21,6 @@ class Published:
         source: where, to be found again.
         loss: ``{inner steps: [mean]}`` or ``{inner steps: [mean, half-width of its 95% interval]}``, of the query loss.
         accuracy: the same of the accuracy, from 0 to 1.
-
-    Raises:
-        ValueError: there is no number, or an entry has none or more than two.
     """
 
     source: str
@@ -39,21 +36,17 @@ class Published:
 def test_results(values: Mapping[str, Interval], diverged: Tensor | None, **about: Any) -> dict[str, Any]:
     """The content of ``metrics.json``: per-step mean, 95% interval and median of each value, and what they are of.
 
-    ``values`` are ``{"loss": interval, ...}``, each with one entry for each inner step from 0; ``diverged`` is how many
-    tasks have diverged there; ``about`` is plain data: algorithm, seed, checkpoint and the like. A number that is not
-    finite is ``None``, as JSON has no word for it.
+    ``values`` are ``{"loss": interval, ...}``, of each inner step from 0; ``diverged`` is how many tasks have diverged
+    there; ``about`` is plain data. A number that is not finite is ``None``, as JSON has no word for it.
     """
     loss = next(iter(values.values()))
-    return {
-        **about,
-        "tasks": int(loss.tasks),
-        "inner_steps": list(range(len(loss.mean))),
-        **({} if diverged is None else {"diverged": [int(count) for count in diverged]}),
-        **{
-            name: {what: _finite(getattr(interval, what)) for what in ("mean", "ci95", "median")}
-            for name, interval in values.items()
-        },
-    }
+    content = {**about, "tasks": int(loss.tasks), "inner_steps": list(range(len(loss.mean)))}
+    if diverged is not None:
+        content["diverged"] = [int(count) for count in diverged]
+    for name, interval in values.items():
+        numbers = {what: getattr(interval, what).tolist() for what in ("mean", "ci95", "median")}
+        content[name] = {what: [one if math.isfinite(one) else None for one in numbers[what]] for what in numbers}
+    return content
 
 
 test_results.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest thinks of its name
@@ -95,10 +88,8 @@ def _made_by_one(values: Mapping[str, Interval]) -> Iterator[str]:
             continue
         last = steps[-1]
         which, when = (f"s {', '.join(map(str, steps))}", f" after {last}") if len(steps) > 1 else (f" {last}", "")
-        yield (
-            f"One task is more than half of the mean {name} after inner step{which}; without it the mean{when} is "
-            f"{_number(interval.of_others[last])}."
-        )
+        made, rest = f"the mean {name} after inner step{which}", _number(interval.of_others[last])
+        yield f"One task is more than half of {made}; without it the mean{when} is {rest}."
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -111,10 +102,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes ``content`` so that a reader sees the old file or the new one, never half of one."""
     with whole_file(path) as file:
         file.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
-
-
-def _finite(values: Tensor) -> list[float | None]:
-    return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 def _number(value: Tensor) -> str:

@@ -280,7 +280,7 @@ WHOLE = {
     "reproduce nope": "the name of a protocol",
     "reproduce --nope": "the name of a protocol before --nope",
     "reproduce sinusoid --nope": "unrecognized arguments: --nope",
-    "reproduce sinusoid --max_updates 0": "1 or more, but got '0'",
+    "reproduce sinusoid --max_updates 0": "`max_updates` to be a whole number of at least 1 but got 0",
     "reproduce sinusoid --max_updates=2 --data.shots=0": "`shots`",
     "reproduce sinusoid --trainer.max_steps=3": "`--max_updates`",
     "reproduce list.yaml": "list.yaml to be a configuration of sections but got list",

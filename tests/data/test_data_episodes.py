@@ -255,8 +255,11 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {  # a call, and what its messag
     ),
     "empty": (lambda: episodes(torch.zeros(0, 1, 3, 3), torch.zeros(0).long()), "at least one image but got [0, 1, 3,"),
     "NaN": (lambda: episodes(with_nan()), "to be finite but got NaN or infinity, first in image 7"),
-    "labels of another length": (lambda: episodes(IMAGES, LABELS[:-1]), "each of the 12 images, but got [11]"),
-    "labels two-dimensional": (lambda: episodes(IMAGES, LABELS[:, None]), "to be [M], .* but got [12, 1]"),
+    "labels of another length": (
+        lambda: episodes(IMAGES, LABELS[:-1]),
+        "`labels` to be [12], one for each image, but got [11]",
+    ),
+    "labels two-dimensional": (lambda: episodes(IMAGES, LABELS[:, None]), "to be [12], .* but got [12, 1]"),
     "labels floating": (lambda: episodes(IMAGES, LABELS.float()), "whole numbers (int64) but got torch.float32"),
     "labels a list": (lambda: episodes(IMAGES, LABELS.tolist()), "`labels` to be a tensor but got list"),
     "images an array": (lambda: episodes(np.zeros((12, 3, 3))), "`images` to be a tensor but got ndarray"),

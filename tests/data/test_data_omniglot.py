@@ -170,7 +170,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "empty": (rewrite(images=np.zeros((0, DRAWINGS, 9, 9), bool), labels=LABELS[:0]), "but got bool [0, "),
     "other labels": (
         rewrite(images=np.zeros((4, DRAWINGS, SIDE, SIDE), bool), labels=LABELS[::-1]),
-        "to say of each drawing which character",
+        "each drawing's character, counted from 0",
     ),
     "other size": (
         rewrite(images=np.zeros((4, DRAWINGS, 9, 9), bool), labels=LABELS),
@@ -213,7 +213,7 @@ def test_missing_data_say_what_was_looked_for(tmp_path: Path, present: list[str]
 
 def test_too_few_characters_or_drawings_are_refused(tmp_path: Path) -> None:
     root = write_npz(tmp_path)
-    with pytest.raises(ValueError, match=r"`split` to add up to at most 7, .* got \(1100, 100, 423\)"):
+    with pytest.raises(ValueError, match=r"`split` to add up to at most 7 characters but got \(1100, 100, 423\)"):
         OmniglotTasks(root).setup("fit")
     with pytest.raises(ValueError, match=r"shots \+ queries = 1 \+ 4 images of each class but got 4 of class"):
         small(root, queries=4).setup("fit")

@@ -25,7 +25,7 @@ from lightning_maml import SGD, Algorithm, Joint, MetaModule, Part, SinusoidTask
 from lightning_maml.data import TaskStream
 from lightning_maml.networks import Context
 from lightning_maml.rl import MetaRLModule, Navigation2D
-from lightning_maml.saving.configuration import check_yaml
+from lightning_maml.saving.configuration import read_configuration
 from lightning_maml.saving.moved import MOVED
 
 BEFORE = Path(__file__).parent / "before"
@@ -313,7 +313,7 @@ def test_what_was_compiled_is_still_compiled(name: str) -> None:
 
 
 @pytest.mark.parametrize("module", sorted(MOVED))
-def test_names_of_before_resolve(module: str) -> None:
+def test_names_of_before_resolve(tmp_path: Path, module: str) -> None:
     """In files and on the command line: of every class of a module that has moved."""
     home = importlib.import_module(f"lightning_maml.{MOVED[module]}")
     with pytest.raises(ModuleNotFoundError):
@@ -323,8 +323,8 @@ def test_names_of_before_resolve(module: str) -> None:
     ]
     assert classes or module == "checkpoints"
     for name in classes:
-        (read,) = check_yaml(f"[lightning_maml.{module}.{name}]")
-        assert read == f"lightning_maml.{MOVED[module]}.{name}"
+        (tmp_path / "named.yaml").write_text(f"names: [lightning_maml.{module}.{name}]")
+        assert read_configuration(tmp_path / "named.yaml")["names"] == [f"lightning_maml.{MOVED[module]}.{name}"]
 
 
 def test_a_name_of_before_on_the_command_line(

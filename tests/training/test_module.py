@@ -489,7 +489,7 @@ def test_resuming_gives_the_parameters_of_one_run(tmp_path, k):
         (
             {"gradient_clip_algorithm": "l1"},
             ValueError,
-            "`gradient_clip_algorithm` to be 'norm' or 'value' but got 'l1'",
+            "`gradient_clip_algorithm` to be one of .'norm', 'value'. but got 'l1'",
         ),
         ({"loss": "msee"}, ValueError, "`loss` to be one of .* but got 'msee'"),
         ({"metric": "acc"}, ValueError, "`metric` to be one of .* but got 'acc'"),

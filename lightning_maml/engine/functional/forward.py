@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -17,34 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_maml.engine.coverage import ORDINARY, PLAIN
 from lightning_maml.engine.functional.layers import LAYERS, POINTWISE
-from lightning_maml.engine.functional.statistics import MEAN, VAR, Pass, Statistics, check_layer, training_is
+from lightning_maml.engine.functional.statistics import MEAN, VAR, Pass, Statistics, training_is
 from lightning_maml.engine.functional.structure import layers_of
 from lightning_maml.inner import Parameters, of_step
-from lightning_maml.learner import BatchNorm
-
-
-@contextmanager
-def batch_norm_mode(modules: Iterable[nn.Module], mode: BatchNorm) -> Iterator[None]:
-    """Batch-norm layers as the algorithm asks for, for the time of a call; running statistics are never written."""
-    layers = [layer for layer in modules if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    for layer in layers:
-        if mode != "batch" and layer.running_mean is None:
-            raise ValueError(
-                f"Expected every batch-norm layer to keep running statistics for `batch_norm={mode!r}` but got "
-                f"{layer} without: use `batch_norm='batch'` or track_running_stats=True."
-            )
-        if mode == "support":
-            check_layer(layer)
-    before = [(layer.training, layer.track_running_stats) for layer in layers]
-    try:
-        for layer in layers:
-            layer.training = mode != "running"
-            # training with statistics that are not tracked: torch uses the batch's, and writes nothing
-            layer.track_running_stats = mode == "running"
-        yield
-    finally:
-        for layer, (training, tracked) in zip(layers, before, strict=True):
-            layer.training, layer.track_running_stats = training, tracked
 
 
 @dataclass(eq=False)
@@ -54,8 +28,7 @@ class Networks:
     Args:
         network: as it is written.
         constants: the parameters that the tasks share, and buffers.
-        tied: ``{further name: first name}`` of the parameters that several modules share: the network is then run in
-            one piece; None: each has one name, and it may run layer by layer.
+        tied: as :attr:`Problem.tied`; None: the network may run layer by layer.
         one: call the network as it is written, for one task after another.
         per_step: the constants that hold a value for every inner step.
         norms: the batch-norm layers that go by the support sets' statistics, under their names with the dot behind it.
@@ -96,13 +69,19 @@ class Networks:
             at = -1 if step is None else step
             constants = {n: of_step(v, at) if n in self.per_step else v for n, v in constants.items()}
         if self.one:
+            whole = _Layer(self.network, "", False, [], [], self.tied)
             each = (({n: v[task] for n, v in phi.items()}, rows.clone()) for task, rows in enumerate(inputs))
-            done = [_call(self.network, self.tied, norm, "", _safe(constants), *task) for task in each]
-            outputs, founds = zip(*done, strict=True)
+            outputs, founds = zip(*(whole.one_task(norm, _safe(constants), *task) for task in each), strict=True)
             return torch.stack(outputs), {name: torch.stack([found[name] for found in founds]) for name in founds[0]}
         if self.layers is None:
-            own = dict.fromkeys((*phi, *(prefix + name for prefix in self.norms for name in (MEAN, VAR))))
-            self.layers = _layers(self.network, own, constants, self.tied)
+            layers, tied = [], self.tied is not None
+            names = dict.fromkeys((*phi, *(prefix + name for prefix in self.norms for name in (MEAN, VAR))))
+            for name, module, what in [("", self.network, None)] if tied else layers_of(self.network):
+                prefix = f"{name}." if name else ""
+                own = [(full.removeprefix(prefix), full) for full in names if full.startswith(prefix)]
+                shared = [(full.removeprefix(prefix), full) for full in constants if full.startswith(prefix)]
+                layers.append(_Layer(module, prefix, what is None and not tied, own, shared, self.tied))
+            self.layers = layers
         found: Parameters = {}
         for layer in self.layers:
             inputs, seen = layer(phi, constants, inputs, norm)
@@ -110,33 +89,8 @@ class Networks:
         return inputs, found
 
 
-def _safe(constants: Mapping[str, Tensor]) -> Parameters:
-    """Buffers as copies: what a forward writes to in place must not reach the meta-network, nor other calls."""
-    return {name: value if isinstance(value, nn.Parameter) else value.clone() for name, value in constants.items()}
-
-
-def _call(
-    module: nn.Module,
-    tied: dict[str, str] | None,
-    norm: Pass,
-    prefix: str,
-    shared: Parameters,
-    own: Parameters,
-    inputs: Tensor,
-) -> tuple[Tensor, Parameters]:
-    """The outputs, and the statistics recorded on the way, whose names in the network begin with ``prefix``."""
-    every = {**shared, **own}
-    # Tied names are filled in here: functional_call's own `tie_weights` leaves a module that is used under two names
-    # holding what it was called with.
-    every |= {name: every[first] for name, first in (tied or {}).items()}
-    if norm == "by batch":
-        return functional_call(module, every, (inputs,), tie_weights=False), {}
-    with Statistics(every, own, norm == "recording", prefix) as statistics:
-        return functional_call(module, every, (inputs,), tie_weights=False), statistics.found
-
-
 class _Layer(NamedTuple):
-    """A module of a network, and which of its parameters and buffers are whose."""
+    """A module of a network, or the network in one piece, and which of its parameters and buffers are whose."""
 
     module: nn.Module
     prefix: str
@@ -151,49 +105,42 @@ class _Layer(NamedTuple):
         self, phi: Parameters, constants: Mapping[str, Tensor], inputs: Tensor, norm: Pass
     ) -> tuple[Tensor, Parameters]:
         """In the batched form of its own, if it has one (:data:`LAYERS`), else under ``vmap``; and what is recorded."""
-        own: Parameters = {}
-        shared: Parameters = {}
-        for name, full in self.own:
-            if full in phi:
-                own[name] = phi[full]
-        for name, full in self.shared:
-            shared[name] = constants[full]
+        own = {name: phi[full] for name, full in self.own if full in phi}
+        shared = {name: constants[full] for name, full in self.shared}
         kind, tensors = type(self.module), {*map(type, (inputs, *own.values(), *shared.values()))}
         if self.plain and (tensors <= PLAIN or all(each in ORDINARY for each in tensors)):
             if kind in POINTWISE:
                 return self.module(inputs), {}
             if kind in LAYERS and (outputs := LAYERS[kind](self.module, own, shared, inputs)) is not None:
                 return outputs, {}
-        call = partial(_call, self.module, self.tied, norm, self.prefix, _safe(shared))
         with _Elementary():
-            outputs, found = vmap(call, randomness="different")(own, inputs)
-        return outputs, found
+            return vmap(partial(self.one_task, norm, _safe(shared)), randomness="different")(own, inputs)
+
+    def one_task(self, norm: Pass, shared: Parameters, own: Parameters, inputs: Tensor) -> tuple[Tensor, Parameters]:
+        """One task's outputs, and the statistics recorded on the way."""
+        every = {**shared, **own}
+        # Tied names are filled in here: functional_call's own `tie_weights` leaves a module that is used under two
+        # names holding what it was called with.
+        every |= {name: every[first] for name, first in (self.tied or {}).items()}
+        if norm == "by batch":
+            return functional_call(self.module, every, (inputs,), tie_weights=False), {}
+        with Statistics(every, own, norm == "recording", self.prefix) as statistics:
+            return functional_call(self.module, every, (inputs,), tie_weights=False), statistics.found
 
 
-def _layers(
-    network: nn.Module, phi: Iterable[str], constants: Iterable[str], tied: dict[str, str] | None
-) -> list[_Layer]:
-    """The layers that a network runs in turn, or the network in one piece, where parameters are tied."""
-    layers = []
-    for name, module, what in layers_of(network) if tied is None else [("", network, None)]:
-        prefix = f"{name}." if name else ""
-        own = [(full.removeprefix(prefix), full) for full in phi if full.startswith(prefix)]
-        shared = [(full.removeprefix(prefix), full) for full in constants if full.startswith(prefix)]
-        layers.append(_Layer(module, prefix, what is None and tied is None, own, shared, tied))
-    return layers
+def _safe(constants: Mapping[str, Tensor]) -> Parameters:
+    """Buffers as copies: what a forward writes to in place must not reach the meta-network, nor other calls."""
+    return {name: value if isinstance(value, nn.Parameter) else value.clone() for name, value in constants.items()}
 
 
-def _attention(*args: Any, enable_gqa: bool = False, **kwargs: Any) -> Tensor:
-    return torch.ops.aten._scaled_dot_product_attention_math(*args, enable_gqa=enable_gqa, **kwargs)[0]
+_attention = torch.ops.aten._scaled_dot_product_attention_math
 
 
 class _Elementary(TorchFunctionMode):
-    """Recurrent layers and attention written out in elementary operations, which can be batched and differentiated
-    twice: torch has no batching rules for the fused recurrences, and no second derivative of the fused attention.
-    """
+    """Recurrent layers and attention in elementary operations: torch cannot batch or differentiate the fused ones."""
 
     written_out: ClassVar[dict[Any, Callable[..., Any]]] = {
-        F.scaled_dot_product_attention: _attention,
+        F.scaled_dot_product_attention: lambda *args, **kwargs: _attention(*args, **kwargs)[0],
         torch._VF.gru: decompositions.gru_impl,
         torch._VF.lstm: decompositions.lstm_impl,
         torch._VF.rnn_tanh: decompositions.rnn_tanh_input,

@@ -17,8 +17,8 @@ from lightning_maml.inner import Parameters
 Layer = Callable[[Any, Parameters, Parameters, Tensor], Tensor | None]
 """``(module, its adapted parameters, its shared ones, inputs [T, N, ...]) -> outputs [T, N, ...]``; None: it cannot."""
 
-POINTWISE = {nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Identity}
-POINTWISE |= {nn.Hardtanh}
+POINTWISE = {nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Hardtanh}
+POINTWISE |= {nn.Identity}
 """Layers without parameters that act on every number by itself, in any mode."""
 
 
@@ -79,7 +79,6 @@ def _(columns: Tensor, shape: list[int], kernel: list[int], stride: list[int], p
 
 
 def _places(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> list[int]:
-    """How many places a kernel takes along height and width."""
     return [(s + 2 * p - k) // d + 1 for s, k, d, p in zip(size, kernel, stride, padding, strict=True)]
 
 
@@ -93,19 +92,14 @@ scatter.register_autograd(lambda ctx, v: (patches(v, *ctx.arguments[1:]), *[None
 
 
 def batch_norm(inputs: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Each task normalised by its own batch statistics.
-
-    ``inputs [T, N, C, ...]``, ``weight`` and ``bias`` ``[T, C]`` or ``[C]`` -> ``[T, N, C, ...]``.
-    """
+    """``inputs [T, N, C, ...]``, ``weight`` and ``bias`` ``[T, C]`` or ``[C]`` -> ``[T, N, C, ...]``."""
     last = inputs.movedim(2, -1)
     rows = last.reshape(len(inputs), -1, last.shape[-1])
     if rows.dtype in (torch.float16, torch.bfloat16):
         rows = rows.float()  # statistics of half precision numbers are not to be trusted
     outputs, _ = _Normalise.apply(rows, eps)
-    if weight is not None:
-        outputs = outputs * weight.unsqueeze(-2)
-    if bias is not None:
-        outputs = outputs + bias.unsqueeze(-2)
+    outputs = outputs if weight is None else outputs * weight.unsqueeze(-2)
+    outputs = outputs if bias is None else outputs + bias.unsqueeze(-2)
     return outputs.view(last.shape).movedim(-1, 2)
 
 
@@ -136,9 +130,8 @@ class _Normalise(torch.autograd.Function):
 
 
 def _linear_layer(module: nn.Linear, own: Parameters, shared: Parameters, inputs: Tensor) -> Tensor | None:
-    if "weight" not in own or inputs.ndim < 3:
-        return None
-    return linear(inputs, own["weight"], own.get("bias", shared.get("bias")))
+    fits = "weight" in own and inputs.ndim > 2
+    return linear(inputs, own["weight"], own.get("bias", shared.get("bias"))) if fits else None
 
 
 def _conv_layer(module: nn.Conv2d, own: Parameters, shared: Parameters, inputs: Tensor) -> Tensor | None:

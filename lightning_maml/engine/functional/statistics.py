@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_maml.inner import Parameters
+from lightning_maml.learner import BatchNorm
 
 Pass = Literal["by batch", "recording", "stored"]
 """What batch-norm layers normalise by in a forward. ``"by batch"`` stands for whatever they do of themselves."""
@@ -18,25 +19,37 @@ MEAN, VAR = "running_mean", "running_var"
 
 
 @contextmanager
-def training_is(training: bool, modules: Iterable[nn.Module]) -> Iterator[None]:
-    """These modules, and not those inside, in training or evaluation mode for the time of a call."""
-    before = [(module, module.training) for module in modules]
+def training_is(training: bool, modules: Iterable[nn.Module], **others: bool) -> Iterator[None]:
+    """These modules, and not those inside, in training or evaluation mode for the time of a call; so other flags."""
+    flags = {"training": training, **others}
+    before = [(module, name, getattr(module, name)) for module in modules for name in flags]
     try:
-        for module, _ in before:
-            module.training = training
+        for module, name, _ in before:
+            setattr(module, name, flags[name])
         yield
     finally:
-        for module, was in before:
-            module.training = was
+        for module, name, was in before:
+            setattr(module, name, was)
 
 
-def check_layer(layer: nn.Module) -> None:
-    """Raise ValueError where a batch-norm layer may not compute what the statistics are recorded for."""
-    if type(layer).forward is not nn.BatchNorm2d.forward:
-        raise ValueError(
-            "Expected batch-norm layers with the forward of nn.BatchNorm1d, 2d or 3d for `batch_norm='support'` but "
-            f"got {type(layer).__name__}: use `batch_norm='batch'`, or torch's layers."
-        )
+@contextmanager
+def batch_norm_mode(modules: Iterable[nn.Module], mode: BatchNorm) -> Iterator[None]:
+    """Batch-norm layers as the algorithm asks for, for the time of a call; running statistics are never written."""
+    layers = [layer for layer in modules if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    for layer in layers:
+        if mode != "batch" and layer.running_mean is None:
+            raise ValueError(
+                f"Expected every batch-norm layer to keep running statistics for `batch_norm={mode!r}` but got "
+                f"{layer} without: use `batch_norm='batch'` or track_running_stats=True."
+            )
+        if mode == "support" and type(layer).forward is not nn.BatchNorm2d.forward:
+            raise ValueError(
+                "Expected batch-norm layers with the forward of nn.BatchNorm1d, 2d or 3d for `batch_norm='support'` "
+                f"but got {type(layer).__name__}: use `batch_norm='batch'`, or torch's layers."
+            )
+    # training with statistics that are not tracked: torch uses the batch's, and writes nothing
+    with training_is(mode != "running", layers, track_running_stats=mode == "running"):
+        yield
 
 
 class Statistics(TorchFunctionMode):
@@ -69,42 +82,33 @@ class Statistics(TorchFunctionMode):
         name = self.names.get(id(mean))
         if name is None or mean is None or var is None:
             return F.batch_norm(inputs, mean, var, weight, bias, training, momentum, eps)
-        # statistics of half precision numbers are not to be trusted
-        rows = inputs.float() if inputs.dtype in (torch.float16, torch.bfloat16) else inputs
+        layer = repr(name.removesuffix(MEAN).rstrip(".") or "the network")
+        rows = inputs.movedim(1, -1)
+        if rows.dtype in (torch.float16, torch.bfloat16):
+            rows = rows.float()  # statistics of half precision numbers are not to be trusted
         if self.recording:
-            mean, var = self._record(name, rows, mean.dtype)
+            self._check(name, layer, inputs)
+            places = tuple(range(rows.ndim - 1))
+            centre = rows.mean(places)
+            mean, var = centre.to(mean.dtype), (rows - centre).square().mean(places).to(var.dtype)
+            self.found |= {name: mean, name.removesuffix(MEAN) + VAR: var}
         elif name not in self.own:
             raise ValueError(
                 "Expected batch-norm layers to run on support sets and query sets alike for `batch_norm='support'` "
-                f"but {_layer(name)} runs on query sets alone: use `batch_norm='batch'`."
+                f"but {layer} runs on query sets alone: use `batch_norm='batch'`."
             )
         scale = torch.rsqrt(var + eps)
-        outputs = (rows - _along(mean, rows)) * _along(scale if weight is None else scale * weight, rows)
-        return (outputs if bias is None else outputs + _along(bias, rows)).to(inputs.dtype)
+        outputs = (rows - mean) * (scale if weight is None else scale * weight)
+        return (outputs if bias is None else outputs + bias).movedim(-1, 1).to(inputs.dtype)
 
-    def _record(self, name: str, rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _check(self, name: str, layer: str, inputs: Tensor) -> None:
         if name in self.found:
             raise ValueError(
-                "Expected batch-norm layers to run once in a forward for `batch_norm='support'` but "
-                f"{_layer(name)} runs several times: use a layer for each, or `batch_norm='batch'`."
+                f"Expected batch-norm layers to run once in a forward for `batch_norm='support'` but {layer} runs "
+                "several times: use a layer for each, or `batch_norm='batch'`."
             )
-        if rows[:, 0].numel() < 2:
+        if inputs[:, 0].numel() < 2:
             raise ValueError(
                 "Expected support sets with several values a channel to take statistics of for `batch_norm='support'` "
-                f"but {_layer(name)} sees {list(rows.shape)}: use more support rows, or `batch_norm='running'`."
+                f"but {layer} sees {list(inputs.shape)}: use more support rows, or `batch_norm='running'`."
             )
-        places = [dim for dim in range(rows.ndim) if dim != 1]
-        mean = rows.mean(places)
-        var = (rows - _along(mean, rows)).square().mean(places)
-        mean, var = mean.to(dtype), var.to(dtype)
-        self.found |= {name: mean, name.removesuffix(MEAN) + VAR: var}
-        return mean, var
-
-
-def _along(values: Tensor, rows: Tensor) -> Tensor:
-    """``[C]`` to lie along the channels of ``[N, C, ...]``."""
-    return values.view(1, -1, *[1] * (rows.ndim - 2))
-
-
-def _layer(name: str) -> str:
-    return repr(name.removesuffix(MEAN).rstrip(".") or "the network")

@@ -12,7 +12,7 @@ from lightning_maml.learner import BatchNorm
 
 
 class _Stored(nn.Module):
-    """Batch-norm that stays in evaluation mode, by its stored statistics, whatever the mode of the network around."""
+    """A layer that stays in evaluation mode, whatever the mode of the network around."""
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
@@ -30,11 +30,7 @@ class StoredBatchNorm3d(_Stored, nn.BatchNorm3d):
     """``nn.BatchNorm3d`` by its stored statistics, in training mode too."""
 
 
-STORED: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm1d: StoredBatchNorm1d,
-    nn.BatchNorm2d: StoredBatchNorm2d,
-    nn.BatchNorm3d: StoredBatchNorm3d,
-}
+STORED = {kind.__bases__[1]: kind for kind in (StoredBatchNorm1d, StoredBatchNorm2d, StoredBatchNorm3d)}
 """What stands for torch's layers where these go by stored statistics."""
 
 _TOLD: WeakSet[nn.Module] = WeakSet()
@@ -43,8 +39,8 @@ _TOLD: WeakSet[nn.Module] = WeakSet()
 def detach_from_mode(network: nn.Module, batch_norm: BatchNorm) -> None:
     """Have batch-norm layers compute in training and evaluation mode alike what they do under ``batch_norm``, in place.
 
-    ``"batch"``: they lose their running statistics, and torch then uses those of the rows. Else they are made layers of
-    :data:`STORED`, with the same parameters and buffers. Those with a value for every inner step keep the last one's.
+    ``"batch"``: they lose their running statistics, and torch uses those of the rows. Else they are made layers of
+    :data:`STORED`. Those with a value for every inner step keep the last one's.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))

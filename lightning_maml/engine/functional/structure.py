@@ -1,5 +1,6 @@
 """What a module computes, known by its exact class: nothing on the instance, and no hook, may have changed it."""
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -29,13 +30,15 @@ def changed(module: nn.Module) -> str | None:
         return f"a {', '.join(sorted(own & names))} of its own"
     hooks = module._forward_hooks or module._forward_pre_hooks
     hooks = hooks or all_modules._global_forward_hooks or all_modules._global_forward_pre_hooks
-    return "hooks" if hooks or has_backward_hooks(module) else None
+    return "hooks" if hooks or have_backward_hooks((module,)) else None
 
 
-def has_backward_hooks(module: nn.Module) -> bool:
-    """Whether a module, or every module, has hooks that see gradients."""
-    own = module._backward_hooks or module._backward_pre_hooks
-    return bool(own or all_modules._global_backward_hooks or all_modules._global_backward_pre_hooks)
+def have_backward_hooks(modules: Iterable[nn.Module]) -> bool:
+    """Whether some of the modules, or all modules there are, have hooks that see gradients."""
+    for module in modules:
+        if module._backward_hooks or module._backward_pre_hooks:
+            return True
+    return bool(all_modules._global_backward_hooks or all_modules._global_backward_pre_hooks)
 
 
 def is_sequence(module: nn.Module) -> bool:
@@ -81,7 +84,7 @@ def _derived(kind: Any) -> bool:
 
 
 def fingerprint(module: nn.Module) -> tuple[object, ...]:
-    """What a module computes by, but for its tensors' values: what is compiled for one may not run for another."""
+    """What a module computes by, but for its tensors' values."""
     return type(module), *((name, _print(value)) for name, value in vars(module).items())
 
 

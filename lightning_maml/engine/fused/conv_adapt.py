@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from lightning_maml.engine.base import Problem
 from lightning_maml.engine.coverage import CONV_ADAPT, MEANS
-from lightning_maml.engine.fused.operator import Named, Operator, OperatorLoop, Recognised, layers_of, require
+from lightning_maml.engine.fused import operator
+from lightning_maml.engine.fused.operator import NEEDS_COMPILER, Named, OperatorLoop, Recognised, require
 from lightning_maml.tasks import Set
 
 _KNOWN = {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear, *MEANS}
@@ -22,16 +23,8 @@ class Convolutional(Recognised):
     features: int
     """That the linear layer expects."""
 
-    @property
-    def variant(self) -> Any:
-        return tuple(self.kind.items())
-
     def network(self, images: Tensor) -> Any:
-        """The ``Network`` for images ``[T, N, C, H, W]``.
-
-        Raises:
-            ValueError: they do not fit the network.
-        """
+        """The ``Network`` for images ``[T, N, C, H, W]``; UnrecognisedError where they do not fit it."""
         from lightning_maml.kernels.conv_adapt import Network
 
         channels, shape = self.kind["channels"], list(images.shape)
@@ -45,9 +38,7 @@ class Convolutional(Recognised):
         return network
 
 
-class ConvAdapt(Operator):
-    """Compiled by the machine's C compiler."""
-
+class ConvAdapt(operator.Operator):
     name = "conv_adapt"
     runs = CONV_ADAPT
 
@@ -60,7 +51,7 @@ class ConvAdapt(Operator):
     def unavailable(self, like: Tensor) -> str | None:
         from lightning_maml.kernels.conv_adapt import native
 
-        return self.needs_compiler(native.unavailable(like.dtype))
+        return (reason := native.unavailable(like.dtype)) and NEEDS_COMPILER.format(reason)
 
     def adapt(self, loop: OperatorLoop, rates: Tensor, order: int) -> Any:
         from lightning_maml.kernels.conv_adapt import conv_adapt
@@ -75,10 +66,7 @@ class ConvAdapt(Operator):
 
 
 def recognise(network: nn.Module) -> Convolutional:
-    """The blocks that a network is, by its structure and never by its name.
-
-    Raises:
-        UnrecognisedError: it is none.
+    """The blocks that a network is, by its structure and never by its name; UnrecognisedError where it is none.
 
     Example:
         >>> block = nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU()
@@ -90,45 +78,40 @@ def recognise(network: nn.Module) -> Convolutional:
         ...
         lightning_maml...UnrecognisedError: layer '0' is no convolution of 3 x 3 with a padding of 1 and ...
     """
-    found, shapes = layers_of(network, _KNOWN)
+    from lightning_maml.kernels.conv_adapt import MOST_BLOCKS
+
+    found, shapes = operator.known_layers(network, _KNOWN)
     kinds: list[dict[str, Any]] = []
     channels: list[int] = []
     while found and isinstance(found[0][1], nn.Conv2d):
         name, layer = found[0]
-        kinds.append(_block(found))
         channels.append(layer.weight.shape[1])
-        fits = len(kinds) == 1 or channels[-1] == kinds[-2]["filters"]
+        fits = not kinds or channels[-1] == kinds[-1]["filters"]
+        kinds.append(_block(found))
         require(fits, f"layer {name!r} has other channels than the block before it")
     require(bool(kinds), "it does not begin with a convolution")
     require(all(kind == kinds[0] for kind in kinds), f"its blocks differ: {kinds}")
     flat = _is_flat(found)
     ways, features = found[-1][1].weight.shape
     require(flat or features == kinds[0]["filters"], "its linear layer does not fit its blocks")
-    from lightning_maml.kernels.conv_adapt import MOST_BLOCKS
-
     require(len(kinds) <= MOST_BLOCKS, f"it has more than {MOST_BLOCKS} blocks")
     kind = {**kinds[0], "channels": channels[0], "blocks": len(kinds), "flat": flat, "ways": ways}
-    return Convolutional(shapes, ways, kind, features)
+    return Convolutional(shapes, ways, tuple(kind.items()), kind, features)
 
 
 def _block(found: Named) -> dict[str, Any]:
     """Takes a block's layers off the list."""
     name, conv = found.pop(0)
-    require(
-        conv.weight.shape[2:] == (3, 3) and conv.padding == (1, 1) and conv.stride in ((1, 1), (2, 2)),
-        f"layer {name!r} is no convolution of 3 x 3 with a padding of 1 and a stride of 1 or 2",
-    )
-    require(
-        conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros",
-        f"layer {name!r} has groups, a dilation or another padding than zeros",
-    )
+    small = conv.weight.shape[2:] == (3, 3) and conv.padding == (1, 1) and conv.stride in ((1, 1), (2, 2))
+    require(small, f"layer {name!r} is no convolution of 3 x 3 with a padding of 1 and a stride of 1 or 2")
+    plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
+    require(plain, f"layer {name!r} has groups, a dilation or another padding than zeros")
     kind: dict[str, Any] = {"filters": conv.weight.shape[0], "stride": conv.stride[0], "bias": conv.bias is not None}
     kind |= {"pool": False, "norm": False, "affine": False, "eps": 1e-5}
     if found and isinstance(found[0][1], nn.BatchNorm2d):
         name, norm = found.pop(0)
         own = [value.shape for value in norm.parameters()]
-        fits = own in ([], [conv.weight.shape[:1]] * 2)
-        require(fits, f"layer {name!r} does not fit the convolution before it")
+        require(own in ([], [conv.weight.shape[:1]] * 2), f"layer {name!r} does not fit the convolution before it")
         kind |= {"norm": True, "affine": bool(own), "eps": norm.eps}
     require(bool(found) and isinstance(found[0][1], nn.ReLU), f"no ReLU follows on layer {name!r}")
     found.pop(0)
@@ -147,12 +130,12 @@ def _is_flat(found: Named) -> bool:
     require(isinstance(linear, nn.Linear) and linear.bias is not None, "its last layer is not linear, with a bias")
     for _, layer in between:
         if isinstance(layer, nn.Flatten):
-            whole = (layer.start_dim, layer.end_dim) == (1, -1)
-            require(whole, "it flattens something else than whole images")
+            require((layer.start_dim, layer.end_dim) == (1, -1), "it flattens something else than whole images")
         if isinstance(layer, nn.AdaptiveAvgPool2d):
             require(layer.output_size in (1, (1, 1)), "it pools to more than one place")
     kinds = [type(layer) for _, layer in between]
-    means = [nn.AdaptiveAvgPool2d, nn.Flatten], *([mean] for mean in MEANS), *([mean, nn.Flatten] for mean in MEANS)
-    known = kinds == [nn.Flatten] or kinds in means
-    require(known, "what stands before its last layer is neither nn.Flatten nor a mean over places")
-    return kinds == [nn.Flatten]
+    flat = kinds == [nn.Flatten]
+    means = [[nn.AdaptiveAvgPool2d], *([mean] for mean in MEANS)]
+    mean = kinds in means[1:] or (kinds[:-1] in means and kinds[-1] is nn.Flatten)
+    require(flat or mean, "what stands before its last layer is neither nn.Flatten nor a mean over places")
+    return flat

@@ -1,34 +1,28 @@
-"""The engine of the project's own kernels: operators that are tried in turn.
-
-``lightning_maml.kernels`` is imported inside the functions that need it: ``import lightning_maml`` loads no kernel.
-"""
+"""The engine of the project's own kernels, imported where they are needed: ``import lightning_maml`` loads none."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from importlib.util import find_spec
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from lightning_maml.checks import check_one_of
-from lightning_maml.engine.base import Engine, MetaOutput, Problem
+from lightning_maml.engine.base import MetaOutput, Problem
 from lightning_maml.engine.coverage import SGD_UPDATE, refused
 from lightning_maml.engine.fused import first_call
 from lightning_maml.engine.fused.conv_adapt import ConvAdapt
 from lightning_maml.engine.fused.mlp_adapt import MlpAdapt, Precision
-from lightning_maml.engine.fused.operator import Operator, OperatorLoop, UnrecognisedError
+from lightning_maml.engine.fused.operator import Operator, OperatorLoop, UnrecognisedError, without_triton
 from lightning_maml.engine.fused.sgd_update import FlatLoop
-from lightning_maml.engine.loops.batched import Batched
-from lightning_maml.engine.loops.chunks import meta_loss_in_chunks
-from lightning_maml.engine.loops.loop import TaskLoop
+from lightning_maml.engine.loops.batched import Batched, LoopEngine
 from lightning_maml.inner import Parameters
 from lightning_maml.tasks import Set, TaskBatch
 
 
 @dataclass(frozen=True)
-class Fused(Engine):
+class Fused(LoopEngine):
     """The engine of the project's own kernels; the CPU runs the same operators in plain torch, or compiled from C.
 
     On a multilayer perceptron the operator ``mlp_adapt`` runs all inner steps, the query loss and the exact
@@ -55,6 +49,7 @@ class Fused(Engine):
     compile: bool = False
     verify: bool = True
     name = "fused"
+    chunk_size = None
 
     def __post_init__(self) -> None:
         check_one_of(("auto", "mlp_adapt", "sgd_update"), kernel=self.kernel)
@@ -62,9 +57,7 @@ class Fused(Engine):
         if self.precision == "tf32x3":
             object.__setattr__(self, "precision", "ieee")
         if self.compile and self.kernel == "sgd_update":
-            raise ValueError(
-                "Expected `compile=False` for kernel='sgd_update': what is compiled are whole inner loops."
-            )
+            raise ValueError("Expected `compile=False` for kernel='sgd_update': whole inner loops are compiled.")
 
     @cached_property
     def operators(self) -> tuple[Operator, ...]:
@@ -79,37 +72,31 @@ class Fused(Engine):
         if operator is not None:
             return reason
         if self.kernel == "mlp_adapt" or self.compile:
-            advice = " Batched(compile=True) compiles any network." if self.compile else ""
             names = " or ".join(f"`{operator.name}`" for operator in self.operators)
+            advice = " Batched(compile=True) compiles any network." if self.compile else ""
             return f"expected a problem that {names} covers but {reason}.{advice}"
         if (what := refused(problem.needs(*sets), SGD_UPDATE)) is not None:
             return f"{what}. Use engine='batched'."
-        on_gpu = not sets[0][0].is_cpu
-        return "on a GPU it needs Triton, which is not installed." if on_gpu and find_spec("triton") is None else None
+        return None if sets[0][0].is_cpu else without_triton()
 
-    def supports(self, problem: Problem, *sets: Set) -> str | None:
+    def why_not_covered(self, problem: Problem, *sets: Set) -> str | None:
         """Why no operator covers the whole problem, or None where one does."""
         return self._found(problem, *sets)[2]
 
     def _found(self, problem: Problem, *sets: Set) -> tuple[Operator | None, Any, str | None]:
         """What :meth:`_find` found, once for a problem."""
-        if self not in problem.memo:
-            problem.memo[self] = self._find(problem, *sets)
-        return problem.memo[self]
+        return problem.memo.get(self) or problem.memo.setdefault(self, self._find(problem, *sets))
 
     def _find(self, problem: Problem, *sets: Set) -> tuple[Operator | None, Any, str | None]:
-        """The first operator that covers the problem, the network as it takes it, and why it cannot run, if so.
-
-        No operator, and why, where none does.
-        """
-        needs, reasons = problem.needs(*sets), []
+        """The first operator that covers the problem, the network as it sees it, and why it cannot run, or only why."""
+        needs, loss, reasons = problem.needs(*sets), problem.loss.kind, []
         for operator in self.operators:
             try:
                 if (reason := refused(needs, operator.runs)) is not None:
                     raise UnrecognisedError(reason)
                 found = operator.recognise(problem, *sets)
-                for _, targets in sets:  # labels are read as whole numbers of 64 bits
-                    if problem.loss.kind == "cross_entropy" and targets.dtype != torch.int64:
+                for _, targets in sets if loss == "cross_entropy" else ():
+                    if targets.dtype != torch.int64:  # as which the kernels read labels
                         raise UnrecognisedError(f"the labels are of {targets.dtype}, and not of torch.int64")
             except ValueError as error:
                 reasons.append(str(error))
@@ -117,22 +104,24 @@ class Fused(Engine):
                 return operator, found, operator.unavailable(next(iter(problem.parameters.values())))
         return None, None, "; ".join(dict.fromkeys(reasons)) or f"kernel={self.kernel!r} leaves them out"
 
+    def loop(self, problem: Problem, support: Set, query: Set) -> Any:
+        operator, found, _ = self._found(problem, support, query)
+        if operator is None:
+            return FlatLoop(problem, support, query)
+        return OperatorLoop(problem, operator, found, support, query)
+
     def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
-        if not self._agrees(first_call.meta_gradient, problem, *tasks.sets):
-            return Batched().meta_loss(problem, tasks)
-        operator, found, _ = self._found(problem, *tasks.sets)
-        loop: Any = partial(OperatorLoop, problem, operator, found) if operator else partial(FlatLoop, problem)
-        return meta_loss_in_chunks(problem, tasks, len(tasks), loop)
+        agrees = self._agrees(first_call.meta_gradient, problem, *tasks.sets)
+        return super().meta_loss(problem, tasks) if agrees else Batched().meta_loss(problem, tasks)
 
     def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
-        if not self._agrees(first_call.adaptation, problem, support):
-            return Batched().trajectory(problem, support)
         operator, found, _ = self._found(problem, support)
-        loop = OperatorLoop(problem, operator, found, support) if operator else TaskLoop(problem, support)
-        return loop.trajectory()
+        if operator and self._agrees(first_call.adaptation, problem, support):
+            return OperatorLoop(problem, operator, found, support).trajectory()
+        return super().trajectory(problem, support)
 
     def _agrees(self, numbers: Any, problem: Problem, *sets: Set) -> bool:
-        """Whether a kernel may run this, see :func:`~lightning_maml.engine.fused.first_call.agrees`."""
+        """Whether a kernel may run this, see :func:`first_call.agrees`."""
         if not self.verify or sets[0][0].device.type not in first_call.CHECKED_ON:
             return True
         operator, found, _ = self._found(problem, *sets)
@@ -141,6 +130,3 @@ class Fused(Engine):
         rule = type(problem.algorithm.meta_gradient).__name__
         variant = (*kernel, problem.loss.kind, precision, rule, next(iter(problem.parameters.values())).dtype)
         return first_call.agrees(variant, precision, numbers, replace(self, verify=False), problem, *sets)
-
-    def predict(self, problem: Problem, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
-        return Batched().predict(problem, phi, inputs, step)

@@ -1,10 +1,11 @@
 """A kernel's first launch on a GPU, beside ``batched`` on the same tasks."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,12 +26,8 @@ NUDGE, AMPLIFIED = 1e-6, 10.0
 """Where a relative change of the inputs by NUDGE makes a larger one, a kernel may differ by AMPLIFIED times that."""
 
 
-class Kind(NamedTuple):
-    """Tensors of a common scale."""
-
-    values: Sequence[Tensor]
-    rounding: float = 0.0
-    """What is left of any difference: of a small step on large parameters, their last bits."""
+Kind = tuple[Sequence[Tensor], float]
+"""Tensors of a common scale, and what rounding leaves of any difference: a small step on large parameters."""
 
 
 class KernelError(RuntimeError):
@@ -45,41 +42,32 @@ def meta_gradient(engine: Engine, problem: Problem, *sets: Set) -> list[Kind]:
     """What a meta-gradient consists of."""
     output = engine.meta_loss(problem, TaskBatch(*(value for pair in sets for value in pair)))
     values = [output.task_losses], [output.predictions], [output.support_losses], output.gradients
-    return [Kind(each) for each in values]
+    return [(each, 0.0) for each in values]
 
 
 def adaptation(engine: Engine, problem: Problem, support: Set) -> list[Kind]:
     """What an adaptation consists of: support losses, and how far each step goes."""
     path = [*engine.trajectory(replace(problem, safeguard=False), support)]  # which would decide by the last bit
-    kinds = [Kind([torch.stack([losses for _, losses in path])])]
+    kinds: list[Kind] = [([torch.stack([losses for _, losses in path])], 0.0)]
     for (before, _), (after, _) in pairwise(path):
         size = max((_largest(value) * torch.finfo(value.dtype).eps for value in after.values()), default=0.0)
-        kinds.append(Kind([after[name] - before[name] for name in after], 4 * size))
+        kinds.append(([after[name] - before[name] for name in after], 4 * size))
     return kinds
 
 
 def agrees(
     variant: Any, precision: str, numbers: Callable[..., list[Kind]], engine: Engine, problem: Problem, *sets: Set
 ) -> bool:
-    """Whether this call is the kernel's to run; where not, ``batched`` runs it, for once.
+    """Whether ``engine``'s kernel of a variant may run this call; where not, ``batched`` runs it, for once.
 
-    A variant is compared once in a process, on the first tasks whose numbers are finite. A unit of ReLU whose sum is
-    almost nought may be on in one and off in the other, so that a first difference decides nothing: it is told,
-    ``batched`` runs that call, and the next one is compared again.
-
-    Args:
-        variant: what the kernel was compiled for.
-        precision: of its products, see :data:`LIMITS`.
-        numbers: :func:`meta_gradient` or :func:`adaptation`.
-        engine: the one that launches the kernel, without this check.
-        problem, sets: what it is to run.
-
-    Raises:
-        KernelError: it differs for the second time.
+    A variant is compared once in a process, on the first tasks whose ``numbers`` are finite. A unit of ReLU whose sum
+    is almost nought may be on in one and off in the other, so that a first difference decides nothing: it is told,
+    ``batched`` runs that call, and the next one is compared again. A second one raises KernelError.
     """
     device = sets[0][0].device
     known = device, variant, numbers
-    if device.type not in CHECKED_ON or known in _agreed or _is_recording(device):
+    # a CUDA graph that is being recorded holds no comparison; its warm-up has had one
+    if known in _agreed or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
         return True
     few = tuple((inputs[:TASKS], targets[:TASKS]) for inputs, targets in sets)
     nudged = tuple((_nudged(inputs), targets) for inputs, targets in few)
@@ -88,20 +76,17 @@ def agrees(
         found.append(numbers(one, problem, *data))
         back()
     ours, theirs, others = found
-    if not all(bool(value.isfinite().all()) for kinds in (theirs, others) for kind in kinds for value in kind.values):
+    if not all(_finite(values) for values, _ in (*theirs, *others)):
         return True
-    allowed = [
-        max(LIMITS[precision], AMPLIFIED * _difference(one, two)) for one, two in zip(others, theirs, strict=True)
-    ]
-    excess, most, worst = max(
-        (difference / most, most, difference)
-        for difference, most in zip(map(_difference, ours, theirs), allowed, strict=True)
-    )
-    if excess <= 1:
+    allowed = [max(LIMITS[precision], AMPLIFIED * one) for one in map(_difference, others, theirs)]
+    differences = zip(map(_difference, ours, theirs), allowed, strict=True)
+    worst, most = max(differences, key=lambda pair: pair[0] / pair[1])
+    if worst <= most:
         _agreed.add(known)
         return True
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else device
     what = (
-        f"a kernel of {engine!r} on {_name(device)} with torch {torch.__version__} is {worst:.1e} off "
+        f"a kernel of {engine!r} on {card} with torch {torch.__version__} is {worst:.1e} off "
         f"engine='batched', relative to the largest number of its kind, where {most:.0e} is allowed: {variant}"
     )
     if known in _differed:
@@ -127,18 +112,13 @@ def _largest(value: Tensor) -> float:
 
 
 def _difference(ours: Kind, theirs: Kind) -> float:
-    """The largest difference over the largest number; infinite where one is not finite."""
-    pairs = [*zip(ours.values, theirs.values, strict=True)]
-    if not all(bool(one.isfinite().all()) for one, _ in pairs):
-        return float("inf")
-    worst = max((_largest(one - other) for one, other in pairs), default=0.0) - theirs.rounding
-    return max(worst, 0.0) / (max(map(_largest, theirs.values), default=0.0) or 1.0)
+    """The largest difference over the largest number; infinite where one of ``ours`` is not finite."""
+    (values, _), (others, rounding) = ours, theirs
+    if not _finite(values):
+        return math.inf
+    worst = max((_largest(one - other) for one, other in zip(values, others, strict=True)), default=0.0)
+    return max(worst - rounding, 0.0) / (max(map(_largest, others), default=0.0) or 1.0)
 
 
-def _is_recording(device: torch.device) -> bool:
-    """Whether a CUDA graph is being recorded, which holds no comparison; its warm-up has had one."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+def _finite(values: Sequence[Tensor]) -> bool:
+    return all(bool(value.isfinite().all()) for value in values)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 
 from lightning_maml.engine.base import Problem
 from lightning_maml.engine.coverage import ADAPTATION, Runs
-from lightning_maml.engine.fused.operator import Operator, OperatorLoop, Recognised, UnrecognisedError, layers_of
+from lightning_maml.engine.fused import operator
+from lightning_maml.engine.fused.operator import NEEDS_COMPILER, OperatorLoop, Recognised, UnrecognisedError
 from lightning_maml.tasks import Set
 
 Precision = Literal["ieee", "tf32", "bf16", "tf32x3"]
@@ -28,13 +28,9 @@ class Perceptron(Recognised):
     """``[in, hidden ..., out]``."""
     activation: str
 
-    @property
-    def variant(self) -> Any:
-        return self.activation, *self.widths
-
 
 @dataclass(frozen=True)
-class MlpAdapt(Operator):
+class MlpAdapt(operator.Operator):
     """See :class:`~lightning_maml.Fused` for its arguments."""
 
     precision: Precision = "ieee"
@@ -42,32 +38,30 @@ class MlpAdapt(Operator):
     name = "mlp_adapt"
 
     @cached_property
-    def runs(self) -> Runs:
+    def runs(self) -> Runs:  # type: ignore[override]
         from lightning_maml.kernels.mlp_adapt import MOST_ROWS
 
         return ADAPTATION | {"rows of a set": range(1, MOST_ROWS + 1)}
 
     def recognise(self, problem: Problem, *sets: Set) -> Perceptron:
-        found = recognise(problem.network)
+        found, loss = recognise(problem.network), problem.loss.kind
         if not sets[0][0].is_cpu and next(iter(problem.parameters.values())).dtype != torch.float32:
             raise UnrecognisedError("on a GPU it computes in float32 alone")
         for inputs, targets in sets:
             if inputs.ndim != 3 or inputs.shape[2] != found.widths[0]:
                 raise UnrecognisedError(f"the inputs {list(inputs.shape)} are not [tasks, rows, {found.widths[0]}]")
-            if problem.loss.kind == "bce" and targets.shape != (*inputs.shape[:2], found.outputs):
+            if loss == "bce" and targets.shape != (*inputs.shape[:2], found.outputs):
                 raise UnrecognisedError(f"the targets {list(targets.shape)} are not [tasks, rows, {found.outputs}]")
         return found
 
     def unavailable(self, like: Tensor) -> str | None:
-        if not like.is_cpu:
-            if torch.version.hip is not None and self.precision == "tf32":
-                return f"AMD's GPUs have no products of {self.precision!r}. Use precision='ieee' or 'bf16'."
-            return "on a GPU it needs Triton, which is not installed." if find_spec("triton") is None else None
-        if not self.compile:
-            return None
+        if torch.version.hip is not None and self.precision == "tf32" and not like.is_cpu:
+            return f"AMD's GPUs have no products of {self.precision!r}. Use precision='ieee' or 'bf16'."
+        if not (self.compile and like.is_cpu):
+            return None if like.is_cpu else operator.without_triton()
         from lightning_maml.kernels.mlp_adapt import native
 
-        return self.needs_compiler(native.unavailable(like.dtype))
+        return (reason := native.unavailable(like.dtype)) and NEEDS_COMPILER.format(reason)
 
     def adapt(self, loop: OperatorLoop, rates: Tensor, order: int) -> Any:
         from lightning_maml.kernels.mlp_adapt import mlp_adapt, native
@@ -86,10 +80,7 @@ class MlpAdapt(Operator):
 
 
 def recognise(network: nn.Module) -> Perceptron:
-    """The perceptron that a network is, by its structure and never by its name.
-
-    Raises:
-        UnrecognisedError: it is none.
+    """The perceptron that a network is, by its structure and never by its name; UnrecognisedError where it is none.
 
     Example:
         >>> recognise(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))).widths
@@ -99,30 +90,30 @@ def recognise(network: nn.Module) -> Perceptron:
         ...
         lightning_maml...UnrecognisedError: layer '1' is a Dropout, none of ['GELU', 'Linear', 'ReLU', 'Tanh']
     """
-    linear: list[nn.Linear] = []
+    from lightning_maml.kernels.mlp_adapt import MOST_HIDDEN, WIDEST
+
+    widths: list[int] = []  # of the inputs, and of every linear layer up to here
     between: list[str] = []
-    layers, shapes = layers_of(network, _KNOWN)
+    layers, shapes = operator.known_layers(network, _KNOWN)
     for name, module in layers:
         if type(module) is nn.Linear:
             if module._parameters.get("bias") is None:
                 raise UnrecognisedError(f"layer {name!r} has no bias")
-            if len(linear) > len(between):
+            outputs, inputs = module._parameters["weight"].shape  # type: ignore[union-attr]
+            if len(widths) > len(between) + 1:
                 between.append("identity")
-            linear.append(module)
-        elif len(linear) == len(between) + 1:
+            widths += [outputs] if widths else [inputs, outputs]
+        elif len(widths) == len(between) + 2:
             if type(module) is nn.GELU and module.approximate != "none":
                 raise UnrecognisedError(f"layer {name!r} is an approximate GELU")
             between.append(_ACTIVATIONS[type(module)])
         else:
             raise UnrecognisedError(f"layer {name!r} does not stand between two linear layers")
-    if len(linear) != len(between) + 1:
+    if len(widths) != len(between) + 2:
         raise UnrecognisedError("its last layer is not linear")
     if len(set(between)) > 1:
         raise UnrecognisedError(f"its activations differ: {between}")
-    from lightning_maml.kernels.mlp_adapt import MOST_HIDDEN, WIDEST
-
-    weights = [layer._parameters["weight"].shape for layer in linear]  # type: ignore[union-attr]
-    widths = [weights[0][1], *(shape[0] for shape in weights)]
     if len(between) > MOST_HIDDEN or max(widths) > WIDEST:
         raise UnrecognisedError(f"its widths {widths} exceed {MOST_HIDDEN} hidden layers or {WIDEST} units")
-    return Perceptron(shapes, widths[-1], widths, between[0] if between else "identity")
+    activation = between[0] if between else "identity"
+    return Perceptron(shapes, widths[-1], (activation, *widths), widths, activation)

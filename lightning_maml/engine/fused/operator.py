@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,13 +15,14 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from lightning_maml.engine.base import Problem
 from lightning_maml.engine.coverage import Runs
-from lightning_maml.engine.functional import structure
+from lightning_maml.engine.functional.structure import layers_of
 from lightning_maml.engine.loops.loop import TaskLoop
 from lightning_maml.inner import InnerLoop, Parameters
 from lightning_maml.meta_gradient import Query
 from lightning_maml.tasks import Set
 
 Named = list[tuple[str, Any]]  # modules
+NEEDS_COMPILER = "compile=True needs a C compiler, but {}. Use compile=False."
 
 
 class UnrecognisedError(ValueError):
@@ -28,59 +30,45 @@ class UnrecognisedError(ValueError):
 
 
 def require(met: bool, reason: str) -> None:
-    """Raise UnrecognisedError for a reason, unless a condition is met."""
     if not met:
         raise UnrecognisedError(reason)
 
 
+def without_triton() -> str | None:
+    return "on a GPU it needs Triton, which is not installed." if find_spec("triton") is None else None
+
+
 @dataclass(frozen=True, eq=False)
-class Recognised(ABC):
+class Recognised:
     """A network as an operator takes it: all its parameters in one row of ``P`` numbers."""
 
     shapes: dict[str, torch.Size]
     """Of the parameters, by name, in the order in which they lie in the row."""
     outputs: int
     """The size of a prediction."""
-
-    @property
-    @abstractmethod
-    def variant(self) -> Any:
-        """What of it a kernel is compiled for."""
+    variant: tuple[Any, ...]
+    """What of it a kernel is compiled for."""
 
 
 def unpack_tasks(flat: Tensor, shapes: Mapping[str, torch.Size]) -> Parameters:
     """``[..., P]`` -> ``{name: [..., *shape]}``, as views."""
-    parts = flat.split([shape.numel() for shape in shapes.values()], dim=-1)
-    tasks = flat.shape[:-1]
-    return {name: part.view(*tasks, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    parts = zip(shapes.items(), flat.split([shape.numel() for shape in shapes.values()], dim=-1), strict=True)
+    return {name: part.view(*flat.shape[:-1], *shape) for (name, shape), part in parts}
 
 
 class Operator(ABC):
     """An operator that owns the adaptation of all tasks and its meta-gradient."""
 
     name: str
-
-    @property
-    @abstractmethod
-    def runs(self) -> Runs:
-        """See :mod:`lightning_maml.engine.coverage`."""
+    runs: Runs
 
     @abstractmethod
     def recognise(self, problem: Problem, *sets: Set) -> Any:
-        """The :class:`Recognised` network, by its structure and never by its name.
-
-        Raises:
-            ValueError: network or data are not for it, beyond what :attr:`runs` says.
-        """
+        """The :class:`Recognised` network; ValueError: network or data are not for it, beyond what ``runs`` says."""
 
     @abstractmethod
     def unavailable(self, like: Tensor) -> str | None:
         """Why it cannot run on the device of a tensor in its dtype, or None; compiles it where that has to be done."""
-
-    @staticmethod
-    def needs_compiler(reason: str | None) -> str | None:
-        """Why a kernel of C cannot be had, as a sentence."""
-        return None if reason is None else f"compile=True needs a C compiler, but {reason}. Use compile=False."
 
     @abstractmethod
     def adapt(self, loop: OperatorLoop, rates: Tensor, order: int) -> Any:
@@ -95,9 +83,6 @@ class OperatorLoop:
     """A :class:`~lightning_maml.meta_gradient.Loop` for rules that ask once for query sets, after all or no steps.
 
     In the place of parameters a rule gets the number of steps and the order: the operator finds them itself.
-
-    Raises:
-        ValueError: shapes or labels of the sets are not for the network's predictions.
     """
 
     def __init__(self, problem: Problem, operator: Operator, found: Any, *sets: Set) -> None:
@@ -140,30 +125,22 @@ class OperatorLoop:
 
     def trajectory(self) -> Iterator[tuple[Parameters, Tensor]]:
         """Detached parameters and support losses ``[T]`` before and after each inner step."""
-        rates = self._rates(self.inner.steps).detach()
-        path, losses = self.operator.trajectory(self, rates)
+        path, losses = self.operator.trajectory(self, self._rates(self.inner.steps).detach())
+        again: Any = None
+        if self.problem.safeguard:  # the tasks that some step does not bring lower run again, step by step
+            stumbling = (~(losses[:, 1:] < losses[:, :-1])).any(1).nonzero().flatten()
+            if len(stumbling):
+                inputs, targets = self.batch[:2]
+                again = TaskLoop(self.problem, (inputs[stumbling], targets[stumbling])).trajectory()
         rows = (self.theta.expand(len(losses), -1), *path.unbind(1))
-        steps = self._named(rows, losses)
-        return self._guarded(steps, losses) if self.problem.safeguard else steps
-
-    def _named(self, rows: Sequence[Tensor], losses: Tensor) -> Iterator[tuple[Parameters, Tensor]]:
         for row, step_losses in zip(rows, losses.unbind(1), strict=True):
             named = unpack_tasks(row, self.found.shapes)
-            yield {name: named[name] for name in self.problem.adapted}, step_losses
-
-    def _guarded(
-        self, steps: Iterator[tuple[Parameters, Tensor]], losses: Tensor
-    ) -> Iterator[tuple[Parameters, Tensor]]:
-        """The same under the safeguard: the tasks that some step does not bring lower run again, step by step."""
-        stumbling = (~(losses[:, 1:] < losses[:, :-1])).any(1).nonzero().flatten()
-        if not len(stumbling):
-            yield from steps
-            return
-        inputs, targets = (value[stumbling] for value in self.batch[:2])
-        again = TaskLoop(self.problem, (inputs, targets)).trajectory()
-        for (phi, step_losses), (own, own_losses) in zip(steps, again, strict=True):
-            every = {name: value.index_copy(0, stumbling, own[name]) for name, value in phi.items()}
-            yield every, step_losses.index_copy(0, stumbling, own_losses)
+            phi = {name: named[name] for name in self.problem.adapted}
+            if again is not None:
+                own, own_losses = next(again)
+                phi = {name: value.index_copy(0, stumbling, own[name]) for name, value in phi.items()}
+                step_losses = step_losses.index_copy(0, stumbling, own_losses)
+            yield phi, step_losses
 
     def _rates(self, steps: int) -> Tensor:
         """The rates of all steps, ``[steps, 1]`` or ``[steps, P]``, see :func:`rate_of`."""
@@ -175,10 +152,7 @@ class OperatorLoop:
 
 
 def rate_of(inner: InnerLoop, step: int, parameters: Parameters, adapted: AbstractSet[str]) -> Tensor:
-    """The rate of a step, ``[1]`` where all parameters share it, or ``[P]``, 0 for parameters that do not adapt.
-
-    Differentiable with respect to learned ones.
-    """
+    """The rate of a step, ``[1]`` where all share it, or ``[P]``, 0 for what does not adapt; differentiable."""
     first, like = next(iter(parameters.items()))
 
     def rate(name: str) -> Tensor:
@@ -190,15 +164,14 @@ def rate_of(inner: InnerLoop, step: int, parameters: Parameters, adapted: Abstra
     return torch.cat([rate(name).expand(value.shape).flatten() for name, value in parameters.items()])
 
 
-def layers_of(network: nn.Module, known: set[type[nn.Module]]) -> tuple[Named, dict[str, torch.Size]]:
+def known_layers(network: nn.Module, known: set[type[nn.Module]]) -> tuple[Named, dict[str, torch.Size]]:
     """The layers of nested ``nn.Sequential`` with their names, but for identities; and their parameters' shapes.
 
     Raises:
-        UnrecognisedError: it is made of others than those of the exact classes ``known``, something was changed, or
-            parameters are tied.
+        UnrecognisedError: a layer is of another class than ``known``, or was changed, or parameters are tied.
     """
     layers: Named = []
-    for name, layer, what in structure.layers_of(network):
+    for name, layer, what in layers_of(network):
         if what is not None:
             raise UnrecognisedError(f"layer {name!r} has {what}")
         if type(layer) in known:
@@ -206,11 +179,8 @@ def layers_of(network: nn.Module, known: set[type[nn.Module]]) -> tuple[Named, d
         elif type(layer) is not nn.Identity:
             names = sorted(kind.__name__ for kind in known)
             raise UnrecognisedError(f"layer {name!r} is a {type(layer).__name__}, none of {names}")
-    own = {
-        f"{name}.{key}" if name else key: value
-        for name, layer in layers
-        for key, value in layer._parameters.items()
-        if value is not None
-    }
-    require(len({id(value) for value in own.values()}) == len(own), "some of its parameters are tied")
+    every = [(f"{name}.{key}" if name else key, v) for name, layer in layers for key, v in layer._parameters.items()]
+    own = {name: value for name, value in every if value is not None}
+    if len({*map(id, own.values())}) < len(own):
+        raise UnrecognisedError("some of its parameters are tied")
     return layers, {name: value.shape for name, value in own.items()}

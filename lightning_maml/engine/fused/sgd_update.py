@@ -7,7 +7,8 @@ from torch import Tensor
 
 from lightning_maml.engine.fused.operator import rate_of, unpack_tasks
 from lightning_maml.engine.loops.loop import TaskLoop
-from lightning_maml.inner import Parameters, Slope, State, norms
+from lightning_maml.inner import Parameters, Slope, State
+from lightning_maml.inner.base import norms
 
 ROW = "row"
 
@@ -16,8 +17,7 @@ class FlatLoop(TaskLoop):
     """:class:`TaskLoop` that steps on one row of numbers a task, ``{ROW: [T, P]}``: parameters are views of it."""
 
     def start(self) -> Parameters:
-        row = torch.cat([value.flatten() for value in self.theta.values()])
-        return {ROW: row.expand(self.tasks, -1)}
+        return {ROW: torch.cat([value.flatten() for value in self.theta.values()]).expand(self.tasks, -1)}
 
     def _path(self, order: int) -> Iterator[Parameters]:
         return map(self._named, super()._path(order))

@@ -1,15 +1,75 @@
-"""All tasks at once, in pure torch, on any network."""
+"""The engines that run a :class:`TaskLoop`: on one task after another, on all at once, or on some."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
 
 from lightning_maml.checks import check_one_of, check_whole
-from lightning_maml.engine.base import Problem
+from lightning_maml.engine.base import Engine, MetaOutput, Problem, attach
 from lightning_maml.engine.coverage import BATCHED, COMPILED, refused
 from lightning_maml.engine.loops.checkpointed import CheckpointedLoop
-from lightning_maml.engine.loops.chunks import LoopEngine
-from lightning_maml.engine.loops.loop import TaskLoop
-from lightning_maml.tasks import Set
+from lightning_maml.engine.loops.loop import TaskLoop, networks_of
+from lightning_maml.inner import Parameters
+from lightning_maml.tasks import Set, TaskBatch
+
+
+class LoopEngine(Engine):
+    """An engine that runs a :class:`TaskLoop` on ``chunk_size`` tasks at once; None for all."""
+
+    chunk_size: int | None
+    one = False
+    """Whether the network is called as it is written, for one task after another."""
+
+    def loop(self, problem: Problem, support: Set, query: Set) -> Any:
+        """What trains on some of the tasks."""
+        return TaskLoop(problem, support, query, self.one)
+
+    def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
+        leaves, count = problem.leaves(*tasks.sets), len(tasks)
+        size = self.chunk_size or count
+        gradients: Sequence[Tensor] = ()
+        outputs: list[tuple[Tensor, ...]] = []
+        for start in range(0, count, size):
+            chunk = tasks if size >= count else tasks[start : start + size]
+            loop = self.loop(problem, *chunk.sets)
+            query = problem.algorithm.meta_gradient(loop)
+            share = loop.gradients(query, min(size, count - start) / count, leaves)
+            gradients = [a + b for a, b in zip(gradients, share, strict=True)] if outputs else share
+            outputs.append((query.task_losses, query.predictions, loop.support_history()))
+            # a loss without a graph is the mean already
+            mean = None if size < count or query.loss.requires_grad else query.loss
+            del loop, query  # its graph is freed before the next one's is made
+        each = zip(*outputs, strict=True)
+        task_losses, predictions, support_losses = map(torch.cat, each) if len(outputs) > 1 else outputs[0]
+        loss = task_losses.mean() if mean is None else mean
+        return MetaOutput(loss, attach(loss, gradients, leaves), task_losses, predictions, support_losses)
+
+    def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
+        chunks = zip(*(values.split(self.chunk_size or len(values)) for values in support), strict=True)
+        loops = [TaskLoop(problem, chunk, one=self.one).trajectory() for chunk in chunks]
+        for step in zip(*loops, strict=True):
+            phis, losses = zip(*step, strict=True)
+            every = {name: torch.cat([phi[name] for phi in phis]) for name in phis[0]} if len(phis) > 1 else phis[0]
+            yield every, torch.cat(losses) if len(phis) > 1 else losses[0]
+
+    def predict(self, problem: Problem, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
+        _, networks = networks_of(problem, self.one)
+        return networks(phi, inputs, None if step is None else max(step - 1, 0))
+
+
+@dataclass(frozen=True)
+class Eager(LoopEngine):
+    """A Python loop over the tasks that calls the network as it is written. Slow, and right for any network."""
+
+    name = "eager"
+    chunk_size = 1
+    one = True
+
+    def unsupported(self, problem: Problem, *sets: Set) -> str | None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -39,13 +99,14 @@ class Batched(LoopEngine):
         check_one_of((None, "step"), checkpoint=self.checkpoint)
 
     def unsupported(self, problem: Problem, *sets: Set) -> str | None:
-        if self.compile and (what := refused(problem.needs(*sets), COMPILED)):
+        needs = problem.needs(*sets)
+        if self.compile and (what := refused(needs, COMPILED)):
             return f"compile=True has graphs of the steps that it knows, but {what}. Use compile=False."
-        if what := refused(problem.needs(*sets), BATCHED):
+        if what := refused(needs, BATCHED):
             return f"all tasks run in one call of the network, but {what}. Use engine='eager'."
         return None
 
-    def loop(self, problem: Problem, support: Set, query: Set) -> TaskLoop:
+    def loop(self, problem: Problem, support: Set, query: Set) -> Any:
         if self.compile:
             from lightning_maml.engine.loops.compiled import CompiledLoop  # torch's compiler takes a second to import
 

@@ -20,18 +20,14 @@ Tensors = Sequence[Tensor]
 
 
 class _Unroll(torch.autograd.Function):
-    r"""All inner steps as one node of the graph.
-
-    Backward is the recursion :math:`v \leftarrow v - \alpha H_k v` for plain SGD: each step is run again, and
-    differentiated by itself, the state that it takes from the step before included.
-    """
+    r"""All inner steps as one node of the graph: backward is :math:`v \leftarrow v - \alpha H_k v` for plain SGD."""
 
     @staticmethod
     def forward(ctx: Any, loop: CheckpointedLoop, order: int, every: bool, *tensors: Tensor) -> Any:
         ctx.loop, ctx.order = loop, order
-        between: list[Tensor] | None = [] if every else None
-        phi, ctx.kept = loop.go_forth(tensors[: len(loop.theta)], order, between)
-        return (*(between or ()), *phi) if ctx.kept else tuple(value.clone() for value in phi)
+        between: list[Tensor] = []
+        phi, ctx.kept = loop.go_forth(tensors[: len(loop.theta)], order, between if every else None)
+        return *between, *phi
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # differentiating again raises, instead of being silently wrong
@@ -49,33 +45,25 @@ class CheckpointedLoop(TaskLoop):
     :math:`\sqrt m`-th, and runs those between once more on the way back: their parameters alone would grow too.
     """
 
-    draws = True
-    """Whether the network may draw random numbers."""
-
     def __init__(self, problem: Problem, support: Set, query: Set | None = None) -> None:
         super().__init__(problem, support, query)
         self.spacing = 1 if self.inner.steps <= 8 else math.isqrt(self.inner.steps)  # from a kept step to the next
         adapted = {id(value) for value in self.theta.values()}
         # what else the inner steps depend on: shared parameters, learned rates, support inputs that want a gradient
         # (and the adapted ones where every step is drawn back to them)
-        leaves = problem.leaves(*support)
-        self.extras = [leaf for leaf in leaves if id(leaf) not in adapted or self.inner.pulled]
+        self.extras = [leaf for leaf in problem.leaves(support) if id(leaf) not in adapted or self.inner.pulled]
 
     def unroll(self, order: int) -> Parameters:
-        outputs = _Unroll.apply(self, order, False, *self.start().values(), *self.extras)
-        return dict(zip(self.theta, outputs, strict=True))
+        return self.path(order, every=False)[-1]
 
-    def path(self, order: int) -> list[Parameters]:
+    def path(self, order: int, every: bool = True) -> list[Parameters]:
         start, size = self.start(), len(self.theta)
-        outputs = _Unroll.apply(self, order, True, *start.values(), *self.extras) if self.inner.steps else ()
+        outputs = _Unroll.apply(self, order, every, *start.values(), *self.extras) if self.inner.steps else ()
         parts = [outputs[at : at + size] for at in range(0, len(outputs), size)]
         return [start, *(dict(zip(self.theta, part, strict=True)) for part in parts)]
 
     def go_forth(self, phi: Tensors, order: int, between: list[Tensor] | None = None) -> tuple[Tensors, list[Any]]:
-        """The parameters after all inner steps, and what :meth:`go_back` needs.
-
-        Those after all steps but the last are appended to ``between``.
-        """
+        """The parameters after all steps, and what :meth:`go_back` needs; ``between`` gets those after earlier ones."""
         kept, steps = [], self._steps(phi, self.inner.no_state, range(self.inner.steps), order)
         for step, (phi, losses, own) in enumerate(steps):
             self.support_losses.append(losses)
@@ -97,8 +85,7 @@ class CheckpointedLoop(TaskLoop):
     ) -> tuple[Tensors, Tensors]:
         """The gradients at the parameters after all steps, brought to those before them and to ``extras``.
 
-        ``between`` holds further ones, at the parameters after steps 1, 2, ... up to the last but one. Empties
-        ``kept`` from its end.
+        ``between`` holds further ones, at the parameters after earlier steps. Empties ``kept`` from its end.
         """
         kind, device = type(self.inner), v[0].device
         if order == 1 and not self.extras and kind.step is InnerLoop.step and kind.update is InnerLoop.update:
@@ -126,14 +113,10 @@ class CheckpointedLoop(TaskLoop):
         return v, extras
 
     def _rng(self, tensors: Tensors) -> Tensor | None:
-        return rng_state(tensors[0].device) if self.draws else None
+        return rng_state(tensors[0].device)
 
     def forth(self, phi: Tensors, state: State, step: int, order: int) -> tuple[Tensors, State, Tensor, Any]:
-        """One inner step, without a graph.
-
-        Returns the next parameters and state, the support losses ``[T]`` before the step, and what :meth:`back` needs
-        of it: parameters and state.
-        """
+        """One step without a graph: the next parameters and state, losses before it, and what :meth:`back` needs."""
         with torch.enable_grad():
             following, after, losses = self.step(self._leaves(phi), state, step, order=1)
         following, after = tree_map_only(Tensor, Tensor.detach, (following, after))
@@ -159,5 +142,5 @@ class CheckpointedLoop(TaskLoop):
 
 
 def _smooth(state: State) -> list[Tensor]:
-    """What of a state has a gradient."""
+    """The tensors of a state that have a gradient."""
     return [value for value in tree_leaves(state) if isinstance(value, Tensor) and value.is_floating_point()]

@@ -27,15 +27,9 @@ class CompiledLoop(CheckpointedLoop):
     """Inner loops on three compiled graphs: an inner step, its way back, and the query set.
 
     The graphs are of a single step, so the first call costs the same for any number of steps. They are traced below
-    autograd (``make_fx``), where the second derivative is plain arithmetic, then compiled by TorchInductor.
-
-    Args:
-        problem, support, query: as in :class:`TaskLoop`.
-        keep: a second-order step keeps what its way back needs, as autograd would; otherwise only the parameters
-            before each step are kept, and the way back computes the rest again.
+    autograd (``make_fx``), where the second derivative is plain arithmetic. With ``keep`` a second-order step keeps
+    what its way back needs, as autograd would; otherwise the way back computes it again.
     """
-
-    draws = False
 
     def __init__(self, problem: Problem, support: Set, query: Set, keep: bool) -> None:
         super().__init__(problem, support, query)
@@ -61,19 +55,15 @@ class CompiledLoop(CheckpointedLoop):
             tuple((tuple(v.shape), v.dtype, v.device) for v in (*self.theta.values(), *self.values, *self.batch)),
         )
         self.graphs = _GRAPHS.setdefault(problem.network, {}).setdefault(signature, {})
-        self._check()
-
-    def _check(self) -> None:
-        """Look at shapes before the first graph of a kind, and at labels always: in a graph nobody would."""
-        loss, sets = self.problem.loss, (self.batch[:2], self.batch[2:])
+        # shapes are looked at before the first graph of a kind, and labels always: in a graph nobody would
         if "classes" not in self.graphs:
             with torch.no_grad():
-                for inputs, targets in sets:
+                for inputs, targets in (support, query):
                     predictions = self.predict(self.initial(), inputs)
-                    loss.check_shapes(predictions.shape, targets)
+                    problem.loss.check_shapes(predictions.shape, targets)
             self.graphs["classes"] = predictions.shape[-1]
-        for _, targets in sets:
-            loss.check_values(self.graphs["classes"], targets)
+        for _, targets in (support, query):
+            problem.loss.check_values(self.graphs["classes"], targets)
 
     # Graphs take flat lists: phi, the state's tensors, constants, rates, then the batch and v where they need them.
 
@@ -110,7 +100,7 @@ class CompiledLoop(CheckpointedLoop):
             return [*following, losses, *torch.autograd.grad(smooth, wanted, along, materialize_grads=True)]
 
     def _kind(self, step: int, spec: Any) -> tuple[Any, ...]:
-        """What tells the graphs of one step from those of another: the first one has no state yet."""
+        """What tells the graphs of one step from those of another; the first one has no state yet."""
         return spec, step if self.inner.counts_steps else None
 
     def forth(self, phi: Tensors, state: State, step: int, order: int) -> tuple[Tensors, State, Tensor, Any]:
@@ -126,7 +116,11 @@ class CompiledLoop(CheckpointedLoop):
         else:
             flat = [tensor for argument in arguments for tensor in argument]
             if ("kept", *kind) not in self.graphs:
-                self.graphs["kept", *kind] = self._split(step, spec, arguments, flat)
+                # nobody knows before how many tensors the state after a step holds
+                *following, _ = self._step(step, 1, spec, *arguments)
+                v = [torch.zeros_like(value, memory_format=torch.contiguous_format) for value in following]
+                both = trace(partial(self._forth_and_back, step, 2, spec), (*arguments, v), [*flat, *v])
+                self.graphs["kept", *kind] = halves(both, flat, v)
             graph, places, _ = self.graphs["kept", *kind]
             outputs = graph([*flat])
             own = kind, [flat[index] if of_inputs else outputs[index] for of_inputs, index in places]
@@ -193,15 +187,17 @@ class CompiledLoop(CheckpointedLoop):
             before, of_extras = self.go_back(kept, v, order)
             values = [value.sum(0) for value in before]
             values += [*map(torch.add, of_extras, of_shared), *of_extras[len(of_shared) :]]
-            every = zip((*self.theta.values(), *self.extras), values, strict=True)
-            gradients = {id(leaf): value for leaf, value in every}
+            gradients = dict(zip(map(id, (*self.theta.values(), *self.extras)), values, strict=True))
             return [gradients[id(leaf)] for leaf in leaves]
 
     def support_history(self) -> Tensor:
         return torch.stack([*self.support_losses, self.last], dim=1)
 
+    def _rng(self, tensors: Tensors) -> None:
+        """Nothing is drawn."""
+
     def _rates(self, step: int, known: bool) -> list[Tensor]:
-        """The rates of a step as tensors, one for all parameters where they share it; ``known`` without their graph."""
+        """The rates of a step as tensors, one where all parameters share it; ``known`` without their graph."""
         if not self.fixed_rates:
             with torch.set_grad_enabled(not known):
                 return [self.inner.rate(name, step).contiguous() for name in self.theta]  # type: ignore[union-attr]
@@ -214,10 +210,3 @@ class CompiledLoop(CheckpointedLoop):
         if kind not in self.graphs:
             self.graphs[kind] = inductor(trace(function, args, flat))
         return self.graphs[kind](flat)
-
-    def _split(self, step: int, spec: Any, arguments: Sequence[Tensors], flat: list[Tensor]) -> tuple[Any, ...]:
-        """A step and its way back as two graphs, see :func:`halves`."""
-        # nobody knows before how many tensors the state after a step holds
-        *following, _ = self._step(step, 1, spec, *arguments)
-        v = [torch.zeros_like(value, memory_format=torch.contiguous_format) for value in following]
-        return halves(trace(partial(self._forth_and_back, step, 2, spec), (*arguments, v), [*flat, *v]), flat, v)

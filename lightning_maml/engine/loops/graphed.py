@@ -22,8 +22,8 @@ MOST = 8
 class _Recording:
     """A graph with the memory that it reads its tasks from and leaves its results in."""
 
+    tasks: TaskBatch
     replay: Callable[[], Any]
-    tasks: list[Tensor]
     outputs: list[Tensor]
     """Task losses, predictions, support losses, and the gradients of all leaves in one row."""
 
@@ -41,11 +41,8 @@ class Graphed(Engine):
 
     Nothing of this has run on a GPU yet; its bookkeeping is tested on the CPU.
 
-    Args:
-        engine: the engine to record.
-
     Raises:
-        TypeError: ``engine`` is no engine, or one like this.
+        TypeError: ``engine``, which is recorded, is no engine, or one like this.
 
     Example:
         >>> Graphed(Batched(checkpoint="step")).engine.checkpoint
@@ -67,12 +64,16 @@ class Graphed(Engine):
     def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
         leaves = problem.leaves()
         recordings = _RECORDINGS.setdefault(problem.network, {})
-        key = _key(problem, tasks, self.engine)
+        # all that a recording takes for granted: where numbers lie, their shapes, and what is computed from them
+        tensors = [*problem.names.values(), *problem.network.buffers(), *leaves]
+        places = tuple((tensor.data_ptr(), tensor.requires_grad) for tensor in tensors)
+        shapes = tuple((value.shape, value.dtype) for _, value in tasks.named())
+        key = self.engine, problem.algorithm, problem.fingerprint, places, shapes
         recording = recordings.pop(key) if key in recordings else self._record(problem, tasks)
         recordings[key] = recording  # behind all others
         if len(recordings) > MOST:
             del recordings[next(iter(recordings))]
-        for static, (_, value) in zip(recording.tasks, tasks.named(), strict=True):
+        for (_, static), (_, value) in zip(recording.tasks.named(), tasks.named(), strict=True):
             static.copy_(value)
         recording.replay()
         task_losses, predictions, support_losses, row = (output.clone() for output in recording.outputs)
@@ -89,8 +90,7 @@ class Graphed(Engine):
             row = torch.cat([gradient.flatten() for gradient in output.gradients])
             return [output.task_losses, output.predictions, output.support_losses, row]
 
-        replay, outputs = record(run, static.support_inputs.device)
-        return _Recording(replay, [value for _, value in static.named()], outputs)
+        return _Recording(static, *record(run, static.support_inputs.device))
 
     def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
         return self.engine.trajectory(problem, support)
@@ -99,20 +99,8 @@ class Graphed(Engine):
         return self.engine.predict(problem, phi, inputs, step)
 
 
-def _key(problem: Problem, tasks: TaskBatch, engine: Engine) -> Any:
-    """All that a recording takes for granted: where numbers lie, their shapes, and what is computed from them."""
-    tensors = [*problem.names.values(), *problem.network.buffers(), *problem.leaves()]
-    places = tuple((tensor.data_ptr(), tensor.requires_grad) for tensor in tensors)
-    shapes = tuple((value.shape, value.dtype) for _, value in tasks.named())
-    return engine, problem.algorithm, problem.fingerprint, places, shapes
-
-
 def record(run: Callable[[], list[Tensor]], device: torch.device) -> tuple[Callable[[], Any], list[Tensor]]:
-    """What replays ``run``, and the tensors that it leaves its results in.
-
-    Raises:
-        NotImplementedError: ``run`` waits for the device, or copies to it, which a graph cannot hold.
-    """
+    """What replays ``run``, and the tensors that it leaves its results in; NotImplementedError where a graph can't."""
     with torch.cuda.device(device):
         # as torch documents it: first on another stream, so that libraries and autograd have set themselves up
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()

@@ -1,5 +1,6 @@
 """The inner loop in plain autograd: what most engines run, for one task or for all at once."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
@@ -8,9 +9,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from lightning_maml.engine.base import Problem
+from lightning_maml.engine.divergence import shortened
 from lightning_maml.engine.functional.forward import Networks
 from lightning_maml.engine.functional.statistics import training_is
-from lightning_maml.engine.safeguard import shortened
 from lightning_maml.inner import Parameters, Slope, State
 from lightning_maml.meta_gradient import Query
 from lightning_maml.tasks import Set
@@ -18,7 +19,9 @@ from lightning_maml.tasks import Set
 
 def networks_of(problem: Problem, one: bool = False) -> tuple[Parameters, Networks]:
     """The parameters that adapt ``{name: [*shape]}``, and the tasks' networks as a function of them."""
-    theta, constants = problem.split()
+    names, constants = set(problem.adapted), dict(problem.network.named_buffers())
+    theta = {name: value for name, value in problem.parameters.items() if name in names}
+    constants |= {name: value for name, value in problem.parameters.items() if name not in names}
     norms = problem.norms if problem.algorithm.batch_norm == "support" else {}
     # a layer under two names is found to run twice where the network runs in one piece
     tied = problem.tied if len({*norms.values()}) == len(norms) else problem.tied or {}
@@ -26,14 +29,7 @@ def networks_of(problem: Problem, one: bool = False) -> tuple[Parameters, Networ
 
 
 class TaskLoop:
-    """A :class:`~lightning_maml.meta_gradient.Loop` over the tasks of a batch.
-
-    Args:
-        problem: what is to be run.
-        support: inputs and targets ``[T, Ns, ...]``.
-        query: the same of the query sets; None where nobody asks for them.
-        one: call the network as the user wrote it, for one task after another.
-    """
+    """A :class:`~lightning_maml.meta_gradient.Loop` over the tasks of a batch; ``one`` is as in :class:`Networks`."""
 
     def __init__(self, problem: Problem, support: Set, query: Set | None = None, one: bool = False) -> None:
         self.problem, self.support_set, self.query_set = problem, support, query
@@ -61,7 +57,6 @@ class TaskLoop:
         return {name: value.view_as(value).requires_grad_() for name, value in phi.items()}
 
     def predict(self, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
-        """Predictions ``[T, N, ...]``; ``step`` chooses among parameters of several steps, None the last one's."""
         return self.networks(phi, inputs, step)
 
     def losses(self, phi: Parameters, rows: Set, step: int | None = None) -> tuple[Tensor, Tensor]:
@@ -91,7 +86,7 @@ class TaskLoop:
             where = {n: v if v.requires_grad else v.detach().requires_grad_() for n, v in where.items()}
             losses, _ = self.losses(where, rows, step)
             seen.append(losses.detach())
-            at = list(where.values())
+            at = [*where.values()]
             gradients = torch.autograd.grad(losses.sum(), at, create_graph=order == 2, materialize_grads=True)
             return dict(zip(where, gradients, strict=True))
 
@@ -114,9 +109,7 @@ class TaskLoop:
             yield phi
 
     def unroll(self, order: int) -> Parameters:
-        for phi in self._path(order):  # noqa: B007
-            pass
-        return phi
+        return deque(self._path(order), maxlen=1).pop()
 
     def support(self, phi: Parameters) -> Tensor:
         return self.losses(phi, self.support_set)[0]
@@ -136,9 +129,9 @@ class TaskLoop:
             return phi
         return phi | self.networks.statistics(phi, self.support_set[0], max(steps - 1, 0))
 
+    @torch.no_grad()
     def _to_serve(self, phi: Parameters, steps: int) -> Parameters:
-        modules = self.problem.modules if self.networks.norms else ()
-        with torch.no_grad(), training_is(False, modules):  # no dropout in what is kept
+        with training_is(False, self.problem.modules if self.networks.norms else ()):  # no dropout in what is kept
             return self.with_statistics(phi, steps)
 
     def gradients(self, query: Query, weight: float, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -154,10 +147,7 @@ class TaskLoop:
     def guarded(self, phi: Parameters, proposed: Parameters, step: int) -> Parameters:
         """The parameters after inner step ``step`` as the safeguard has it, by what the step descends on its rows."""
         rows, pull = self.rows(step), self.inner.parts.pull
-
-        def height(where: Parameters) -> Tensor:
-            return self.losses(where, rows, step)[0] + pull.height(where, self.origin)
-
+        height = lambda where: self.losses(where, rows, step)[0] + pull.height(where, self.origin)  # noqa: E731
         return shortened(phi, proposed, height)
 
     def trajectory(self) -> Iterator[tuple[Parameters, Tensor]]:

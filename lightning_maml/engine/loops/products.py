@@ -25,7 +25,8 @@ class WithLoops(torch.fx.Interpreter):
             return self._transpose(args[0])
         if node.target in (torch.ops.aten.bmm.default, torch.ops.aten.baddbmm.default) and not kwargs:
             *bias, a, b = args
-            if _small(a, b):
+            rows, inner, columns = a.shape[1], a.shape[2], b.shape[2]
+            if 1 in (rows, inner, columns) or (a.device.type == "cpu" and rows * inner * columns <= SMALL):
                 if _turned(node):
                     product = self._transpose(self._product(self._transpose(b), self._transpose(a)))
                 else:
@@ -63,11 +64,6 @@ def _turned(node: torch.fx.Node) -> bool:
         (user.target is transpose and not _turned(user)) or (user.target is add and _turned(user))
         for user in node.users
     )
-
-
-def _small(a: Tensor, b: Tensor) -> bool:
-    rows, inner, columns = *a.shape[1:], b.shape[2]
-    return 1 in (rows, inner, columns) or (a.device.type == "cpu" and rows * inner * columns <= SMALL)
 
 
 def _along_columns(a: Tensor, b: Tensor) -> Tensor:

@@ -33,8 +33,7 @@ def trace(function: Callable[..., list[Tensor]], args: Sequence[Tensors], flat: 
         outputs = function(*([next(rest) for _ in range(length)] for length in lengths))
         return [output.detach().contiguous() for output in outputs]
 
-    device = flat[0].device
-    before = rng_state(device)
+    device, before = flat[0].device, rng_state(flat[0].device)
     traced = make_fx(flattened)(*flat)
     if not torch.equal(before, rng_state(device)):
         restore_rng(device, before)
@@ -51,9 +50,14 @@ def trace(function: Callable[..., list[Tensor]], args: Sequence[Tensors], flat: 
 
 
 def inductor(traced: torch.fx.GraphModule) -> Graph:
+    def owned(node: Any) -> Any:  # outputs that are views would be made anew on every call
+        schema = getattr(node.target, "_schema", None)
+        views = node.op == "placeholder" or (schema is not None and schema.returns[0].alias_info is not None)
+        return traced.graph.call_function(torch.ops.aten.clone.default, (node,)) if views else node
+
     output: Any = traced.graph.output_node()
-    with traced.graph.inserting_before(output):  # outputs that are views would be made anew on every call
-        output.args = ([_owned(traced.graph, node) for node in output.args[0]],)
+    with traced.graph.inserting_before(output):
+        output.args = ([owned(node) for node in output.args[0]],)
     traced.recompile()
     inputs = [node.meta["val"] for node in traced.graph.find_nodes(op="placeholder")]
     # without AOTAutograd, which would do over again what `trace` has done, and stand in the way of every call
@@ -67,22 +71,15 @@ def halves(traced: torch.fx.GraphModule, flat: Sequence[Tensor], v: Sequence[Ten
     Between them, where what is kept lies: whether among the inputs of the first, else its outputs, and the place.
     """
     for index, node in enumerate(traced.graph.find_nodes(op="placeholder")):  # as the partitioner knows them
-        kind = "primals" if index < len(flat) else "tangents"
-        node.name = node.target = f"{kind}_{index + 1}"
+        node.name = node.target = f"{'primals' if index < len(flat) else 'tangents'}_{index + 1}"
     traced.recompile()
     forth, back = min_cut_rematerialization_partition(traced, [*flat, *v], num_fwd_outputs=len(v) + 1)
     # what is kept of the inputs needs no way through the graph
     inputs = forth.graph.find_nodes(op="placeholder")
     output: Any = forth.graph.output_node()
-    results, saved = output.args[0][: len(v) + 1], output.args[0][len(v) + 1 :]
-    computed = [*results, *dict.fromkeys(node for node in saved if node not in inputs)]
+    saved = output.args[0][len(v) + 1 :]
+    computed = [*output.args[0][: len(v) + 1], *dict.fromkeys(node for node in saved if node not in inputs)]
     output.args = (computed,)
     forth.recompile()
     kept = [(node in inputs, (inputs if node in inputs else computed).index(node)) for node in saved]
     return inductor(forth), kept, cache(partial(inductor, back))
-
-
-def _owned(graph: torch.fx.Graph, node: Any) -> Any:
-    schema = getattr(node.target, "_schema", None)
-    views = node.op == "placeholder" or (schema is not None and schema.returns[0].alias_info is not None)
-    return graph.call_function(torch.ops.aten.clone.default, (node,)) if views else node

@@ -203,7 +203,7 @@ def test_reasons_beside_the_network():
 
     def reason(loss="mse", algorithm=None, tasks=tasks):
         problem = Problem(module, algorithm or maml(LR, 1), task_loss(loss))
-        return Fused().supports(problem, *tasks.sets)
+        return Fused().why_not_covered(problem, *tasks.sets)
 
     assert reason() is None
     assert "the loss is l1_loss, none of bce, cross_entropy, mse" in reason(loss=F.l1_loss)
@@ -395,7 +395,7 @@ def test_other_convolutional_networks_are_refused_by_name(change, reason):
         change(module)
     module, tasks = images(module)
     problem = Problem(module, maml(LR, 1), task_loss("cross_entropy"))
-    said = Fused(compile=True).supports(problem, *tasks.sets)
+    said = Fused(compile=True).why_not_covered(problem, *tasks.sets)
     assert reason in said
     with pytest.raises(NotImplementedError, match=r"`mlp_adapt` or `conv_adapt` covers but"):
         meta_loss(module, maml(LR, 1), tasks, loss="cross_entropy", engine=Fused(compile=True))
@@ -422,21 +422,22 @@ def test_convolutional_networks_without_compile_and_with_running_statistics():
         (F.binary_cross_entropy_with_logits, "the loss is bce"),
     ):
         problem = Problem(module, maml(LR, 1), task_loss(loss))
-        assert reason in Fused(compile=True).supports(problem, *tasks.sets)
+        assert reason in Fused(compile=True).why_not_covered(problem, *tasks.sets)
 
 
 def test_images_that_do_not_fit_are_said_to():
     problem = lambda module: Problem(module, maml(LR, 1), task_loss("cross_entropy"))  # noqa: E731
     module, tasks = images(own_blocks())
     wide = TaskBatch(tasks.support_inputs[..., 1:], tasks.support_targets, tasks.query_inputs, tasks.query_targets)
-    assert "differ in size" in Fused(compile=True).supports(problem(module), *wide.sets)
-    assert "are no images of 1 channels" in Fused(compile=True).supports(
-        problem(module), *TaskBatch(*(v.flatten(2) if v.ndim > 2 else v for _, v in tasks.named())).sets
+    assert "differ in size" in Fused(compile=True).why_not_covered(problem(module), *wide.sets)
+    assert "are no images of 1 channels" in Fused(compile=True).why_not_covered(
+        problem(module),
+        *TaskBatch(*(v.flatten(2) if v.ndim > 2 else v for _, v in tasks.named())).sets,
     )
     module, tasks = make_problem("conv4_max_pool", "cross_entropy")
     larger = TaskBatch(*(F.pad(v, (8, 8, 8, 8)) if v.ndim > 2 else v for _, v in tasks.named()))
-    assert "its linear layer does not fit images [32, 32]" in Fused(compile=True).supports(
+    assert "its linear layer does not fit images [32, 32]" in Fused(compile=True).why_not_covered(
         problem(module), *larger.sets
     )
     module, tasks = make_problem("conv4", "cross_entropy", support=1)
-    assert "a single value of a channel" in Fused(compile=True).supports(problem(module), *tasks.sets)
+    assert "a single value of a channel" in Fused(compile=True).why_not_covered(problem(module), *tasks.sets)
