@@ -101,11 +101,12 @@ def _run(given: Sequence[str], allowed: Sequence[str], is_quiet: bool) -> int:
     elif command.startswith("-") and not {*SUBCOMMANDS, "-h", "--help"}.intersection(given):
         raise ValueError(f"Expected one of {[*SUBCOMMANDS, 'reproduce', 'demo']} to come first but got {command}.")
     else:
+        shown = given[1:]
         given = [*as_meant(given)]
         contents = list(_configurations(given))
         learns_policy = any("policy" in (content.get("model") or ()) for content in contents)
         with saving.allowing([*allowed, *named_in(contents)]):
-            MetaCLI(given, MetaRLModule if learns_policy else MetaModule, is_quiet)
+            MetaCLI(given, MetaRLModule if learns_policy else MetaModule, is_quiet, shown=shown)
     return 0
 
 

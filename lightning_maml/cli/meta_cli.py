@@ -65,9 +65,11 @@ class MetaCLI(LightningCLI):
         module: type[MetaModule | MetaRLModule] = MetaModule,
         is_quiet: bool = False,
         tests_best: bool = True,
+        shown: Sequence[str] | None = None,
     ) -> None:
         self.is_quiet, self.tests_best = is_quiet, tests_best
         self.given = list(sys.argv[1:] if args is None else args)
+        self.shown = self.given[1:] if shown is None else shown
         # Both are dataclasses or have some as subclasses, of which jsonargparse takes the base class alone by itself.
         jsonargparse.set_parsing_settings(subclasses_enabled=[Algorithm, Engine])
         bounded_parsing()
@@ -162,7 +164,7 @@ class MetaCLI(LightningCLI):
             if self.trainer.is_global_zero:
                 print(side_by_side({self.model.algorithm.name: results, "pretrained": baseline}))
         if self.trainer.is_global_zero:
-            again = shlex.join(without(self.given[1:], "--baseline", "--ckpt_path"))
+            again = shlex.join(without(self.shown, "--baseline", "--ckpt_path"))
             print(f"\nBest checkpoint: {best}\nNext: lightning-maml predict {again} --ckpt_path best")
 
     def predict(self, **kwargs: Any) -> None:

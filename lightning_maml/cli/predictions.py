@@ -26,11 +26,10 @@ def write(folder: Path, rank: str, data: Any, loss: Any, outputs: Sequence[Any])
         loss: of the module; after ``"cross_entropy"`` a prediction is a class.
         outputs: what ``Trainer.predict`` returns.
     """
-    if hasattr(data, "predictions"):
-        frame = data.predictions(outputs)
-    elif all(isinstance(output, Tensor) and output.ndim in (2, 3) for output in outputs):
+    frame = data.predictions(outputs) if hasattr(data, "predictions") else None
+    if frame is None and all(isinstance(output, Tensor) and output.ndim in (2, 3) for output in outputs):
         frame = _by_place(outputs, loss == "cross_entropy")
-    else:
+    if frame is None:
         path = folder / f"predictions{rank}.pt"
         with saving.whole_file(path) as file:
             torch.save(list(outputs), file)

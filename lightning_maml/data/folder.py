@@ -200,24 +200,18 @@ class FolderTasks(ClassTasks):
             outputs: what ``Trainer.predict`` returned in this process, with ``examples`` and ``new``.
 
         Returns:
-            a ``pandas.DataFrame``.
-
-        Raises:
-            ValueError: there are no ``examples``, so that the test tasks were predicted.
+            a ``pandas.DataFrame``; None where there are no ``examples``, so that the test tasks were predicted.
         """
         import pandas as pd
 
         if self.examples is None:
-            raise ValueError(
-                "Expected `examples` and `new`, folders of labelled and new images, to name predictions but got None."
-            )
+            return None
         probabilities = torch.cat([*outputs], 1)[0].float().softmax(-1).cpu()
         files = [file.name for part in self.predict_dataloader() for file in self.new_files[part.first : part.last]]
         names = [self.class_names[label] for label in probabilities.argmax(-1).tolist()]
-        table = pd.DataFrame(probabilities.numpy(), columns=pd.Index(self.class_names))
-        for column, values in (("prediction", names), ("file", files)):
-            table.insert(0, column, values, allow_duplicates=True)  # a class may have that name
-        return table
+        each = zip(self.class_names, probabilities.unbind(1), strict=True)
+        columns = {f"probability of {name}": column.numpy() for name, column in each}
+        return pd.DataFrame({"file": files, "prediction": names, **columns})
 
 
 def _classes(root: Path) -> tuple[tuple[Stage, ...] | None, list[Path]]:

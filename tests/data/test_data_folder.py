@@ -271,10 +271,10 @@ def test_new_images_are_labelled_from_unequal_examples(root: Path, tmp_path: Pat
     outputs = trainer().predict(one, stream)
     assert [output.shape for output in outputs or []] == [(1, 6, 2)]
     table = stream.predictions(outputs or [])  # type: ignore[arg-type]
-    assert [*table.columns] == ["file", "prediction", "class_08", "class_09"]
+    assert [*table.columns] == ["file", "prediction", "probability of class_08", "probability of class_09"]
     assert table["file"].tolist() == [f"{index}.png" for index in range(6)]
     assert table["prediction"].tolist() == ["class_08", "class_09"] * 3
-    np.testing.assert_allclose(table[["class_08", "class_09"]].sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(table.iloc[:, 2:].sum(axis=1), 1, rtol=1e-6)
 
 
 def test_many_new_images_come_in_batches_with_the_same_support(
@@ -292,9 +292,7 @@ def test_many_new_images_come_in_batches_with_the_same_support(
 def test_without_examples_the_test_tasks_are_predicted(root: Path) -> None:
     outputs = trainer().predict(module(), folder(root, test_tasks=4))
     assert [output.shape for output in outputs or []] == [(3, 4, 2), (1, 4, 2)]
-    message = "Expected `examples` and `new`, folders of labelled and new images, to name predictions but got None."
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        folder(root).predictions([])
+    assert folder(root).predictions([]) is None
 
 
 # What is refused, each before training and in one line
