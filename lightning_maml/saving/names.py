@@ -16,6 +16,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union
 
 import torch
 
+import lightning_maml
 from lightning_maml.saving.configuration import is_full_name, read_configuration, read_table
 from lightning_maml.saving.files import first_line
 from lightning_maml.saving.moved import moved
@@ -139,7 +140,10 @@ class _Names:
             self.refuse(name, where, wanted)
         found = None
         with contextlib.suppress(ImportError):
-            found = vars(importlib.import_module(module)).get(last)  # no attributes of it, nor what it makes up
+            package = importlib.import_module(module)
+            if package is lightning_maml and last in lightning_maml.__all__:
+                getattr(lightning_maml, last)  # imported now, if nobody has asked for it yet
+            found = vars(package).get(last)  # no attributes of it, nor what it makes up
         if by_name and callable(found):
             return found
         if isinstance(found, type):

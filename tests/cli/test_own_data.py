@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from drawings import write_classes
 
+from drawings import write_classes
 from lightning_maml.cli import main
 from lightning_maml.cli.progress import ProgressLines
 
-SHORT = "--trainer.max_steps 4 --data.batches_per_epoch 2 --trainer.accelerator cpu".split()
+SHORT = ["--trainer.max_steps", "4", "--data.batches_per_epoch", "2", "--trainer.accelerator", "cpu"]
 TABLE = ["--config", "table", "--data.path", "quad.csv", "--data.inputs", "[x1, x2]", "--data.targets", "[y]"]
 FEW = [*TABLE, "--data.shots", "3", *SHORT, "--model.updates_per_step", "1", "--model.test_steps", "1"]
 
