@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_maml.engine.divergence import bad_tasks, some_tasks
 from lightning_maml.learner import Algorithm
-from lightning_maml.tasks import TaskBatch, UnequalTasks
+from lightning_maml.tasks import TaskBatch, UnequalTasks, map_inputs
 
 Output = TypeVar("Output")
 
@@ -77,11 +77,12 @@ def explaining_misfits(step: Callable[..., Output]) -> Callable[..., Output]:
             inputs = batch.support_inputs if isinstance(batch, TaskBatch) else batch[0]
             try:
                 with torch.no_grad():
-                    module.network(inputs[0])
+                    module.network(map_inputs(lambda value: value[0], inputs))
             except RuntimeError as refusal:
-                rows, network = ", ".join(["rows", *map(str, inputs.shape[2:])]), type(module.network).__name__
+                shapes = map_inputs(lambda value: f"[{', '.join(['rows', *map(str, value.shape[2:])])}]", inputs)
                 raise ValueError(
-                    f"Expected a network that takes inputs [{rows}], as the tasks have, but got {network}: {refusal}"
+                    f"Expected a network that takes inputs {shapes}, as the tasks have, but got "
+                    f"{type(module.network).__name__}: {refusal}"
                 ) from error
             raise
 
