@@ -17,10 +17,11 @@ from lightning_maml.engine.base import autocast_on
 from lightning_maml.engine.divergence import bad_tasks, diverged, warning_of_divergence
 from lightning_maml.engine.functional.statistics import batch_norm_mode, training_is
 from lightning_maml.engine.functional.stored import detach_from_mode, say_once
+from lightning_maml.engine.misfits import misfit
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import Loss, task_loss
-from lightning_maml.tasks import TaskBatch
+from lightning_maml.tasks import TaskBatch, UnequalTasks
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -52,8 +53,8 @@ class Adapted:
         if inputs.ndim < 2 or inputs.shape[0] != tasks:
             raise ValueError(f"Expected inputs of {tasks} tasks, [{tasks}, rows, ...], but got {list(inputs.shape)}.")
         self._say_by_rows()
-        with training_is(dropout, self.problem.modules), _running(self.problem), torch.no_grad():
-            rows, phi = _normal(inputs), self.parameters
+        rows, phi = _normal(inputs), self.parameters
+        with training_is(dropout, self.problem.modules), _running(self.problem, (rows, None)), torch.no_grad():
             return run_on(self.engine, self.problem, (), lambda engine: engine.predict(self.problem, phi, rows))[1]
 
     def network(self, task: int) -> nn.Module:
@@ -70,6 +71,10 @@ class Adapted:
             >>> one = adapted.network(3)(x[3, :1])
             >>> torch.testing.assert_close(one, adapted.predict(x)[3, :1])
         """
+        if not -(tasks := len(self.support_losses)) <= task < tasks:
+            raise IndexError(
+                f"Expected `task` to be from 0 to {tasks - 1}, as there are {tasks} tasks, but got {task}."
+            )
         self._say_by_rows()
         network = with_parameters_of(self.problem.network, self.parameters, task)
         detach_from_mode(network, self.problem.algorithm.batch_norm)
@@ -119,10 +124,12 @@ def meta_loss(
     """
     if not torch.is_grad_enabled():
         raise RuntimeError("Expected gradients to be enabled for `meta_loss`; where they are not, use `evaluate`.")
+    _check_tasks(tasks)
     problem = Problem(network, algorithm, task_loss(loss))
     _check_data(problem, [*tasks.named()])
-    with _running(problem):
-        return run_on(engine, problem, tasks.sets, lambda chosen: chosen.meta_loss(problem, tasks))[1]
+    sets = tasks.sets
+    with _running(problem, *sets):
+        return run_on(engine, problem, sets, lambda chosen: chosen.meta_loss(problem, tasks))[1]
 
 
 def adapt(
@@ -161,7 +168,7 @@ def adapt(
             losses.append(step_losses)
         return phi, losses
 
-    with _running(problem):
+    with _running(problem, support):
         chosen, (phi, losses) = run_on(engine, problem, (support,), run)
     parameters = {name: value.clone() for name, value in phi.items()}
     adapted = Adapted(parameters, torch.stack(losses, 1), problem, chosen)
@@ -194,6 +201,7 @@ def evaluate(
         >>> result.query_losses.shape
         torch.Size([4, 4])
     """
+    _check_tasks(tasks)
     problem = Problem(network, algorithm if steps is None else algorithm.with_steps(steps), task_loss(loss), safeguard)
     tasks = TaskBatch(*(_normal(value) for _, value in tasks.named()))
     _check_data(problem, [*tasks.named()])
@@ -209,7 +217,7 @@ def evaluate(
                 found.append((problem.loss(predicted, tasks.query_targets), losses, predicted))
         return found
 
-    with _running(problem):
+    with _running(problem, *tasks.sets):
         _, found = run_on(engine, problem, tasks.sets, run)
     query_losses, support_losses, predictions = (torch.stack(values, 1) for values in zip(*found, strict=True))
     return Evaluation(query_losses, support_losses, predictions, diverged(support_losses, problem.inner))
@@ -226,29 +234,37 @@ def with_parameters_of(network: Network, parameters: Parameters, task: int) -> N
 
 
 @contextmanager
-def _running(problem: Problem) -> Iterator[None]:
-    """While an engine runs, gradients are on, and every forward is twice differentiable."""
+def _running(problem: Problem, *sets: tuple[Any, Any]) -> Iterator[None]:
+    """While an engine runs, gradients are on, and every forward is twice differentiable.
+
+    Where it ends with an error because network, loss and ``sets`` do not fit together, the error says so.
+    """
     off = torch.is_inference_mode_enabled() or not torch.is_grad_enabled()
-    with torch.inference_mode(False) if off else nullcontext():  # which turns gradients on, too
-        hooked = [value for value in problem.parameters.values() if value._backward_hooks]
-        if problem.plain and not hooked and not autocast_on(next(iter(problem.names.values())).device):
-            yield  # nothing of the below concerns it
-            return
-        with ExitStack() as stack:
-            for parameter in hooked:  # its hooks see the meta-gradient once, when `.backward()` hands it out
-                hooks: Any = parameter._backward_hooks
-                stack.callback(hooks.update, dict(hooks))
-                hooks.clear()
-            stack.enter_context(batch_norm_mode(problem.modules, problem.algorithm.batch_norm))
-            # the fused attention kernels have no second derivative, nor has cuDNN's or oneDNN's recurrence
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if any(isinstance(module, nn.RNNBase) for module in problem.modules):
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-                stack.callback(torch.backends.mkldnn.set_flags, torch.backends.mkldnn.set_flags(False)[0])
-            # a cast cached where gradients were off would have no gradient where they are on
-            stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
-            torch.set_autocast_cache_enabled(False)
-            yield
+    try:
+        with torch.inference_mode(False) if off else nullcontext():  # which turns gradients on, too
+            hooked = [value for value in problem.parameters.values() if value._backward_hooks]
+            if problem.plain and not hooked and not autocast_on(next(iter(problem.names.values())).device):
+                yield  # nothing of the below concerns it
+                return
+            with ExitStack() as stack:
+                for parameter in hooked:  # its hooks see the meta-gradient once, when `.backward()` hands it out
+                    hooks: Any = parameter._backward_hooks
+                    stack.callback(hooks.update, dict(hooks))
+                    hooks.clear()
+                stack.enter_context(batch_norm_mode(problem.modules, problem.algorithm.batch_norm))
+                # the fused attention kernels have no second derivative, nor has cuDNN's or oneDNN's recurrence
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                if any(isinstance(module, nn.RNNBase) for module in problem.modules):
+                    stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+                    stack.callback(torch.backends.mkldnn.set_flags, torch.backends.mkldnn.set_flags(False)[0])
+                # a cast cached where gradients were off would have no gradient where they are on
+                stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
+                torch.set_autocast_cache_enabled(False)
+                yield
+    except Exception as error:
+        if (explained := misfit(problem, sets, error)) is None:
+            raise
+        raise explained from error
 
 
 def _normal(tensor: Tensor) -> Tensor:
@@ -257,6 +273,13 @@ def _normal(tensor: Tensor) -> Tensor:
         return tensor
     with torch.inference_mode(False):
         return tensor.clone()
+
+
+def _check_tasks(tasks: Any) -> None:
+    """Raise TypeError where ``tasks`` are no batch."""
+    if not isinstance(tasks, TaskBatch):
+        how = "the batches of its `groups` in turn" if isinstance(tasks, UnequalTasks) else "TaskBatch(...) to make one"
+        raise TypeError(f"Expected `tasks` to be a TaskBatch but got {type(tasks).__name__}: use {how}.")
 
 
 def _check_data(problem: Problem, named: Sequence[tuple[str, Tensor]]) -> None:
