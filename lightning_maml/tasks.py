@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 Set = tuple[Tensor, Tensor]
 """Inputs ``[T, N, ...]`` and targets ``[T, N, ...]`` of all tasks."""
@@ -44,7 +45,8 @@ class TaskBatch:
                 raise TypeError(f"Expected `{name}` to be a tensor [tasks, rows, ...] but got {type(value).__name__}.")
             shape = list(value.shape)
             if len(shape) < 2:
-                raise ValueError(f"Expected `{name}` to have shape [tasks, rows, ...] but got {shape}.")
+                alone = ": one task alone needs .unsqueeze(0)" if shape else ""
+                raise ValueError(f"Expected `{name}` to have shape [tasks, rows, ...] but got {shape}{alone}.")
             if 0 in shape[:2]:
                 raise ValueError(f"Expected `{name}` to hold at least one task and one row but got {shape}.")
         tasks = {name: value.shape[0] for name, value in self.named()}
@@ -53,6 +55,7 @@ class TaskBatch:
         for part, (inputs, targets) in zip(("support", "query"), self.sets, strict=True):
             if inputs.shape[1] != targets.shape[1]:
                 rows = f"{targets.shape[1]} and {inputs.shape[1]}"
+                rows += ": one task alone needs .unsqueeze(0)" if inputs.ndim == 2 else ""
                 raise ValueError(f"Expected as many {part} targets as {part} inputs in each task but got {rows}.")
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
@@ -72,7 +75,10 @@ class TaskBatch:
     def __getitem__(self, index: slice) -> TaskBatch:
         """A part of the tasks, as views: ``tasks[2:5]``."""
         if not isinstance(index, slice):
-            raise TypeError(f"Expected a slice of tasks, as in tasks[2:3], but got {index!r}.")
+            raise TypeError(
+                f"Expected a slice of tasks, as in tasks[2:3], but got {index!r}: tasks.parts(1) has all in turn, and "
+                "in the place of a list of batches a trainer takes DataLoader(batches, batch_size=None)."
+            )
         return TaskBatch(*(value[index] for _, value in self.named()))
 
     def parts(self, size: int) -> Iterator[TaskBatch]:
@@ -124,3 +130,14 @@ class UnequalTasks:
         """All tasks, ``size`` or fewer at a time, in the groups' order."""
         for group in self.groups:
             yield from group.parts(size)
+
+
+def _uncollated(batch: Any, **_: Any) -> Any:
+    raise TypeError(
+        f"Expected a data loader that hands on each {type(batch[0]).__name__} as it is but got one that puts several "
+        "together: use DataLoader(..., batch_size=None)."
+    )
+
+
+# torch's place for what its data loaders do with a class that they do not know
+default_collate_fn_map.update({TaskBatch: _uncollated, UnequalTasks: _uncollated})
