@@ -102,13 +102,14 @@ class Algorithm:
 
 
 def check_parts(network: Any, algorithm: Any) -> None:
-    """Raise TypeError where these are no network and no algorithm: classes and functions that make some, above all."""
-    for name, value, kind, such in (
-        ("network", network, nn.Module, "an nn.Module"),
-        ("algorithm", algorithm, Algorithm, "one such as maml(lr=0.01, steps=5)"),
-    ):
-        if not isinstance(value, kind):
-            made = getattr(value, "__name__", None)
-            got = repr(value) if isinstance(value, str) else type(value).__name__
-            got = f"{made} itself: call it, {made}(...)" if made else got
-            raise TypeError(f"Expected `{name}` to be {such} but got {got}.")
+    """Raise TypeError where these are no network and no algorithm, as a class or a function that makes one is none."""
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"Expected `network` to be an nn.Module but got {_instead(network)}.")
+    if not isinstance(algorithm, Algorithm):
+        raise TypeError(f"Expected `algorithm` to be one such as maml(lr=0.01, steps=5) but got {_instead(algorithm)}.")
+
+
+def _instead(value: Any) -> str:
+    if name := getattr(value, "__name__", None):
+        return f"{name} itself: call it, {name}(...)"
+    return repr(value) if isinstance(value, str) else type(value).__name__

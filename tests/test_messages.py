@@ -38,6 +38,7 @@ from lightning_maml import (
     proto_maml,
     reptile,
 )
+from lightning_maml.cli.complaints import complaint
 
 X, Y = torch.randn(3, 5, 2), torch.randn(3, 5, 1)
 LABELS = torch.arange(15).view(3, 5) % 4
@@ -153,7 +154,7 @@ TUPLE = "Expected a network that returns its predictions [rows, ...] in one tens
 ONE = "Expected two {} rows or more at once for the batch-norm layers of Sequential, which go by the rows that they see, but got 1: use more rows, the algorithm's batch_norm={}, or another norm, such as nn.GroupNorm."
 VMAP = "Engine '{}' cannot run this: torch refuses to run all tasks in one call ({}). Use engine='eager'."
 CONTROL_FLOW = "It looks like you're attempting to use a Tensor in some data-dependent control flow"
-COLLATED = "Expected a data loader that hands on each {} as it is but got one that puts several together: use DataLoader(..., batch_size=None)."
+COLLATED = "Expected `DataLoader(..., batch_size=None)`, which hands on each {} as it is, but got a data loader that puts several together."
 NO_BATCH = "Expected a batch of tasks, TaskBatch(support_inputs, support_targets, query_inputs, query_targets) with tensors [tasks, rows, ...], or those four tensors in a tuple, but got {}."
 ARGUMENT = "Expected an argument of `{}` but got `{}`: {}."
 RATE = "Expected `lr` to be a number, one for each step, a scalar tensor or Rates but got {}."
@@ -369,6 +370,12 @@ def test_a_checkpoint_without_its_network(tmp_path: Path, given: dict[str, Any],
         loaded(tmp_path, **given)
     expected = f"Expected {missing} to be given, as the file has no objects that Python code made, but got none: use "
     assert str(raised.value) == f"{expected}MetaModule.load_from_checkpoint(path, {call})."
+
+
+def test_the_process_of_a_data_loader_answers_in_a_line() -> None:
+    with pytest.raises(TypeError) as raised:
+        fit(loader=DataLoader([TASKS], num_workers=1))  # type: ignore[arg-type]
+    assert complaint(raised.value) == COLLATED.format("TaskBatch")
 
 
 def test_errors_of_a_users_own_code_stay_what_they_are() -> None:

@@ -54,6 +54,9 @@ def complaint(error: BaseException) -> str:
 
 
 def _words(error: BaseException, by_parser: bool) -> str:
+    of_worker = str(error).partition("Original Traceback (most recent call last):")[2].strip()
+    if of_worker:  # of a data loader's process, in which it was an exception of this kind, too
+        return _cut(of_worker.splitlines()[-1].partition(": ")[2])
     text = " ".join(str(error).split())
     if found := re.search(r"tried to allocate (\d+) bytes", text):
         return f"Expected to find {int(found[1]) / 1e9:,.1f} GB of memory but the machine has not as many{SMALLER}"
