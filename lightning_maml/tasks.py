@@ -134,8 +134,8 @@ class UnequalTasks:
 
 def _uncollated(batch: Any, **_: Any) -> Any:
     raise TypeError(
-        f"Expected `DataLoader(..., batch_size=None)`, which hands on each {type(batch[0]).__name__} as it is, but got a "
-        "data loader that puts several together."
+        f"Expected `DataLoader(..., batch_size=None)`, which hands on each {type(batch[0]).__name__} as it is, but got "
+        "a data loader that puts several together."
     )
 
 
