@@ -78,7 +78,10 @@ def of_parts() -> str:
     }
     own = {f"{kind} of your own": row(kind, Own) for kind in ("inner loop", "part", "rule")}
     losses = {f"loss `{name}`": row("loss", name) for name in ("mse", "cross_entropy", "bce")} | {
-        "another loss": row("loss", Own)
+        "another loss": row("loss", Own),
+        "`query_loss`": row("query loss", Own),
+        "`task_weights`": row("task weights", True),
+        "inputs of several tensors": row("inputs", "several tensors"),
     }
     norms = {f'`batch_norm="{mode}"`': row("batch-norm", mode) for mode in get_args(BatchNorm)}
     return table("needs", loops | parts | rates | rules | losses | norms | own)

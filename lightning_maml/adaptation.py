@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
 from lightning_maml.engine import Engine, MetaOutput, Problem, run_on
 from lightning_maml.engine.base import autocast_on
@@ -20,8 +21,8 @@ from lightning_maml.engine.functional.stored import detach_from_mode, say_once
 from lightning_maml.engine.misfits import misfit
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import Algorithm
-from lightning_maml.losses import Loss, task_loss
-from lightning_maml.tasks import TaskBatch, UnequalTasks
+from lightning_maml.losses import Loss, query_task_loss, task_loss
+from lightning_maml.tasks import Inputs, TaskBatch, UnequalTasks, map_inputs
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -42,18 +43,20 @@ class Adapted:
         """``[T]``: whose support loss is, after the last step, not finite or higher than before the first one."""
         return diverged(self.support_losses, self.problem.inner)[:, -1]
 
-    def predict(self, inputs: Tensor, *, dropout: bool = False) -> Tensor:
-        """Each task's predictions ``[T, N, ...]`` for its own inputs ``[T, N, ...]``, without a graph.
+    def predict(self, inputs: Inputs, *, dropout: bool = False) -> Tensor:
+        """Each task's predictions ``[T, N, ...]`` for its own inputs, ``[T, N, ...]`` each, without a graph.
 
         In evaluation mode, whatever the network's own, unless ``dropout`` is to be drawn; batch-norm as the algorithm's
         ``batch_norm`` says. Under ``"batch"``, where predictions depend on the rows beside, it warns of that once.
         ValueError where the inputs are of another number of tasks.
         """
         tasks = len(self.support_losses)
-        if inputs.ndim < 2 or inputs.shape[0] != tasks:
-            raise ValueError(f"Expected inputs of {tasks} tasks, [{tasks}, rows, ...], but got {list(inputs.shape)}.")
+        for value in tree_leaves(inputs):
+            if value.ndim < 2 or value.shape[0] != tasks:
+                wanted = f"inputs of {tasks} tasks, [{tasks}, rows, ...],"
+                raise ValueError(f"Expected {wanted} but got {list(value.shape)}.")
         self._say_by_rows()
-        rows, phi = _normal(inputs), self.parameters
+        rows, phi = map_inputs(_normal, inputs), self.parameters
         with training_is(dropout, self.problem.modules), _running(self.problem, (rows, None)), torch.no_grad():
             return run_on(self.engine, self.problem, (), lambda engine: engine.predict(self.problem, phi, rows))[1]
 
@@ -98,15 +101,24 @@ class Evaluation:
 
 
 def meta_loss(
-    network: nn.Module, algorithm: Algorithm, tasks: TaskBatch, *, loss: Loss, engine: str | Engine = "auto"
+    network: nn.Module,
+    algorithm: Algorithm,
+    tasks: TaskBatch,
+    *,
+    loss: Loss,
+    query_loss: Loss | None = None,
+    engine: str | Engine = "auto",
 ) -> MetaOutput:
     """The query loss after adaptation, and the meta-gradient.
 
     Args:
-        network: any module; called with one task's inputs ``[N, ...]``.
+        network: any module; called with one task's inputs ``[N, ...]``, or a tuple or dictionary of such.
         algorithm: from a preset such as :func:`maml`.
         tasks: the meta-batch.
-        loss: ``"mse"``, ``"cross_entropy"`` or a callable of one task, see :data:`Loss`.
+        loss: ``"mse"``, ``"cross_entropy"`` or a callable of one task, see :data:`Loss`: what tasks descend on the
+            support sets.
+        query_loss: what adapted networks are judged by on the query sets, of the same kinds; None for ``loss``. What
+            the meta-gradient is of, but for :class:`~lightning_maml.Reptile`'s, which looks at no query set.
         engine: ``"auto"``, ``"eager"``, ``"batched"``, ``"fused"`` or an object, such as ``Batched(compile=True)``.
 
     Raises:
@@ -125,7 +137,8 @@ def meta_loss(
     if not torch.is_grad_enabled():
         raise RuntimeError("Expected gradients to be enabled for `meta_loss`; where they are not, use `evaluate`.")
     _check_tasks(tasks)
-    problem = Problem(network, algorithm, task_loss(loss))
+    weighted = tasks.task_weights is not None
+    problem = Problem(network, algorithm, task_loss(loss), query_task_loss(query_loss), weighted=weighted)
     _check_data(problem, [*tasks.named()])
     sets = tasks.sets
     with _running(problem, *sets):
@@ -135,7 +148,7 @@ def meta_loss(
 def adapt(
     network: nn.Module,
     algorithm: Algorithm,
-    support_inputs: Tensor,
+    support_inputs: Inputs,
     support_targets: Tensor,
     *,
     loss: Loss,
@@ -146,7 +159,8 @@ def adapt(
 
     Args:
         network, algorithm, loss, engine: as in :func:`meta_loss`.
-        support_inputs, support_targets: ``[T, Ns, ...]``.
+        support_inputs: ``[T, Ns, ...]``, or a tuple or dictionary of such tensors.
+        support_targets: ``[T, Ns, ...]``.
         safeguard: halve a task's step where it does not lower the task's support loss (on the rows that the step sees,
             with the term of ``proximal``), up to ten times, and where that does not help, leave the task where it is.
             What steps remember, such as momentum, is that of the step as proposed. Without it, divergence is warned of.
@@ -158,9 +172,10 @@ def adapt(
         >>> adapted.predict(x).shape
         torch.Size([4, 10, 1])
     """
-    problem = Problem(network, algorithm, task_loss(loss), safeguard)
-    support = _normal(support_inputs), _normal(support_targets)
-    _check_data(problem, [*TaskBatch(*support, *support).named()][:2])
+    problem = Problem(network, algorithm, task_loss(loss), safeguard=safeguard)
+    support = map_inputs(_normal, support_inputs), _normal(support_targets)
+    named = TaskBatch(*support, *support).named()
+    _check_data(problem, [(name, value) for name, value in named if name.startswith("support")])
 
     def run(chosen: Engine) -> tuple[Parameters, list[Tensor]]:
         losses = []
@@ -183,6 +198,7 @@ def evaluate(
     tasks: TaskBatch,
     *,
     loss: Loss,
+    query_loss: Loss | None = None,
     engine: str | Engine = "auto",
     steps: int | None = None,
     safeguard: bool = False,
@@ -190,7 +206,7 @@ def evaluate(
     """Query loss and predictions before and after each inner step. Works under ``no_grad`` and ``inference_mode``.
 
     Args:
-        network, algorithm, tasks, loss, engine: as in :func:`meta_loss`.
+        network, algorithm, tasks, loss, query_loss, engine: as in :func:`meta_loss`.
         steps: the number of inner steps; None for the algorithm's own.
         safeguard: as in :func:`adapt`.
 
@@ -202,8 +218,10 @@ def evaluate(
         torch.Size([4, 4])
     """
     _check_tasks(tasks)
-    problem = Problem(network, algorithm if steps is None else algorithm.with_steps(steps), task_loss(loss), safeguard)
-    tasks = TaskBatch(*(_normal(value) for _, value in tasks.named()))
+    algorithm = algorithm if steps is None else algorithm.with_steps(steps)
+    problem = Problem(network, algorithm, task_loss(loss), safeguard=safeguard)
+    judge = query_task_loss(query_loss) or problem.loss
+    tasks = tasks.each(_normal)
     _check_data(problem, [*tasks.named()])
 
     def run(chosen: Engine) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -212,12 +230,13 @@ def evaluate(
             with torch.no_grad():
                 predicted = chosen.predict(problem, phi, tasks.query_inputs, step)
                 if not found:
-                    problem.loss.check_shapes(predicted.shape, tasks.query_targets)
-                    problem.loss.check_values(predicted.shape[-1], tasks.query_targets)
-                found.append((problem.loss(predicted, tasks.query_targets), losses, predicted))
+                    judge.check_shapes(predicted.shape, tasks.query_targets)
+                    judge.check_values(predicted.shape[-1], tasks.query_targets)
+                found.append((judge(predicted, tasks.query_targets), losses, predicted))
         return found
 
-    with _running(problem, *tasks.sets):
+    query = tasks.query_inputs, tasks.query_targets if query_loss is None else None
+    with _running(problem, tasks.sets[0], query):
         _, found = run_on(engine, problem, tasks.sets, run)
     query_losses, support_losses, predictions = (torch.stack(values, 1) for values in zip(*found, strict=True))
     return Evaluation(query_losses, support_losses, predictions, diverged(support_losses, problem.inner))

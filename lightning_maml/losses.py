@@ -18,8 +18,8 @@ Loss = str | Callable[[Tensor, Tensor], Tensor]
 class TaskLoss:
     """The mean loss of each task: ``(predictions [T, N, ...], targets [T, N, ...]) -> [T]``."""
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], name: str = "loss") -> None:
+        self.function, self.name = function, name
 
     @cached_property
     def holders(self) -> tuple[Holder, ...]:
@@ -47,7 +47,7 @@ class TaskLoss:
             losses = torch.func.vmap(self.function, randomness="different")(predictions, targets)
         if losses.shape != predictions.shape[:1]:
             got = f"shape {list(losses.shape[1:])} for predictions of shape {list(predictions.shape[1:])}"
-            raise ValueError(f"Expected `loss` to return one scalar for each task but got {got}.")
+            raise ValueError(f"Expected `{self.name}` to return one scalar for each task but got {got}.")
         return losses
 
     def check_shapes(self, predictions: Sequence[int], targets: Tensor) -> None:
@@ -60,8 +60,8 @@ class TaskLoss:
 class MeanSquaredError(TaskLoss):
     """Mean squared error over the rows and outputs of a task."""
 
-    def __init__(self) -> None:
-        super().__init__(F.mse_loss)
+    def __init__(self, name: str = "loss") -> None:
+        super().__init__(F.mse_loss, name)
 
     def __call__(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return (predictions - targets).square().flatten(1).mean(1)
@@ -72,15 +72,17 @@ class MeanSquaredError(TaskLoss):
             instead = ""
             if targets.ndim == 2 and len(predictions) == 3:
                 is_label = not targets.is_floating_point()
-                instead = ": class labels need `loss='cross_entropy'`" if is_label else ": use targets.unsqueeze(-1)"
-            raise ValueError(f"Expected targets of the predictions' shape for `loss='mse'` but got {got}{instead}.")
+                labels = f": class labels need `{self.name}='cross_entropy'`"
+                instead = labels if is_label else ": use targets.unsqueeze(-1)"
+            wanted = f"targets of the predictions' shape for `{self.name}='mse'`"
+            raise ValueError(f"Expected {wanted} but got {got}{instead}.")
 
 
 class CrossEntropy(TaskLoss):
     """Mean cross-entropy over the rows of a task, from logits ``[T, N, C]`` and labels ``[T, N]``."""
 
-    def __init__(self) -> None:
-        super().__init__(F.cross_entropy)
+    def __init__(self, name: str = "loss") -> None:
+        super().__init__(F.cross_entropy, name)
 
     def __call__(self, predictions: Tensor, targets: Tensor) -> Tensor:
         losses = F.cross_entropy(predictions.flatten(0, 1), targets.flatten(), reduction="none")
@@ -89,11 +91,11 @@ class CrossEntropy(TaskLoss):
     def check_shapes(self, predictions: Sequence[int], targets: Tensor) -> None:
         if targets.is_floating_point() or targets.dtype == torch.bool:
             raise ValueError(
-                f"Expected integer class labels for `loss='cross_entropy'` but got {targets.dtype}: convert labels by "
-                ".long(), and of numbers use `loss='mse'`."
+                f"Expected integer class labels for `{self.name}='cross_entropy'` but got {targets.dtype}: convert "
+                f"labels by .long(), and of numbers use `{self.name}='mse'`."
             )
         if len(predictions) != 3 or targets.shape != tuple(predictions[:2]):
-            wanted = "logits [tasks, rows, classes] and labels [tasks, rows] for `loss='cross_entropy'`"
+            wanted = f"logits [tasks, rows, classes] and labels [tasks, rows] for `{self.name}='cross_entropy'`"
             raise ValueError(f"Expected {wanted} but got {list(predictions)} and {list(targets.shape)}.")
 
     def check_values(self, classes: int, targets: Tensor) -> None:
@@ -105,8 +107,8 @@ class CrossEntropy(TaskLoss):
             raise ValueError(f"Expected {wanted} but got labels from {low} to {high}.")
 
 
-def task_loss(loss: Loss) -> TaskLoss:
-    """The loss of a name, or of a callable, for all tasks at once.
+def task_loss(loss: Loss, name: str = "loss") -> TaskLoss:
+    """The loss of a name, or of a callable, for all tasks at once; ``name`` is the argument's, for messages.
 
     ``F.mse_loss`` and ``F.cross_entropy`` are taken as the names they stand for; any other callable runs under
     :func:`torch.func.vmap`. ValueError where a name is unknown, TypeError where ``loss`` is neither, or a class.
@@ -118,12 +120,17 @@ def task_loss(loss: Loss) -> TaskLoss:
     if isinstance(loss, TaskLoss):
         return loss
     if loss == "mse" or loss is F.mse_loss:
-        return MeanSquaredError()
+        return MeanSquaredError(name)
     if loss == "cross_entropy" or loss is F.cross_entropy:
-        return CrossEntropy()
+        return CrossEntropy(name)
     if isinstance(loss, str) or not callable(loss):
         error = ValueError if isinstance(loss, str) else TypeError
-        raise error(f"Expected `loss` to be one of ['cross_entropy', 'mse'] or a callable but got {loss!r}.")
+        raise error(f"Expected `{name}` to be one of ['cross_entropy', 'mse'] or a callable but got {loss!r}.")
     if isinstance(loss, type):
-        raise TypeError(f"Expected `loss` to be a function or module but got a class: make one, {loss.__name__}().")
-    return TaskLoss(loss)
+        raise TypeError(f"Expected `{name}` to be a function or module but got a class: make one, {loss.__name__}().")
+    return TaskLoss(loss, name)
+
+
+def query_task_loss(loss: Loss | None) -> TaskLoss | None:
+    """As :func:`task_loss`, what query sets are judged by; None where that is what tasks adapt by."""
+    return None if loss is None else task_loss(loss, "query_loss")

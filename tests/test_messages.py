@@ -155,7 +155,7 @@ ONE = "Expected two {} rows or more at once for the batch-norm layers of Sequent
 VMAP = "Engine '{}' cannot run this: torch refuses to run all tasks in one call ({}). Use engine='eager'."
 CONTROL_FLOW = "It looks like you're attempting to use a Tensor in some data-dependent control flow"
 COLLATED = "Expected `DataLoader(..., batch_size=None)`, which hands on each {} as it is, but got a data loader that puts several together."
-NO_BATCH = "Expected a batch of tasks, TaskBatch(support_inputs, support_targets, query_inputs, query_targets) with tensors [tasks, rows, ...], or those four tensors in a tuple, but got {}."
+NO_BATCH = "Expected a batch of tasks, TaskBatch(support_inputs, support_targets, query_inputs, query_targets) with tensors [tasks, rows, ...], or those four in a tuple, but got {}."
 ARGUMENT = "Expected an argument of `{}` but got `{}`: {}."
 RATE = "Expected `lr` to be a number, one for each step, a scalar tensor or Rates but got {}."
 OPTIMIZER = "Expected `optimizer` to be a function from parameters to an optimizer, such as `lambda parameters: torch.optim.Adam(parameters, lr=1e-3)`, but got {}."
@@ -191,7 +191,7 @@ MISTAKES: dict[str, Mistake] = {
     "NaN among the data": (lambda: fit(batch=TaskBatch(X * torch.nan, Y, X, Y)), ValueError, "Expected finite numbers but `support_inputs` holds NaN or infinities in tasks [0, 1, 2]."),
     "data on another device": (lambda: run(tasks=TaskBatch(X.to("meta"), Y, X, Y)), ValueError, "Expected network and tasks on one device but got cpu and, of `support_inputs`, meta."),
     # tasks
-    "no tensor": (lambda: TaskBatch(X.numpy(), Y, X, Y), TypeError, "Expected `support_inputs` to be a tensor [tasks, rows, ...] but got ndarray."),  # type: ignore[arg-type]
+    "no tensor": (lambda: TaskBatch(X.numpy(), Y, X, Y), TypeError, "Expected `support_inputs` to be a tensor [tasks, rows, ...], or a tuple or a dictionary by names of such tensors, but got ndarray."),
     "no task dimension": (lambda: adapt(network(), maml(), X[0], Y[0], loss="mse"), ValueError, "Expected as many support targets as support inputs in each task but got 1 and 2: one task alone needs .unsqueeze(0)."),
     "no task dimension, of labels": (
         lambda: adapt(network(2, 4), maml(), X[0], LABELS[0], loss="cross_entropy"), ValueError,

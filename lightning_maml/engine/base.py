@@ -15,7 +15,7 @@ from lightning_maml.engine.functional.structure import fingerprint, have_backwar
 from lightning_maml.inner import InnerLoop, Parameters, tensors_of
 from lightning_maml.learner import Algorithm, check_parts, per_step_names
 from lightning_maml.losses import TaskLoss
-from lightning_maml.tasks import Set, TaskBatch
+from lightning_maml.tasks import Inputs, Set, TaskBatch, tensors_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class MetaOutput:
     """One meta-batch: its losses, and the meta-gradient waiting in ``surrogate``."""
 
     loss: Tensor
-    """Scalar: the mean query loss over the tasks, detached, for logging."""
+    """Scalar: the mean query loss over the tasks, by their weights where they have any, detached, for logging."""
     surrogate: Tensor
     """Scalar whose ``.backward()`` leaves the meta-gradient in the parameters' ``.grad``."""
     task_losses: Tensor
@@ -49,8 +49,12 @@ class Problem:
     network: nn.Module
     algorithm: Algorithm
     loss: TaskLoss
+    query_loss: TaskLoss | None = None
+    """What the query sets are judged by; None: by ``loss``."""
     safeguard: bool = False
     """Whether a trajectory takes a task's step only as far as it lowers the task's support loss."""
+    weighted: bool = False
+    """Whether the tasks have weights."""
     memo: dict[Any, Any] = field(default_factory=dict, init=False)
     """What engines have found out about it."""
 
@@ -127,6 +131,17 @@ class Problem:
         return set() if self.plain else per_step_names(self.network)
 
     @property
+    def judge(self) -> TaskLoss:
+        """The loss of the query sets."""
+        return self.loss if self.query_loss is None else self.query_loss
+
+    @cached_property
+    def held_by_losses(self) -> tuple[Tensor, ...]:
+        """The tensors that the losses compute with."""
+        own = () if self.query_loss is None else self.query_loss.holders
+        return tuple(tensors_of((*self.loss.holders, *own)))
+
+    @property
     def inner(self) -> InnerLoop:
         return self.algorithm.inner
 
@@ -137,7 +152,7 @@ class Problem:
 
     def needs(self, *sets: Set) -> Needs:
         """What an engine has to run, as ``(kind, what)``: the algorithm's classes, and what the rest asks for."""
-        loss, values = self.loss.kind, [value for pair in sets for value in pair]
+        loss, values = self.loss.kind, tensors_in(*sets)
         parameters = [*self.parameters.values()]
         # labels, of which the cross-entropy alone makes sense, need no dtype of their own
         data = [v for v in values if v.is_floating_point()] if loss == "cross_entropy" else values
@@ -148,15 +163,18 @@ class Problem:
                 ("dtypes of everything", frozenset({value.dtype for value in parameters + data})),
                 ("autocast", autocast_on(parameters[0].device)),
                 ("gradient of data", True in [value.requires_grad for value in values]),
-                ("gradient of the loss", True in [value.requires_grad for value in tensors_of(self.loss.holders)]),
+                ("gradient of the loss", True in [value.requires_grad for value in self.held_by_losses]),
                 ("parameters of each step", bool(self.per_step)),
                 ("backward hooks", have_backward_hooks(self.modules)),
             ],
             [("batch-norm", self.algorithm.batch_norm)] if self.norms else [],
             [("device", device.type) for device in {value.device for value in (*values, parameters[0])}],
             [("tensor class", kind) for kind in {*map(type, parameters), *map(type, values)}],
-            [("rows of a set", inputs.shape[1]) for inputs, _ in sets],
+            [("rows of a set", targets.shape[1]) for _, targets in sets],
+            [("query loss", self.query_loss.kind)] if self.query_loss is not None else [],
+            [("inputs", "several tensors")] if len(values) > 2 * len(sets) else [],
             [("safeguard", True)] if self.safeguard else [],
+            [("task weights", True)] if self.weighted else [],
         )
 
     @property
@@ -164,14 +182,14 @@ class Problem:
         """What its network and loss compute by, but for tensors' values."""
         device = next(iter(self.names.values())).device
         cast = autocast_on(device) and torch.get_autocast_dtype(device.type)
-        # the loss by what it computes: the named ones are made anew in each call
-        return type(self.loss), self.loss.function, cast, *map(fingerprint, self.modules)
+        # losses by what they compute: the named ones are made anew in each call
+        losses = [(type(loss), loss.function) for loss in (self.loss, self.judge)]
+        return *losses, cast, *map(fingerprint, self.modules)
 
     def leaves(self, *sets: Set) -> list[Tensor]:
         """Every tensor that gets a meta-gradient: parameters, learned rates, and whatever else asks for one."""
-        held = tensors_of((*self.algorithm.holders, *self.loss.holders))
-        data = [value for pair in sets for value in pair]
-        every = {id(value): value for value in (*self.parameters.values(), *held, *data)}
+        held = (*tensors_of(self.algorithm.holders), *self.held_by_losses)
+        every = {id(value): value for value in (*self.parameters.values(), *held, *tensors_in(*sets))}
         return [value for value in every.values() if value.requires_grad]
 
 
@@ -207,7 +225,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def predict(self, problem: Problem, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
+    def predict(self, problem: Problem, phi: Parameters, inputs: Inputs, step: int | None = None) -> Tensor:
         """Predictions ``[T, N, ...]`` of the tasks' networks ``phi {name: [T, *shape]}`` for inputs ``[T, N, ...]``.
 
         ``step`` is how many inner steps they have taken, for networks with a value for every step; None: all of them.

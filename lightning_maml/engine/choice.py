@@ -54,7 +54,7 @@ def run_on(
         NotImplementedError: the engine asked for cannot run this problem; the message says why.
     """
     asked = named_engine(engine)
-    if asked is None and sets and sets[0][0].is_cpu:
+    if asked is None and sets and sets[0][1].is_cpu:
         for fused in _ON_CPU:
             if fused.unsupported(problem, *sets) is None:
                 return fused, run(fused)
@@ -64,7 +64,8 @@ def run_on(
     if asked is None:
         known, algorithm = _KNOWN.setdefault(problem.network, {}), problem.algorithm
         modes = tuple([module.training for module in problem.modules])
-        key = algorithm.needs, algorithm.batch_norm, type(problem.loss), problem.loss.kind, modes, reason
+        losses = [(type(loss), loss.kind) for loss in (problem.loss, problem.judge)]
+        key = algorithm.needs, algorithm.batch_norm, *losses, modes, reason
         if isinstance(known.get(key), Eager):
             return known[key], run(known[key])
         back = way_back(next(iter(problem.names.values())).device)

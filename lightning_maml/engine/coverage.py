@@ -47,6 +47,9 @@ _WORDS = {
     "batch-norm": "batch-norm goes by {}",
     "parameters of each step": "the network has a value for every inner step",
     "backward hooks": "the network has backward hooks",
+    "query loss": "the query sets have a loss of their own, {}",
+    "inputs": "inputs are {}",
+    "task weights": "tasks have weights",
     "gradient of data": "inputs or targets ask for a gradient",
     "gradient of the loss": "the loss has parameters that ask for a gradient",
     "autocast": "autocast is on",
@@ -104,7 +107,17 @@ _PLAIN = {inner.FromMeta, inner.AllRows, inner.Nothing, inner.ByName, inner.Part
 _KNOWN_STEPS = (inner.ClipByNorm, inner.AddDecayed, inner.Momentum)
 _RATES = {"number", "of each step", "tensor", "shared", "per_step", "per_parameter", "per_parameter_and_step"}
 _RATES |= {"per_element"}
-_DATA = ("loss", "gradient of the loss", "gradient of data", "rows of a set", "batch-norm", "autocast", "device")
+_DATA = (
+    "loss",
+    "query loss",
+    "task weights",
+    "gradient of the loss",
+    "gradient of data",
+    "rows of a set",
+    "batch-norm",
+    "autocast",
+    "device",
+)
 _DTYPES = ("dtypes of what adapts", "dtypes of everything")
 _ONE_OF = {frozenset({torch.float32}), frozenset({torch.float64})}
 
@@ -112,6 +125,7 @@ _ONE_OF = {frozenset({torch.float32}), frozenset({torch.float64})}
 BATCHED: Runs = dict.fromkeys(_WORDS, ANYTHING) | {"tensor class": ORDINARY, "backward hooks": {False}}
 
 # of plain gradient descent, with what a known few transformations make of the gradient
+# One tensor of inputs: of several, "inputs", these know nothing.
 STEPS: Runs = dict.fromkeys(("rule", "safeguard", *_DATA, *_DTYPES), ANYTHING) | {
     "inner loop": {inner.SGD},
     "part": _PLAIN.union(_KNOWN_STEPS),
@@ -130,6 +144,8 @@ ADAPTATION: Runs = SGD_UPDATE | {  # a whole adaptation, and its meta-gradient, 
     "rule": {Unrolled, FirstOrder, Joint},
     "dtypes of everything": _ONE_OF,
     "loss": {"mse", "cross_entropy", "bce"},
+    "query loss": set(),
+    "task weights": set(),
     **{kind: {False} for kind in ("autocast", "gradient of data", "gradient of the loss")},
 }
 CONV_ADAPT: Runs = ADAPTATION | {"device": {"cpu"}, "loss": {"mse", "cross_entropy"}, "batch-norm": {"batch"}}

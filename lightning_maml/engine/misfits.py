@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lightning_maml.engine.base import Problem
 from lightning_maml.engine.choice import first_sentence, of_torch, on_purpose
 from lightning_maml.engine.functional.statistics import training_is
+from lightning_maml.losses import TaskLoss
 
 
 def misfit(problem: Problem, sets: tuple[Any, ...], error: Exception) -> Exception | None:
@@ -34,12 +35,12 @@ def misfit(problem: Problem, sets: tuple[Any, ...], error: Exception) -> Excepti
 
 
 def _first_misfit(problem: Problem, sets: tuple[Any, ...], error: Exception) -> Exception | None:
-    for name, (inputs, targets) in zip(("", "query "), sets, strict=False):
+    for name, loss, (inputs, targets) in zip(("", "query "), (problem.loss, problem.judge), sets, strict=False):
         one, wanted = tree_map(lambda value: value[0], inputs), None if targets is None else targets[0]
         with torch.enable_grad(), training_is(False, problem.modules):
             found = _of_network(problem.network, one, name)
             if found is None and wanted is not None:
-                found = _of_loss(problem, problem.network(one), wanted, error)
+                found = _of_loss(loss, problem.network, one, wanted, error)
         if found is not None:
             return found
     return None
@@ -84,24 +85,24 @@ def _of_network(network: nn.Module, inputs: Any, of_set: str) -> Exception | Non
     )
 
 
-def _of_loss(problem: Problem, predictions: Tensor, targets: Tensor, error: Exception) -> Exception | None:
-    network, function = type(problem.network).__name__, problem.loss.function
-    loss = getattr(function, "__name__", type(function).__name__)
+def _of_loss(loss: TaskLoss, network: nn.Module, inputs: Any, targets: Tensor, error: Exception) -> Exception | None:
+    predictions, function = network(inputs), loss.function
+    own = getattr(function, "__name__", type(function).__name__)
     if "does not require grad" in str(error):
         if not predictions.requires_grad:
             return ValueError(
-                f"Expected predictions with a gradient but those of {network} have none: its `forward` detaches them, "
-                "or runs under `torch.no_grad()`."
+                f"Expected predictions with a gradient but those of {type(network).__name__} have none: its `forward` "
+                "detaches them, or runs under `torch.no_grad()`."
             )
         return ValueError(
-            f"Expected a `loss` with a gradient but that of {loss} has none: compute it by torch from the predictions, "
-            "without .item(), .detach() and `torch.no_grad()`."
+            f"Expected a `{loss.name}` with a gradient but that of {own} has none: compute it by torch from the "
+            "predictions, without .item(), .detach() and `torch.no_grad()`."
         )
     if (refusal := _refusal(function, predictions, targets)) is None:
         return None
     return ValueError(
-        f"Expected a `loss` that takes predictions {_rows(predictions)} of {predictions.dtype} and targets "
-        f"{_rows(targets)} of {targets.dtype}, as the tasks have, but got {loss} ({first_sentence(refusal)}): change "
+        f"Expected a `{loss.name}` that takes predictions {_rows(predictions)} of {predictions.dtype} and targets "
+        f"{_rows(targets)} of {targets.dtype}, as the tasks have, but got {own} ({first_sentence(refusal)}): change "
         "the loss or the tasks."
     )
 

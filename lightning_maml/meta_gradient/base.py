@@ -10,7 +10,7 @@ from lightning_maml.inner import InnerLoop, Parameters
 class Query(NamedTuple):
     """The query sets under some parameters."""
 
-    loss: Tensor  # scalar, differentiable: the mean over the tasks
+    loss: Tensor  # scalar, differentiable: the mean over the tasks, by their weights
     task_losses: Tensor  # [T], detached
     predictions: Tensor  # [T, Nq, ...], detached
 
@@ -21,7 +21,7 @@ class Loop(Protocol):
     ``initial``: the meta-parameters as every task's own, differentiable. ``unroll``: those after all inner steps, whose
     gradients are differentiated by ``order=2``, and constants by ``order=1``. ``path``: these, ``steps + 1``, from
     before the first step on. ``support``: the losses ``[T]`` of all support rows, differentiable twice. ``query``: the
-    query sets after all steps; ``query_after``: after so many.
+    query sets after all steps; ``query_after``: after so many. ``mean``: of values ``[T]``, by the tasks' weights.
     """
 
     @property
@@ -32,6 +32,7 @@ class Loop(Protocol):
     def support(self, phi: Parameters) -> Tensor: ...
     def query(self, phi: Parameters) -> Query: ...
     def query_after(self, phi: Parameters, steps: int) -> Query: ...
+    def mean(self, values: Tensor) -> Tensor: ...
 
 
 @runtime_checkable

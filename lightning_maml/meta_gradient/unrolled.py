@@ -48,6 +48,8 @@ class Reptile:
         phi = {name: value.detach() for name, value in loop.unroll(order=1).items()}
         with torch.no_grad():
             query = loop.query(phi)
-        products = [((value - phi[name]).detach() * value).sum() for name, value in theta.items()]
-        along = torch.stack(products).sum() / len(query.task_losses)  # its gradient is theta - phi
+        products = [
+            ((value - phi[name]).detach() * value).reshape(len(value), -1).sum(1) for name, value in theta.items()
+        ]
+        along = loop.mean(torch.stack(products).sum(0))  # its gradient is theta - phi
         return query._replace(loss=query.loss.detach() + along - along.detach())

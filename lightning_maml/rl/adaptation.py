@@ -285,6 +285,9 @@ class RolloutLoop:
     def support(self, phi: Parameters) -> Tensor:
         return self.objective.inner_loss(self._evaluate(phi, self.rollouts[0])[1], self.rollouts[0])
 
+    def mean(self, values: Tensor) -> Tensor:
+        return values.mean()
+
     def query(self, phi: Parameters) -> Query:
         return self.query_after(phi, self.objective.training_steps)
 

@@ -11,7 +11,7 @@ CONFIGURATION = "configuration"
 # Settings that change no number: how it is computed, and where the data lie.
 ASIDE = {"engine", "accumulate_tasks", "root", "download"}
 # What of the section `model` a test has to share with the training.
-LEARNED = ("network", "policy", "algorithm", "loss")
+LEARNED = ("network", "policy", "algorithm", "loss", "query_loss")
 PLAIN = (dict, list, tuple, str, int, float, bool, type(None))
 
 

@@ -165,15 +165,15 @@ class MetaTraining(LightningModule):
             return self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum").to(values.device)
         return values
 
-    def _counts(self, *own: int) -> list[int]:
-        """Sums over all processes of each one's own counts; on the way all learn whether one was told to end, and
+    def _counts(self, *own: float) -> list[float]:
+        """Sums over all processes of each one's own numbers; on the way all learn whether one was told to end, and
         whether it is time for the first to save.
         """
         if self.trainer.world_size == 1:
             return list(own)
         last, first = self._last, self.trainer.is_global_zero
         words = last.received is not None, first and last.time_is_up
-        *counts, told, due = self._sum(torch.tensor([*own, *map(int, words)])).tolist()
+        *counts, told, due = self._sum(torch.tensor([*own, *words], dtype=torch.float64)).tolist()
         last.agreed, last.due_for_all = last.agreed or told > 0, last.due_for_all or due > 0
         return counts
 

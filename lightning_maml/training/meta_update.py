@@ -13,7 +13,7 @@ from lightning_maml.engine import Engine, MetaOutput, Problem
 from lightning_maml.engine.base import attach
 from lightning_maml.engine.divergence import bad_tasks
 from lightning_maml.learner import Algorithm
-from lightning_maml.losses import Loss, task_loss
+from lightning_maml.losses import Loss, query_task_loss, task_loss
 from lightning_maml.tasks import TaskBatch, UnequalTasks
 from lightning_maml.training.divergence import explain_divergence
 
@@ -39,6 +39,11 @@ class MetaUpdate:
     explanation: str
     """Why the first task that is not finite is not; empty where all are."""
 
+    @property
+    def total_weight(self) -> float:
+        """The sum of the finite tasks' weights; without weights their number."""
+        return sum((tasks.total_weight for tasks, _ in self.parts), 0.0)
+
 
 def meta_update(
     network: nn.Module,
@@ -46,17 +51,19 @@ def meta_update(
     tasks: TaskBatch | UnequalTasks,
     *,
     loss: Loss,
+    query_loss: Loss | None = None,
     engine: Engine | str = "auto",
     accumulate_tasks: int | None = None,
 ) -> MetaUpdate:
     """The meta-gradient of a meta-batch, ``accumulate_tasks`` tasks at a time, of its finite tasks alone.
 
-    Every rule's meta-gradient is a mean over tasks, so that parts add up to the whole, weighted by their sizes. Where a
+    Every rule's meta-gradient is a mean over tasks, so that parts add up to the whole, by their tasks' weights. Where a
     part is not finite, it runs again without the tasks whose losses are to blame, and where that does not help, one
     task after another: an ordinary update pays a look at its numbers and nothing else.
 
     Args:
-        network, algorithm, tasks, loss, engine: as in :func:`~lightning_maml.meta_loss`; or tasks of unequal size.
+        network, algorithm, tasks, loss, query_loss, engine: as in :func:`~lightning_maml.meta_loss`; or tasks of
+            unequal size.
         accumulate_tasks: how many tasks run at once; None for all, or all of equal size.
 
     Raises:
@@ -71,25 +78,29 @@ def meta_update(
         >>> update.finite, len(update.task_losses)
         ([True, True, True, False, True], 4)
     """
-    run = _Run(algorithm, partial(meta_loss, network, algorithm, loss=loss, engine=engine))
+    run = _Run(algorithm, partial(meta_loss, network, algorithm, loss=loss, query_loss=query_loss, engine=engine))
     losses: list[tuple[Tensor, Tensor]] = []
     parts: list[tuple[TaskBatch, Tensor]] = []
     total: tuple[Tensor, ...] | None = None
+    means: list[Tensor] = []
     for part in tasks.parts(accumulate_tasks or len(tasks)):
         for chosen, output in run.finite_parts(part):
             losses.append((output.task_losses, output.support_losses))
             parts.append((chosen, output.predictions))
             if len(chosen) == len(tasks):  # the ordinary case: all at once, and all finite
                 return MetaUpdate(output.surrogate, *losses[0], parts, run.finite, "")
-            share = torch._foreach_mul(output.gradients, float(len(chosen)))
+            weight = chosen.total_weight
+            means.append(weight * output.loss)
+            share = torch._foreach_mul(output.gradients, weight)
             total = share if total is None else torch._foreach_add(total, share)
-    leaves = Problem(network, algorithm, task_loss(loss)).leaves()
+    leaves = Problem(network, algorithm, task_loss(loss), query_task_loss(query_loss)).leaves()
     if total is None:
         task_losses = leaves[0].new_zeros(0)
         surrogate = attach(task_losses.sum(), tuple(torch.zeros_like(leaf) for leaf in leaves), leaves)
         return MetaUpdate(surrogate, task_losses, task_losses.unsqueeze(1), parts, run.finite, run.explanation)
     task_losses, support_losses = (torch.cat(each) for each in zip(*losses, strict=True))
-    surrogate = attach(task_losses.mean(), torch._foreach_div(total, float(len(task_losses))), leaves)
+    weights = sum(chosen.total_weight for chosen, _ in parts) or 1.0  # only tasks of weight 0 may be left
+    surrogate = attach(torch.stack(means).sum() / weights, torch._foreach_div(total, weights), leaves)
     return MetaUpdate(surrogate, task_losses, support_losses, parts, run.finite, run.explanation)
 
 
@@ -110,7 +121,7 @@ class _Run:
             yield tasks, output
             return
         explanation = explain_divergence(tasks, output.support_losses, self.algorithm, output.task_losses)
-        if any(map(bad_tasks, _values(tasks))):
+        if any(bad_tasks(value) for _, value in tasks.named()):
             raise ValueError(explanation)  # on an accelerator nobody has looked before
         self.explanation = self.explanation or explanation
         good = output.task_losses.isfinite()
@@ -118,7 +129,7 @@ class _Run:
             self.finite += [False] * len(tasks)
             return
         if not bool(good.all()):
-            rest = TaskBatch(*(value[good] for value in _values(tasks)))
+            rest = tasks.each(lambda value: value[good])
             output = self.meta_loss(rest)
             if _is_finite(output):
                 self.finite += good.tolist()
@@ -136,7 +147,3 @@ def _is_finite(output: MetaOutput) -> bool:
     # one number for all of them, so that an accelerator is waited for once
     norms = torch._foreach_norm(output.gradients)
     return bool(torch.stack([output.loss.to(norms[0].dtype), *norms]).sum().isfinite()) if norms else True
-
-
-def _values(tasks: TaskBatch) -> list[Tensor]:
-    return [value for _, value in tasks.named()]

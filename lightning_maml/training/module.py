@@ -17,9 +17,9 @@ from lightning_maml.adaptation import adapt, evaluate
 from lightning_maml.checks import check_one_of, check_whole
 from lightning_maml.engine import Engine, named_engine
 from lightning_maml.learner import Algorithm, check_parts
-from lightning_maml.losses import task_loss
+from lightning_maml.losses import query_task_loss, task_loss
 from lightning_maml.metrics import Interval, judged, resolve_metric
-from lightning_maml.tasks import TaskBatch, UnequalTasks
+from lightning_maml.tasks import Inputs, TaskBatch, UnequalTasks
 from lightning_maml.training.base import ClipAlgorithm, LRSchedulerCallable, MetaTraining, OptimizerCallable
 from lightning_maml.training.meta_update import MetaUpdate, OnDivergence, meta_update
 from lightning_maml.training.meter import Meter
@@ -28,7 +28,7 @@ from lightning_maml.training.meter import Meter
 class MetaModule(MetaTraining):
     """Meta-trains ``network`` by ``algorithm`` under any :class:`~lightning.pytorch.Trainer`.
 
-    A batch is a :class:`TaskBatch`, or its four tensors in a tuple. Logged are
+    A batch is a :class:`TaskBatch`, or its inputs and targets in a tuple. Logged are
 
     - ``train/loss`` and ``train/<metric>`` after adaptation, ``train/support_loss_before`` and ``_after`` the inner
       loop, each the mean over all tasks since the last logged step, of all processes; ``train/diverged_tasks``, how
@@ -50,11 +50,13 @@ class MetaModule(MetaTraining):
             the command line ``lightning_maml.maml``, then for instance ``--model.algorithm.steps 5``.
         loss: ``"mse"``, ``"cross_entropy"`` or a function ``(predictions [N, ...], targets [N, ...]) -> scalar``, the
             mean over the rows of one task. The parameters of one that is a module are meta-learned, too.
+        query_loss: what adapted networks are judged by on the query sets, of the same kinds, where ``loss`` is what
+            tasks adapt by alone; None for the same. Reptile only logs it.
         optimizer: makes the outer optimiser from the parameters. Adam with rate 1e-3 by default, as in the paper.
         scheduler: makes a learning-rate scheduler from the optimiser; it advances once a meta-update.
         engine: ``"auto"``, ``"eager"``, ``"batched"`` or an engine object.
         metric: ``"accuracy"``, ``"mse"`` or a function ``(predictions [T, N, ...], targets [T, N, ...]) -> [T]``. By
-            default accuracy with cross-entropy, and none with other losses.
+            default accuracy where queries are judged by cross-entropy, and none with other losses.
         test_steps: inner steps in validation, test and prediction; by default the algorithm's.
         updates_per_step: meta-updates run in one training step, to spread the cost of Lightning's own loop, which
             exceeds that of a small meta-update. The parameters are those of as many ordinary steps. A batch is then a
@@ -99,6 +101,7 @@ class MetaModule(MetaTraining):
         accumulate_tasks: int | None = None,
         on_divergence: OnDivergence = "skip",
         safeguard: bool = False,
+        query_loss: Literal["mse", "cross_entropy"] | Callable[..., Any] | str | None = None,
     ) -> None:
         given = {**locals()}
         check_parts(network, algorithm)
@@ -108,7 +111,8 @@ class MetaModule(MetaTraining):
         check_one_of(get_args(OnDivergence), on_divergence=on_divergence)
         task_loss(loss)
         named_engine(engine)
-        chosen = resolve_metric(metric, loss)
+        query_task_loss(query_loss)
+        chosen = resolve_metric(metric, loss if query_loss is None else query_loss)
         super().__init__(
             "network",
             network,
@@ -129,13 +133,13 @@ class MetaModule(MetaTraining):
             del given["scheduler"]
             plain = {name: value for name, value in given.items() if isinstance(value, str | int | float | None)}
             self.save_hyperparameters(plain)
-        self.loss, self.engine, self.safeguard = loss, engine, safeguard
+        self.loss, self.query_loss, self.engine, self.safeguard = loss, query_loss, engine, safeguard
         self.updates_per_step, self.automatic_optimization = updates_per_step, updates_per_step == 1
         self.accumulate_tasks, self.on_divergence = accumulate_tasks, on_divergence
         self._metric, self._meter = chosen, Meter()
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The network before any adaptation: ``[N, ...] -> [N, ...]``."""
+    def forward(self, inputs: Inputs) -> Tensor:
+        """The network before any adaptation: inputs of one task, ``[N, ...]`` each, to predictions ``[N, ...]``."""
         return self.network(inputs)
 
     def configure_callbacks(self) -> list[Any]:
@@ -208,24 +212,24 @@ class MetaModule(MetaTraining):
     def _surrogate(self, tasks: TaskBatch | UnequalTasks) -> Tensor:
         """What backward is to be called on, so that the average over processes is the mean over all finite tasks."""
         update = self._meta_update(tasks)
-        kept = len(update.task_losses)
-        all_kept, everything = self._counts(kept, len(tasks))
+        kept, own = len(update.task_losses), update.total_weight
+        counts = self._counts(kept, len(tasks), own, tasks.total_weight)
+        (all_kept, everything), (of_kept, of_all) = map(int, counts[:2]), counts[2:]
         if all_kept < everything:
             self._left_out(update, all_kept, everything)
+        weight = own * self.trainer.world_size / ((of_all if self.on_divergence == "zero" else of_kept) or 1.0)
         metric = None
         if self._metric and kept:
             metric = torch.cat([judged(self._metric, found, tasks.query_targets) for tasks, found in update.parts])
         self._meter.add(len(tasks), update.task_losses, update.support_losses, metric)
-        weight = kept * self.trainer.world_size / (everything if self.on_divergence == "zero" else all_kept)
         return update.surrogate if weight == 1 else update.surrogate * weight
 
     def _meta_update(self, tasks: TaskBatch | UnequalTasks) -> MetaUpdate:
         algorithm = self.algorithm.at(self.global_step)  # which counts meta-updates, and goes on after resuming
         at_once = min(len(tasks), self.accumulate_tasks or len(tasks))
+        losses: dict[str, Any] = {"loss": self.loss, "query_loss": self.query_loss}
         try:
-            return meta_update(
-                self.network, algorithm, tasks, loss=self.loss, engine=self.engine, accumulate_tasks=at_once
-            )
+            return meta_update(self.network, algorithm, tasks, **losses, engine=self.engine, accumulate_tasks=at_once)
         except torch.OutOfMemoryError as error:
             how = f"run fewer at once by MetaModule(accumulate_tasks={at_once // 2}) or" if at_once > 1 else "use"
             raise torch.OutOfMemoryError(
@@ -295,13 +299,12 @@ class MetaModule(MetaTraining):
 
     def _evaluated(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         algorithm = self.algorithm.with_steps(self.test_steps)
+        losses: dict[str, Any] = {"loss": self.loss, "query_loss": self.query_loss}
         values: dict[str, list[Tensor]] = {name: [] for name in self.task_means}
         diverged = []
         tasks = as_task_batch(batch)
         for part in tasks.parts(len(tasks)):
-            evaluation = evaluate(
-                self.network, algorithm, part, loss=self.loss, engine=self.engine, safeguard=self.safeguard
-            )
+            evaluation = evaluate(self.network, algorithm, part, **losses, engine=self.engine, safeguard=self.safeguard)
             diverged.append(evaluation.diverged)
             values["loss"].append(evaluation.query_losses)
             if self._metric is not None:
@@ -324,19 +327,23 @@ class MetaModule(MetaTraining):
         """Adapts to each task's support set and predicts its query rows: ``[T, Nq, ...]``.
 
         ``batch`` is a :class:`TaskBatch`, whose query targets are not used, or a tuple ``(support_inputs,
-        support_targets, query_inputs)``. Of :class:`~lightning_maml.UnequalTasks` come the predictions of each group,
-        in a list. The module's own weights stay as they are.
+        support_targets, query_inputs)``, ``[T, N, ...]`` each. Of :class:`~lightning_maml.UnequalTasks` come the
+        predictions of each group, in a list. The module's own weights stay as they are.
         """
         if isinstance(batch, UnequalTasks):
             return [self._predicted(group) for group in batch.groups]
         return self._predicted(batch)
 
     def _predicted(self, batch: Any) -> Tensor:
-        if not _tensors(batch, 3):
-            batch = [value for _, value in as_task_batch(batch).named()]
-        support, algorithm = batch[:2], self.algorithm.with_steps(self.test_steps)
-        adapted = adapt(self.network, algorithm, *support, loss=self.loss, engine=self.engine, safeguard=self.safeguard)
-        return adapted.predict(batch[2])
+        if _are_sets(batch, 3):
+            inputs, targets, query_inputs = _as_sets(batch)
+        else:
+            (inputs, targets), (query_inputs, _) = as_task_batch(batch).sets
+        algorithm = self.algorithm.with_steps(self.test_steps)
+        adapted = adapt(
+            self.network, algorithm, inputs, targets, loss=self.loss, engine=self.engine, safeguard=self.safeguard
+        )
+        return adapted.predict(query_inputs)
 
 
 def _on_host(values: dict[str, Any]) -> dict[str, float]:
@@ -346,16 +353,19 @@ def _on_host(values: dict[str, Any]) -> dict[str, float]:
     return {name: numbers[name] if name in numbers else float(value) for name, value in values.items()}
 
 
+_INPUTS = (Tensor, tuple, list, dict)
+
+
 def as_task_batch(batch: Any) -> Any:
-    """A :class:`TaskBatch` or :class:`UnequalTasks` as it is, or a batch built from a tuple of its four tensors.
+    """A :class:`TaskBatch` or :class:`UnequalTasks` as it is, or a batch built from a tuple of its inputs and targets.
 
     Raises:
         ValueError: ``batch`` is anything else.
     """
     if isinstance(batch, TaskBatch | UnequalTasks):
         return batch
-    if _tensors(batch, 4):
-        return TaskBatch(*batch)
+    if _are_sets(batch, 4):
+        return TaskBatch(*_as_sets(batch))
     got = type(batch).__name__
     if isinstance(batch, list | tuple | dict):
         parts = batch.values() if isinstance(batch, dict) else batch
@@ -363,9 +373,16 @@ def as_task_batch(batch: Any) -> Any:
         got += f" of {len(batch)}: {', '.join(shapes)}"
     raise ValueError(
         "Expected a batch of tasks, TaskBatch(support_inputs, support_targets, query_inputs, query_targets) with "
-        f"tensors [tasks, rows, ...], or those four tensors in a tuple, but got {got}."
+        f"tensors [tasks, rows, ...], or those four in a tuple, but got {got}."
     )
 
 
-def _tensors(batch: Any, number: int) -> bool:
-    return isinstance(batch, list | tuple) and len(batch) == number and all(isinstance(part, Tensor) for part in batch)
+def _are_sets(batch: Any, number: int) -> bool:
+    """Whether a batch is so many of inputs and targets by turns, and no sequence of batches."""
+    several = isinstance(batch, list | tuple) and len(batch) == number
+    return several and all(isinstance(part, Tensor if place % 2 else _INPUTS) for place, part in enumerate(batch))
+
+
+def _as_sets(batch: Sequence[Any]) -> list[Any]:
+    # a data loader makes lists of the tuples in a batch that is a tuple itself
+    return [tuple(part) if isinstance(part, list) else part for part in batch]

@@ -96,6 +96,9 @@ FUNCTIONS = [
 HOSTILE: list[tuple[str, Any]] = [
     *[("loss", name) for name in FUNCTIONS],
     ("metric", "evil.run"),
+    ("query_loss", "evil.run"),
+    ("query_loss", "os.system"),
+    ("query_loss", described("evil.run", command="touch")),
     ("loss", described("evil.run", command="touch")),
     ("loss", described("os.system", command="touch pwned")),
     ("network", described("evil.Network", command="touch")),
@@ -186,7 +189,7 @@ def test_a_checkpoint_names_nothing_that_is_run(evil: Path, place: str, value: A
 
 @hostile
 def test_nor_does_one_of_reinforcement_learning(evil: Path, place: str, value: Any) -> None:
-    place = {"network": "policy", "loss": "estimator", "metric": "outer"}.get(place, place)
+    place = {"network": "policy", "loss": "estimator", "query_loss": "estimator", "metric": "outer"}.get(place, place)
     module = MetaRLModule(GaussianPolicy(2, 2, [4]), maml(0.1, 1), Navigation2D(horizon=4))
     path = written(evil / "hostile.ckpt", module, RL | {place: value})
     with pytest.raises(ValueError, match="Expected") as error:
@@ -260,6 +263,10 @@ def test_what_is_allowed_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         {"loss": "cross_entropy", "metric": "accuracy"},
         {"loss": "torch.nn.functional.l1_loss", "metric": "mse"},
         {"loss": described("torch.nn.HuberLoss", delta=0.5)},
+        {"query_loss": described("torch.nn.HuberLoss", delta=0.5)},
+        {"query_loss": "torch.nn.functional.l1_loss"},
+        {"query_loss": "cross_entropy", "metric": "accuracy"},
+        {"query_loss": None},
         {"algorithm": described("lightning_maml.maml", adapts={"part": "head", "head": None}, lr=[0.1, 0.2])},
         {"algorithm": described("lightning_maml.maml", adapts="head.weight")},
         {"engine": described("lightning_maml.Batched", chunk_size=2)},
@@ -271,6 +278,7 @@ def test_what_the_library_has_is_built(tmp_path: Path, changes: dict[str, Any]) 
     config = BASE | changes
     path = written(tmp_path / "good.ckpt", MetaModule(MLP(1, [4], 1), maml(0.01, 1)), config)
     loaded = MetaModule.load_from_checkpoint(path)
+    assert loaded.query_loss is None or "query_loss" in changes
     assert isinstance(loaded.optimizer([torch.zeros(1, requires_grad=True)]), torch.optim.Adam)
     if "adapts" in str(changes):
         assert loaded.algorithm.inner.adapted(dict(loaded.network.named_parameters()))[0] == "head.weight"

@@ -65,6 +65,15 @@ class Overflowing(Blobs):
     bad = True
 
 
+class Weighted(Overflowing):
+    """Tasks that count by their first number; some nothing at all."""
+
+    def build(self, stage: str, drawn: tuple[Tensor, ...], device: torch.device) -> TaskBatch:
+        tasks = super().build(stage, drawn, device)
+        tasks.task_weights = (drawn[0][:, 1, 0] + 1.0).clamp(min=0.0)
+        return tasks
+
+
 class Net(nn.Module):
     """Two layers and batch-norm, whose buffers DDP sends around, and a layer that is never used."""
 
@@ -126,6 +135,15 @@ CASES: dict[str, dict[str, Any]] = {
         "tasks": 9,
         "on_divergence": "zero",
         "updates": 2,
+    },
+    "weights": {"algorithm": maml(0.1, 2), "data": Weighted, "network": rectified, "tasks": 9},
+    "weights in parts, as zero": {
+        "algorithm": reptile(0.1, 3, "sgd"),
+        "data": Weighted,
+        "network": rectified,
+        "tasks": 9,
+        "on_divergence": "zero",
+        "accumulate_tasks": 2,
     },
 }
 QUICK = 0.1  # the outer rate
@@ -225,19 +243,27 @@ def expected_gradients(case: dict[str, Any]) -> list[list[Tensor]]:
         for _ in range(batches):
             tasks = data.sample("train", position).to(torch.float64)
             good = [t for t in range(len(tasks)) if tasks.support_inputs[t].abs().max() < 1e6]
-            whole = len(tasks) if case.get("on_divergence") == "zero" else len(good)
+            weights = torch.ones(len(tasks)) if tasks.task_weights is None else tasks.task_weights
+            whole = weights.sum() if case.get("on_divergence") == "zero" else weights[good].sum()
             for t in good:
-                output = meta_loss(
-                    network, algorithm.at(update), tasks[t : t + 1], loss="cross_entropy", engine="eager"
-                )
-                (output.surrogate / (whole * batches)).backward()
+                one = TaskBatch(*(value[t : t + 1] for value in (*tasks.sets[0], *tasks.sets[1])))
+                output = meta_loss(network, algorithm.at(update), one, loss="cross_entropy", engine="eager")
+                (output.surrogate * weights[t] / (whole * batches)).backward()
             position += 1
         gradients.append([p.grad.clone() for p in parameters])
         optimizer.step()
     return gradients
 
 
-FEW = ["engine fused", "uneven shares", "several updates, uneven", "imaml, uneven", "diverging tasks", "learned rates"]
+FEW = [
+    "engine fused",
+    "uneven shares",
+    "several updates, uneven",
+    "imaml, uneven",
+    "diverging tasks",
+    "learned rates",
+    "weights",
+]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -13,12 +14,14 @@ from torch import Tensor, nn
 from torch._decomp import decompositions
 from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from lightning_maml.engine.coverage import ORDINARY, PLAIN
 from lightning_maml.engine.functional.layers import LAYERS, POINTWISE
 from lightning_maml.engine.functional.statistics import MEAN, VAR, Pass, Statistics, training_is
 from lightning_maml.engine.functional.structure import layers_of
 from lightning_maml.inner import Parameters, of_step
+from lightning_maml.tasks import Inputs, map_inputs
 
 
 @dataclass(eq=False)
@@ -43,14 +46,14 @@ class Networks:
     norms: Mapping[str, nn.Module] = field(default_factory=dict)
     layers: list[_Layer] | None = None  # looked at once: on a small network that costs as much as it computes
 
-    def __call__(self, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
+    def __call__(self, phi: Parameters, inputs: Inputs, step: int | None = None) -> Tensor:
         """Inputs ``[T, N, ...]`` -> predictions ``[T, N, ...]``, with the constants of a step; None: the last one's."""
         if not self.norms or not any(prefix + MEAN in phi for prefix in self.norms):
             return self._run(phi, inputs, step)[0]
         with training_is(False, self.norms.values()):
             return self._run(phi, inputs, step, "stored")[0]
 
-    def statistics(self, phi: Parameters, inputs: Tensor, step: int | None = None) -> Parameters:
+    def statistics(self, phi: Parameters, inputs: Inputs, step: int | None = None) -> Parameters:
         """The statistics ``[T, C]`` of inputs ``[T, N, ...]`` at each batch-norm layer, by the names of its buffers."""
         with training_is(False, self.norms.values()):
             found = self._run(phi, inputs, step, "recording")[1]
@@ -62,7 +65,7 @@ class Networks:
         return found
 
     def _run(
-        self, phi: Parameters, inputs: Tensor, step: int | None, norm: Pass = "by batch"
+        self, phi: Parameters, inputs: Inputs, step: int | None, norm: Pass = "by batch"
     ) -> tuple[Tensor, Parameters]:
         constants = self.constants
         if self.per_step:
@@ -70,7 +73,10 @@ class Networks:
             constants = {n: of_step(v, at) if n in self.per_step else v for n, v in constants.items()}
         if self.one:
             whole = _Layer(self.network, "", False, [], [], self.tied)
-            each = (({n: v[task] for n, v in phi.items()}, rows.clone()) for task, rows in enumerate(inputs))
+            each = (
+                ({n: v[task] for n, v in phi.items()}, map_inputs(Tensor.clone, map_inputs(itemgetter(task), inputs)))
+                for task in range(len(tree_leaves(inputs)[0]))
+            )
             outputs, founds = zip(*(whole.one_task(norm, _safe(constants), *task) for task in each), strict=True)
             return torch.stack(outputs), {name: torch.stack([found[name] for found in founds]) for name in founds[0]}
         if self.layers is None:
@@ -102,13 +108,17 @@ class _Layer(NamedTuple):
     tied: dict[str, str] | None
 
     def __call__(
-        self, phi: Parameters, constants: Mapping[str, Tensor], inputs: Tensor, norm: Pass
+        self, phi: Parameters, constants: Mapping[str, Tensor], inputs: Inputs, norm: Pass
     ) -> tuple[Tensor, Parameters]:
         """In the batched form of its own, if it has one (:data:`LAYERS`), else under ``vmap``; and what is recorded."""
         own = {name: phi[full] for name, full in self.own if full in phi}
         shared = {name: constants[full] for name, full in self.shared}
         kind, tensors = type(self.module), {*map(type, (inputs, *own.values(), *shared.values()))}
-        if self.plain and (tensors <= PLAIN or all(each in ORDINARY for each in tensors)):
+        if (
+            self.plain
+            and isinstance(inputs, Tensor)
+            and (tensors <= PLAIN or all(each in ORDINARY for each in tensors))
+        ):
             if kind in POINTWISE:
                 return self.module(inputs), {}
             if kind in LAYERS and (outputs := LAYERS[kind](self.module, own, shared, inputs)) is not None:
@@ -116,7 +126,7 @@ class _Layer(NamedTuple):
         with _Elementary():
             return vmap(partial(self.one_task, norm, _safe(shared)), randomness="different")(own, inputs)
 
-    def one_task(self, norm: Pass, shared: Parameters, own: Parameters, inputs: Tensor) -> tuple[Tensor, Parameters]:
+    def one_task(self, norm: Pass, shared: Parameters, own: Parameters, inputs: Inputs) -> tuple[Tensor, Parameters]:
         """One task's outputs, and the statistics recorded on the way."""
         every = {**shared, **own}
         # Tied names are filled in here: functional_call's own `tie_weights` leaves a module that is used under two

@@ -77,7 +77,7 @@ class Fused(LoopEngine):
             return f"expected a problem that {names} covers but {reason}.{advice}"
         if (what := refused(problem.needs(*sets), SGD_UPDATE)) is not None:
             return f"{what}. Use engine='batched'."
-        return None if sets[0][0].is_cpu else without_triton()
+        return None if sets[0][1].is_cpu else without_triton()
 
     def why_not_covered(self, problem: Problem, *sets: Set) -> str | None:
         """Why no operator covers the whole problem, or None where one does."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from lightning_maml.engine.coverage import BATCHED, COMPILED, refused
 from lightning_maml.engine.loops.checkpointed import CheckpointedLoop
 from lightning_maml.engine.loops.loop import TaskLoop, networks_of
 from lightning_maml.inner import Parameters
-from lightning_maml.tasks import Set, TaskBatch
+from lightning_maml.tasks import Inputs, Set, TaskBatch, map_inputs, mean_over_tasks
 
 
 class LoopEngine(Engine):
@@ -28,34 +29,40 @@ class LoopEngine(Engine):
         return TaskLoop(problem, support, query, self.one)
 
     def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
-        leaves, count = problem.leaves(*tasks.sets), len(tasks)
+        leaves, count, shares = problem.leaves(*tasks.sets), len(tasks), tasks.shares
         size = self.chunk_size or count
         gradients: Sequence[Tensor] = ()
         outputs: list[tuple[Tensor, ...]] = []
         for start in range(0, count, size):
             chunk = tasks if size >= count else tasks[start : start + size]
             loop = self.loop(problem, *chunk.sets)
+            weight = min(size, count - start) / count
+            if shares is not None:
+                loop.shares, weight = shares[start : start + size], 1.0  # whose sum is the chunk's weight
             query = problem.algorithm.meta_gradient(loop)
-            share = loop.gradients(query, min(size, count - start) / count, leaves)
-            gradients = [a + b for a, b in zip(gradients, share, strict=True)] if outputs else share
+            part = loop.gradients(query, weight, leaves)
+            gradients = [a + b for a, b in zip(gradients, part, strict=True)] if outputs else part
             outputs.append((query.task_losses, query.predictions, loop.support_history()))
             # a loss without a graph is the mean already
             mean = None if size < count or query.loss.requires_grad else query.loss
             del loop, query  # its graph is freed before the next one's is made
         each = zip(*outputs, strict=True)
         task_losses, predictions, support_losses = map(torch.cat, each) if len(outputs) > 1 else outputs[0]
-        loss = task_losses.mean() if mean is None else mean
+        loss = mean_over_tasks(task_losses, shares) if mean is None else mean
         return MetaOutput(loss, attach(loss, gradients, leaves), task_losses, predictions, support_losses)
 
     def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
-        chunks = zip(*(values.split(self.chunk_size or len(values)) for values in support), strict=True)
-        loops = [TaskLoop(problem, chunk, one=self.one).trajectory() for chunk in chunks]
+        inputs, targets = support
+        size = self.chunk_size or len(targets)
+        chunks = [slice(start, start + size) for start in range(0, len(targets), size)]
+        parts = [(map_inputs(itemgetter(chunk), inputs), targets[chunk]) for chunk in chunks]
+        loops = [TaskLoop(problem, part, one=self.one).trajectory() for part in parts]
         for step in zip(*loops, strict=True):
             phis, losses = zip(*step, strict=True)
             every = {name: torch.cat([phi[name] for phi in phis]) for name in phis[0]} if len(phis) > 1 else phis[0]
             yield every, torch.cat(losses) if len(phis) > 1 else losses[0]
 
-    def predict(self, problem: Problem, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
+    def predict(self, problem: Problem, phi: Parameters, inputs: Inputs, step: int | None = None) -> Tensor:
         _, networks = networks_of(problem, self.one)
         return networks(phi, inputs, None if step is None else max(step - 1, 0))
 

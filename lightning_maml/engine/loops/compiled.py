@@ -16,7 +16,7 @@ from lightning_maml.engine.loops.loop import TaskLoop
 from lightning_maml.engine.loops.tracing import halves, inductor, trace
 from lightning_maml.inner import Parameters, State, of_step
 from lightning_maml.meta_gradient import Query
-from lightning_maml.tasks import Set
+from lightning_maml.tasks import Set, mean_over_tasks
 
 # One entry a network, and in it one for each kind of problem: graphs live as long as the network does. On disk, torch's
 # own cache keeps them between runs.
@@ -55,21 +55,25 @@ class CompiledLoop(CheckpointedLoop):
             tuple((tuple(v.shape), v.dtype, v.device) for v in (*self.theta.values(), *self.values, *self.batch)),
         )
         self.graphs = _GRAPHS.setdefault(problem.network, {}).setdefault(signature, {})
+        judged = (problem.loss, support), (problem.judge, query)
         # shapes are looked at before the first graph of a kind, and labels always: in a graph nobody would
         if "classes" not in self.graphs:
             with torch.no_grad():
-                for inputs, targets in (support, query):
+                for loss, (inputs, targets) in judged:
                     predictions = self.predict(self.initial(), inputs)
-                    problem.loss.check_shapes(predictions.shape, targets)
+                    loss.check_shapes(predictions.shape, targets)
             self.graphs["classes"] = predictions.shape[-1]
-        for _, targets in (support, query):
-            problem.loss.check_values(self.graphs["classes"], targets)
+        for loss, (_, targets) in judged:
+            loss.check_values(self.graphs["classes"], targets)
 
     # Graphs take flat lists: phi, the state's tensors, constants, rates, then the batch and v where they need them.
 
     def _bound(self, phi: Tensors, constants: Tensors, support: Any) -> tuple[Parameters, TaskLoop]:
         loop = TaskLoop(self.problem, support)
-        loop.networks.constants, loop.checked = dict(zip(loop.networks.constants, constants, strict=True)), True
+        loop.networks.constants, loop.checked = (
+            dict(zip(loop.networks.constants, constants, strict=True)),
+            {"support", "query"},
+        )
         return dict(zip(self.theta, phi, strict=True)), loop
 
     def _step(
@@ -152,20 +156,23 @@ class CompiledLoop(CheckpointedLoop):
         return outputs[:size], outputs[size:both], [*shared, *learned]
 
     def query_after(self, phi: Parameters, steps: int) -> Query:
-        def function(phi: Any, constants: Any, batch: Any) -> list[Tensor]:
+        def function(phi: Any, constants: Any, batch: Any, shares: Any) -> list[Tensor]:
             with torch.enable_grad():
                 leaves = [value.detach().requires_grad_() for value in phi]
                 constants = [value.detach() for value in constants]
                 shared = [constants[index].requires_grad_() for index in self.shared]
                 bound, loop = self._bound(leaves, constants, batch[:2])
-                losses, predictions = loop.losses(bound, batch[2:])
-                gradients = torch.autograd.grad(losses.mean(), [*leaves, *shared], materialize_grads=True)
+                losses, predictions = loop.losses(bound, batch[2:], of="query")
+                mean = mean_over_tasks(losses, shares[0] if shares else None)
+                gradients = torch.autograd.grad(mean, [*leaves, *shared], materialize_grads=True)
             with torch.no_grad():
                 return [losses, predictions, loop.support(bound), *gradients]
 
         values = [value.detach().contiguous() for value in phi.values()]
-        losses, predictions, self.last, *self.found = self._run("query", function, values, self.values, self.batch)
-        loss, leaves = losses.mean(), [*phi.values(), *self.extras[: len(self.shared)]]
+        shares = [] if self.shares is None else [self.shares.to(values[0].dtype)]
+        args = values, self.values, self.batch, shares
+        losses, predictions, self.last, *self.found = self._run(("query", len(shares)), function, *args)
+        loss, leaves = self.mean(losses), [*phi.values(), *self.extras[: len(self.shared)]]
         return Query(loss if self.direct else attach(loss, self.found, leaves), losses, predictions)
 
     def unroll(self, order: int) -> Parameters:

@@ -12,7 +12,7 @@ from lightning_maml.engine.base import Engine, MetaOutput, Problem, attach
 from lightning_maml.engine.coverage import GRAPHED, refused
 from lightning_maml.engine.loops.batched import Batched
 from lightning_maml.inner import Parameters
-from lightning_maml.tasks import Set, TaskBatch
+from lightning_maml.tasks import Set, TaskBatch, mean_over_tasks
 
 MOST = 8
 """Recordings kept for one network; the one that was not used for longest goes."""
@@ -79,18 +79,18 @@ class Graphed(Engine):
         task_losses, predictions, support_losses, row = (output.clone() for output in recording.outputs)
         parts = row.split([leaf.numel() for leaf in leaves])
         gradients = [part.view(leaf.shape).to(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
-        loss = task_losses.mean()
+        loss = mean_over_tasks(task_losses, tasks.shares)
         return MetaOutput(loss, attach(loss, gradients, leaves), task_losses, predictions, support_losses)
 
     def _record(self, problem: Problem, tasks: TaskBatch) -> _Recording:
-        static = TaskBatch(*(value.clone() for _, value in tasks.named()))
+        static = tasks.each(Tensor.clone)
 
         def run() -> list[Tensor]:
             output = self.engine.meta_loss(problem, static)
             row = torch.cat([gradient.flatten() for gradient in output.gradients])
             return [output.task_losses, output.predictions, output.support_losses, row]
 
-        return _Recording(static, *record(run, static.support_inputs.device))
+        return _Recording(static, *record(run, static.support_targets.device))
 
     def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
         return self.engine.trajectory(problem, support)

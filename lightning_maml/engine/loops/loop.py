@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from lightning_maml.engine.functional.forward import Networks
 from lightning_maml.engine.functional.statistics import training_is
 from lightning_maml.inner import Parameters, Slope, State
 from lightning_maml.meta_gradient import Query
-from lightning_maml.tasks import Set
+from lightning_maml.tasks import Inputs, Set, map_inputs, mean_over_tasks
 
 
 def networks_of(problem: Problem, one: bool = False) -> tuple[Parameters, Networks]:
@@ -33,10 +34,11 @@ class TaskLoop:
 
     def __init__(self, problem: Problem, support: Set, query: Set | None = None, one: bool = False) -> None:
         self.problem, self.support_set, self.query_set = problem, support, query
-        self.inner, self.tasks = problem.inner, len(support[0])
+        self.inner, self.tasks = problem.inner, len(support[1])
         self.theta, self.networks = networks_of(problem, one)
         self.support_losses: list[Tensor] = []
-        self.checked = False
+        self.shares: Tensor | None = None  # [T], what the tasks count in a mean; None: alike
+        self.checked: set[str] = set()  # which sets' targets fit the predictions
         self.rates: Parameters | None = None  # in the place of the inner loop's
 
     def initial(self) -> Parameters:
@@ -56,26 +58,30 @@ class TaskLoop:
         # views: the first inner gradient is taken at phi_0, and not through it at what it was made of
         return {name: value.view_as(value).requires_grad_() for name, value in phi.items()}
 
-    def predict(self, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
+    def predict(self, phi: Parameters, inputs: Inputs, step: int | None = None) -> Tensor:
         return self.networks(phi, inputs, step)
 
-    def losses(self, phi: Parameters, rows: Set, step: int | None = None) -> tuple[Tensor, Tensor]:
-        """Losses ``[T]`` and predictions ``[T, N, ...]``."""
+    def losses(
+        self, phi: Parameters, rows: Set, step: int | None = None, of: Literal["support", "query"] = "support"
+    ) -> tuple[Tensor, Tensor]:
+        """Losses ``[T]`` and predictions ``[T, N, ...]`` of rows of the support or of the query sets."""
         inputs, targets = rows
         predictions = self.predict(phi, inputs, step)
-        if not self.checked:
-            self.problem.loss.check_shapes(predictions.shape, targets)
-            for _, values in filter(None, (self.support_set, self.query_set)):
-                self.problem.loss.check_values(predictions.shape[-1], values)
-            self.checked = True
-        return self.problem.loss(predictions, targets), predictions
+        loss = self.problem.loss if of == "support" else self.problem.judge
+        if of not in self.checked:
+            loss.check_shapes(predictions.shape, targets)
+            _, values = (self.support_set if of == "support" else self.query_set) or rows
+            loss.check_values(predictions.shape[-1], values)
+            self.checked.add(of)
+        return loss(predictions, targets), predictions
 
     def rows(self, step: int) -> Set:
         """What inner step ``step`` sees of the support set."""
         inputs, targets = self.support_set
-        if (rows := self.inner.rows(step, inputs.shape[1])) is not None:
-            inputs, targets = inputs[:, rows.to(inputs.device)], targets[:, rows.to(targets.device)]
-        return inputs, targets
+        if (rows := self.inner.rows(step, targets.shape[1])) is None:
+            return inputs, targets
+        rows = rows.to(targets.device)
+        return map_inputs(lambda value: value[:, rows], inputs), targets[:, rows]
 
     def step(self, phi: Parameters, state: State, step: int, order: int) -> tuple[Parameters, State, Tensor]:
         """Inner step ``step`` from ``phi``: the next parameters and state, and the support losses ``[T]`` before it."""
@@ -119,9 +125,12 @@ class TaskLoop:
 
     def query_after(self, phi: Parameters, steps: int) -> Query:
         assert self.query_set is not None  # a rule's loop has one
-        losses, predictions = self.losses(self.with_statistics(phi, steps), self.query_set, max(steps - 1, 0))
+        losses, predictions = self.losses(self.with_statistics(phi, steps), self.query_set, max(steps - 1, 0), "query")
         self.final = {name: value.detach() for name, value in phi.items()}
-        return Query(losses.mean(), losses.detach(), predictions.detach())
+        return Query(self.mean(losses), losses.detach(), predictions.detach())
+
+    def mean(self, values: Tensor) -> Tensor:
+        return mean_over_tasks(values, self.shares)
 
     def with_statistics(self, phi: Parameters, steps: int) -> Parameters:
         """``phi`` after so many steps, with what query rows are normalised by, where that is of the support sets."""
