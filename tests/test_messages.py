@@ -252,6 +252,11 @@ MISTAKES: dict[str, Mistake] = {
     # the loss
     "a class for a loss": (lambda: run(loss=nn.MSELoss), TypeError, "Expected `loss` to be a function or module but got a class: make one, MSELoss()."),
     "a class for a loss, in a module": (lambda: MetaModule(network(), maml(), nn.CrossEntropyLoss), TypeError, "Expected `loss` to be a function or module but got a class: make one, CrossEntropyLoss()."),
+    "a class for a query loss": (lambda: MetaModule(network(), maml(), query_loss=nn.L1Loss), TypeError, "Expected `query_loss` to be a function or module but got a class: make one, L1Loss()."),
+    "several inputs of a wrong width": (
+        lambda: run(network(3), tasks=TaskBatch((X, X), Y, (X, X), Y)), ValueError,
+        "Expected a network that takes inputs ('[rows, 2]', '[rows, 2]'), as the tasks have, but got Sequential, whose layer `0`, Linear(in_features=3, out_features=4, bias=True), refuses (linear(): argument 'input' (position 1) must be Tensor, not tuple): change the network or the tasks.",
+    ),
     "an unknown loss": (lambda: MetaModule(network(), maml(), "l1"), ValueError, "Expected `loss` to be one of ['cross_entropy', 'mse'] or a callable but got 'l1'."),
     "no loss": (lambda: run(loss=3), TypeError, "Expected `loss` to be one of ['cross_entropy', 'mse'] or a callable but got 3."),
     "a loss of rows": (lambda: run(loss=nn.MSELoss(reduction="none")), ValueError, "Expected `loss` to return one scalar for each task but got shape [5, 1] for predictions of shape [5, 1]."),
