@@ -33,18 +33,6 @@ ELSEWHERE |= dict.fromkeys(
 """What other libraries and papers call an argument of ours."""
 
 
-def named_here(name: str, known: Sequence[str]) -> str:
-    """The one of the arguments ``known`` that another name stands for, or is a slip of; empty where there is none.
-
-    Example:
-        >>> named_here("inner_lr", ["lr", "steps"]), named_here("setps", ["lr", "steps"]), named_here("x", ["lr"])
-        ('lr', 'steps', '')
-    """
-    if ELSEWHERE.get(name) in known:
-        return ELSEWHERE[name]
-    return next(iter(difflib.get_close_matches(name, known, 1)), "")
-
-
 def meant(preset: Callable[..., Algorithm], name: str) -> str:
     """What to write in the place of an argument ``name`` that a preset does not have.
 
@@ -53,8 +41,9 @@ def meant(preset: Callable[..., Algorithm], name: str) -> str:
         ('use `lr`', 'it is of second order, and `fomaml` of first')
     """
     known = [*inspect.signature(preset).parameters]
-    if hint := named_here(name, known):
-        return f"use `{hint}`"
+    close = [one for one in (ELSEWHERE.get(name), *difflib.get_close_matches(name, known, 1)) if one in known]
+    if close:
+        return f"use `{close[0]}`"
     if name in ("first_order", "second_order") and type(preset().meta_gradient) is Unrolled:
         own = preset.__name__
         first = "`fomaml`" if own == "maml" else f"`Algorithm({own}(...).inner, FirstOrder())`"
