@@ -26,7 +26,7 @@ def run(seed: int, updates: int) -> dict[str, Any]:
     row: dict[str, Any] = {"seed": seed, "updates": updates}
     for name in demo.ALGORITHMS:
         with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):  # the progress bar
-            found = demo.run(name, updates, seed)
+            found = demo.train(name, updates, seed)[1]
         after = [f"step_{step}" for step in demo.SHOWN_STEPS]
         row[name] = {
             "mean": [_finite(found[f"test/loss_{step}"]) for step in after],

@@ -1,31 +1,33 @@
-"""MAML and its family for PyTorch Lightning: a batch of tasks in, adapted networks and one meta-gradient out."""
+"""MAML and its family for PyTorch Lightning: a batch of tasks in, adapted networks and one meta-gradient out.
 
+What it consists of stands in ``__init__.pyi``, and is imported when it is asked for: the command line answers
+``--help`` before torch is loaded.
+"""
+
+import ast
+from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
-from lightning_maml import presets
-from lightning_maml.adaptation import Adapted, Evaluation, adapt, evaluate, meta_loss
-from lightning_maml.data import Learn2LearnTasks, OmniglotTasks, SinusoidTasks, TableTasks
-from lightning_maml.engine import Batched, Eager, Engine, Fused, Graphed, MetaOutput
-from lightning_maml.inner import SGD, Adam, Part, Prototypes, Rates, SharpnessAware, Sign, Zeros
-from lightning_maml.learner import Algorithm
-from lightning_maml.meta_gradient import FirstOrder, Implicit, Joint, MultiStep, Reptile, Unrolled
-from lightning_maml.networks import MLP, Conv4, ResNet12
-from lightning_maml.presets import *  # noqa: F403
-from lightning_maml.saving.weights import load_adapted, save_adapted
-from lightning_maml.tasks import TaskBatch, UnequalTasks
-from lightning_maml.training.module import MetaModule
-
-__all__ = ["Adapted", "Evaluation", "MetaModule", "TaskBatch", "UnequalTasks", "adapt", "evaluate", "meta_loss"]
-__all__ += ["Learn2LearnTasks", "OmniglotTasks", "SinusoidTasks", "TableTasks"]
-__all__ += ["Batched", "Eager", "Engine", "Fused", "Graphed", "MetaOutput"]
-__all__ += ["SGD", "Adam", "Algorithm", "Part", "Prototypes", "Rates", "SharpnessAware", "Sign", "Zeros"]
-__all__ += ["FirstOrder", "Implicit", "Joint", "MultiStep", "Reptile", "Unrolled"]
-__all__ += ["MLP", "Conv4", "ResNet12", "load_adapted", "save_adapted"]
-__all__ += presets.__all__
+_WHERE = {
+    alias.name: line.module
+    for line in ast.parse(Path(__file__).with_suffix(".pyi").read_text()).body
+    if isinstance(line, ast.ImportFrom) and line.module
+    for alias in line.names
+}
+__all__ = sorted(name for name, module in _WHERE.items() if module != __name__)
 
 
-def __getattr__(name: str) -> str:
-    # asked of the metadata only when it is wanted: a copy of the sources that was never installed imports, too
-    if name == "__version__":
+def __getattr__(name: str) -> Any:
+    if name == "__version__":  # a copy of the sources that was never installed imports, too
         return version("lightning-maml")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = _WHERE[name]
+    value = import_module(f"{module}.{name}") if module == __name__ else getattr(import_module(module), name)
+    return globals().setdefault(name, value)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_WHERE]

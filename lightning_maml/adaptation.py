@@ -18,10 +18,11 @@ from lightning_maml.engine.base import autocast_on
 from lightning_maml.engine.divergence import bad_tasks, diverged, warning_of_divergence
 from lightning_maml.engine.functional.statistics import batch_norm_mode, training_is
 from lightning_maml.engine.functional.stored import detach_from_mode, say_once
+from lightning_maml.engine.misfits import misfit
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import Loss, query_task_loss, task_loss
-from lightning_maml.tasks import Inputs, TaskBatch, map_inputs
+from lightning_maml.tasks import Inputs, TaskBatch, UnequalTasks, map_inputs
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -55,8 +56,8 @@ class Adapted:
                 wanted = f"inputs of {tasks} tasks, [{tasks}, rows, ...],"
                 raise ValueError(f"Expected {wanted} but got {list(value.shape)}.")
         self._say_by_rows()
-        with training_is(dropout, self.problem.modules), _running(self.problem), torch.no_grad():
-            rows, phi = map_inputs(_normal, inputs), self.parameters
+        rows, phi = map_inputs(_normal, inputs), self.parameters
+        with training_is(dropout, self.problem.modules), _running(self.problem, (rows, None)), torch.no_grad():
             return run_on(self.engine, self.problem, (), lambda engine: engine.predict(self.problem, phi, rows))[1]
 
     def network(self, task: int) -> nn.Module:
@@ -73,6 +74,10 @@ class Adapted:
             >>> one = adapted.network(3)(x[3, :1])
             >>> torch.testing.assert_close(one, adapted.predict(x)[3, :1])
         """
+        if not -(tasks := len(self.support_losses)) <= task < tasks:
+            raise IndexError(
+                f"Expected `task` to be from 0 to {tasks - 1}, as there are {tasks} tasks, but got {task}."
+            )
         self._say_by_rows()
         network = with_parameters_of(self.problem.network, self.parameters, task)
         detach_from_mode(network, self.problem.algorithm.batch_norm)
@@ -131,11 +136,13 @@ def meta_loss(
     """
     if not torch.is_grad_enabled():
         raise RuntimeError("Expected gradients to be enabled for `meta_loss`; where they are not, use `evaluate`.")
+    _check_tasks(tasks)
     weighted = tasks.task_weights is not None
     problem = Problem(network, algorithm, task_loss(loss), query_task_loss(query_loss), weighted=weighted)
     _check_data(problem, [*tasks.named()])
-    with _running(problem):
-        return run_on(engine, problem, tasks.sets, lambda chosen: chosen.meta_loss(problem, tasks))[1]
+    sets = tasks.sets
+    with _running(problem, *sets):
+        return run_on(engine, problem, sets, lambda chosen: chosen.meta_loss(problem, tasks))[1]
 
 
 def adapt(
@@ -176,7 +183,7 @@ def adapt(
             losses.append(step_losses)
         return phi, losses
 
-    with _running(problem):
+    with _running(problem, support):
         chosen, (phi, losses) = run_on(engine, problem, (support,), run)
     parameters = {name: value.clone() for name, value in phi.items()}
     adapted = Adapted(parameters, torch.stack(losses, 1), problem, chosen)
@@ -210,6 +217,7 @@ def evaluate(
         >>> result.query_losses.shape
         torch.Size([4, 4])
     """
+    _check_tasks(tasks)
     algorithm = algorithm if steps is None else algorithm.with_steps(steps)
     problem = Problem(network, algorithm, task_loss(loss), safeguard=safeguard)
     judge = query_task_loss(query_loss) or problem.loss
@@ -227,7 +235,8 @@ def evaluate(
                 found.append((judge(predicted, tasks.query_targets), losses, predicted))
         return found
 
-    with _running(problem):
+    query = tasks.query_inputs, tasks.query_targets if query_loss is None else None
+    with _running(problem, tasks.sets[0], query):
         _, found = run_on(engine, problem, tasks.sets, run)
     query_losses, support_losses, predictions = (torch.stack(values, 1) for values in zip(*found, strict=True))
     return Evaluation(query_losses, support_losses, predictions, diverged(support_losses, problem.inner))
@@ -244,29 +253,37 @@ def with_parameters_of(network: Network, parameters: Parameters, task: int) -> N
 
 
 @contextmanager
-def _running(problem: Problem) -> Iterator[None]:
-    """While an engine runs, gradients are on, and every forward is twice differentiable."""
+def _running(problem: Problem, *sets: tuple[Any, Any]) -> Iterator[None]:
+    """While an engine runs, gradients are on, and every forward is twice differentiable.
+
+    Where it ends with an error because network, loss and ``sets`` do not fit together, the error says so.
+    """
     off = torch.is_inference_mode_enabled() or not torch.is_grad_enabled()
-    with torch.inference_mode(False) if off else nullcontext():  # which turns gradients on, too
-        hooked = [value for value in problem.parameters.values() if value._backward_hooks]
-        if problem.plain and not hooked and not autocast_on(next(iter(problem.names.values())).device):
-            yield  # nothing of the below concerns it
-            return
-        with ExitStack() as stack:
-            for parameter in hooked:  # its hooks see the meta-gradient once, when `.backward()` hands it out
-                hooks: Any = parameter._backward_hooks
-                stack.callback(hooks.update, dict(hooks))
-                hooks.clear()
-            stack.enter_context(batch_norm_mode(problem.modules, problem.algorithm.batch_norm))
-            # the fused attention kernels have no second derivative, nor has cuDNN's or oneDNN's recurrence
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if any(isinstance(module, nn.RNNBase) for module in problem.modules):
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-                stack.callback(torch.backends.mkldnn.set_flags, torch.backends.mkldnn.set_flags(False)[0])
-            # a cast cached where gradients were off would have no gradient where they are on
-            stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
-            torch.set_autocast_cache_enabled(False)
-            yield
+    try:
+        with torch.inference_mode(False) if off else nullcontext():  # which turns gradients on, too
+            hooked = [value for value in problem.parameters.values() if value._backward_hooks]
+            if problem.plain and not hooked and not autocast_on(next(iter(problem.names.values())).device):
+                yield  # nothing of the below concerns it
+                return
+            with ExitStack() as stack:
+                for parameter in hooked:  # its hooks see the meta-gradient once, when `.backward()` hands it out
+                    hooks: Any = parameter._backward_hooks
+                    stack.callback(hooks.update, dict(hooks))
+                    hooks.clear()
+                stack.enter_context(batch_norm_mode(problem.modules, problem.algorithm.batch_norm))
+                # the fused attention kernels have no second derivative, nor has cuDNN's or oneDNN's recurrence
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                if any(isinstance(module, nn.RNNBase) for module in problem.modules):
+                    stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+                    stack.callback(torch.backends.mkldnn.set_flags, torch.backends.mkldnn.set_flags(False)[0])
+                # a cast cached where gradients were off would have no gradient where they are on
+                stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
+                torch.set_autocast_cache_enabled(False)
+                yield
+    except Exception as error:
+        if (explained := misfit(problem, sets, error)) is None:
+            raise
+        raise explained from error
 
 
 def _normal(tensor: Tensor) -> Tensor:
@@ -275,6 +292,13 @@ def _normal(tensor: Tensor) -> Tensor:
         return tensor
     with torch.inference_mode(False):
         return tensor.clone()
+
+
+def _check_tasks(tasks: Any) -> None:
+    """Raise TypeError where ``tasks`` are no batch."""
+    if not isinstance(tasks, TaskBatch):
+        how = "the batches of its `groups` in turn" if isinstance(tasks, UnequalTasks) else "TaskBatch(...) to make one"
+        raise TypeError(f"Expected `tasks` to be a TaskBatch but got {type(tasks).__name__}: use {how}.")
 
 
 def _check_data(problem: Problem, named: Sequence[tuple[str, Tensor]]) -> None:

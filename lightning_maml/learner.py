@@ -49,6 +49,8 @@ class Algorithm:
 
     def __post_init__(self) -> None:
         check_one_of(get_args(BatchNorm), batch_norm=self.batch_norm)
+        if not isinstance(self.inner, InnerLoop):
+            raise TypeError(f"Expected `inner` to be an inner loop such as SGD(lr=0.01) but got {self.inner!r}.")
         if not callable(self.meta_gradient) or isinstance(self.meta_gradient, type):
             raise TypeError(f"Expected `meta_gradient` to be a rule such as Unrolled() but got {self.meta_gradient!r}.")
 
@@ -97,3 +99,17 @@ class Algorithm:
     def with_rates(self, rates: Rates | None) -> Algorithm:
         """The same algorithm with these inner rates; None changes nothing."""
         return self if rates is None else self.with_inner(lr=rates)
+
+
+def check_parts(network: Any, algorithm: Any) -> None:
+    """Raise TypeError where these are no network and no algorithm, as a class or a function that makes one is none."""
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"Expected `network` to be an nn.Module but got {_instead(network)}.")
+    if not isinstance(algorithm, Algorithm):
+        raise TypeError(f"Expected `algorithm` to be one such as maml(lr=0.01, steps=5) but got {_instead(algorithm)}.")
+
+
+def _instead(value: Any) -> str:
+    if name := getattr(value, "__name__", None):
+        return f"{name} itself: call it, {name}(...)"
+    return repr(value) if isinstance(value, str) else type(value).__name__

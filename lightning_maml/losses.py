@@ -38,7 +38,11 @@ class TaskLoss:
     def __call__(self, predictions: Tensor, targets: Tensor) -> Tensor:
         """The losses ``[T]``."""
         if len(predictions) == 1:  # as the function is written: vmap refuses some
-            losses = self.function(predictions[0], targets[0]).unsqueeze(0)
+            loss = self.function(predictions[0], targets[0])
+            if not isinstance(loss, Tensor):
+                got = f"{type(loss).__name__}: compute it by torch, without .item()"
+                raise TypeError(f"Expected `loss` to return a scalar tensor for each task but got {got}.")
+            losses = loss.unsqueeze(0)
         else:
             losses = torch.func.vmap(self.function, randomness="different")(predictions, targets)
         if losses.shape != predictions.shape[:1]:
@@ -65,7 +69,13 @@ class MeanSquaredError(TaskLoss):
     def check_shapes(self, predictions: Sequence[int], targets: Tensor) -> None:
         if tuple(predictions) != targets.shape:  # [N, 1] would broadcast against [N], and train on the wrong thing
             got = f"targets {list(targets.shape)} and predictions {list(predictions)} ([tasks, rows, ...])"
-            raise ValueError(f"Expected targets of the predictions' shape for `{self.name}='mse'` but got {got}.")
+            instead = ""
+            if targets.ndim == 2 and len(predictions) == 3:
+                is_label = not targets.is_floating_point()
+                labels = f": class labels need `{self.name}='cross_entropy'`"
+                instead = labels if is_label else ": use targets.unsqueeze(-1)"
+            wanted = f"targets of the predictions' shape for `{self.name}='mse'`"
+            raise ValueError(f"Expected {wanted} but got {got}{instead}.")
 
 
 class CrossEntropy(TaskLoss):
@@ -81,7 +91,8 @@ class CrossEntropy(TaskLoss):
     def check_shapes(self, predictions: Sequence[int], targets: Tensor) -> None:
         if targets.is_floating_point() or targets.dtype == torch.bool:
             raise ValueError(
-                f"Expected integer class labels for `{self.name}='cross_entropy'` but got {targets.dtype}."
+                f"Expected integer class labels for `{self.name}='cross_entropy'` but got {targets.dtype}: convert "
+                f"labels by .long(), and of numbers use `{self.name}='mse'`."
             )
         if len(predictions) != 3 or targets.shape != tuple(predictions[:2]):
             wanted = f"logits [tasks, rows, classes] and labels [tasks, rows] for `{self.name}='cross_entropy'`"
@@ -100,7 +111,7 @@ def task_loss(loss: Loss, name: str = "loss") -> TaskLoss:
     """The loss of a name, or of a callable, for all tasks at once; ``name`` is the argument's, for messages.
 
     ``F.mse_loss`` and ``F.cross_entropy`` are taken as the names they stand for; any other callable runs under
-    :func:`torch.func.vmap`. ValueError where a name is unknown, TypeError where ``loss`` is neither.
+    :func:`torch.func.vmap`. ValueError where a name is unknown, TypeError where ``loss`` is neither, or a class.
 
     Example:
         >>> task_loss("mse")(torch.zeros(3, 10, 1), torch.full((3, 10, 1), 2.0))
@@ -115,6 +126,8 @@ def task_loss(loss: Loss, name: str = "loss") -> TaskLoss:
     if isinstance(loss, str) or not callable(loss):
         error = ValueError if isinstance(loss, str) else TypeError
         raise error(f"Expected `{name}` to be one of ['cross_entropy', 'mse'] or a callable but got {loss!r}.")
+    if isinstance(loss, type):
+        raise TypeError(f"Expected `{name}` to be a function or module but got a class: make one, {loss.__name__}().")
     return TaskLoss(loss, name)
 
 

@@ -52,7 +52,7 @@ def resolve_metric(metric: str | TaskMetric | None, loss: Any) -> tuple[str, Tas
         return ("accuracy", accuracy) if loss == "cross_entropy" else None
     if isinstance(metric, str) and metric in METRICS:
         return metric, METRICS[metric]
-    if callable(metric):
+    if callable(metric) and not isinstance(metric, type):
         name = getattr(metric, "__name__", type(metric).__name__).strip("<>")  # a lambda's is <lambda>
         if name == "loss":
             raise ValueError("Expected `metric` to have another name than 'loss', which the loss is logged under.")
@@ -61,6 +61,16 @@ def resolve_metric(metric: str | TaskMetric | None, loss: Any) -> tuple[str, Tas
         f"Expected `metric` to be one of {sorted(METRICS)}, a function (predictions [T, N, ...], targets [T, N, ...]) "
         f"-> [T], or None, but got {metric!r}."
     )
+
+
+def judged(metric: tuple[str, TaskMetric], predictions: Tensor, targets: Tensor) -> Tensor:
+    """The values ``[T]`` of a metric and its name; ValueError where it returns anything else."""
+    values = metric[1](predictions, targets)
+    if not isinstance(values, Tensor) or values.shape != predictions.shape[:1]:
+        got = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        wanted = f"one value for each of {len(predictions)} tasks, [{len(predictions)}],"
+        raise ValueError(f"Expected `metric` {metric[0]!r} to return {wanted} but got {got}.")
+    return values
 
 
 class Interval(NamedTuple):

@@ -1,10 +1,14 @@
 """The published algorithms, each a composition of an inner loop and a meta-gradient rule.
 
-Arguments that a preset does not describe are those of :func:`maml`. All raise ValueError where one is out of range.
+Arguments that a preset does not describe are those of :func:`maml`. All raise ValueError where one is out of range, and
+TypeError, with what is meant, where one is of another name.
 """
 
+import difflib
+import functools
+import inspect
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, ParamSpec
 
 from lightning_maml.checks import check_one_of, check_positive
 from lightning_maml.inner import SGD, Adam, Adapts, InnerLoop, LearnedRate, Part, Prototypes, Zeros
@@ -17,8 +21,52 @@ __all__ += ["pretrained", "proto_maml", "reptile"]
 Rate = float | Sequence[float]
 Learned = LearnedRate | None
 Names = str | Callable[[str], bool]
+Arguments = ParamSpec("Arguments")
+
+ELSEWHERE = dict.fromkeys(
+    ("inner_lr", "adaptation_lr", "fast_lr", "update_lr", "alpha", "step_size", "learning_rate"), "lr"
+)
+ELSEWHERE |= dict.fromkeys(
+    ("inner_steps", "adaptation_steps", "num_steps", "n_steps", "num_inner_steps", "update_steps", "num_updates"),
+    "steps",
+)
+"""What other libraries and papers call an argument of ours."""
 
 
+def meant(preset: Callable[..., Algorithm], name: str) -> str:
+    """What to write in the place of an argument ``name`` that a preset does not have.
+
+    Example:
+        >>> meant(maml, "inner_lr"), meant(maml, "first_order")
+        ('use `lr`', 'it is of second order, and `fomaml` of first')
+    """
+    known = [*inspect.signature(preset).parameters]
+    close = [one for one in (ELSEWHERE.get(name), *difflib.get_close_matches(name, known, 1)) if one in known]
+    if close:
+        return f"use `{close[0]}`"
+    if name in ("first_order", "second_order") and type(preset().meta_gradient) is Unrolled:
+        own = preset.__name__
+        first = "`fomaml`" if own == "maml" else f"`Algorithm({own}(...).inner, FirstOrder())`"
+        return f"it is of second order, and {first} of first"
+    return f"it has {', '.join(f'`{one}`' for one in known)}"
+
+
+def _preset(function: Callable[Arguments, Algorithm]) -> Callable[Arguments, Algorithm]:
+    """A preset that says of an argument it does not have what is meant."""
+    known = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Algorithm:
+        for name in kwargs:
+            if name not in known:
+                own = function.__name__
+                raise TypeError(f"Expected an argument of `{own}` but got `{name}`: {meant(function, name)}.")
+        return function(*args, **kwargs)
+
+    return checked
+
+
+@_preset
 def maml(
     lr: Rate = 0.01, steps: int = 5, learn_lr: Learned = None, adapts: Adapts = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
@@ -45,6 +93,7 @@ def maml(
     return Algorithm(SGD(lr, steps, learn_lr, adapts), Unrolled(), batch_norm, "maml")
 
 
+@_preset
 def fomaml(
     lr: Rate = 0.01, steps: int = 5, learn_lr: Learned = None, adapts: Adapts = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
@@ -52,11 +101,13 @@ def fomaml(
     return Algorithm(SGD(lr, steps, learn_lr, adapts), FirstOrder(), batch_norm, "fomaml")
 
 
+@_preset
 def pretrained(lr: Rate = 0.01, steps: int = 5, adapts: Adapts = None, batch_norm: BatchNorm = "batch") -> Algorithm:
     """The baseline: one network trained on all tasks jointly (m = 0), fine-tuned at test (Finn et al. 2017, 5.1)."""
     return Algorithm(SGD(lr, steps, None, adapts), Joint(), batch_norm, "pretrained")
 
 
+@_preset
 def anil(
     lr: Rate = 0.01, steps: int = 5, head: str | None = None, learn_lr: Learned = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
@@ -76,6 +127,7 @@ def anil(
     return Algorithm(SGD(lr, steps, learn_lr, Part("head", head)), Unrolled(), batch_norm, "anil")
 
 
+@_preset
 def boil(
     lr: Rate = 0.01, steps: int = 5, head: str | None = None, learn_lr: Learned = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
@@ -95,6 +147,7 @@ def boil(
     return Algorithm(SGD(lr, steps, learn_lr, Part("body", head)), Unrolled(), batch_norm, "boil")
 
 
+@_preset
 def meta_sgd(lr: float = 0.01, steps: int = 1, adapts: Adapts = None, batch_norm: BatchNorm = "batch") -> Algorithm:
     r"""Meta-SGD: :func:`maml` with a learned inner rate for every single element of the parameters.
     Li, Zhou, Chen, Li, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", 2017, arXiv:1707.09835.
@@ -117,6 +170,7 @@ def meta_sgd(lr: float = 0.01, steps: int = 1, adapts: Adapts = None, batch_norm
     return Algorithm(SGD(lr, steps, "per_element", adapts), Unrolled(), batch_norm, "meta_sgd")
 
 
+@_preset
 def meta_curvature(
     lr: float = 0.01, steps: int = 5, first_order: bool = False, adapts: Adapts = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
@@ -139,6 +193,7 @@ def meta_curvature(
     return Algorithm(SGD(lr, steps, "curvature", adapts), _unrolled(first_order), batch_norm, "meta_curvature")
 
 
+@_preset
 def reptile(
     lr: Rate = 1e-3,
     steps: int = 5,
@@ -172,6 +227,7 @@ def reptile(
     return Algorithm(kind(lr, steps, None, adapts, batch_size), Reptile(), batch_norm, "reptile")
 
 
+@_preset
 def imaml(
     lr: Rate = 0.1,
     steps: int = 16,
@@ -211,6 +267,7 @@ def imaml(
     return Algorithm(inner, Implicit(cg_steps, damping), batch_norm, "imaml")
 
 
+@_preset
 def maml_pp(
     lr: Rate = 0.1,
     steps: int = 5,
@@ -248,6 +305,7 @@ def maml_pp(
     return Algorithm(SGD(lr, steps, learn_lr, adapts), rule, batch_norm, "maml_pp")
 
 
+@_preset
 def proto_maml(
     lr: Rate = 0.01,
     steps: int = 5,
@@ -278,6 +336,7 @@ def proto_maml(
     return Algorithm(SGD(lr, steps, learn_lr, start=Prototypes(head)), _unrolled(first_order), batch_norm, "proto_maml")
 
 
+@_preset
 def cavia(
     lr: Rate = 1.0, steps: int = 1, adapts: Names = r"(^|\.)context$", batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
@@ -300,6 +359,7 @@ def cavia(
     return Algorithm(SGD(lr, steps, None, adapts, start=Zeros()), Unrolled(), batch_norm, "cavia")
 
 
+@_preset
 def lora(
     lr: Rate = 0.01,
     steps: int = 5,

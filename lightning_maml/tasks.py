@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 Inputs = Any
 """What a network is called with: a tensor, or a tuple or dictionary of tensors, ``[T, N, ...]`` each (of one task
@@ -107,7 +108,8 @@ class TaskBatch:
                 raise TypeError(f"Expected `{name}` to be a tensor [tasks, rows, ...] but got {type(value).__name__}.")
             shape = list(value.shape)
             if len(shape) < 2:
-                raise ValueError(f"Expected `{name}` to have shape [tasks, rows, ...] but got {shape}.")
+                alone = ": one task alone needs .unsqueeze(0)" if shape else ""
+                raise ValueError(f"Expected `{name}` to have shape [tasks, rows, ...] but got {shape}{alone}.")
             if 0 in shape[:2]:
                 raise ValueError(f"Expected `{name}` to hold at least one task and one row but got {shape}.")
         tasks = {name: value.shape[0] for name, value in self._named_sets()}
@@ -117,6 +119,7 @@ class TaskBatch:
             for name, value in _named(f"{part} inputs", inputs):
                 if value.shape[1] != targets.shape[1]:
                     rows = f"{targets.shape[1]} and {value.shape[1]}"
+                    rows += ": one task alone needs .unsqueeze(0)" if value.ndim == 2 else ""
                     raise ValueError(f"Expected as many {part} targets as {name} in each task but got {rows}.")
         if self.task_weights is not None:
             self._check_weights(self.task_weights)
@@ -195,7 +198,10 @@ class TaskBatch:
     def __getitem__(self, index: slice) -> TaskBatch:
         """A part of the tasks, as views: ``tasks[2:5]``."""
         if not isinstance(index, slice):
-            raise TypeError(f"Expected a slice of tasks, as in tasks[2:3], but got {index!r}.")
+            raise TypeError(
+                f"Expected a slice of tasks, as in tasks[2:3], but got {index!r}: tasks.parts(1) has all in turn, and "
+                "in the place of a list of batches a trainer takes DataLoader(batches, batch_size=None)."
+            )
         part = self.each(lambda value: value[index])
         if len(part) == 0:
             raise ValueError(f"Expected a slice with at least one of the {len(self)} tasks but got {index}.")
@@ -259,3 +265,14 @@ class UnequalTasks:
         """All tasks, ``size`` or fewer at a time, in the groups' order."""
         for group in self.groups:
             yield from group.parts(size)
+
+
+def _uncollated(batch: Any, **_: Any) -> Any:
+    raise TypeError(
+        f"Expected `DataLoader(..., batch_size=None)`, which hands on each {type(batch[0]).__name__} as it is, but got "
+        "a data loader that puts several together."
+    )
+
+
+# torch's place for what its data loaders do with a class that they do not know
+default_collate_fn_map.update({TaskBatch: _uncollated, UnequalTasks: _uncollated})

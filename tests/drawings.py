@@ -44,3 +44,21 @@ def write_folders(root: Path) -> Path:
 
 def small(root: Path, **options: Any) -> OmniglotTasks:
     return OmniglotTasks(root, **{"ways": 2, "tasks_per_batch": 4, "split": (3, 2, 2), **options})
+
+
+def write_classes(root: Path, classes: int = 6, number: int = 6, *, first: int = 0, colour: bool = False) -> Path:
+    """A folder for each class, ``class_00/0.png``: a bar at a place of the class's own, with a few specks."""
+    image_module = pytest.importorskip("PIL.Image", reason="pillow is not installed")
+    for label in range(first, first + classes):
+        folder = root / f"class_{label:02d}"
+        folder.mkdir(parents=True)
+        for index in range(number):
+            image_module.fromarray(bar(label, index, colour)).save(folder / f"{index}.png")
+    return root
+
+
+def bar(label: int, index: int, colour: bool = False) -> np.ndarray:
+    """One image of a class, uint8 ``[12, 10]``, in colour ``[12, 10, 3]``."""
+    pixels = np.random.default_rng((label, index)).integers(0, 60, (12, 10))
+    pixels[label % 12] = 250
+    return (pixels[..., None] - [0, 0, 20 * colour]).clip(0).astype(np.uint8)[..., : 3 if colour else 1].squeeze()

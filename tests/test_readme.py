@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-WITH_CODE = ("README.md", "docs/guide.md", "docs/engines.md", "docs/rl.md", "docs/serving.md")
+WITH_CODE = ("README.md", "docs/guide.md", "docs/engines.md", "docs/own_data.md", "docs/rl.md", "docs/serving.md")
 DOCUMENTS = (
     *WITH_CODE,
     "docs/results.md",

@@ -1,7 +1,41 @@
-"""The command line, ``lightning-maml``."""
+"""The command line, ``lightning-maml``: what needs neither torch nor Lightning is answered before they are loaded."""
 
-from lightning_maml.cli.command_line import QUIET_WARNINGS, keep_freed_memory, main
-from lightning_maml.cli.meta_cli import MetaCLI
-from lightning_maml.cli.parser import HELP
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
 
-__all__ = ["HELP", "QUIET_WARNINGS", "MetaCLI", "keep_freed_memory", "main"]
+from lightning_maml.cli.help import HELP, SUBCOMMANDS
+
+COMMANDS = (*SUBCOMMANDS, "reproduce", "demo")
+_WHERE = {"MetaCLI": "meta_cli", "QUIET_WARNINGS": "command_line", "keep_freed_memory": "command_line"}
+
+__all__ = ["COMMANDS", "HELP", "QUIET_WARNINGS", "MetaCLI", "keep_freed_memory", "main"]
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status, see :func:`lightning_maml.cli.command_line.main`."""
+    given = list(sys.argv[1:] if args is None else args)
+    command = next(iter(given), "--help")
+    if command in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if command == "--version":
+        print(f"lightning-maml {version('lightning-maml')}")
+        return 0
+    if command not in COMMANDS and not command.startswith("-"):
+        near = get_close_matches(command, COMMANDS, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        print(f"lightning-maml: error: Expected one of {list(COMMANDS)} but got {command!r}{hint}.", file=sys.stderr)
+        return 2
+    from lightning_maml.cli import command_line
+
+    return command_line.main(given)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

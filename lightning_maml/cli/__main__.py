@@ -2,6 +2,6 @@
 
 import sys
 
-from lightning_maml.cli.command_line import main
+from lightning_maml.cli import main
 
 sys.exit(main())

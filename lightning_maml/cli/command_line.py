@@ -9,17 +9,20 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning_maml import saving
 from lightning_maml.cli import demo, reproduce
+from lightning_maml.cli.arguments import as_meant
 from lightning_maml.cli.complaints import complaint
+from lightning_maml.cli.demo import quiet
+from lightning_maml.cli.help import SUBCOMMANDS
 from lightning_maml.cli.meta_cli import MetaCLI
-from lightning_maml.cli.parser import SUBCOMMANDS
 from lightning_maml.rl import MetaRLModule
 from lightning_maml.saving.configuration import named_in, read_configuration
-from lightning_maml.saving.moved import moved
 from lightning_maml.training.module import MetaModule
 
 QUIET_WARNINGS = (
@@ -58,7 +61,10 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="lightning-maml", add_help=False, allow_abbrev=False)
     parser.add_argument("--debug", action="store_true")
     parser.add_argument("--allow", action="append", default=[], metavar="NAME")
+    parser.add_argument("--quiet", action="store_true")
     options, given = parser.parse_known_args(args)
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # as with `python -m`: networks, losses and data of one's own stand beside the YAML
     keep_freed_memory()
     with warnings.catch_warnings():
         for message in QUIET_WARNINGS:
@@ -66,7 +72,8 @@ def main(args: Sequence[str] | None = None) -> int:
         for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
             logging.getLogger(name).addFilter(_is_news)
         try:
-            status = _run(given or ["--help"], options.allow)
+            with quiet("lightning.pytorch", "lightning.fabric") if options.quiet else nullcontext():
+                status = _run(given, options.allow, options.quiet)
         except KeyboardInterrupt:
             status = _stopped()
         except SystemExit as stop:
@@ -85,22 +92,21 @@ def main(args: Sequence[str] | None = None) -> int:
         return _flushed(status)
 
 
-def _run(given: Sequence[str], allowed: Sequence[str]) -> int:
+def _run(given: Sequence[str], allowed: Sequence[str], is_quiet: bool) -> int:
     command, *rest = given
     if command == "demo":
-        demo.main(rest)
+        demo.main(rest, is_quiet)
     elif command == "reproduce":
-        return reproduce.main(rest, MetaCLI)
+        return reproduce.main(rest, partial(MetaCLI, is_quiet=is_quiet, tests_best=False))
     elif command.startswith("-") and not {*SUBCOMMANDS, "-h", "--help"}.intersection(given):
         raise ValueError(f"Expected one of {[*SUBCOMMANDS, 'reproduce', 'demo']} to come first but got {command}.")
     else:
-        # the name of a class that has moved, bare or behind `--option=`, as it is today
-        split = (argument.rpartition("=") for argument in given)
-        given = [option + sign + moved(value) for option, sign, value in split]
+        shown = given[1:]
+        given = [*as_meant(given)]
         contents = list(_configurations(given))
         learns_policy = any("policy" in (content.get("model") or ()) for content in contents)
         with saving.allowing([*allowed, *named_in(contents)]):
-            MetaCLI(given, MetaRLModule if learns_policy else MetaModule)
+            MetaCLI(given, MetaRLModule if learns_policy else MetaModule, is_quiet, shown=shown)
     return 0
 
 

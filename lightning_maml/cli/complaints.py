@@ -6,13 +6,17 @@ import inspect
 import io
 import pydoc
 import re
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lightning_maml import presets
 
 LONGEST = 600  # characters of a line; of what is longer, such as a path of thousands of letters, the middle goes
 OWN = Path(__file__).parents[1]
@@ -50,6 +54,9 @@ def complaint(error: BaseException) -> str:
 
 
 def _words(error: BaseException, by_parser: bool) -> str:
+    of_worker = str(error).partition("Original Traceback (most recent call last):")[2].strip()
+    if of_worker:  # of a data loader's process, in which it was an exception of this kind, too
+        return _cut(of_worker.splitlines()[-1].partition(": ")[2])
     text = " ".join(str(error).split())
     if found := re.search(r"tried to allocate (\d+) bytes", text):
         return f"Expected to find {int(found[1]) / 1e9:,.1f} GB of memory but the machine has not as many{SMALLER}"
@@ -160,11 +167,22 @@ def _suggestion(line: str, options: Iterable[str], name: str | None) -> str:
     """The option, or the parameter of the class ``name``, that a misspelt one is most like."""
     if line.startswith("the following arguments are required"):
         return " (--config FILE gives them; --help lists all)"
+    if "does not correspond to a subclass of" in line:
+        return " (of a function the annotation of what it returns counts, as `-> nn.Module`)"
+    if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", line):
+        return _closest(found[2], {one: one for one in dir(sys.modules.get(found[1])) if not one.startswith("_")})
     wrong = re.search(r"(?:unrecognized arguments: |[Oo]ption ')(?:--)?([\w.]+)", line)
     if not wrong:
         return ""
     known = {option.removeprefix("--"): option for option in options}
     with contextlib.suppress(Exception):  # whatever its module does when it is imported
-        known |= {parameter: parameter for parameter in inspect.signature(pydoc.locate(name or "")).parameters}  # type: ignore[arg-type]
-    close = difflib.get_close_matches(wrong[1], known, 1, 0.8)
+        located: Any = pydoc.locate(name or "")
+        known |= {parameter: parameter for parameter in inspect.signature(located).parameters}
+        if located.__name__ in presets.__all__ and not _closest(wrong[1], known):
+            return f" ({presets.meant(located, wrong[1])})"
+    return _closest(wrong[1], known)
+
+
+def _closest(wrong: str, known: dict[str, str]) -> str:
+    close = difflib.get_close_matches(wrong, known, 1, 0.8)
     return f" (did you mean {known[close[0]]}?)" if close else ""

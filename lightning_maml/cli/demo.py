@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lightning_maml.adaptation import meta_loss
 from lightning_maml.checks import check_positive, check_seed, check_whole
+from lightning_maml.cli.progress import ProgressLines, is_interactive
 from lightning_maml.data.sinusoid import SinusoidTasks
 from lightning_maml.networks import MLP
 from lightning_maml.presets import maml, pretrained
@@ -31,7 +32,7 @@ UPDATES_PER_STEP = 20
 BAR = "{desc} {percentage:3.0f}% |{bar:30}| {n_fmt}/{total_fmt} updates, {remaining} left{postfix}"
 
 
-def main(args: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+def main(args: Sequence[str] | None = None, is_quiet: bool = False) -> dict[str, dict[str, float]]:
     """Trains both, tests both on the same held-out tasks, prints the errors side by side and returns them."""
     what = "Meta-train on sinusoids, then compare with a pretrained network on tasks neither has seen."
     parser = argparse.ArgumentParser("lightning-maml demo", description=what)
@@ -45,7 +46,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     if options.steps is not None:
         check_whole(1, steps=options.steps)
     with quiet("lightning.pytorch", "lightning.fabric"):
-        return _compared(options.steps or _updates_in(options.seconds, options.seed), options.seed)
+        return _compared(options.steps or _updates_in(options.seconds, options.seed), options.seed, is_quiet)
 
 
 @contextmanager
@@ -62,14 +63,15 @@ def quiet(*names: str, level: int = logging.WARNING) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _compared(updates: int, seed: int) -> dict[str, dict[str, float]]:
-    print(
-        f"Regression of sine waves y = A sin(x - phase), {SHOTS} examples of each new one,\n"
-        f"by a network 1-40-40-1. Training: {updates:,} updates of 25 tasks for each of MAML\n"
-        "(2 inner steps) and the pretrained baseline (all tasks at once, no inner loop);\n"
-        "the outer rate falls to 0 along a cosine.\n"
-    )
-    results = {name: run(name, updates, seed) for name in ALGORITHMS}
+def _compared(updates: int, seed: int, is_quiet: bool) -> dict[str, dict[str, float]]:
+    if not is_quiet:
+        print(
+            f"Regression of sine waves y = A sin(x - phase), {SHOTS} examples of each new one,\n"
+            f"by a network 1-40-40-1. Training: {updates:,} updates of 25 tasks for each of MAML\n"
+            "(2 inner steps) and the pretrained baseline (all tasks at once, no inner loop);\n"
+            "the outer rate falls to 0 along a cosine.\n"
+        )
+    results = {name: train(name, updates, seed, is_quiet)[1] for name in ALGORITHMS}
     rows = [["inner steps", *(f"{name:>16}" for name in results)]]
     for step in SHOWN_STEPS:
         loss = f"test/loss_step_{step}"
@@ -87,12 +89,7 @@ def _compared(updates: int, seed: int) -> dict[str, dict[str, float]]:
     return results
 
 
-def run(name: str, updates: int, seed: int) -> dict[str, float]:
-    """Trains one of :data:`ALGORITHMS` and tests it on 600 held-out tasks: what the test logs."""
-    return train(name, updates, seed)[1]
-
-
-def train(name: str, updates: int, seed: int) -> tuple[MetaModule, dict[str, float]]:
+def train(name: str, updates: int, seed: int, is_quiet: bool = False) -> tuple[MetaModule, dict[str, float]]:
     """Trains one of :data:`ALGORITHMS`: the module, and what its test on 600 held-out tasks logs."""
     seed_everything(seed, verbose=False)  # both start from the same weights
     module = MetaModule(
@@ -110,7 +107,7 @@ def train(name: str, updates: int, seed: int) -> tuple[MetaModule, dict[str, flo
         trainer = Trainer(
             accelerator="cpu",  # a network this small is slower anywhere else
             max_steps=updates,
-            callbacks=[_Bar(name, updates)],
+            callbacks=[] if is_quiet else [_Bar(name, updates) if is_interactive() else ProgressLines(name)],
             default_root_dir=folder,
             enable_checkpointing=False,
             enable_model_summary=False,

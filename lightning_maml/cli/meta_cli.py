@@ -1,20 +1,25 @@
 """LightningCLI for meta-learning."""
 
 import atexit
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
-import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_maml import saving
 from lightning_maml.checks import check_not_negative, check_positive, check_seed, check_whole
-from lightning_maml.cli.parser import HELP, SUBCOMMANDS, MetaParser
+from lightning_maml.cli import predictions
+from lightning_maml.cli.arguments import fill_sizes, without
+from lightning_maml.cli.help import HELP, SUBCOMMANDS
+from lightning_maml.cli.parser import MetaParser
+from lightning_maml.cli.progress import ProgressLines, is_interactive
 from lightning_maml.data import TaskStream
 from lightning_maml.engine import Engine
 from lightning_maml.learner import Algorithm
@@ -22,7 +27,7 @@ from lightning_maml.rl import MetaRLModule
 from lightning_maml.saving.configuration import bounded_parsing
 from lightning_maml.saving.resume import as_plain, last_of_this_run
 from lightning_maml.training.module import MetaModule
-from lightning_maml.training.results import Published
+from lightning_maml.training.results import Published, side_by_side
 
 # What Lightning itself does not check: it divides by these, or takes them for something else.
 TRAINER_NUMBERS = (
@@ -54,7 +59,17 @@ class MetaCLI(LightningCLI):
     change that. The seed is 0 unless ``--seed_everything`` says otherwise. ``args`` are None for the command line's.
     """
 
-    def __init__(self, args: Sequence[str] | None = None, module: type[MetaModule | MetaRLModule] = MetaModule) -> None:
+    def __init__(
+        self,
+        args: Sequence[str] | None = None,
+        module: type[MetaModule | MetaRLModule] = MetaModule,
+        is_quiet: bool = False,
+        tests_best: bool = True,
+        shown: Sequence[str] | None = None,
+    ) -> None:
+        self.is_quiet, self.tests_best = is_quiet, tests_best
+        self.given = list(sys.argv[1:] if args is None else args)
+        self.shown = self.given[1:] if shown is None else shown
         # Both are dataclasses or have some as subclasses, of which jsonargparse takes the base class alone by itself.
         jsonargparse.set_parsing_settings(subclasses_enabled=[Algorithm, Engine])
         bounded_parsing()
@@ -89,7 +104,10 @@ class MetaCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand != "fit":
+        if subcommand == "fit":
+            what = "train the pretrained baseline, too, and print both tests side by side"
+            parser.add_argument("--baseline", action="store_true", help=what)
+        else:
             what = "take the network as it is before any training, where there is no --ckpt_path"
             parser.add_argument("--untrained", action="store_true", help=what)
         return parser
@@ -112,6 +130,17 @@ class MetaCLI(LightningCLI):
                 "path, or --untrained for the network as it is before any training."
             )
 
+        if command == "fit" and options.ckpt_path == "best":
+            raise ValueError("Expected --ckpt_path last, or a file's path, to go on training from but got best.")
+        fill_sizes(options)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """A bar in a terminal, else a line a minute, and with ``--quiet`` neither."""
+        if self.is_quiet or (config["enable_progress_bar"] is None and not is_interactive()):
+            config["enable_progress_bar"] = False
+            callbacks = callbacks if self.is_quiet else [*callbacks, ProgressLines()]
+        return super()._instantiate_trainer(config, callbacks)
+
     def after_instantiate_classes(self) -> None:
         """Tells the module what was asked for, by which its checkpoints know their run; refuses too many processes."""
         if isinstance(self.datamodule, TaskStream):
@@ -119,33 +148,52 @@ class MetaCLI(LightningCLI):
         parts = (part for part in ("model", "data", "seed_everything") if part in self.config_dump)
         self.model.configuration = as_plain({part: self.config_dump[part] for part in parts})
 
+    def fit(self, **kwargs: Any) -> None:
+        """Trains, then tests the best checkpoint, says where it is and what to type next."""
+        self.trainer.fit(**kwargs)
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        if not (self.tests_best and best) or self.trainer.interrupted or getattr(self.datamodule, "test_tasks", 1) == 0:
+            return
+        (results,) = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best)
+        options = self.config["fit"]
+        if options.baseline:
+            args = [*without(self.given, "--baseline", "--ckpt_path"), "--model.algorithm=lightning_maml.pretrained"]
+            other = MetaCLI(args, type(self.model), self.is_quiet, tests_best=False)
+            found = getattr(other.trainer.checkpoint_callback, "best_model_path", "")
+            (baseline,) = other.trainer.test(other.model, datamodule=other.datamodule, ckpt_path=found, verbose=False)
+            if self.trainer.is_global_zero:
+                print(side_by_side({self.model.algorithm.name: results, "pretrained": baseline}))
+        if self.trainer.is_global_zero:
+            again = shlex.join(without(self.shown, "--baseline", "--ckpt_path"))
+            print(f"\nBest checkpoint: {best}\nNext: lightning-maml predict {again} --ckpt_path best")
+
     def predict(self, **kwargs: Any) -> None:
-        """Saves what ``Trainer.predict`` returns, a list of ``[T, Nq, ...]``, one a batch, as ``predictions.pt``."""
-        predictions = self.trainer.predict(**kwargs)
+        """Writes what is predicted, see :func:`~lightning_maml.cli.predictions.write`."""
+        outputs = self.trainer.predict(**kwargs)
         rank = f"_rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
-        path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / f"predictions{rank}.pt"
-        with saving.whole_file(path) as file:
-            torch.save(predictions, file)
-        print(f"Written to {path}")
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        for path in predictions.write(folder, rank, self.datamodule, getattr(self.model, "loss", None), outputs or []):
+            print(f"Written to {path}")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """``--ckpt_path last`` is the newest one of this configuration's runs: Lightning looks at the new run alone.
+        """``--ckpt_path last`` or ``best`` is the newest of this configuration's runs: Lightning looks at the new one.
 
         It is None, said aloud, where `fit` finds none: one command can then start a run and go on with it.
         """
         options = super()._prepare_subcommand_kwargs(subcommand)
-        if options.get("ckpt_path") != "last":
+        which = options.get("ckpt_path")
+        if which not in ("last", "best"):
             return options
         trainer, logger, training = self.trainer, self.trainer.logger, subcommand == "fit"
         given = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-        folder, pattern = Path(trainer.default_root_dir), "checkpoints/last*.ckpt"
+        folder, pattern = Path(trainer.default_root_dir), f"checkpoints/{which}*.ckpt"
         if given and given[0]:
-            folder, pattern = Path(given[0]), "last*.ckpt"
+            folder, pattern = Path(given[0]), f"{which}*.ckpt"
         elif logger is not None:
             folder, pattern = Path(logger.save_dir or folder) / str(logger.name), f"*/{pattern}"
         found = last_of_this_run(folder, pattern, self.model.configuration, training=training)
         if found is None and not training:
-            raise FileNotFoundError(f"Expected a checkpoint for --ckpt_path last but {folder} has no {pattern}.")
+            raise FileNotFoundError(f"Expected a checkpoint for --ckpt_path {which} but {folder} has no {pattern}.")
         if found is None:
             rank_zero_info(f"No {folder / pattern}: training starts from the beginning.")
             return {**options, "ckpt_path": None}

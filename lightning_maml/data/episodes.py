@@ -128,6 +128,10 @@ class EpisodeSampler:
 
     def gather(self, rows: Tensor, turns: Tensor, device: torch.device | str) -> TaskBatch:
         """The tasks that :meth:`draw` stands for, on ``device``."""
+        return split_by_class(self.images(rows, turns, device), self.shots)
+
+    def images(self, rows: Tensor, turns: Tensor, device: torch.device | str) -> Tensor:
+        """The images of these tasks on ``device``, floating: ``[T, ways, shots + queries, ...]``."""
         device = torch.empty(0, device=device).device  # "cuda" and "cuda:0" are one
         if device not in self._images:
             self._images[device] = next(iter(self._images.values())).to(device)
@@ -136,9 +140,7 @@ class EpisodeSampler:
             turned = torch.stack([images.rot90(quarter, (-2, -1)) for quarter in range(4)])
             task, way = (torch.arange(number, device=device) for number in turns.shape)
             images = turned[turns.to(device, non_blocking=True), task.unsqueeze(1), way]
-        if not images.is_floating_point():
-            images = images.float() / 255
-        return split_by_class(images, self.shots)
+        return images if images.is_floating_point() else images.float() / 255
 
     def _set_sizes(self, ways: int, shots: int, queries: int) -> None:
         check_whole(1, ways=ways, shots=shots, queries=queries)

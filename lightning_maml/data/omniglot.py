@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_maml.checks import check_seed, check_wholes
+from lightning_maml.data.class_tasks import ClassTasks
 from lightning_maml.data.episodes import EpisodeSampler, Rotations
-from lightning_maml.data.stream import Stage, TaskStream, sizes_of_stages
-from lightning_maml.tasks import TaskBatch
+from lightning_maml.data.images import read_image
+from lightning_maml.data.stream import Stage, sizes_of_stages
 
 PARTS = ("images_background", "images_evaluation")
 
 
-class OmniglotTasks(TaskStream):
+class OmniglotTasks(ClassTasks):
     """Few-shot classification of Omniglot's characters; inputs ``[T, N, 1, 28, 28]`` in [0, 1], ink 1 and paper 0.
 
     Arguments that are not described here are those of :class:`~lightning_maml.data.TaskStream`.
@@ -79,10 +80,6 @@ class OmniglotTasks(TaskStream):
             for part in PARTS:
                 Omniglot(str(self.root), background=part == PARTS[0], download=True)
 
-    def setup(self, stage: str) -> None:
-        """Loads the images, once in a process."""
-        _ = self.samplers
-
     @cached_property
     def samplers(self) -> dict[Stage, EpisodeSampler]:
         """The sampler of each stage; they share the images."""
@@ -96,15 +93,6 @@ class OmniglotTasks(TaskStream):
         order = torch.randperm(characters, generator=torch.Generator().manual_seed(self.split_seed))
         parts = zip(self.sizes.items(), order[: sum(self.split)].split(self.split), strict=True)
         return {stage: everything.restricted(part.tolist(), **sizes) for (stage, sizes), part in parts}
-
-    def draw(self, stage: Stage, tasks: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Rows of the images ``[T, ways, shots + queries]`` and quarter turns ``[T, ways]``."""
-        return self.samplers[stage].draw(tasks, generator)
-
-    def build(self, stage: Stage, drawn: tuple[Tensor, ...], device: torch.device) -> TaskBatch:
-        """Inputs ``[T, N, 1, 28, 28]`` and labels ``[T, N]``."""
-        rows, turns = drawn
-        return self.samplers[stage].gather(rows, turns, device)
 
 
 def load_omniglot(root: str | Path) -> Tensor:
@@ -162,11 +150,6 @@ def _read_npz(path: Path) -> Tensor:
 
 def _read_folder(folder: Path) -> Tensor:
     """True is paper: bool ``[characters, drawings, height, width]``."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(f"Reading the images in {folder} needs pillow: pip install pillow") from error
-
     drawings = [sorted(character.glob("*.png")) for character in folder.glob("*/*") if character.is_dir()]
     drawings.sort(key=lambda files: [file.name for file in files])  # 0001_01.png: characters have numbers
     counts = sorted({len(files) for files in drawings})
@@ -175,11 +158,7 @@ def _read_folder(folder: Path) -> Tensor:
         raise ValueError(f"Expected {folder} to hold <alphabet>/<character>/*.png, as many of each, but got {got}.")
     images = []
     for file in chain(*drawings):
-        try:
-            with Image.open(file) as image:
-                images.append(np.asarray(image.convert("L")) > 127)
-        except OSError as error:
-            raise ValueError(f"Expected {file} to be an image but reading it failed: {error}") from error
+        images.append(read_image(file, lambda image: np.asarray(image.convert("L")) > 127))
         if images[-1].shape != images[0].shape:
             raise ValueError(f"Expected {file} to be of the size {images[0].shape} but got {images[-1].shape}.")
     return torch.from_numpy(np.stack(images)).unflatten(0, (len(drawings), -1))

@@ -183,8 +183,8 @@ class TaskStream(LightningDataModule):
         tasks = tuple(map(convert, each))
         return tasks if self._updates_per_step > 1 else tasks[0]
 
-    def _evaluation_steps(self, stage: Stage, tasks: int) -> Any:
-        (rank, world_size), size = self._processes, self.tasks_per_batch
+    def _evaluation_steps(self, stage: Stage, tasks: int, size: int | None = None) -> Any:
+        (rank, world_size), size = self._processes, size or self.tasks_per_batch
         if tasks == 0:
             raise ValueError(f"Expected some {stage} tasks to go through but this stream has none.")
         self.check_processes(world_size)

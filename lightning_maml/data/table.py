@@ -5,16 +5,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_maml.checks import check_whole
+from lightning_maml.data.class_tasks import check_split, draw_stages
 from lightning_maml.data.columns import Columns, Table
 from lightning_maml.data.rows import RowTasks
 from lightning_maml.data.stream import Stage
-
-Split = tuple[float, float, float]
 
 
 class TableTasks(RowTasks):
@@ -64,7 +62,7 @@ class TableTasks(RowTasks):
         categorical: Sequence[str] = (),
         classification: bool | None = None,
         shots: int = 10,
-        split: Split = (0.8, 0.1, 0.1),
+        split: tuple[float, float, float] = (0.8, 0.1, 0.1),
         split_column: str | None = None,
         tasks_per_batch: int = 25,
         batches_per_epoch: int = 500,
@@ -74,7 +72,9 @@ class TableTasks(RowTasks):
         check_whole(0, seed=seed)
         self.table = Table(Path(path), inputs, targets, task, categorical, classification)
         labelled = {name: rows[~self.table.to_predict[rows]] for name, rows in self.table.tasks.items()}
-        stages = self.table.stages(split_column) if split_column else _drawn(list(labelled), split, seed)
+        check_split(split)
+        drawn = dict(zip(labelled, draw_stages(len(labelled), split, seed), strict=True))
+        stages = self.table.stages(split_column) if split_column else drawn
         rows: dict[Stage, list[Tensor]] = {"train": [], "val": [], "test": []}
         for name, stage in stages.items():
             if len(labelled[name]) > shots:
@@ -153,17 +153,3 @@ class TableTasks(RowTasks):
     def filled(self, predictions: Any) -> Any:
         """The table with its empty targets filled by :meth:`predictions`, as a ``pandas.DataFrame``."""
         return self.table.filled(predictions)
-
-
-def _drawn(names: Sequence[str], split: Split, seed: int) -> dict[str, Stage]:
-    """The stage of each task; a share above 0 gets one task at least."""
-    if len(split) != 3 or not all(share >= 0 for share in split) or split[0] <= 0 or abs(sum(split) - 1) > 1e-6:
-        raise ValueError(f"Expected `split` to be three shares that add up to 1, as [0.8, 0.1, 0.1], but got {split}.")
-    order = np.random.default_rng(seed).permutation(len(names))
-    val, test = (max(1, round(share * len(names))) if share else 0 for share in split[1:])
-    if len(names) <= val + test:
-        raise ValueError(f"Expected enough tasks for the `split` {list(split)} but there are {len(names)}.")
-    stages: dict[str, Stage] = {}
-    for place, index in enumerate(order):
-        stages[names[index]] = "val" if place < val else "test" if place < val + test else "train"
-    return {name: stages[name] for name in names}

@@ -13,7 +13,7 @@ from lightning_maml.engine.coverage import Needs
 from lightning_maml.engine.functional.layers import POINTWISE
 from lightning_maml.engine.functional.structure import fingerprint, have_backward_hooks, is_sequence
 from lightning_maml.inner import InnerLoop, Parameters, tensors_of
-from lightning_maml.learner import Algorithm, per_step_names
+from lightning_maml.learner import Algorithm, check_parts, per_step_names
 from lightning_maml.losses import TaskLoss
 from lightning_maml.tasks import Inputs, Set, TaskBatch, tensors_in
 
@@ -59,6 +59,7 @@ class Problem:
     """What engines have found out about it."""
 
     def __post_init__(self) -> None:
+        check_parts(self.network, self.algorithm)
         if self.inner.learn_lr is not None and not isinstance(self.inner.lr, nn.Module):
             raise ValueError(
                 f"Expected learned inner rates for `learn_lr={self.inner.learn_lr!r}` but the algorithm has the number "

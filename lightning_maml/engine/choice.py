@@ -75,10 +75,10 @@ def run_on(
         try:
             result = run(chosen)
         except Exception as error:
-            if isinstance(chosen, Eager) or not _of_torch(error):
+            if isinstance(chosen, Eager) or not of_torch(error):
                 raise
             refusal = error
-            reason = f"torch refuses to run all tasks in one call ({str(error).strip().splitlines()[0]})."
+            reason = f"torch refuses to run all tasks in one call ({first_sentence(error)})."
     if reason is not None and asked is not None:
         run(Eager())  # what fails here, too, is no matter of engines
         said = f"Engine {chosen.name!r} cannot run this: {reason} Use engine='eager'."
@@ -98,13 +98,35 @@ def run_on(
     return chosen, result
 
 
-def _of_torch(error: Exception) -> bool:
+def first_sentence(error: Exception) -> str:
+    """What an error of torch says before it explains, gives advice or asks for reports.
+
+    Example:
+        >>> first_sentence(RuntimeError("vmap: inplace arithmetic is not possible. Please file an issue."))
+        'inplace arithmetic is not possible'
+    """
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line.removeprefix("vmap: ").split(". ")[0].removesuffix(".")
+
+
+def of_torch(error: Exception) -> bool:
     """Whether torch itself raised an error, in C or in its own Python files, and no ``raise`` in anybody else's."""
     if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
         return False
+    file, raised = _raised_in(error)
+    return file.startswith(_TORCH) or (isinstance(error, RuntimeError) and not raised)
+
+
+def on_purpose(error: Exception) -> bool:
+    """Whether a ``raise`` outside torch made an error, which then says what it is about."""
+    file, raised = _raised_in(error)
+    return raised and not file.startswith(_TORCH)
+
+
+def _raised_in(error: Exception) -> tuple[str, bool]:
+    """The file where an error came up, and whether by ``raise``."""
     trace: Any = error.__traceback__
     while trace.tb_next is not None:
         trace = trace.tb_next
     code = trace.tb_frame.f_code
-    raised = dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
-    return code.co_filename.startswith(_TORCH) or (isinstance(error, RuntimeError) and not raised)
+    return code.co_filename, dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"

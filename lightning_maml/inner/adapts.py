@@ -38,6 +38,9 @@ class ByName:
     which: str | Callable[[str], bool] | None = None
 
     def __post_init__(self) -> None:
+        if self.which is not None and not isinstance(self.which, str) and not callable(self.which):
+            wanted = "a regular expression, as '^(body|head)', or a function of a name"
+            raise TypeError(f"Expected `adapts` to be {wanted} but got {type(self.which).__name__}.")
         try:
             re.compile(self.which if isinstance(self.which, str) else "")
         except re.error as error:

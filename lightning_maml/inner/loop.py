@@ -67,19 +67,23 @@ class InnerLoop:
     transformations: tuple[Transformation, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
-        check_whole(0, steps=self.steps)
-        check_one_of((*get_args(LearnedRate), None), learn_lr=self.learn_lr)
         if isinstance(self.lr, Tensor) and self.lr.numel() != 1:
             raise ValueError(
                 f"Expected `lr` to be a number or a scalar tensor but got shape {list(self.lr.shape)}; "
                 "use `learn_lr` or `Rates` for a rate per step, parameter or element."
             )
-        if isinstance(self.lr, Sequence):
+        if isinstance(self.lr, Sequence) and not isinstance(self.lr, str):
             if not self.lr or not all(0 < float(rate) < float("inf") for rate in self.lr):
                 raise ValueError(f"Expected `lr` to hold positive and finite rates of the steps but got {self.lr!r}.")
             object.__setattr__(self, "lr", tuple(self.lr))  # hashable, as the rest
         elif not isinstance(self.lr, Tensor | Rates):
+            if isinstance(self.lr, str) or not hasattr(self.lr, "__float__"):
+                got = repr(self.lr) if isinstance(self.lr, str) else type(self.lr).__name__
+                wanted = "a number, one for each step, a scalar tensor or Rates"
+                raise TypeError(f"Expected `lr` to be {wanted} but got {got}.")
             check_positive(lr=float(self.lr))
+        check_whole(0, steps=self.steps)
+        check_one_of((*get_args(LearnedRate), None), learn_lr=self.learn_lr)
         if self.batch_size is not None:
             check_whole(1, batch_size=self.batch_size)
         if self.max_norm is not None and not self.max_norm > 0:
@@ -151,7 +155,9 @@ class InnerLoop:
     def adapted(self, parameters: Mapping[str, Tensor]) -> list[str]:
         """The names of those ``parameters {name: tensor}`` of a network that adapt; ValueError where none does."""
         trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]
-        if chosen := self.parts.adapts.choose(trainable) if trainable else []:
+        if not trainable:
+            raise ValueError("Expected at least one parameter to adapt but all are frozen: use requires_grad_(True).")
+        if chosen := self.parts.adapts.choose(trainable):
             return chosen
         chooses = f"`adapts={self.adapts!r}` chooses none of the trainable parameters {trainable}"
         raise ValueError(f"Expected at least one parameter to adapt but {chooses}.")

@@ -16,6 +16,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union
 
 import torch
 
+import lightning_maml
 from lightning_maml.saving.configuration import is_full_name, read_configuration, read_table
 from lightning_maml.saving.files import first_line
 from lightning_maml.saving.moved import moved
@@ -71,6 +72,7 @@ def build(
     Raises:
         ValueError: a name is not on the list, is no class or function, or fits the parameter no better than another
             value that the file has.
+        TypeError: neither the file nor ``given`` has what ``kind`` needs.
 
     Example:
         >>> from lightning_maml import MetaModule
@@ -94,6 +96,15 @@ def build(
             raise ValueError(f"Expected the hyper-parameters of {kind.__name__} but these are of {own!r}.")
         known, _ = _parameters(kind)
         wanted = {name: value for name, value in config.items() if name in known and name not in given}
+        required = [one for one in inspect.signature(kind).parameters.values() if one.default is one.empty]
+        missing = [one.name for one in required if one.name in known and one.name not in (*wanted, *given)]
+        if missing:
+            expected = " and ".join(f"`{name}`" for name in missing)
+            call = f"{kind.__name__}.load_from_checkpoint(path, {', '.join(f'{name}=...' for name in missing)})"
+            raise TypeError(
+                f"Expected {expected} to be given, as the file has no objects that Python code made, but got none: use "
+                f"{call}."
+            )
         return kind(**names.arguments(kind, wanted, ""), **given)
     except RecursionError:
         raise ValueError("Expected hyper-parameters that are nested less deeply.") from None
@@ -139,7 +150,10 @@ class _Names:
             self.refuse(name, where, wanted)
         found = None
         with contextlib.suppress(ImportError):
-            found = vars(importlib.import_module(module)).get(last)  # no attributes of it, nor what it makes up
+            package = importlib.import_module(module)
+            if package is lightning_maml and last in lightning_maml.__all__:
+                getattr(lightning_maml, last)  # imported now, if nobody has asked for it yet
+            found = vars(package).get(last)  # no attributes of it, nor what it makes up
         if by_name and callable(found):
             return found
         if isinstance(found, type):

@@ -49,9 +49,10 @@ def last_of_this_run(
         reasons.append(f"{path} differs in {', '.join(different[:3])}{', ...' if len(different) > 3 else ''}.")
     if not reasons:
         return None
+    which = "best" if "best" in pattern else "last"
     what = "leave out --ckpt_path to start this one" if training else "name the one that you mean"
     raise ValueError(
-        f"Expected a run of this configuration for --ckpt_path last but found none. The newest: {reasons[0]} "
+        f"Expected a run of this configuration for --ckpt_path {which} but found none. The newest: {reasons[0]} "
         f"Either {what}, or go on with that one by --ckpt_path FILE."
     )
 

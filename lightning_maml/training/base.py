@@ -60,6 +60,11 @@ class MetaTraining(LightningModule):
                 "Expected `optimizer` to be a function from parameters to an optimizer, such as "
                 f"`lambda parameters: torch.optim.Adam(parameters, lr=1e-3)`, but got {type(optimizer).__name__}."
             )
+        if scheduler is not None and not callable(scheduler):
+            raise TypeError(
+                "Expected `scheduler` to be a function from an optimizer to a scheduler, such as "
+                f"`lambda optimizer: StepLR(optimizer, 1000)`, but got {type(scheduler).__name__}."
+            )
         test_steps = algorithm.inner.steps if test_steps is None else test_steps
         check_whole(0, test_steps=test_steps)
         if gradient_clip_val is not None and not gradient_clip_val > 0:
@@ -99,8 +104,15 @@ class MetaTraining(LightningModule):
     def configure_optimizers(self) -> Any:
         """The outer optimiser, over learned rates too, and the scheduler, which advances by meta-update."""
         if not (trained := self._trained()):
-            raise ValueError("Expected something to meta-train but no parameter of the network is trainable.")
+            raise ValueError(
+                "Expected something to meta-train but no parameter of the network is trainable: use a network with "
+                "parameters, and requires_grad_(True) where they are frozen."
+            )
         optimizer = self.optimizer(trained)
+        if not hasattr(optimizer, "param_groups"):
+            got = f"one that returns {type(optimizer).__name__}"
+            raise TypeError(f"Expected `optimizer` to be a function that returns a torch optimizer but got {got}.")
+        _check_half_precision(optimizer)
         scheduler = None if self.scheduler is None else self.scheduler(optimizer)
         if self._resumed is not None:  # what the checkpoint has for these is loaded next
             check_optimization(self._resumed, optimizer, scheduler, self.trainer.ckpt_path)
@@ -296,3 +308,15 @@ class MetaTraining(LightningModule):
         tensors = (value for value in content["state_dict"].values() if isinstance(value, Tensor))
         device = next((value.device for value in tensors), torch.device("cpu"))
         return module.to(device)
+
+
+def _check_half_precision(optimizer: Optimizer) -> None:
+    """Raise ValueError where what an optimiser adds to a divisor is 0 in float16, so that a first step is infinite."""
+    for group in optimizer.param_groups:
+        eps = group.get("eps")
+        half = any(parameter.dtype is torch.float16 for parameter in group["params"])
+        if half and isinstance(eps, float) and not group.get("fused") and not torch.tensor(eps, dtype=torch.float16):
+            raise ValueError(
+                f"Expected an `eps` of the optimizer above 0 in float16 but got {eps}: use precision='16-mixed' or "
+                "'bf16-true', or Adam(..., eps=1e-4)."
+            )

@@ -1,17 +1,10 @@
-"""Explains why a training loss is not finite, or a network refuses its inputs."""
+"""Explains why a training loss is not finite."""
 
-import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
-
-import torch
 from torch import Tensor
 
 from lightning_maml.engine.divergence import bad_tasks, some_tasks
 from lightning_maml.learner import Algorithm
-from lightning_maml.tasks import TaskBatch, UnequalTasks, map_inputs
-
-Output = TypeVar("Output")
+from lightning_maml.tasks import TaskBatch
 
 
 def explain_divergence(
@@ -61,29 +54,3 @@ def explain_divergence(
         f"inner loop, {float(support_losses[:, -1].mean()):.3g} after it), so the adapted networks overflow on the "
         f"query rows: {advice}, or look at the loss function."
     )
-
-
-def explaining_misfits(step: Callable[..., Output]) -> Callable[..., Output]:
-    """A step ``(module, batch, ...)`` that says which inputs ``module.network`` refuses, where it refuses them."""
-
-    @functools.wraps(step)
-    def explained(module: Any, batch: Any, *rest: Any) -> Output:
-        try:
-            return step(module, batch, *rest)
-        except (torch.OutOfMemoryError, NotImplementedError):
-            raise
-        except RuntimeError as error:
-            batch = batch.groups[0] if isinstance(batch, UnequalTasks) else batch
-            inputs = batch.support_inputs if isinstance(batch, TaskBatch) else batch[0]
-            try:
-                with torch.no_grad():
-                    module.network(map_inputs(lambda value: value[0], inputs))
-            except RuntimeError as refusal:
-                shapes = map_inputs(lambda value: f"[{', '.join(['rows', *map(str, value.shape[2:])])}]", inputs)
-                raise ValueError(
-                    f"Expected a network that takes inputs {shapes}, as the tasks have, but got "
-                    f"{type(module.network).__name__}: {refusal}"
-                ) from error
-            raise
-
-    return explained

@@ -15,13 +15,12 @@ from torch.optim import Optimizer
 
 from lightning_maml.adaptation import adapt, evaluate
 from lightning_maml.checks import check_one_of, check_whole
-from lightning_maml.engine import Engine
-from lightning_maml.learner import Algorithm
+from lightning_maml.engine import Engine, named_engine
+from lightning_maml.learner import Algorithm, check_parts
 from lightning_maml.losses import query_task_loss, task_loss
-from lightning_maml.metrics import Interval, resolve_metric
+from lightning_maml.metrics import Interval, judged, resolve_metric
 from lightning_maml.tasks import Inputs, TaskBatch, UnequalTasks
 from lightning_maml.training.base import ClipAlgorithm, LRSchedulerCallable, MetaTraining, OptimizerCallable
-from lightning_maml.training.divergence import explaining_misfits
 from lightning_maml.training.meta_update import MetaUpdate, OnDivergence, meta_update
 from lightning_maml.training.meter import Meter
 
@@ -75,7 +74,7 @@ class MetaModule(MetaTraining):
 
     Raises:
         ValueError: an argument is out of range.
-        TypeError: ``network`` or ``algorithm`` is something else.
+        TypeError: ``network``, ``algorithm``, ``loss`` or another argument is something else.
 
     Example:
         >>> from lightning_maml import MLP, maml
@@ -105,15 +104,13 @@ class MetaModule(MetaTraining):
         query_loss: Literal["mse", "cross_entropy"] | Callable[..., Any] | str | None = None,
     ) -> None:
         given = {**locals()}
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"Expected `network` to be an nn.Module but got {type(network).__name__}.")
-        if not isinstance(algorithm, Algorithm):
-            raise TypeError(f"Expected `algorithm` to be one such as maml(lr=0.01, steps=5) but got {algorithm!r}.")
+        check_parts(network, algorithm)
         check_whole(1, updates_per_step=updates_per_step)
         if accumulate_tasks is not None:
             check_whole(1, accumulate_tasks=accumulate_tasks)
         check_one_of(get_args(OnDivergence), on_divergence=on_divergence)
         task_loss(loss)
+        named_engine(engine)
         query_task_loss(query_loss)
         chosen = resolve_metric(metric, loss if query_loss is None else query_loss)
         super().__init__(
@@ -223,11 +220,10 @@ class MetaModule(MetaTraining):
         weight = own * self.trainer.world_size / ((of_all if self.on_divergence == "zero" else of_kept) or 1.0)
         metric = None
         if self._metric and kept:
-            metric = torch.cat([self._metric[1](found, tasks.query_targets) for tasks, found in update.parts])
+            metric = torch.cat([judged(self._metric, found, tasks.query_targets) for tasks, found in update.parts])
         self._meter.add(len(tasks), update.task_losses, update.support_losses, metric)
         return update.surrogate if weight == 1 else update.surrogate * weight
 
-    @explaining_misfits
     def _meta_update(self, tasks: TaskBatch | UnequalTasks) -> MetaUpdate:
         algorithm = self.algorithm.at(self.global_step)  # which counts meta-updates, and goes on after resuming
         at_once = min(len(tasks), self.accumulate_tasks or len(tasks))
@@ -301,7 +297,6 @@ class MetaModule(MetaTraining):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and self._meter.training_steps % every == 0
 
-    @explaining_misfits
     def _evaluated(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         algorithm = self.algorithm.with_steps(self.test_steps)
         losses: dict[str, Any] = {"loss": self.loss, "query_loss": self.query_loss}
@@ -313,9 +308,9 @@ class MetaModule(MetaTraining):
             diverged.append(evaluation.diverged)
             values["loss"].append(evaluation.query_losses)
             if self._metric is not None:
-                name, metric = self._metric
-                each = [metric(predictions, part.query_targets) for predictions in evaluation.predictions.unbind(1)]
-                values[name].append(torch.stack(each, 1))
+                steps = evaluation.predictions.unbind(1)
+                each = [judged(self._metric, predictions, part.query_targets) for predictions in steps]
+                values[self._metric[0]].append(torch.stack(each, 1))
         return {name: torch.cat(each) for name, each in values.items()}, torch.cat(diverged)
 
     def _about_test(self) -> dict[str, Any]:
@@ -328,7 +323,6 @@ class MetaModule(MetaTraining):
     def _tested(self, intervals: dict[str, Interval]) -> str:
         return super()._tested(intervals) + (", with safeguard" if self.safeguard else "")
 
-    @explaining_misfits
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor | list[Tensor]:
         """Adapts to each task's support set and predicts its query rows: ``[T, Nq, ...]``.
 

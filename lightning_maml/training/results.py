@@ -80,6 +80,24 @@ def results_table(values: Mapping[str, Interval], title: str, diverged: Tensor |
     return "\n".join([title, *aligned([head, *zip(*columns, strict=True)]), *_made_by_one(values)])
 
 
+def side_by_side(results: Mapping[str, Mapping[str, float]]) -> str:
+    """What tests of several modules have logged, a column for each: the query loss, or else the return.
+
+    Example:
+        >>> print(side_by_side({"maml": {"test/loss_step_0": 2.0, "test/loss_step_0_ci95": 0.25}}))
+          inner step             maml
+                   0  2.0000 ± 0.2500
+    """
+    first = next(iter(results.values()))
+    value = next(value for value in ("loss", "return") if f"test/{value}_step_0" in first)
+    rows = [["inner step", *results]]
+    step = 0
+    while (name := f"test/{value}_step_{step}") in first:
+        rows.append([str(step), *(f"{found[name]:.4f} ± {found[f'{name}_ci95']:.4f}" for found in results.values())])
+        step += 1
+    return "\n".join(aligned(rows))
+
+
 def _made_by_one(values: Mapping[str, Interval]) -> Iterator[str]:
     """A sentence for each value of which one task makes the mean; of a handful of tasks one always may."""
     for name, interval in values.items():

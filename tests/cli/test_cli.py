@@ -92,8 +92,9 @@ def test_validate_and_predict(trained, capsys):
     lightning_maml("validate", *SMALL, "--ckpt_path", checkpoint)
     assert "val/loss" in capsys.readouterr().out
     lightning_maml("predict", *SMALL, "--ckpt_path", checkpoint)
-    predictions = torch.load("runs/sinusoid/version_2/predictions.pt", weights_only=True)
-    assert [tuple(batch.shape) for batch in predictions] == [(4, 100, 1), (2, 100, 1)]
+    lines = Path("runs/sinusoid/version_2/predictions.csv").read_text().splitlines()
+    assert lines[0] == "task,row,prediction"
+    assert [line.split(",")[:2] for line in lines[1:]] == [[str(i // 100), str(i % 100)] for i in range(600)]
 
 
 def test_resuming_continues(trained):
@@ -154,7 +155,12 @@ def test_any_class_and_function_can_be_named():
 
 
 @pytest.mark.filterwarnings("ignore:The conjugate gradients")  # iMAML's paper takes 5 of them, converged or not
-@pytest.mark.parametrize("config", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "config",
+    # those of one's own data run in test_own_data.py
+    sorted(path for path in CONFIGS.rglob("*.yaml") if path.stem not in ("folder", "table")),
+    ids=lambda path: path.stem,
+)
 def test_configurations_run(config, request):
     images = [f"--data.root={request.getfixturevalue('omniglot_root')}"] if "omniglot" in config.stem else []
     few = ["--data.tasks_per_batch=2", "--data.val_tasks=2", "--trainer.enable_progress_bar=false"]
@@ -173,11 +179,9 @@ def test_print_config_can_be_run_again(capsys):
 
 
 def test_help_fits_on_a_screen(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([])
-    assert stopped.value.code == 0
+    assert cli.main([]) == 0
     printed = capsys.readouterr().out
-    assert len(printed.splitlines()) < 30
+    assert len(printed.splitlines()) < 34
     assert all(len(line) <= 120 for line in printed.splitlines())
     for subcommand in ("demo", "fit", "validate", "test", "predict"):
         assert f"  {subcommand} " in printed
@@ -205,7 +209,6 @@ def test_help_of_fit_starts_with_the_model_and_lists_no_hundred_classes(capsys):
         (["fit", *SMALL, "--model.algorithm=lightning_maml.mamml"], "has no attribute 'mamml'"),
         (["fit", *SMALL, "--model.gradient_clip_algorithm=l1"], "norm"),
         (["fit", "--model.loss=mse"], "are required: fit.model.network, fit.model.algorithm, fit.data"),
-        (["fitt"], "invalid choice: 'fitt'"),
     ],
 )
 def test_what_the_parser_rejects(args, message, capsys):

@@ -450,7 +450,7 @@ def test_two_that_write_to_one_place_do_not_damage_it(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:The 'predict_dataloader' does not have many workers")
 def test_predictions_are_whole(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.main(["predict", *SMALL, "--ckpt_path=last"]) == 0
-    (path,) = run.glob("*/predictions.pt")
+    (path,) = run.glob("*/predictions.csv")
     whole = path.read_bytes()
 
     def fail(_: Any) -> None:

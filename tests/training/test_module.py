@@ -478,9 +478,9 @@ def test_resuming_gives_the_parameters_of_one_run(tmp_path, k):
         (
             {"algorithm": maml},
             TypeError,
-            r"`algorithm` to be one such as maml\(lr=0.01, steps=5\) but got <function maml",
+            r"`algorithm` to be one such as maml\(lr=0.01, steps=5\) but got maml itself: call it, maml",
         ),
-        ({"network": "mlp"}, TypeError, "`network` to be an nn.Module but got str"),
+        ({"network": "mlp"}, TypeError, "`network` to be an nn.Module but got 'mlp'"),
         ({"optimizer": 1e-3}, TypeError, "`optimizer` to be a function from parameters to an optimizer.*but got float"),
         ({"updates_per_step": 0}, ValueError, "`updates_per_step` to be a whole number of at least 1 but got 0"),
         ({"updates_per_step": 2.0}, ValueError, "`updates_per_step` to be a whole number of at least 1 but got 2.0"),

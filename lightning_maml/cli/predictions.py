@@ -1,0 +1,70 @@
+"""What `lightning-maml predict` writes."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_maml import saving
+
+RUN = ("=", "+", "-", "@")
+"""A cell that begins so is a formula to a spreadsheet."""
+
+
+def write(folder: Path, rank: str, data: Any, loss: Any, outputs: Sequence[Any]) -> Iterator[Path]:
+    """Writes ``predictions.csv``, and for a table ``<its name>_filled.csv``; yields where.
+
+    Predictions that are no row of numbers, such as images, are written as tensors, ``predictions.pt``: a list of
+    ``[T, Nq, ...]``, one a batch.
+
+    Args:
+        folder: where to.
+        rank: what names of files end with, under several processes.
+        data: the data module, which may tell by ``predictions(outputs)`` whose predictions these are.
+        loss: of the module; after ``"cross_entropy"`` a prediction is a class.
+        outputs: what ``Trainer.predict`` returns.
+    """
+    frame = data.predictions(outputs) if hasattr(data, "predictions") else None
+    if frame is None and all(isinstance(output, Tensor) and output.ndim in (2, 3) for output in outputs):
+        frame = _by_place(outputs, loss == "cross_entropy")
+    if frame is None:
+        path = folder / f"predictions{rank}.pt"
+        with saving.whole_file(path) as file:
+            torch.save(list(outputs), file)
+        yield path
+        return
+    yield _written(frame, folder / f"predictions{rank}.csv")
+    if hasattr(data, "filled"):
+        yield _written(data.filled(frame), folder / f"{data.table.path.stem}_filled{rank}.csv")
+
+
+def _by_place(outputs: Sequence[Tensor], of_classes: bool) -> Any:
+    """A row for each query row, named by the numbers of task and row."""
+    import pandas as pd
+
+    values = torch.cat([output.reshape(*output.shape[:2], -1) for output in outputs]).float()
+    task, row = (part.flatten() for part in torch.meshgrid(*map(torch.arange, values.shape[:2]), indexing="ij"))
+    columns = {"task": task, "row": row}
+    flat = values.flatten(0, 1)
+    if of_classes:
+        columns |= {"prediction": flat.argmax(1)}
+        columns |= {f"probability of {number}": each for number, each in enumerate(flat.softmax(1).unbind(1))}
+    else:
+        names = ["prediction"] if flat.shape[1] == 1 else [f"prediction {number}" for number in range(flat.shape[1])]
+        columns |= dict(zip(names, flat.unbind(1), strict=True))
+    return pd.DataFrame({name: column.numpy() for name, column in columns.items()})
+
+
+def _written(frame: Any, path: Path) -> Path:
+    import pandas as pd
+
+    for name in frame.columns:
+        if not pd.api.types.is_numeric_dtype(frame[name]):
+            frame[name] = [
+                f"'{cell}" if isinstance(cell, str) and cell.startswith(RUN) else cell for cell in frame[name]
+            ]
+    with saving.whole_file(path) as file:
+        file.write(frame.to_csv(index=False).encode())
+    return path
