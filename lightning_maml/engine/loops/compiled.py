@@ -171,7 +171,9 @@ class CompiledLoop(CheckpointedLoop):
         values = [value.detach().contiguous() for value in phi.values()]
         shares = [] if self.shares is None else [self.shares.to(values[0].dtype)]
         args = values, self.values, self.batch, shares
-        losses, predictions, self.last, *self.found = self._run(("query", len(shares)), function, *args)
+        losses, predictions, self.last, *self.found = self._run(
+            "query by weights" if shares else "query", function, *args
+        )
         loss, leaves = self.mean(losses), [*phi.values(), *self.extras[: len(self.shared)]]
         return Query(loss if self.direct else attach(loss, self.found, leaves), losses, predictions)
 
