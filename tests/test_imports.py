@@ -122,7 +122,9 @@ def test_import_needs_no_optional_package() -> None:
 
 def test_import_loads_no_optional_package_of_our_own_accord() -> None:
     # Lightning itself looks for some of them; nothing beyond what it loads may come in
-    code = "import sys, torch, lightning.pytorch, torchmetrics; before = set(sys.modules); import lightning_maml; "
+    code = (
+        "import sys, torch, lightning.pytorch, torchmetrics; before = set(sys.modules); from lightning_maml import *; "
+    )
     done = _run(code + "print(*sorted(set(sys.modules) - before))")
     assert done.returncode == 0, done.stderr
     new = done.stdout.split()

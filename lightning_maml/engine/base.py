@@ -36,10 +36,7 @@ class MetaOutput:
     @property
     def gradients(self) -> tuple[Tensor, ...]:
         """The meta-gradient as ``surrogate`` holds it: one tensor for each of :meth:`Problem.leaves`."""
-        holder: Any = self.surrogate.grad_fn
-        if not isinstance(holder, torch.autograd.function.BackwardCFunction):
-            raise TypeError(f"Expected a `surrogate` that `attach` made but got one of {type(holder).__name__}.")
-        return holder.saved_tensors
+        return attached(self.surrogate)
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,6 +241,14 @@ class _Attach(torch.autograd.Function):
     @torch.autograd.function.once_differentiable  # differentiating again raises, instead of being silently wrong
     def backward(ctx: Any, upstream: Tensor) -> Any:
         return None, None, *torch._foreach_mul(ctx.saved_tensors, upstream)
+
+
+def attached(surrogate: Tensor) -> tuple[Tensor, ...]:
+    """The gradients that :func:`attach` put behind a ``surrogate``; TypeError where it did not make it."""
+    holder: Any = surrogate.grad_fn
+    if not isinstance(holder, torch.autograd.function.BackwardCFunction):
+        raise TypeError(f"Expected a `surrogate` that `attach` made but got one of {type(holder).__name__}.")
+    return holder.saved_tensors
 
 
 def attach(loss: Tensor, gradients: Sequence[Tensor], leaves: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,6 @@ from typing import Any, Literal, NoReturn, TypeVar, Union
 
 import torch
 
-import lightning_maml
 from lightning_maml.saving.configuration import is_full_name, read_configuration, read_table
 from lightning_maml.saving.files import first_line
 from lightning_maml.saving.moved import moved
@@ -151,8 +150,8 @@ class _Names:
         found = None
         with contextlib.suppress(ImportError):
             package = importlib.import_module(module)
-            if package is lightning_maml and last in lightning_maml.__all__:
-                getattr(lightning_maml, last)  # imported now, if nobody has asked for it yet
+            if module == "lightning_maml" and last in package.__all__:
+                getattr(package, last)  # imported now, if nobody has asked for it yet
             found = vars(package).get(last)  # no attributes of it, nor what it makes up
         if by_name and callable(found):
             return found

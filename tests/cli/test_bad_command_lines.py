@@ -249,8 +249,8 @@ OMNIGLOT_FIT = {
 }
 
 WHOLE = {
-    "": "invalid choice: ''",
-    "fitt": "invalid choice: 'fitt'",
+    "": "Expected one of ['fit', 'validate', 'test', 'predict', 'reproduce', 'demo'] but got ''.",
+    "fitt": "but got 'fitt' (did you mean fit?).",
     "--nope": "Expected one of ['fit', 'validate', 'test', 'predict', 'reproduce', 'demo'] to come first",
     f"--config {CONFIGS / 'sinusoid.yaml'}": "to come first but got --config",
     "fit fit": "unrecognized arguments: fit",

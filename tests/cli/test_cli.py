@@ -261,7 +261,8 @@ def test_the_traceback_of_other_code_is_there_to_debug():
         cli.main(["fit", *SMALL, "--model.loss=test_cli.broken_loss", "--debug"])
 
 
-def test_demo(capsys):
+def test_demo(capsys, monkeypatch):
+    monkeypatch.setattr(demo, "is_interactive", lambda: True)
     results = demo.main(["--steps", "40"])
     printed = capsys.readouterr()
     for step in (0, 1, 5, 10):

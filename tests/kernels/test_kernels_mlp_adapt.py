@@ -156,8 +156,11 @@ def test_compiled_once_on_a_machine(own_cache, monkeypatch):
     (library,) = own_cache.iterdir()
     assert library.name.startswith("mlp_adapt_double_")
     compiler.load.cache_clear()
-    monkeypatch.setattr(compiler, "_build", None)
+    calls = []
+    run = compiler._run
+    monkeypatch.setattr(compiler, "_run", lambda call: calls.append(call) or run(call))
     mlp_adapt(*arguments, [2, 3], compiled=True)
+    assert [call for call in calls if "-o" in call] == []
 
 
 def test_compiled_reads_nothing_that_it_did_not_write(own_cache, monkeypatch):
