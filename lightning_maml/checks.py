@@ -7,7 +7,8 @@ Example:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 
@@ -52,3 +53,13 @@ def check_one_of(choices: Sequence[Any], /, **values: Any) -> None:
     for name, value in values.items():
         if value not in choices:
             raise ValueError(f"Expected `{name}` to be one of {list(choices)} but got {value!r}.")
+
+
+def did_you_mean(name: str, known: Iterable[str], shown: Callable[[str], str] = str) -> str:
+    """What a message ends with where ``name`` is like one that is known; else nothing.
+
+    Example:
+        >>> did_you_mean("fomlam", ["maml", "fomaml"])
+        ' (did you mean fomaml?)'
+    """
+    return "".join(f" (did you mean {shown(near)}?)" for near in get_close_matches(name, list(known), 1))

@@ -2,14 +2,13 @@
 
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from lightning_maml.cli.help import HELP, SUBCOMMANDS
+from lightning_maml.checks import did_you_mean
+from lightning_maml.cli.help import COMMANDS, HELP
 
-COMMANDS = (*SUBCOMMANDS, "reproduce", "demo")
 _WHERE = {"MetaCLI": "meta_cli", "QUIET_WARNINGS": "command_line", "keep_freed_memory": "command_line"}
 
 __all__ = ["COMMANDS", "HELP", "QUIET_WARNINGS", "MetaCLI", "keep_freed_memory", "main"]
@@ -19,17 +18,20 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status, see :func:`lightning_maml.cli.command_line.main`."""
     given = list(sys.argv[1:] if args is None else args)
     command = next(iter(given), "--help")
-    if command in ("-h", "--help"):
-        print(HELP, end="")
-        return 0
-    if command == "--version":
-        print(f"lightning-maml {version('lightning-maml')}")
-        return 0
     if command not in COMMANDS and not command.startswith("-"):
-        near = get_close_matches(command, COMMANDS, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = did_you_mean(command, COMMANDS)
         print(f"lightning-maml: error: Expected one of {list(COMMANDS)} but got {command!r}{hint}.", file=sys.stderr)
         return 2
+    if command in ("-h", "--help", "--version"):
+        try:
+            print(
+                f"lightning-maml {version('lightning-maml')}\n" if command == "--version" else HELP, end="", flush=True
+            )
+            return 0
+        except OSError as error:
+            from lightning_maml.cli import command_line
+
+            return command_line.not_written(error)
     from lightning_maml.cli import command_line
 
     return command_line.main(given)

@@ -1,6 +1,5 @@
 """What a command line means: names of before, short names, and configurations that come with the package."""
 
-import difflib
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.resources import files
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_maml import data, networks, presets, saving
+from lightning_maml.checks import did_you_mean
 from lightning_maml.saving.moved import moved
 
 SHORT = {
@@ -50,11 +50,9 @@ def _value(option: str, value: str) -> str:
     known = SHORT.get(option, {})
     if known and value.isidentifier() and value not in ("null", "None"):
         if value not in known:
-            near = difflib.get_close_matches(value, known, 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
             raise ValueError(
                 f"Expected {option} to be one of {list(known)}, or a class or function by its import path, as a.b.C, "
-                f"but got {value!r}{hint}."
+                f"but got {value!r}{did_you_mean(value, known)}."
             )
         return known[value]
     return moved(value)

@@ -16,10 +16,10 @@ from typing import Any
 
 from lightning_maml import saving
 from lightning_maml.cli import demo, reproduce
-from lightning_maml.cli.arguments import as_meant
+from lightning_maml.cli.arguments import CONFIG, as_meant
 from lightning_maml.cli.complaints import complaint
 from lightning_maml.cli.demo import quiet
-from lightning_maml.cli.help import SUBCOMMANDS
+from lightning_maml.cli.help import COMMANDS, SUBCOMMANDS
 from lightning_maml.cli.meta_cli import MetaCLI
 from lightning_maml.rl import MetaRLModule
 from lightning_maml.saving.configuration import named_in, read_configuration
@@ -99,7 +99,7 @@ def _run(given: Sequence[str], allowed: Sequence[str], is_quiet: bool) -> int:
     elif command == "reproduce":
         return reproduce.main(rest, partial(MetaCLI, is_quiet=is_quiet, tests_best=False))
     elif command.startswith("-") and not {*SUBCOMMANDS, "-h", "--help"}.intersection(given):
-        raise ValueError(f"Expected one of {[*SUBCOMMANDS, 'reproduce', 'demo']} to come first but got {command}.")
+        raise ValueError(f"Expected one of {list(COMMANDS)} to come first but got {command}.")
     else:
         shown = given[1:]
         given = [*as_meant(given)]
@@ -128,15 +128,20 @@ def _flushed(status: int) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try again, at its end
-        return status or _failed(error)
+        return not_written(error, status)
     return status
+
+
+def not_written(error: OSError, status: int = 0) -> int:
+    """The exit status where what was printed cannot be written out; says why, where nothing else has failed before."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try again, at its end
+    return status or _failed(error)
 
 
 def _configurations(args: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The contents of the files that ``--config`` names, read before jsonargparse does, which knows no bounds."""
     for option, value in zip(args, [*args[1:], ""], strict=True):
-        named = option in ("--config", "-c")
+        named = option in CONFIG
         path = Path(value if named else option.removeprefix("--config="))
         if (named or option.startswith("--config=")) and path.is_file():
             yield read_configuration(path)

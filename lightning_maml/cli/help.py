@@ -7,6 +7,8 @@ SUBCOMMANDS = {
     "predict": "adapt to each task's support set and predict its query rows; writes predictions.csv",
 }
 
+COMMANDS = (*SUBCOMMANDS, "reproduce", "demo")
+
 HELP = """\
 usage: lightning-maml {fit,validate,test,predict} --config FILE [--option VALUE ...] [--quiet] [--debug]
        lightning-maml reproduce NAME [--option VALUE ...]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_maml import saving
+from lightning_maml.data.class_tasks import class_columns
 
 RUN = ("=", "+", "-", "@")
 """A cell that begins so is a formula to a spreadsheet."""
@@ -46,15 +47,13 @@ def _by_place(outputs: Sequence[Tensor], of_classes: bool) -> Any:
 
     values = torch.cat([output.reshape(*output.shape[:2], -1) for output in outputs]).float()
     task, row = (part.flatten() for part in torch.meshgrid(*map(torch.arange, values.shape[:2]), indexing="ij"))
-    columns = {"task": task, "row": row}
     flat = values.flatten(0, 1)
     if of_classes:
-        columns |= {"prediction": flat.argmax(1)}
-        columns |= {f"probability of {number}": each for number, each in enumerate(flat.softmax(1).unbind(1))}
+        columns = class_columns(range(flat.shape[1]), flat)
     else:
         names = ["prediction"] if flat.shape[1] == 1 else [f"prediction {number}" for number in range(flat.shape[1])]
-        columns |= dict(zip(names, flat.unbind(1), strict=True))
-    return pd.DataFrame({name: column.numpy() for name, column in columns.items()})
+        columns = {name: column.numpy() for name, column in zip(names, flat.unbind(1), strict=True)}
+    return pd.DataFrame({"task": task.numpy(), "row": row.numpy(), **columns})
 
 
 def _written(frame: Any, path: Path) -> Path:

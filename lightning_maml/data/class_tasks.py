@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -110,6 +110,19 @@ def _check_classes(stage: Stage, number: int, ways: int, data: Labelled, where: 
         f"Expected at least {test}ways = {ways} classes for {name} in {where} but got {number}{share}: add classes, "
         f"or set {'another `split`, or ' if share else ''}{what}."
     )
+
+
+def class_columns(names: Sequence[Any], scores: Tensor) -> dict[str, Any]:
+    """The ``prediction`` and the probability of each class, as columns of a table, by ``scores`` ``[rows, classes]``.
+
+    Example:
+        >>> class_columns(["cat", "dog"], torch.zeros(1, 2))["probability of dog"]
+        array([0.5], dtype=float32)
+    """
+    probabilities = scores.softmax(1).cpu()
+    each = zip(names, probabilities.unbind(1), strict=True)
+    columns = {f"probability of {name}": column.numpy() for name, column in each}
+    return {"prediction": [names[label] for label in probabilities.argmax(1).tolist()], **columns}
 
 
 def draw_stages(number: int, split: Sequence[float], seed: int) -> tuple[Stage, ...]:

@@ -1,6 +1,5 @@
 """A table's columns: read and checked, and what they are as numbers."""
 
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -11,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_maml.checks import did_you_mean
+from lightning_maml.data.class_tasks import class_columns
 from lightning_maml.data.stream import Stage
 
 SUFFIXES = (".csv", ".parquet")
@@ -119,8 +120,7 @@ class Table:
     def _check_names(self, names: list[str]) -> None:
         for name in names:
             if name not in self._columns:
-                near = difflib.get_close_matches(name, self._columns, 1)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                hint = did_you_mean(name, self._columns, repr)
                 raise ValueError(f"Expected a column {name!r} in {self.path} but it has {self._columns}{hint}.")
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"Expected each column in one role but {twice[0]!r} is named twice, among {names}.")
@@ -229,9 +229,7 @@ class Columns:
         tasks = [_label(value) for value in table.frame[table.task].iloc[rows]]
         frame = pd.DataFrame({table.task: tasks, "row": rows + table.number(0)})
         if self.classes:
-            frame["prediction"] = [self.classes[index] for index in values.argmax(1).tolist()]
-            for name, column in zip(self.classes, values.softmax(1).unbind(1), strict=True):
-                frame[f"probability of {name}"] = column.numpy()
+            frame = frame.assign(**class_columns(self.classes, values))
         else:
             for name, (mean, deviation), column in zip(
                 self.target_names, self.target_scales, values.unbind(1), strict=True

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_maml.checks import check_one_of, check_seed, check_whole
 from lightning_maml.data.augmentation import Augmentation
-from lightning_maml.data.class_tasks import ClassTasks, Labelled, check_split, samplers_of
+from lightning_maml.data.class_tasks import ClassTasks, Labelled, check_split, class_columns, samplers_of
 from lightning_maml.data.episodes import EpisodeSampler, Rotations
 from lightning_maml.data.image_cache import cached_images
 from lightning_maml.data.images import class_folders, images_in, read_images, with_channels
@@ -206,12 +206,9 @@ class FolderTasks(ClassTasks):
 
         if self.examples is None:
             return None
-        probabilities = torch.cat([*outputs], 1)[0].float().softmax(-1).cpu()
         files = [file.name for part in self.predict_dataloader() for file in self.new_files[part.first : part.last]]
-        names = [self.class_names[label] for label in probabilities.argmax(-1).tolist()]
-        each = zip(self.class_names, probabilities.unbind(1), strict=True)
-        columns = {f"probability of {name}": column.numpy() for name, column in each}
-        return pd.DataFrame({"file": files, "prediction": names, **columns})
+        scores = torch.cat([*outputs], 1)[0].float()
+        return pd.DataFrame({"file": files, **class_columns(self.class_names, scores)})
 
 
 def _classes(root: Path) -> tuple[tuple[Stage, ...] | None, list[Path]]:

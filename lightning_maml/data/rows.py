@@ -1,6 +1,6 @@
 """Tasks that are rows of one table: a few of a task's rows, drawn anew each time, are its support."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -83,26 +83,23 @@ class RowTasks(TaskStream):
         counts = counts[tasks]
         order = keys.masked_fill(torch.arange(keys.shape[1]) >= counts.unsqueeze(1), 2.0).argsort(1)
         picks = padded[tasks].gather(1, order)
-        groups = [
-            self._gather(picks[counts == count, : self.shots], picks[counts == count, self.shots : count], device)
-            for count in counts.unique().tolist()
-        ]
-        return groups[0] if len(groups) == 1 else UnequalTasks(groups)  # type: ignore[return-value]
+        chosen = ((count, picks[counts == count]) for count in counts.unique().tolist())
+        return self._gather(((rows[:, : self.shots], rows[:, self.shots : count]) for count, rows in chosen), device)
 
-    def _gather(self, support: Tensor, query: Tensor, device: torch.device | str) -> TaskBatch:
-        """The tasks with these rows ``[T, Ns]`` and ``[T, Nq]``."""
+    def _gather(self, groups: Iterable[tuple[Tensor, Tensor]], device: torch.device | str) -> TaskBatch:
+        """The tasks with these support and query rows, ``[T, Ns]`` and ``[T, Nq]`` of each group."""
         device = torch.empty(0, device=device).device  # "cuda" and "cuda:0" are one
         if self._placed is None or self._placed[0].device != device:
             self._placed = (self.data[0].to(device), self.data[1].to(device))
         inputs, targets = self._placed
-        support, query = support.to(device, non_blocking=True), query.to(device, non_blocking=True)
-        return TaskBatch(inputs[support], targets[support], inputs[query], targets[query])
+        moved = (tuple(rows.to(device, non_blocking=True) for rows in group) for group in groups)
+        made = [TaskBatch(inputs[s], targets[s], inputs[q], targets[q]) for s, q in moved]
+        return made[0] if len(made) == 1 else UnequalTasks(made)  # type: ignore[return-value]
 
     def _evaluation_batch(self, tasks: Evaluated, device: torch.device | str) -> TaskBatch:
         stage, first, last = tasks
         if stage == "predict":
-            groups = [self._gather(support, query, device) for support, query in self._groups(first, last)]
-            return groups[0] if len(groups) == 1 else UnequalTasks(groups)  # type: ignore[return-value]
+            return self._gather(self._groups(first, last), device)
         most = self.rows[stage].padded.shape[1]
         keys = [torch.rand(1, most, generator=self._generator(stage, task)) for task in range(first, last)]
         return self.build(stage, (torch.arange(first, last), torch.cat(keys)), torch.device(device))

@@ -5,7 +5,7 @@ import math
 from collections import UserList
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -96,11 +96,6 @@ class TaskStream(LightningDataModule):
             stream.load_state_dict(content[cls.__qualname__])
         return stream
 
-    @property
-    def predict_tasks(self) -> int:
-        """The number of tasks to predict: the test tasks, where a subclass has no others."""
-        return self.test_tasks
-
     def draw(self, stage: Stage, tasks: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """The random numbers that ``tasks`` tasks are made of, on the CPU: tensors ``[tasks, ...]``."""
         raise NotImplementedError
@@ -114,7 +109,7 @@ class TaskStream(LightningDataModule):
     ) -> TaskBatch:
         """The meta-batch at ``position`` on ``device``, or the share of it that process ``rank`` of ``world_size`` has.
 
-        A stage is ``"train"``, ``"val"``, ``"test"`` or ``"predict"``. Positions are 0, 1, 2, ...: in training without
+        A stage is ``"train"``, ``"val"`` or ``"test"``. Positions are 0, 1, 2, ...: in training without
         end, otherwise up to the last batch of the fixed list, which may be smaller than ``tasks_per_batch``.
 
         Raises:
@@ -126,8 +121,8 @@ class TaskStream(LightningDataModule):
             start, stop = _share(self.tasks_per_batch, rank, world_size)
             drawn = self.draw(stage, self.tasks_per_batch, self._generator(stage, position))
             return self.build(stage, tuple(part[start:stop] for part in drawn), torch.device(device))
-        check_one_of(get_args(Stage), stage=stage)
-        tasks = {"val": self.val_tasks, "test": self.test_tasks, "predict": self.predict_tasks}[stage]
+        check_one_of(("train", "val", "test"), stage=stage)
+        tasks = self.val_tasks if stage == "val" else self.test_tasks
         batches = range(0, tasks, self.tasks_per_batch)
         if not 0 <= position < len(batches):
             raise ValueError(f"Expected `position` to be one of the {len(batches)} {stage} batches but got {position}.")

@@ -76,11 +76,6 @@ class TensorTasks(RowTasks):
         """Inputs ``[M, ...]`` and targets ``[M, ...]``."""
         return self.inputs, self.targets
 
-    @property
-    def predict_tasks(self) -> int:
-        """The number of test tasks, which prediction has."""
-        return self.test_tasks
-
     def predict_dataloader(self) -> Any:
         """Positions of the test tasks."""
         return self.test_dataloader()

@@ -158,3 +158,15 @@ def test_help_loads_neither_torch_nor_lightning() -> None:
     for words in (["--help"], ["--version"], ["fti"]):
         done = subprocess.run([sys.executable, "-c", script.format(words)], capture_output=True, text=True)
         assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_that_cannot_be_written_is_a_line() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("has no /dev/full")
+    for words in (["--help"], ["--version"]):
+        with Path("/dev/full").open("w") as full:
+            command = [sys.executable, "-m", "lightning_maml.cli", *words]
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 1
+        assert done.stderr.startswith("lightning-maml: error: Expected to use ")
+        assert done.stderr.count("\n") == 1

@@ -289,7 +289,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {  # a call, and what its messag
     "interval infinite": (lambda: SinusoidTasks(inputs=(0.0, math.nan)), "`inputs` to be an interval .* nan)"),
     "stage": (
         lambda: SinusoidTasks().sample("fit", 0),
-        "`stage` to be one of ['train', 'val', 'test', 'predict'] but got 'fit'",
+        "`stage` to be one of ['train', 'val', 'test'] but got 'fit'",
     ),
     "position": (lambda: SinusoidTasks().sample("train", -1), "`position` to be 0 or more but got -1"),
     "past the list": (lambda: SinusoidTasks(test_tasks=26).sample("test", 2), "one of the 2 test batches but got 2"),

@@ -11,10 +11,12 @@ from test_data_learn2learn import Listed
 from torch import Tensor, nn
 
 from drawings import small, write_npz
-from lightning_maml import Learn2LearnTasks, SinusoidTasks, TaskBatch
+from lightning_maml import Learn2LearnTasks, SinusoidTasks, TableTasks, TaskBatch, UnequalTasks, maml
 from lightning_maml.data import EpisodeSampler, TaskStream
+from lightning_maml.engine.base import attached
 from lightning_maml.metrics import TaskMean, accuracy, mse
 from lightning_maml.rl import EnvironmentTasks, Navigation2D
+from lightning_maml.training.meta_update import meta_update
 from same import assert_same
 from standin import DEVICE, NAME, host_copies, numbers_of
 
@@ -85,6 +87,27 @@ def test_a_task_batch_moves() -> None:
         assert isinstance(part, TaskBatch)
         assert len(part) == 2
     assert not copies.of
+
+
+@pytest.mark.parametrize("stage", ["train", "predict"])
+def test_a_tables_rows_are_gathered_there(tmp_path: Path, stage: str) -> None:
+    rows = [f"t{i // 7},{i % 5},{'' if i in (0, 9, 10) else i % 3}" for i in range(70)]
+    (tmp_path / "table.csv").write_text("\n".join(["task,x,y", *rows]))
+    stream = TableTasks(tmp_path / "table.csv", ["x"], ["y"], shots=3, tasks_per_batch=6, split=(1.0, 0.0, 0.0))
+    network = nn.Linear(1, 1)
+
+    def run(device: torch.device) -> list[Any]:
+        tasks: Any = stream.sample("train", 0, device)
+        if stage == "predict":
+            (where,) = stream.predict_dataloader()
+            tasks = stream._evaluation_batch(where, device)
+        assert isinstance(tasks, UnequalTasks)
+        moved = [value.float() for group in tasks.groups for _, value in group.named()]
+        assert {value.device.type for value in moved} == {device.type}
+        there, doubles = network.to(device), UnequalTasks([group.to(torch.float64) for group in tasks.groups])
+        return [*moved, attached(meta_update(there, maml(0.1, 2), doubles, loss="mse").surrogate)[0]]
+
+    assert_same(run)
 
 
 # Metrics
