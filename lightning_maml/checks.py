@@ -55,11 +55,11 @@ def check_one_of(choices: Sequence[Any], /, **values: Any) -> None:
             raise ValueError(f"Expected `{name}` to be one of {list(choices)} but got {value!r}.")
 
 
-def did_you_mean(name: str, known: Iterable[str], shown: Callable[[str], str] = str) -> str:
+def did_you_mean(name: str, known: Iterable[str], likeness: float = 0.6, shown: Callable[[str], str] = str) -> str:
     """What a message ends with where ``name`` is like one that is known; else nothing.
 
     Example:
         >>> did_you_mean("fomlam", ["maml", "fomaml"])
         ' (did you mean fomaml?)'
     """
-    return "".join(f" (did you mean {shown(near)}?)" for near in get_close_matches(name, list(known), 1))
+    return "".join(f" (did you mean {shown(near)}?)" for near in get_close_matches(name, list(known), 1, likeness))

@@ -7,7 +7,45 @@ from importlib.metadata import version
 from typing import Any
 
 from lightning_maml.checks import did_you_mean
-from lightning_maml.cli.help import COMMANDS, HELP
+
+SUBCOMMANDS = {
+    "fit": "meta-train, validating on the way; keeps the best and the last checkpoint, and tests the best",
+    "validate": "loss and metric on the validation tasks",
+    "test": "loss and metric after each inner step on the test tasks, with 95% intervals; writes metrics.json",
+    "predict": "adapt to each task's support set and predict its query rows; writes predictions.csv",
+}
+
+COMMANDS = (*SUBCOMMANDS, "reproduce", "demo")
+
+HELP = """\
+usage: lightning-maml {fit,validate,test,predict} --config FILE [--option VALUE ...] [--quiet] [--debug]
+       lightning-maml reproduce NAME [--option VALUE ...]
+       lightning-maml demo [--option VALUE ...]
+
+Meta-train a network so that a few gradient steps fit it to a new task.
+
+subcommands:
+  demo       train on sinusoids for about a minute and test, next to the pretrained baseline; needs no data
+{subcommands}
+  reproduce  train and test by a published protocol, and print measured beside published; --list shows which
+
+examples:
+  lightning-maml fit --config configs/sinusoid.yaml
+  lightning-maml fit --config configs/sinusoid.yaml --model.algorithm.steps 5 --trainer.max_steps 1000
+  lightning-maml fit --config configs/rl_navigation.yaml               reinforcement learning
+  lightning-maml fit --config configs/sinusoid.yaml --ckpt_path last   goes on where the last run of it stopped
+  lightning-maml fit --config configs/sinusoid.yaml --model.algorithm fomaml --baseline
+  lightning-maml test --config configs/sinusoid.yaml --ckpt_path best    of the newest run of this configuration
+  lightning-maml fit --config table --data.path my.csv --data.inputs '[x1, x2]' --data.targets '[y]'   a table
+
+  lightning-maml fit --help                                          all options; each overrides the file's
+  lightning-maml fit --data.help lightning_maml.OmniglotTasks        the options of one class
+  lightning-maml fit --config configs/sinusoid.yaml --print_config   the complete configuration
+  lightning-maml fit --config configs/sinusoid.yaml --debug          an error with its traceback
+
+A configuration names classes and functions to be run: it is code. A checkpoint is data: what it names is run only where
+it is the library's or torch's, the configuration's, or that of an option --allow NAME.
+""".replace("{subcommands}", "\n".join(f"  {name:<9}  {what}" for name, what in SUBCOMMANDS.items()))
 
 _WHERE = {"MetaCLI": "meta_cli", "QUIET_WARNINGS": "command_line", "keep_freed_memory": "command_line"}
 

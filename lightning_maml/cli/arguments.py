@@ -30,23 +30,31 @@ def as_meant(args: Sequence[str]) -> Iterator[str]:
         >>> [*as_meant(["--model.algorithm", "fomaml", "--data=SinusoidTasks"])]
         ['--model.algorithm', 'lightning_maml.fomaml', '--data=lightning_maml.data.SinusoidTasks']
     """
+    for option, value, argument in options_in(args):
+        yield argument if value is None else argument.removesuffix(value) + _value(option, value)
+
+
+def options_in(args: Sequence[str]) -> Iterator[tuple[str, str | None, str]]:
+    """Each argument with the option that it is of, and the value that it gives this one.
+
+    Example:
+        >>> [*options_in(["--config", "table", "--data.seed=3"])]
+        [('--config', None, '--config'), ('--config', 'table', 'table'), ('--data.seed', '3', '--data.seed=3')]
+    """
     option = ""
     for argument in args:
         name, sign, value = argument.partition("=")
-        if sign and name.startswith("-"):
-            yield f"{name}={_value(name, value)}"
-            option = ""
-        elif argument.startswith("-"):
-            yield argument
-            option = argument
+        if argument.startswith("-"):
+            yield name, value if sign else None, argument
+            option = "" if sign or name in FLAGS else name
         else:
-            yield _value(option, argument)
+            yield option, argument, argument
             option = ""
 
 
 def _value(option: str, value: str) -> str:
     if option in CONFIG:
-        return str(_packaged(value)) if not Path(value).exists() else value
+        return value if Path(value).exists() else str(packaged().get(value, value))
     known = SHORT.get(option, {})
     if known and value.isidentifier() and value not in ("null", "None"):
         if value not in known:
@@ -58,14 +66,10 @@ def _value(option: str, value: str) -> str:
     return moved(value)
 
 
-def _packaged(name: str) -> Path | str:
-    """The path of a configuration of the package by its name; else the name itself."""
-    folder = files("lightning_maml.configs")
-    for part in (folder, folder / "paper"):
-        path = Path(str(part / f"{name}.yaml"))
-        if path.is_file():
-            return path
-    return name
+def packaged() -> dict[str, Path]:
+    """The configurations that come with the package, by name: those of ``configs`` and ``configs/paper``."""
+    folder = Path(str(files("lightning_maml.configs"))).resolve()
+    return {path.stem: path for path in sorted(folder.rglob("*.yaml"), key=lambda path: path.stem)}
 
 
 def without(args: Sequence[str], *names: str) -> list[str]:
@@ -75,18 +79,7 @@ def without(args: Sequence[str], *names: str) -> list[str]:
         >>> without(["--config", "table", "--baseline", "--ckpt_path", "last"], "--baseline", "--ckpt_path")
         ['--config', 'table']
     """
-    kept: list[str] = []
-    skips = False
-    for argument in args:
-        name = argument.partition("=")[0]
-        if skips and not argument.startswith("-"):
-            skips = False
-        elif name in names:
-            skips = "=" not in argument and name not in FLAGS
-        else:
-            kept.append(argument)
-            skips = False
-    return kept
+    return [argument for option, _, argument in options_in(args) if option not in names]
 
 
 def fill_sizes(options: Any) -> None:
@@ -95,9 +88,8 @@ def fill_sizes(options: Any) -> None:
     Raises:
         ValueError: the data does not say.
     """
-    network = getattr(options.model, "network", None)
-    sizes = getattr(network, "init_args", None) or {}
-    unknown = [name for name in ("in_features", "out_features") if sizes and sizes.get(name) == 0]
+    sizes = getattr(getattr(options.model, "network", None), "init_args", None) or {}
+    unknown = [name for name in ("in_features", "out_features") if sizes.get(name) == 0]
     if not unknown:
         return
     module, _, name = options.data.class_path.rpartition(".")

@@ -8,18 +8,16 @@ import platform
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lightning_maml import saving
-from lightning_maml.cli import demo, reproduce
-from lightning_maml.cli.arguments import CONFIG, as_meant
+from lightning_maml.cli import COMMANDS, SUBCOMMANDS, demo, reproduce
+from lightning_maml.cli.arguments import CONFIG, as_meant, options_in
 from lightning_maml.cli.complaints import complaint
 from lightning_maml.cli.demo import quiet
-from lightning_maml.cli.help import COMMANDS, SUBCOMMANDS
 from lightning_maml.cli.meta_cli import MetaCLI
 from lightning_maml.rl import MetaRLModule
 from lightning_maml.saving.configuration import named_in, read_configuration
@@ -103,7 +101,9 @@ def _run(given: Sequence[str], allowed: Sequence[str], is_quiet: bool) -> int:
     else:
         shown = given[1:]
         given = [*as_meant(given)]
-        contents = list(_configurations(given))
+        files = [value for option, value, _ in options_in(given) if option in CONFIG and value]
+        # before jsonargparse reads them, which knows no bounds
+        contents = [read_configuration(file) for file in files if Path(file).is_file()]
         learns_policy = any("policy" in (content.get("model") or ()) for content in contents)
         with saving.allowing([*allowed, *named_in(contents)]):
             MetaCLI(given, MetaRLModule if learns_policy else MetaModule, is_quiet, shown=shown)
@@ -136,15 +136,6 @@ def not_written(error: OSError, status: int = 0) -> int:
     """The exit status where what was printed cannot be written out; says why, where nothing else has failed before."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try again, at its end
     return status or _failed(error)
-
-
-def _configurations(args: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The contents of the files that ``--config`` names, read before jsonargparse does, which knows no bounds."""
-    for option, value in zip(args, [*args[1:], ""], strict=True):
-        named = option in CONFIG
-        path = Path(value if named else option.removeprefix("--config="))
-        if (named or option.startswith("--config=")) and path.is_file():
-            yield read_configuration(path)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -1,7 +1,6 @@
 """Errors in one line: exceptions, and the blocks of lines that the parser writes."""
 
 import contextlib
-import difflib
 import inspect
 import io
 import pydoc
@@ -17,6 +16,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_maml import presets
+from lightning_maml.checks import did_you_mean
 
 LONGEST = 600  # characters of a line; of what is longer, such as a path of thousands of letters, the middle goes
 OWN = Path(__file__).parents[1]
@@ -170,7 +170,7 @@ def _suggestion(line: str, options: Iterable[str], name: str | None) -> str:
     if "does not correspond to a subclass of" in line:
         return " (of a function the annotation of what it returns counts, as `-> nn.Module`)"
     if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", line):
-        return _closest(found[2], {one: one for one in dir(sys.modules.get(found[1])) if not one.startswith("_")})
+        return did_you_mean(found[2], (one for one in dir(sys.modules.get(found[1])) if not one.startswith("_")), 0.8)
     wrong = re.search(r"(?:unrecognized arguments: |[Oo]ption ')(?:--)?([\w.]+)", line)
     if not wrong:
         return ""
@@ -178,11 +178,6 @@ def _suggestion(line: str, options: Iterable[str], name: str | None) -> str:
     with contextlib.suppress(Exception):  # whatever its module does when it is imported
         located: Any = pydoc.locate(name or "")
         known |= {parameter: parameter for parameter in inspect.signature(located).parameters}
-        if located.__name__ in presets.__all__ and not _closest(wrong[1], known):
+        if located.__name__ in presets.__all__ and not did_you_mean(wrong[1], known, 0.8):
             return f" ({presets.meant(located, wrong[1])})"
-    return _closest(wrong[1], known)
-
-
-def _closest(wrong: str, known: dict[str, str]) -> str:
-    close = difflib.get_close_matches(wrong, known, 1, 0.8)
-    return f" (did you mean {known[close[0]]}?)" if close else ""
+    return did_you_mean(wrong[1], known, 0.8, known.__getitem__)

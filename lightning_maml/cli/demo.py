@@ -27,6 +27,7 @@ from lightning_maml.training.results import aligned
 
 SHOWN_STEPS = (0, 1, 5, 10)
 SHOTS = 5
+NETWORK = partial(MLP, 1, [40, 40], 1, init="default")
 ALGORITHMS = {"MAML": maml(lr=0.01, steps=2), "pretrained": pretrained(lr=0.01)}
 UPDATES_PER_STEP = 20
 BAR = "{desc} {percentage:3.0f}% |{bar:30}| {n_fmt}/{total_fmt} updates, {remaining} left{postfix}"
@@ -93,7 +94,7 @@ def train(name: str, updates: int, seed: int, is_quiet: bool = False) -> tuple[M
     """Trains one of :data:`ALGORITHMS`: the module, and what its test on 600 held-out tasks logs."""
     seed_everything(seed, verbose=False)  # both start from the same weights
     module = MetaModule(
-        _network(),
+        NETWORK(),
         ALGORITHMS[name],
         loss="mse",
         scheduler=partial(CosineAnnealingLR, T_max=updates),
@@ -119,16 +120,12 @@ def train(name: str, updates: int, seed: int, is_quiet: bool = False) -> tuple[M
     return module, dict(result)
 
 
-def _network() -> MLP:
-    return MLP(1, [40, 40], 1, init="default")
-
-
 def _updates_in(seconds: float, seed: int) -> int:
     """How many updates of each algorithm fit into ``seconds`` together, on this machine at this moment."""
     tasks = SinusoidTasks(shots=10, seed=seed)
     spent = 0.0
     for algorithm in ALGORITHMS.values():
-        network = _network()
+        network = NETWORK()
         optimizer = torch.optim.Adam(network.parameters())
         for position in range(15):
             if position == 5:  # the first ones are slower

@@ -15,9 +15,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_maml import saving
 from lightning_maml.checks import check_not_negative, check_positive, check_seed, check_whole
-from lightning_maml.cli import predictions
+from lightning_maml.cli import HELP, SUBCOMMANDS, predictions
 from lightning_maml.cli.arguments import fill_sizes, without
-from lightning_maml.cli.help import HELP, SUBCOMMANDS
 from lightning_maml.cli.parser import MetaParser
 from lightning_maml.cli.progress import ProgressLines, is_interactive
 from lightning_maml.data import TaskStream

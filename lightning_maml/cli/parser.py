@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_maml.cli import HELP
 from lightning_maml.cli.complaints import shortened
-from lightning_maml.cli.help import HELP
 
 # Titles of groups, which jsonargparse takes from the first line of each class's docstring.
 TITLES = {

@@ -4,13 +4,13 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 from lightning.pytorch.cli import LightningCLI
 
 from lightning_maml.checks import check_whole
+from lightning_maml.cli.arguments import packaged
 from lightning_maml.saving.configuration import read_configuration
 from lightning_maml.training.results import Published, aligned, write_json
 
@@ -51,11 +51,8 @@ class Comparison:
 
 
 def protocols() -> dict[str, Path]:
-    """The configurations that say what was published for them, by name: those of ``configs`` and ``configs/paper``."""
-    folder = files("lightning_maml.configs")
-    found = [path for part in (folder, folder / "paper") for path in part.iterdir() if path.name.endswith(".yaml")]
-    paths = {path.name.removesuffix(".yaml"): Path(str(path)).resolve() for path in found}
-    return {name: path for name, path in sorted(paths.items()) if "published" in read_configuration(path)}
+    """The configurations of the package that say what was published for them, by name."""
+    return {name: path for name, path in packaged().items() if "published" in read_configuration(path)}
 
 
 def main(arguments: Sequence[str], command_line: Callable[[list[str]], LightningCLI]) -> int:

@@ -120,7 +120,7 @@ class Table:
     def _check_names(self, names: list[str]) -> None:
         for name in names:
             if name not in self._columns:
-                hint = did_you_mean(name, self._columns, repr)
+                hint = did_you_mean(name, self._columns, shown=repr)
                 raise ValueError(f"Expected a column {name!r} in {self.path} but it has {self._columns}{hint}.")
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"Expected each column in one role but {twice[0]!r} is named twice, among {names}.")
