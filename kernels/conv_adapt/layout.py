@@ -1,4 +1,4 @@
-"""What a convolutional network looks like, and where its parameters lie in a flat row of ``P`` numbers."""
+"""The form of a convolutional network, and where its parameters lie in a flat row of ``P`` numbers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from math import prod
 import torch
 from torch import Tensor
 
-__all__ = ["MOST_BLOCKS", "Network", "parameters_of"]
-
 MOST_BLOCKS = 8
 
 
@@ -18,33 +16,32 @@ MOST_BLOCKS = 8
 class Network:
     """Equal blocks, 3x3 convolution (padding 1), batch-norm, ReLU, 2x2 max-pooling, and a linear layer behind them.
 
-    Raises:
-        ValueError: no block, or more than 8; a size that is not positive; images that the pooling leaves nothing of.
+    Args:
+        channels, height, width: of the images.
+        filters, stride: of each convolution; the stride is 1 or 2.
+        blocks: how many blocks there are, up to 8.
+        pool, norm: whether blocks have max-pooling, and batch-norm by the statistics of the batch.
+        bias: whether convolutions have one; a batch-norm behind them takes it away again.
+        affine, eps: whether batch-norm has a weight and a bias; and what it adds to the variance.
+        flat: whether the linear layer sees all places of the last block's output, or their mean.
+        ways: outputs of the linear layer.
+
+    ValueError where a size is not positive, a number out of range, or pooling leaves nothing of the images.
     """
 
     channels: int
-    """Of the images."""
     height: int
     width: int
     filters: int
-    """Of each convolution."""
     blocks: int
     stride: int
-    """Of each convolution, 1 or 2."""
     pool: bool
-    """Whether each block ends with 2x2 max-pooling."""
     norm: bool
-    """Whether each block has batch-norm, by the statistics of the batch; without it the convolution's bias counts."""
     bias: bool
-    """Whether convolutions have one; a batch-norm behind them takes it away again."""
     affine: bool
-    """Whether batch-norm has a weight and a bias."""
     flat: bool
-    """Whether the linear layer sees all places of the last block's output, or their mean."""
     ways: int
-    """Outputs of the linear layer."""
     eps: float = 1e-5
-    """Of batch-norm."""
 
     def __post_init__(self) -> None:
         for name in ("channels", "height", "width", "filters", "blocks", "ways"):
@@ -60,18 +57,18 @@ class Network:
             raise ValueError(f"Expected images that {self.blocks} poolings leave something of but got {self}.")
 
     def places(self, blocks: int | None = None) -> tuple[int, int]:
-        """Height and width after so many blocks; None for all."""
+        """Height and width of what so many blocks leave; None for all."""
         size = self.height, self.width
         for _ in range(self.blocks if blocks is None else blocks):
             size = tuple(((side - 1) // self.stride + 1) // (2 if self.pool else 1) for side in size)  # type: ignore[assignment]
         return size
 
     def fewest_places(self) -> int:
-        """Places of one image in the smallest convolution's output."""
+        """How many places of an image the smallest output of a convolution has."""
         return min(prod((side - 1) // self.stride + 1 for side in self.places(block)) for block in range(self.blocks))
 
     def shapes(self) -> list[tuple[int, ...]]:
-        """Those of the parameters in turn: each block's convolution and batch-norm, then the linear layer's."""
+        """The shapes of the parameters in turn: each block's convolution and batch-norm, then the linear layer's."""
         found: list[tuple[int, ...]] = []
         for block in range(self.blocks):
             found.append((self.filters, self.filters if block else self.channels, 3, 3))
@@ -80,16 +77,16 @@ class Network:
 
     @property
     def size(self) -> int:
-        """``P``."""
+        """The number of parameters, ``P``."""
         return sum(prod(shape) for shape in self.shapes())
 
     def plain(self) -> list[int]:
-        """The whole numbers of it, for an operator."""
+        """All but ``eps``, as the whole numbers that an operator takes."""
         return [int(value) for value in astuple(self)[:-1]]
 
 
 def parameters_of(flat: Tensor, network: Network) -> list[Tensor]:
-    """``[..., P]`` -> the parameters ``[..., *shape]`` in turn, as views."""
+    """The parameters ``[..., *shape]`` in turn, as views of ``flat [..., P]``."""
     shapes = network.shapes()
     parts = flat.split([prod(shape) for shape in shapes], dim=-1)
     return [part.unflatten(-1, shape) for part, shape in zip(parts, shapes, strict=True)]
@@ -97,11 +94,11 @@ def parameters_of(flat: Tensor, network: Network) -> list[Tensor]:
 
 @lru_cache
 def places_of(network: Network, block: int) -> tuple[Tensor, Tensor]:
-    """Where ``native.c`` wants each number: what it takes from ``[*flat, 0, 1]``, and what ``flat`` takes from its own.
+    """The places that ``native.c`` takes its numbers from, in ``[*flat, 0, 1]``; and those of ``flat`` in its row.
 
-    It wants of each block the weights ``[filters / block, 9, in, block]``, then gamma and beta, and of the linear layer
-    ``[ways, places, filters]``; ``filters`` filled up with zeros to a multiple of ``block``. Of a bias that batch-norm
-    takes away nothing is left: its gradient is the 0 behind the row that comes back.
+    Its row has of each block the weights ``[filters / block, 9, in, block]``, then gamma and beta, and of the linear
+    layer ``[ways, places, filters]``; zeros fill ``filters`` up to a multiple of ``block``. A bias that batch-norm
+    takes away is not in it: its gradient is the 0 that stands behind the row that comes back.
     """
     zero, one = network.size, network.size + 1
     numbers = iter(parameters_of(torch.arange(network.size), network))

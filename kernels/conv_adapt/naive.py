@@ -10,8 +10,6 @@ from lightning_maml.kernels.adaptation import Adaptation
 from lightning_maml.kernels.conv_adapt.layout import Network, parameters_of
 from lightning_maml.kernels.mlp_adapt.naive import adapt
 
-__all__ = ["conv_adapt", "forward"]
-
 
 def forward(phi: Tensor, images: Tensor, network: Network) -> Tensor:
     """One task: ``phi [P]``, ``images [N, C, H, W]`` -> ``[N, ways]``."""

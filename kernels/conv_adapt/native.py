@@ -13,8 +13,6 @@ from lightning_maml.kernels.adaptation import Adaptation, room
 from lightning_maml.kernels.compiler import Problem, addresses, failure, library_of, why_unavailable
 from lightning_maml.kernels.conv_adapt.layout import MOST_BLOCKS, Network, places_of
 
-__all__ = ["adapt", "unavailable"]
-
 SOURCE = Path(__file__).with_name("native.c")
 LOSSES = ("mse", "cross_entropy")
 
@@ -95,5 +93,5 @@ def unavailable(dtype: torch.dtype = torch.float32) -> str | None:
 
 
 def _behind(values: Tensor, *numbers: int) -> Tensor:
-    """``[..., n]`` -> ``[..., n + len(numbers)]``."""
+    """The ``values [..., n]`` with these numbers behind each row."""
     return torch.cat([values, values.new_tensor(numbers, dtype=values.dtype).expand(*values.shape[:-1], -1)], -1)

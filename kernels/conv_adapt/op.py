@@ -12,15 +12,12 @@ from lightning_maml.kernels.checks import check_batch, check_choices, check_para
 from lightning_maml.kernels.conv_adapt import native
 from lightning_maml.kernels.conv_adapt.layout import Network
 
-__all__ = ["LOSSES", "conv_adapt", "conv_trajectory"]
-
 LOSSES = native.LOSSES
 
 
 def _run(*arguments: Any) -> Adaptation:
     *batch, numbers, eps, loss, order, rates_grad = arguments
-    given = [*batch, Network(*[*numbers, eps]), loss, order, rates_grad]
-    return native.adapt(*given)
+    return native.adapt(*batch, Network(*numbers, eps), loss, order, rates_grad)
 
 
 _conv_adapt, _conv_trajectory = operators("conv", "int[] network, float eps, str loss", "", _run, ("cpu",))

@@ -10,29 +10,20 @@ the PTX that comes out is executed warp by warp.
         phi, _ = launch(theta, gradient, rate)  # tensors on the CPU
     assert not emulation.faults()
 
-It needs Triton, outside of its interpreter (``TRITON_INTERPRET``), and a C compiler.
+It needs Triton, outside of its interpreter (``TRITON_INTERPRET``), and a C compiler. It watches for
 
-What is watched:
-
-- *Races*: between two barriers of a program, a byte (4 in global, 2 in shared memory) written by one warp, and read or
-  written by another. They are found from who touched what, whatever the order; still, warps run in the order that is
-  asked for, and results must be the same bits in every one.
-- Reads of memory never written: what ``new_empty`` and ``empty_like`` give starts as such, and so does shared memory.
-- Bounds (every tensor lies between guards), alignment, writes to inputs, two programs of a launch at one address,
-  barriers that not all warps or lanes reach, ``mma`` or ``shfl`` with lanes missing.
-- Remarks, which a GPU forgives: two warps, or two lanes in one instruction, that write one place; lanes of a warp that
+- races: between two barriers of a program one warp writes a cell (4 bytes of global, 2 of shared memory) that another
+  one reads or writes. Who touched what tells of them in any order of the warps;
+- reads of memory never written, as what ``new_empty`` and ``empty_like`` give, and shared memory, is at first;
+- uses out of bounds (every tensor lies between guards), misaligned ones, writes to inputs, two programs of a launch at
+  one address, barriers that not all warps or lanes reach, ``mma`` or ``shfl`` with lanes missing;
+- remarks, which a GPU forgives: two warps, or two lanes in one instruction, that write one place; lanes of a warp that
   pass memory to each other without ``bar.warp.sync``.
 
-What it does not show:
-
-- What ``ptxas`` does after the PTX: its order, its registers. The order between two barriers is free, so that a race of
-  the PTX covers it.
-- Weak memory beyond that: nothing here communicates without a barrier.
-- Tensor cores bit by bit: products are exact, groups of four are added to the sum and rounded towards zero. tf32
-  operands lose their lower 13 bits, as on hardware. ``ex2``, ``lg2``, ``rcp``, ``div.full`` are rounded correctly,
-  where hardware is off by 1 or 2 in the last place.
-- Time. The clock is a model (``operations.py``): in-order issue, an order within basic blocks that an assembler could
-  choose with registers without limit, one program alone.
+It does not show what ``ptxas`` makes of the PTX, weak memory beyond the free order between barriers, or time: the clock
+is a model (``operations.py``). Tensor cores are not exact to the last bit: products are exact, groups of four are added
+to the sum and rounded towards zero, and tf32 operands lose their lower 13 bits, as on hardware. ``ex2``, ``lg2``,
+``rcp`` and ``div.full`` are rounded correctly, where hardware is off by 1 or 2 in the last place.
 
 A line of ``operations.py`` is an operation; ``ptx.py`` decodes, ``order.py`` finds where diverged lanes meet again,
 ``engine.c`` executes, watches, counts and keeps the clock, ``emulation.py`` takes the GPU's place.

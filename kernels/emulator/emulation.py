@@ -22,8 +22,6 @@ from triton.runtime.jit import JITFunction
 from lightning_maml.kernels.emulator.engine import KINDS, READABLE, WRITABLE, WRITTEN, Cell, Emulator, engine
 from lightning_maml.kernels.emulator.ptx import Program, UnsupportedError, parse
 
-__all__ = ["Emulation", "Found", "Launch"]
-
 GLOBAL, SHARED = 0x7F0000000000, 1024
 """Where global and shared memory begin."""
 GUARD = 4096
@@ -51,31 +49,33 @@ class Found:
 
 @dataclass(frozen=True)
 class Launch:
-    """What one launch of a kernel did; arrays are ``[instructions]``, summed over warps and programs."""
+    """What one launch of a kernel did; arrays are ``[instructions]``, summed over warps and programs.
+
+    Args:
+        compiled: Triton's ``CompiledKernel``.
+        count, lanes: how often a warp issued an instruction, and how many lanes took part.
+        sectors, missed: sectors of 32 bytes of global memory that it touched; and those of them that the program had
+            not loaded since they were last written.
+        wavefronts: how often shared memory was passed through.
+        stall: cycles that warps waited for what it makes.
+        barriers: of a program.
+        cycles, slots: of the last program, alone on its multiprocessor, and issue slots of its busiest warp: a model,
+            not a measurement.
+    """
 
     kernel: str
     program: Program
     compiled: Any
-    """Triton's ``CompiledKernel``."""
     programs: int
     count: NDArray[np.int64]
-    """How often a warp issued it."""
     lanes: NDArray[np.int64]
-    """How many lanes took part."""
     sectors: NDArray[np.int64]
-    """Sectors of 32 bytes of global memory that it touched."""
     wavefronts: NDArray[np.int64]
-    """How often shared memory was passed through."""
     missed: NDArray[np.int64]
-    """Of the sectors, those that the program had not loaded since they were last written."""
     stall: NDArray[np.int64]
-    """Cycles that warps waited for what it makes."""
     barriers: int
-    """Of a program."""
     cycles: int
-    """Of the last program, alone on its multiprocessor: a model, not a measurement."""
     slots: int
-    """Issue slots of its busiest warp."""
     findings: list[Found]
 
     def of(self, *kinds: str) -> NDArray[np.bool_]:

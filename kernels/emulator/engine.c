@@ -112,15 +112,13 @@ static inline uint32_t rna_tf32(uint32_t a) {
     return (a & 0x7f800000u) == 0x7f800000u ? a : (a + 0x1000u) & 0xffffe000u;
 }
 static inline uint32_t bfe_u(uint32_t a, uint32_t b, uint32_t c) {
-    b &= 255;
-    c &= 255;
+    b &= 255, c &= 255;
     if (c == 0 || b > 31) return 0;
     a >>= b;
     return c > 31 ? a : a & ((1u << c) - 1);
 }
 static inline uint32_t bfe_s(uint32_t a, uint32_t b, uint32_t c) {
-    b &= 255;
-    c &= 255;
+    b &= 255, c &= 255;
     if (c == 0) return 0;
     int64_t v = (int64_t)(int32_t)a;
     v >>= b > 63 ? 63 : b;
@@ -162,13 +160,8 @@ static void watch_write(Emulator *e, const Warp *w, Cell *c, uint64_t address, i
     if (c->repoch == e->epoch && readers) report(e, RACE_WR, c->rpc, __builtin_ctz(readers), address);
     if ((c->rcta != -1 && c->rcta != e->cta) || (c->wcta != -1 && c->wcta != e->cta))
         report(e, PROGRAMS, c->wpc, -1, address);
-    c->wcta = e->cta;
-    c->wepoch = e->epoch;
-    c->wwarp = w->id;
-    c->wpc = e->pc;
-    c->wlane = e->lane;
-    c->wsync = w->sync;
-    c->wtick = (uint32_t)e->instructions;
+    c->wcta = e->cta, c->wwarp = w->id, c->wlane = e->lane, c->wpc = e->pc;
+    c->wepoch = e->epoch, c->wsync = w->sync, c->wtick = (uint32_t)e->instructions;
     c->state |= WRITTEN;
 }
 
@@ -183,9 +176,8 @@ static void watch_read(Emulator *e, const Warp *w, Cell *c, uint64_t address) {
     if (c->wcta != -1 && c->wcta != e->cta) report(e, PROGRAMS, c->wpc, -1, address);
     c->rcta = c->rcta == -1 || c->rcta == e->cta ? e->cta : -2; /* -1: nobody, -2: several */
     if (c->repoch != e->epoch) c->rmask = 0;
-    c->repoch = e->epoch;
+    c->repoch = e->epoch, c->rpc = e->pc;
     c->rmask |= 1u << w->id;
-    c->rpc = e->pc;
 }
 
 /* Moves ``bytes`` between memory and ``data``, and watches. Returns whether a program may do that. */
@@ -326,10 +318,7 @@ static void matrices(Emulator *e, Warp *w, const Ins *x, const uint64_t *address
                     for (int h = 0; h < 2; h++) {
                         int row = l >> 2, column = 2 * (l & 3) + h;
                         uint16_t *number = x->trans ? &tile[column][row] : &tile[row][column];
-                        if (write)
-                            *number = halves[h];
-                        else
-                            halves[h] = *number;
+                        *(write ? number : halves + h) = *(write ? halves + h : number);
                     }
                     if (!write) memcpy(D(i) + l, halves, 4);
                 }
@@ -362,10 +351,7 @@ static inline void addresses(const Warp *w, const Ins *x, int shared, uint64_t *
 }
 
 static inline void wait_for(const Warp *w, int row, int64_t *begin, int *maker) {
-    if (row >= 0 && w->ready[row] > *begin) {
-        *begin = w->ready[row];
-        *maker = w->maker[row];
-    }
+    if (row >= 0 && w->ready[row] > *begin) *begin = w->ready[row], *maker = w->maker[row];
 }
 
 /* Up to ``most`` instructions of a warp, or up to a barrier. */
@@ -382,11 +368,9 @@ static void run(Emulator *e, Warp *w, int64_t most) {
         const Ins *x = e->code + pc;
         uint32_t m = top->mask;
         if (x->guard >= 0) m &= x->neg ? ~*w->row[x->guard] : *w->row[x->guard];
-        e->pc = pc;
-        e->lane = 0;
-        e->count[pc]++;
+        e->pc = pc, e->lane = 0;
+        e->count[pc]++, e->instructions++;
         e->lanes[pc] += __builtin_popcount(m);
-        e->instructions++;
         int64_t begin = w->clock;
         for (int i = 0; i < x->ns; i++) wait_for(w, x->s[i], &begin, &awaited);
         wait_for(w, x->guard, &begin, &awaited);
@@ -397,7 +381,7 @@ static void run(Emulator *e, Warp *w, int64_t most) {
         switch (x->op) {
             case OP_LD_GLOBAL:
             case OP_ST_GLOBAL: {
-                int write = x->op == OP_ST_GLOBAL;
+                const int write = x->op == OP_ST_GLOBAL;
                 addresses(w, x, 0, address);
                 access(e, w, x, m, &e->global, address, write);
                 if (traffic(e, address, m, x->width * x->vec, write) && !write) latency = FAR;
@@ -436,9 +420,8 @@ static void run(Emulator *e, Warp *w, int64_t most) {
             }
             case OP_UNPACK:
                 EACH(m) {
-                    uint64_t v = S64(0)[l];
-                    D(0)[l] = (uint32_t)v;
-                    D(1)[l] = v >> 32;
+                    const uint64_t v = S64(0)[l];
+                    D(0)[l] = (uint32_t)v, D(1)[l] = v >> 32;
                 }
                 break;
             case OP_BRA: {
@@ -457,10 +440,7 @@ static void run(Emulator *e, Warp *w, int64_t most) {
                 }
                 break;
             }
-            case OP_BAR:
-                w->state = WAITS;
-                w->barrier_pc = pc;
-                break;
+            case OP_BAR: w->state = WAITS, w->barrier_pc = pc; break;
             case OP_CP: {
                 addresses(w, x, 0, address);
                 int64_t there = begin + (traffic(e, address, m, x->width, 0) ? FAR : latency);
@@ -486,8 +466,7 @@ static void run(Emulator *e, Warp *w, int64_t most) {
                         continue;
                     }
                     if (copy->there > begin) begin = copy->there;
-                    e->pc = copy->pc;
-                    e->lane = copy->lane;
+                    e->pc = copy->pc, e->lane = copy->lane;
                     move(e, w, &e->shared, copy->to, copy->bytes, 1, copy->data);
                 }
                 w->ncopies = kept;
@@ -497,18 +476,14 @@ static void run(Emulator *e, Warp *w, int64_t most) {
             case OP_FENCE: break;
             case OP_RET:
                 if (m == w->stack[0].mask) {
-                    w->state = ENDED;
-                    w->clock = begin + 1;
+                    w->state = ENDED, w->clock = begin + 1;
                     return;
                 }
                 for (int i = 0; i <= w->depth; i++) w->stack[i].mask &= ~m;
                 break;
                 /*@CASES@*/
         }
-        for (int i = 0; i < x->nd; i++) {
-            w->ready[x->d[i]] = begin + latency + again;
-            w->maker[x->d[i]] = pc;
-        }
+        for (int i = 0; i < x->nd; i++) w->ready[x->d[i]] = begin + latency + again, w->maker[x->d[i]] = pc;
         w->clock = begin + x->cost + again;
         w->slots += x->cost + again;
     }
@@ -528,9 +503,7 @@ static void start(const Emulator *e, Warp *w, int id) {
 }
 
 static uint64_t random_(uint64_t *s) {
-    *s ^= *s << 13;
-    *s ^= *s >> 7;
-    *s ^= *s << 17;
+    *s ^= *s << 13, *s ^= *s >> 7, *s ^= *s << 17;
     return *s;
 }
 
@@ -564,19 +537,16 @@ static int meet(Emulator *e, Warp *warps) {
     for (int i = 0; i < e->warps; i++) {
         Warp *w = warps + i;
         if (w->state == ENDED || (pc >= 0 && w->barrier_pc != pc)) {
-            e->pc = pc;
-            e->warp = i;
+            e->pc = pc, e->warp = i;
             report(e, MISMATCH, w->barrier_pc, -1, 0);
         }
         if (w->state == ENDED) continue;
         pc = w->barrier_pc;
         e->stall[pc] += latest - w->clock + BARRIER;
-        w->clock = latest + BARRIER;
-        w->state = RUNS;
+        w->clock = latest + BARRIER, w->state = RUNS;
         w->sync++;
     }
-    e->epoch++;
-    e->barriers++;
+    e->epoch++, e->barriers++;
     return 1;
 }
 
@@ -599,8 +569,7 @@ int run_program(Emulator *e, int cta, int mode, uint64_t seed) {
     for (int i = 0; i < e->warps; i++) {
         if (warps[i].clock > e->cycles) e->cycles = warps[i].clock;
         if (warps[i].slots > e->slots) e->slots = warps[i].slots;
-        free(warps[i].row);
-        free(warps[i].copies);
+        free(warps[i].row), free(warps[i].copies);
     }
     return endless;
 }

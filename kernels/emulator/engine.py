@@ -9,8 +9,6 @@ from typing import Any
 from lightning_maml.kernels.compiler import build
 from lightning_maml.kernels.emulator.operations import BARRIER, CODES, FAR, SPECIAL, cases
 
-__all__ = ["KINDS", "READABLE", "WRITABLE", "WRITTEN", "Cell", "Emulator", "Ins", "engine"]
-
 TEXT = Path(__file__).with_name("engine.c").read_text()
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing", "-fwrapv"]
 FLAGS += ["-shared", "-fPIC"]

@@ -10,8 +10,6 @@ global memory takes :data:`FAR` cycles where this program did not load its secto
 of the L1 cache; shared memory is passed once for each of the different words that one bank gives.
 """
 
-__all__ = ["BARRIER", "CLASSES", "CODES", "FAR", "OPS", "SPECIAL", "TOGETHER", "cases"]
-
 CLASSES = {
     "int": (5, 1), "intdiv": (60, 25), "mov": (2, 1), "cvt": (6, 2), "fp": (4, 1), "fdiv": (30, 8), "mufu": (18, 4),
     "mma": (18, 2), "ldg": (33, 1), "stg": (1, 1), "lds": (23, 1), "sts": (1, 1), "ldsm": (29, 1), "shfl": (23, 1),

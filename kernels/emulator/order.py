@@ -11,8 +11,6 @@ from lightning_maml.kernels.emulator.operations import CLASSES, CODES
 if TYPE_CHECKING:
     from lightning_maml.kernels.emulator.ptx import Instruction
 
-__all__ = ["as_an_assembler", "write_reconvergence"]
-
 PINNED = {CODES[name] for name in ("bra", "ret", "bar", "warpsync", "fence", "cp", "cp.commit", "cp.wait")}
 """What no instruction passes."""
 _SPACES = {"ldg": "global", "stg": "global", "lds": "shared", "sts": "shared", "ldsm": "shared"}

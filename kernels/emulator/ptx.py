@@ -14,8 +14,6 @@ from lightning_maml.kernels.emulator.engine import Ins
 from lightning_maml.kernels.emulator.operations import CLASSES, CODES, OPS, TOGETHER
 from lightning_maml.kernels.emulator.order import as_an_assembler, write_reconvergence
 
-__all__ = ["Instruction", "Program", "UnsupportedError", "parse"]
-
 _DEFAULTS = {"guard": -1, "target": -1, "reconv": -1, "width": 4, "vec": 1, "wide": 0, "rwide": 0, "trans": 0, "imm": 0}
 _BYTES = {"8": 1, "16": 2, "32": 4, "64": 8}
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\((.*?)\)\s*((?:\.\w+\s+[\d, ]+\s*)*)\{", re.DOTALL)
@@ -31,22 +29,25 @@ class UnsupportedError(Exception):
 
 @dataclass
 class Instruction:
-    """One instruction, decoded."""
+    """One instruction, decoded.
+
+    Args:
+        text, line: its PTX, and the line that it stands in.
+        source: the line of Python, ``"kernel.py:57"``, with where it was inlined.
+        numbers: what ``engine.c`` is told of it, but for its registers.
+        results, operands: registers, by the first of their rows.
+        kind: its class, one of :data:`~lightning_maml.kernels.emulator.operations.CLASSES`.
+        target: the label that it branches to.
+    """
 
     text: str
     line: int
-    """Of the PTX."""
     source: str
-    """The line of Python, ``"kernel.py:57"``, with where it was inlined."""
     numbers: dict[str, int] = field(default_factory=_DEFAULTS.copy)
-    """What ``engine.c`` is told of it, but for its registers."""
     results: list[int] = field(default_factory=list)
-    """Registers, by the first of their rows."""
     operands: list[int] = field(default_factory=list)
     kind: str = "other"
-    """Its class, one of :data:`~lightning_maml.kernels.emulator.operations.CLASSES`."""
     target: str = ""
-    """The label that it branches to."""
 
     def in_c(self) -> Any:
         latency, cost = CLASSES[self.kind]
@@ -56,16 +57,16 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Program:
-    """A kernel, decoded."""
+    """A kernel, decoded: its instructions, and the same as an array of ``Ins``.
+
+    A register of 64 bits takes two ``rows``. ``constants`` are those that hold a number, a symbol or a parameter.
+    """
 
     name: str
     instructions: list[Instruction]
     code: Any
-    """The same, as an array of ``Ins``."""
     rows: int
-    """Of registers: one of 64 bits takes two."""
     constants: dict[tuple[str, str | int], int]
-    """Registers that hold a number, a symbol or a parameter, by their kind and that."""
     parameters: list[str]
     threads: int
 
