@@ -15,9 +15,5 @@ __all__ = [
     "SafeCheckpointIO",
     "allowing",
     "build",
-    "hyper_parameters",
-    "random_state",
-    "read_checkpoint",
-    "restore_random_state",
-    "whole_file",
 ]
+__all__ += ["hyper_parameters", "random_state", "read_checkpoint", "restore_random_state", "whole_file"]

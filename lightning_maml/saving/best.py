@@ -57,15 +57,13 @@ class BestCheckpoint(ModelCheckpoint):
     ) -> None:
         if filename is not None and (".." in Path(filename).parts or Path(filename).is_absolute()):
             raise ValueError(f"Expected `filename` to be a name within the folder of checkpoints but got {filename!r}.")
-        at_end = bool(save_on_train_epoch_end)
-        super().__init__(
-            dirpath, filename, monitor, every_n_epochs=every_n_epochs, save_on_train_epoch_end=at_end, **of_lightning
-        )
+        of_lightning |= {"every_n_epochs": every_n_epochs, "save_on_train_epoch_end": bool(save_on_train_epoch_end)}
+        super().__init__(dirpath, filename, monitor, **of_lightning)
         interval = None if train_time_interval is None else train_time_interval.total_seconds()
         self.last = LastCheckpoint(self, every_n_train_steps, interval, save_on_exception) if save_last else None
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        if trainer.is_global_zero and "://" not in filepath:
+        if trainer.is_global_zero:
             keep_previous(Path(filepath))
         super()._save_checkpoint(trainer, filepath)
 

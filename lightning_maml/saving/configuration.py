@@ -15,8 +15,8 @@ import yaml
 
 from lightning_maml.saving.moved import with_moved
 
-# The size of a file, where this library's have up to 3,000 bytes; how deep values are nested; and how many there are
-# where every alias is written out.
+# The size of a file (this library's have up to 3,000 bytes); how deep values are nested; how many there are, aliases
+# written out.
 BYTES, DEPTH, VALUES = 2**18, 50, 20_000
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -57,12 +57,9 @@ def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The content of a CSV file of keys and values, as Lightning writes them: Python's literals, or text.
-
-    Raises FileNotFoundError, and ValueError where it is too large, or no such table.
-    """
+    """The content of a CSV file of keys and values, literals or text, as Lightning writes; ValueError if it is none."""
     try:
-        rows = list(csv.reader(io.StringIO(_text(path)), delimiter=","))[1:]
+        rows = list(csv.reader(io.StringIO(_text(path))))[1:]
         if any(len(row) != 2 for row in rows):
             raise ValueError("a line has another number of entries than a key and a value")
     except (ValueError, csv.Error) as error:

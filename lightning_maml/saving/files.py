@@ -45,10 +45,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to that is at ``path`` when the context ends, and not before; an error leaves what was there.
 
-    It is written under another name, reaches the disk, and is then renamed.
-
-    Raises:
-        OSError: it cannot be written; says how many bytes there is no room for, where that is why.
+    It is written under another name, reaches the disk, and is then renamed. OSError where it cannot be, with how many
+    bytes there is no room for, where that is why.
     """
     content = io.BytesIO()  # in memory first, so that what a full disk lacks can be told
     yield content
@@ -97,9 +95,7 @@ def keep_previous(path: Path) -> None:
 def whole_or_previous(path: Path) -> tuple[Path, dict[str, Any]]:
     """The checkpoint at ``path`` and what it holds but for tensors, or, where it is damaged or gone, the one before.
 
-    Raises:
-        FileNotFoundError: there is neither.
-        ValueError: it is damaged, and so is the one before, or there is none.
+    Without a whole one, raises as :func:`read_checkpoint`.
     """
     try:
         return path, read_checkpoint(path, "meta")

@@ -55,12 +55,12 @@ class LastCheckpoint(Checkpoint):
         self.best, self.every_n_train_steps, self.seconds = best, every_n_train_steps, seconds
         self.save_on_exception = on_exception
         self.received: signal.Signals | None = None  # how this process was told to end
-        self.agreed = False  # whether any process was, as all of them know
-        self.due_for_all = False  # whether time was up in the first process, as all of them know
+        # whether any process was, and whether time was up in the first one, as all of them know
+        self.agreed, self.due_for_all = False, False
         self._previous: dict[signal.Signals, Any] = {}
         self._lock: FolderLock | None = None
-        self._saved_step, self._saved_at, self._pending, self._training = -1, 0.0, False, False
-        self._saving = False
+        self._saved_step, self._saved_at = -1, 0.0
+        self._pending, self._training, self._saving = False, False, False
 
     def _folder(self, trainer: Trainer) -> str | None:
         if self.best is not None:
@@ -75,9 +75,8 @@ class LastCheckpoint(Checkpoint):
             return
         refused = None
         if trainer.is_global_zero:
-            lock = FolderLock(Path(str(folder)))
             try:
-                lock.acquire()
+                (lock := FolderLock(Path(str(folder)))).acquire()
                 self._lock = lock
             except FolderInUseError as error:
                 refused = str(error)
@@ -184,7 +183,7 @@ class LastCheckpoint(Checkpoint):
         path = os.path.join(folder, NAME)  # noqa: PTH118  # may be remote
         if self._lock is not None and not self._lock.is_held():
             raise FolderInUseError(f"Expected {self._lock.path.parent} to be this run's but another one has taken it.")
-        if trainer.is_global_zero and self.best is not None and "://" not in path:
+        if trainer.is_global_zero and self.best is not None:
             keep_previous(Path(path))
         self._saving = True
         trainer.save_checkpoint(path, weights_only=False)

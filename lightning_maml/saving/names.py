@@ -69,8 +69,7 @@ def build(
     ``kind`` does not have are not looked at.
 
     Raises:
-        ValueError: a name is not on the list, is no class or function, or fits the parameter no better than another
-            value that the file has.
+        ValueError: a name is not on the list or no class or function, or a value does not fit its parameter.
         TypeError: neither the file nor ``given`` has what ``kind`` needs.
 
     Example:
@@ -93,16 +92,15 @@ def build(
         named = isinstance(own, str) and (moved(own) == _full(kind) or names.find(own, "_class_path", "class") is kind)
         if own is not None and not named:
             raise ValueError(f"Expected the hyper-parameters of {kind.__name__} but these are of {own!r}.")
-        known, _ = _parameters(kind)
+        known = _parameters(kind)[0]
         wanted = {name: value for name, value in config.items() if name in known and name not in given}
         required = [one for one in inspect.signature(kind).parameters.values() if one.default is one.empty]
         missing = [one.name for one in required if one.name in known and one.name not in (*wanted, *given)]
         if missing:
-            expected = " and ".join(f"`{name}`" for name in missing)
-            call = f"{kind.__name__}.load_from_checkpoint(path, {', '.join(f'{name}=...' for name in missing)})"
             raise TypeError(
-                f"Expected {expected} to be given, as the file has no objects that Python code made, but got none: use "
-                f"{call}."
+                f"Expected {' and '.join(f'`{name}`' for name in missing)} to be given, as the file has no objects "
+                f"that Python code made, but got none: use {kind.__name__}.load_from_checkpoint(path, "
+                f"{', '.join(f'{name}=...' for name in missing)})."
             )
         return kind(**names.arguments(kind, wanted, ""), **given)
     except RecursionError:
@@ -130,7 +128,7 @@ class _MismatchError(ValueError):
 
 
 class _UnfitError(_MismatchError):
-    """A name is on the list, but what it stands for is not what the annotation wants."""
+    """What a name on the list stands for is not what the annotation wants."""
 
 
 class _Names:
@@ -301,8 +299,8 @@ def _parameters(found: Any) -> tuple[dict[str, Any], bool]:
     of_class, anything = isinstance(found, type), False
     bases = found.__mro__[:-1] if of_class else ()  # all but object
     for function in [base.__init__ for base in bases if "__init__" in vars(base)] if of_class else [found]:
-        hints, parameters = _hints(function), [*inspect.signature(function).parameters.values()]
-        for parameter in parameters[of_class:]:
+        hints, parameters = _hints(function), [*inspect.signature(function).parameters.values()][of_class:]
+        for parameter in parameters:
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 known.setdefault(parameter.name, hints.get(parameter.name, Any))
         anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)

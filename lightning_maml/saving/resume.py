@@ -27,14 +27,9 @@ def last_of_this_run(
 ) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint in ``folder`` of a run that was asked for the same; a damaged one by the whole one before.
 
-    Compared with the configuration ``own`` are model, data and seed, where ``training`` goes on; else what
-    was learned, alone.
-
-    Returns:
-        Where it is and what it holds; None where no files are of this ``pattern``.
-
-    Raises:
-        ValueError: there are, and all are of other runs, or damaged; says what differs.
+    Compared with the configuration ``own`` are model, data and seed, where ``training`` goes on; else what was learned,
+    alone. Returns where it is and what it holds; None where no files are of this ``pattern``. ValueError, with what
+    differs, where all that are belong to other runs, or are damaged.
     """
     reasons: list[str] = []
     for path in sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True):
@@ -43,8 +38,7 @@ def last_of_this_run(
         except ValueError as error:
             reasons.append(str(error))
             continue
-        different = [*_different(content, own, training)]
-        if not different:
+        if not (different := [*_different(content, own, training)]):
             return whole, content
         reasons.append(f"{path} differs in {', '.join(different[:3])}{', ...' if len(different) > 3 else ''}.")
     if not reasons:

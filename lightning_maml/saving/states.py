@@ -41,9 +41,7 @@ def check_states(checkpoint: dict[str, Any], trainer: Trainer, path: Any) -> Non
 
     Lightning's ``ModelCheckpoint`` removes files that its state names: names of what lies outside of its folder, with
     all links followed, are dropped with a warning. ``best_model_path``, which is only read, may lie beside ``path``.
-
-    Raises:
-        ValueError: a state is of another form than this run's own, or the checkpoint has no states.
+    ValueError where a state is of another form than this run's own, or the checkpoint has no states.
     """
     loops, states = checkpoint.get("loops") or {}, checkpoint.get("callbacks") or {}
     with naming(path, OF_A_RUN):

@@ -61,8 +61,7 @@ def load_adapted(
         ValueError: the file is damaged, is another one, or holds the weights of another network; or it holds statistics
             of support sets where ``algorithm`` does not go by them, or the other way round.
 
-    Warns:
-        UserWarning: the file was written without a checksum, so that damage to its numbers would not be seen.
+    It warns where the file has no checksum, so that damage to its numbers would not be seen.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -79,9 +78,8 @@ def load_adapted(
         raise ValueError(f"Expected a file that save_adapted wrote but {path} is another one, with {names}.")
     checksum = about.pop("sha256", None)
     if checksum is None and about["format"] == UNCHECKED:
-        warnings.warn(
-            f"{path} was written without a checksum: damage to its numbers cannot be seen. Save it anew.", stacklevel=2
-        )
+        said = "was written without a checksum: damage to its numbers cannot be seen. Save it anew."
+        warnings.warn(f"{path} {said}", stacklevel=2)
     elif checksum != _checksum(about, tensors):
         raise ValueError(f"Expected a whole file of safetensors but {path} is damaged: its checksum is wrong.")
     problem = Problem(copy.deepcopy(network), algorithm, task_loss(loss))

@@ -85,9 +85,7 @@ class MetaTraining(LightningModule):
 
     @abstractmethod
     def _evaluated(self, batch: Any) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Values before and after each inner step, ``{name: [T, test_steps + 1]}``; and whether tasks have diverged
-        there, ``[T, test_steps + 1]``, where they may.
-        """
+        """Values before and after each inner step, and whether tasks diverged, if they may: ``[T, test_steps + 1]``."""
 
     @abstractmethod
     def _place(self) -> dict[str, float]:
@@ -166,9 +164,7 @@ class MetaTraining(LightningModule):
         return values
 
     def _counts(self, *own: float) -> list[float]:
-        """Sums over all processes of each one's own numbers; on the way all learn whether one was told to end, and
-        whether it is time for the first to save.
-        """
+        """Sums over all processes; on the way all learn whether one was told to end, and the first has to save."""
         if self.trainer.world_size == 1:
             return list(own)
         last, first = self._last, self.trainer.is_global_zero

@@ -17,10 +17,8 @@ class Meter:
 
     def restart(self) -> None:
         """Forgets all but the number of training steps."""
-        self.losses: list[Tensor] = []
-        self.support_losses: list[Tensor] = []
-        self.metrics: list[Tensor] = []
-        self.gradient_norms: list[Tensor] = []
+        lists: tuple[list[Tensor], ...] = ([], [], [], [])
+        self.losses, self.support_losses, self.metrics, self.gradient_norms = lists
         self.diverged = 0
         self.restart_clock()
 
@@ -29,9 +27,7 @@ class Meter:
         self.tasks, self.since = 0, time.monotonic()
 
     def add(self, tasks: int, losses: Tensor, support_losses: Tensor, metric: Tensor | None) -> None:
-        """A meta-update of ``tasks`` tasks, of which the finite ones have losses and metric ``[T']`` and support losses
-        ``[T', steps + 1]``.
-        """
+        """Adds a meta-update of ``tasks``: of the finite ones losses, support losses ``[T', steps + 1]``, metric."""
         self.tasks += tasks
         self.diverged += tasks - len(losses)
         if len(losses):

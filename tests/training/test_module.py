@@ -558,7 +558,7 @@ def test_divergence_names_the_meta_parameters(tmp_path):
 
 
 def test_divergence_names_the_data():
-    from lightning_maml.training.divergence import explain_divergence
+    from lightning_maml.training.meta_update import explain_divergence
 
     tasks = sinusoids(1, tasks=4)[0]
     tasks.query_targets[1, 0], tasks.query_targets[3, 2] = math.nan, math.inf
