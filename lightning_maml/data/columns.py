@@ -1,10 +1,10 @@
 """A table's columns: read and checked, and what they are as numbers."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class Table:
         if (some := empty.any(1) & ~self.to_predict).any():
             row = int(some.argmax())
             missing = self.targets[int(empty[row].argmax())]
-            self._complain(row, f"all targets {self.targets} or none", f"nothing in {missing!r}: fill or empty the row")
+            self.complain(row, f"all targets {self.targets} or none", f"nothing in {missing!r}: fill or empty the row")
         self.is_classification = classification if classification is not None else self._is_text(self.targets[0])
         if self.is_classification and len(self.targets) > 1:
             raise ValueError(f"Expected one target, as it is a label, but got {self.targets}.")
@@ -80,14 +80,15 @@ class Table:
         for name, rows in self.tasks.items():
             for row in rows:
                 if values[row] not in known:
-                    self._complain(row, f"one of {list(known)} in the column {column!r}", repr(values[row]))
+                    self.complain(row, f"one of {list(known)} in the column {column!r}", repr(values[row]))
                 if stages.setdefault(name, values[row]) != values[row]:
-                    self._complain(row, f"task {name!r} in one part of the split, {stages[name]!r}", repr(values[row]))
+                    self.complain(row, f"task {name!r} in one part of the split, {stages[name]!r}", repr(values[row]))
         return stages
 
     def labels(self, name: str) -> list[str]:
         """The text of each row's category or class; of no row it is empty."""
-        return ["" if missing else _label(value) for value, missing in self._cells(name)]
+        cells = zip(self.frame[name].tolist(), self.frame[name].isna(), strict=True)
+        return ["" if missing else _label(value) for value, missing in cells]
 
     def numbers(self, name: str) -> np.ndarray:
         """Of a column of numbers; of an empty cell NaN."""
@@ -107,15 +108,11 @@ class Table:
     def _columns(self) -> list[str]:
         return [str(name) for name in self.frame.columns]
 
-    def _cells(self, name: str) -> Iterator[tuple[Any, bool]]:
-        return zip(self.frame[name].tolist(), self.frame[name].isna(), strict=True)
-
     def _is_text(self, name: str) -> bool:
         import pandas as pd
 
-        return not pd.api.types.is_numeric_dtype(self.frame[name]) and pd.to_numeric(
-            self.frame[name], errors="coerce"
-        ).isna().all()  # fmt: skip
+        cells = self.frame[name]
+        return not pd.api.types.is_numeric_dtype(cells) and pd.to_numeric(cells, errors="coerce").isna().all()
 
     def _check_names(self, names: list[str]) -> None:
         for name in names:
@@ -127,9 +124,8 @@ class Table:
 
     def _check_filled(self, name: str, what: str) -> None:
         if (missing := self.frame[name].isna().to_numpy()).any():
-            self._complain(
-                int(missing.argmax()), f"{what} in the column {name!r}", "nothing: fill the cell or take the row out"
-            )
+            expected, got = f"{what} in the column {name!r}", "nothing: fill the cell or take the row out"
+            self.complain(int(missing.argmax()), expected, got)
 
     def _check_numbers(self, name: str, otherwise: str) -> None:
         import pandas as pd
@@ -139,26 +135,26 @@ class Table:
         if (wrong := there & ~np.isfinite(numbers)).any():
             row = int(wrong.argmax())
             got = self.frame[name].tolist()[row]
-            self._complain(row, f"a number in the column {name!r}", f"{got!r}: correct it, or {otherwise}")
+            self.complain(row, f"a number in the column {name!r}", f"{got!r}: correct it, or {otherwise}")
 
-    def _complain(self, row: int, expected: str, got: str) -> None:
+    def complain(self, row: int, expected: str, got: str) -> NoReturn:
+        """Raise ValueError that names the file and the row."""
         raise ValueError(f"{self.path}, row {self.number(row)}: Expected {expected} but got {got}.")
 
 
 @dataclass
 class Columns:
-    """What the columns of a table are as numbers, as plain data."""
+    """How the columns of a table become numbers, as plain data.
+
+    Scales are mean and standard deviation of each column of numbers; classes are those of a target that is a label.
+    """
 
     input_names: list[str]
     target_names: list[str]
     input_scales: dict[str, list[float]]
-    """Mean and standard deviation of each column of numbers."""
     categories: dict[str, list[str]]
-    """Of each column of categories."""
     target_scales: list[list[float]]
-    """Mean and standard deviation of each target that is a number."""
     classes: list[str]
-    """Of a target that is a label."""
 
     @classmethod
     def of(cls, table: Table, used: np.ndarray) -> "Columns":
@@ -173,20 +169,6 @@ class Columns:
             [] if label else [_scale(table.numbers(name)[used]) for name in table.targets],
             sorted(set(table.labels(label)) - {""}) if label else [],
         )
-
-    @property
-    def inputs(self) -> int:
-        """How many numbers an input is."""
-        return len(self.input_scales) + sum(map(len, self.categories.values()))
-
-    @property
-    def outputs(self) -> int:
-        """How many numbers a network returns: one for each target or class."""
-        return len(self.classes) or len(self.target_names)
-
-    def as_plain(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return asdict(self)
 
     def check(self, table: Table) -> None:
         """Raise ValueError where a table has other columns or kinds than in training."""
@@ -214,10 +196,8 @@ class Columns:
         inputs = torch.from_numpy(np.stack(columns, 1).astype(np.float32))
         if self.classes:
             return inputs, torch.from_numpy(_codes(table, self.target_names[0], self.classes))
-        scaled = [
-            (table.numbers(name) - mean) / deviation
-            for name, (mean, deviation) in zip(self.target_names, self.target_scales, strict=True)
-        ]
+        scales = zip(self.target_names, self.target_scales, strict=True)
+        scaled = [(table.numbers(name) - mean) / deviation for name, (mean, deviation) in scales]
         return inputs, torch.from_numpy(np.nan_to_num(np.stack(scaled, 1)).astype(np.float32))
 
     def decoded(self, table: Table, rows: np.ndarray, values: Tensor) -> Any:
@@ -231,9 +211,8 @@ class Columns:
         if self.classes:
             frame = frame.assign(**class_columns(self.classes, values))
         else:
-            for name, (mean, deviation), column in zip(
-                self.target_names, self.target_scales, values.unbind(1), strict=True
-            ):
+            columns = zip(self.target_names, self.target_scales, values.unbind(1), strict=True)
+            for name, (mean, deviation), column in columns:
                 frame[name] = column.double().numpy() * deviation + mean
         return frame
 
@@ -277,8 +256,5 @@ def _codes(table: Table, name: str, known: Sequence[str]) -> np.ndarray:
     labels = table.labels(name)
     for row, label in enumerate(labels):
         if label not in places:
-            raise ValueError(
-                f"{table.path}, row {table.number(row)}: Expected the column {name!r} to hold one of {list(known)}, as "
-                f"in training, but got {label!r}."
-            )
+            table.complain(row, f"the column {name!r} to hold one of {list(known)}, as in training,", repr(label))
     return np.array([places[label] for label in labels], dtype=np.int64)

@@ -20,8 +20,7 @@ from lightning_maml.tasks import TaskBatch
 
 Channels = Literal["auto", 1, 3]
 """``"auto"``: 3 where any image has colour, and else 1."""
-AT_ONCE = 256
-"""New images in one batch of prediction; batches are as equal as they can be."""
+AT_ONCE = 256  # new images in a batch of prediction, at most; batches are as equal as they can be
 
 
 class FolderTasks(ClassTasks):
@@ -142,8 +141,6 @@ class FolderTasks(ClassTasks):
             where=str(self.root),
         )
 
-    # Prediction
-
     @cached_property
     def class_names(self) -> list[str]:
         """The classes of ``examples``, in the order of the predictions' columns."""
@@ -196,11 +193,8 @@ class FolderTasks(ClassTasks):
     def predictions(self, outputs: Sequence[Tensor]) -> Any:
         """A row for each new image: its ``file``, the ``prediction``, and the probability of each class.
 
-        Args:
-            outputs: what ``Trainer.predict`` returned in this process, with ``examples`` and ``new``.
-
-        Returns:
-            a ``pandas.DataFrame``; None where there are no ``examples``, so that the test tasks were predicted.
+        From what ``Trainer.predict`` returned in this process, to a ``pandas.DataFrame``; None where there are no
+        ``examples``, so that the test tasks were predicted.
         """
         import pandas as pd
 

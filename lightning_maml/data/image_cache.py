@@ -21,10 +21,8 @@ def cached_images(root: Path, files: Sequence[Path], size: int) -> Tensor:
     """What :func:`~lightning_maml.data.images.read_images` makes of files below ``root``, read once and then kept.
 
     They are kept in ``$LIGHTNING_MAML_CACHE``, or ``~/.cache/lightning_maml``, in one file for each ``root`` and
-    ``size``, until the name, the size or the time of a file changes. A cache that is damaged is made anew.
-
-    Raises:
-        ValueError: a file is no image.
+    ``size``, until the name, the size or the time of a file changes. A cache that is damaged is made anew. ValueError
+    where a file is no image.
     """
     root = root.resolve()
     cache = cache_folder() / f"{_digest(f'{root} {size}')[:32]}.safetensors"

@@ -14,10 +14,8 @@ from lightning_maml.tasks import TaskBatch, UnequalTasks
 class Rows(NamedTuple):
     """The rows of each task, of which there may be different numbers."""
 
-    padded: Tensor
-    """``[tasks, most]``: the rows of each, then zeros."""
-    counts: Tensor
-    """``[tasks]``."""
+    padded: Tensor  # [tasks, most], the rows of each, then zeros
+    counts: Tensor  # [tasks]
 
     @classmethod
     def of(cls, tasks: Sequence[Tensor]) -> "Rows":
@@ -29,10 +27,10 @@ class Rows(NamedTuple):
 class RowTasks(TaskStream):
     """A stream of tasks that are rows of two tensors. Subclasses have the rows' :attr:`data`.
 
-    ``shots`` of a task's rows are its support and all its other rows are queries; which, is drawn anew in each training
-    batch, and fixed in validation and test. In prediction the rows with a target are the support and those without one
-    the queries, in their order. The tasks of a training batch are distinct, where there are as many. Where tasks have
-    different numbers of rows, a batch is :class:`~lightning_maml.tasks.UnequalTasks`.
+    ``shots`` of a task's rows are its support and its others queries; which, is drawn anew in each training batch, and
+    fixed in validation and test. In prediction the rows with a target are the support, the others the queries. Tasks of
+    a training batch are distinct, where there are as many. Where their numbers of rows differ, a batch is
+    :class:`~lightning_maml.tasks.UnequalTasks`.
 
     Args:
         rows: the rows with a target of each task of ``"train"``, ``"val"`` and ``"test"``, more than ``shots`` of each.
@@ -69,8 +67,7 @@ class RowTasks(TaskStream):
 
     def draw(self, stage: Stage, tasks: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Which tasks ``[T]``, and a number for each of their rows ``[T, most]``, by which these are ordered."""
-        padded = self.rows[stage].padded
-        number, most = padded.shape
+        number, most = self.rows[stage].padded.shape
         chosen = torch.randperm(number, generator=generator)
         if tasks > number:
             chosen = torch.randint(number, (tasks,), generator=generator)

@@ -1,6 +1,7 @@
 """Tasks from a table: a CSV or Parquet file with a column that says to which task a row belongs."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,7 @@ class TableTasks(RowTasks):
         split_column: a column that says ``train``, ``val`` or ``test`` of each task instead.
         tasks_per_batch, batches_per_epoch, seed: as of :class:`~lightning_maml.data.TaskStream`.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no table of this kind; the message names its row and what to do.
+    FileNotFoundError where there is no such file; ValueError, with the row and what to do, where it is no such table.
 
     Example:
         >>> import tempfile
@@ -73,8 +72,8 @@ class TableTasks(RowTasks):
         self.table = Table(Path(path), inputs, targets, task, categorical, classification)
         labelled = {name: rows[~self.table.to_predict[rows]] for name, rows in self.table.tasks.items()}
         check_split(split)
-        drawn = dict(zip(labelled, draw_stages(len(labelled), split, seed), strict=True))
-        stages = self.table.stages(split_column) if split_column else drawn
+        stages = dict(zip(labelled, draw_stages(len(labelled), split, seed), strict=True))
+        stages = self.table.stages(split_column) if split_column else stages
         rows: dict[Stage, list[Tensor]] = {"train": [], "val": [], "test": []}
         for name, stage in stages.items():
             if len(labelled[name]) > shots:
@@ -110,7 +109,9 @@ class TableTasks(RowTasks):
     @property
     def sizes_of_network(self) -> dict[str, int]:
         """How many numbers a network gets and is to return, by its arguments' names."""
-        return {"in_features": self.columns.inputs, "out_features": self.columns.outputs}
+        found = self.columns
+        inputs = len(found.input_scales) + sum(map(len, found.categories.values()))
+        return {"in_features": inputs, "out_features": len(found.classes) or len(found.target_names)}
 
     @cached_property
     def data(self) -> tuple[Tensor, Tensor]:
@@ -119,29 +120,20 @@ class TableTasks(RowTasks):
 
     def state_dict(self) -> dict[str, Any]:
         """Names, scales, categories and classes, as plain data."""
-        return self.columns.as_plain()
+        return asdict(self.columns)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Columns become numbers as they did in training.
-
-        Raises:
-            ValueError: they have other names.
-        """
+        """Columns become numbers as they did in training; ValueError where they have other names."""
         self._columns = Columns(**state_dict)
         self._columns.check(self.table)
         self.__dict__.pop("data", None)
         self._placed = None
 
-    # Prediction
-
     def predictions(self, outputs: Sequence[Any]) -> Any:
         """A row for each predicted row of the file, in the file's order: task, row and what was predicted.
 
-        Args:
-            outputs: what ``Trainer.predict`` returns: ``[T, Nq, outputs]`` for each batch, or a list of these.
-
-        Returns:
-            a ``pandas.DataFrame``: of numbers a column for each target, of labels the class and a probability of each.
+        From what ``Trainer.predict`` returns, ``[T, Nq, outputs]`` for each batch or a list of these, to a
+        ``pandas.DataFrame``: of numbers a column for each target, of labels the class and a probability of each.
         """
         parts = [part for batch in outputs for part in (batch if isinstance(batch, list) else [batch])]
         rows = [rows.flatten() for rows in self.predicted_rows()]

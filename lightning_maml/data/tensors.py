@@ -26,10 +26,8 @@ class TensorTasks(RowTasks):
         split: the shares of the tasks for training, validation and test, which ``seed`` draws.
         tasks_per_batch, batches_per_epoch, seed: as of :class:`~lightning_maml.data.TaskStream`.
 
-    Raises:
-        TypeError: one of the three is no tensor.
-        ValueError: a number is out of range, the tensors differ in their numbers of rows, ``task_index`` has no whole
-            numbers, or a task has too few rows.
+    TypeError where one of the three is no tensor; ValueError where a number is out of range, their numbers of rows
+    differ, ``task_index`` has no whole numbers, or a task too few rows.
 
     Example:
         >>> x, task = torch.randn(200, 1), torch.arange(200) // 10
@@ -65,9 +63,8 @@ class TensorTasks(RowTasks):
         for stage, of_task in zip(draw_stages(len(names), split, seed), of_each, strict=True):
             rows[stage].append(of_task)
         if not rows["train"]:
-            raise ValueError(
-                f"Expected tasks for training by the `split` {list(split)} but there are {len(names)} tasks."
-            )
+            what = f"tasks for training by the `split` {list(split)}"
+            raise ValueError(f"Expected {what} but there are {len(names)} tasks.")
         super().__init__(rows, [], shots, tasks_per_batch, batches_per_epoch, seed)
         self.inputs, self.targets = inputs, targets
 
@@ -87,10 +84,8 @@ def _check_tensors(**tensors: Any) -> None:
             raise TypeError(f"Expected `{name}` to be a tensor but got {type(value).__name__}.")
     index = tensors["task_index"]
     if index.ndim != 1 or len(index) == 0 or index.is_floating_point() or index.dtype == torch.bool:
-        raise ValueError(
-            f"Expected `task_index` to be [M], a whole number (int64) for each row, but got {index.dtype} "
-            f"{list(index.shape)}."
-        )
+        wanted = "`task_index` to be [M], a whole number (int64) for each row,"
+        raise ValueError(f"Expected {wanted} but got {index.dtype} {list(index.shape)}.")
     shapes = {name: list(value.shape) for name, value in tensors.items()}
     if any(shape[:1] != [len(index)] for shape in shapes.values()):
         raise ValueError(f"Expected as many rows in each tensor but got {shapes}.")
