@@ -21,10 +21,7 @@ FLAGS = ("--baseline",)
 
 
 def as_meant(args: Sequence[str]) -> Iterator[str]:
-    """The arguments, with full names and paths.
-
-    Raises:
-        ValueError: a short name is none; says which there are.
+    """The arguments, with full names and paths; ValueError where a short name is none.
 
     Example:
         >>> [*as_meant(["--model.algorithm", "fomaml", "--data=SinusoidTasks"])]
@@ -83,11 +80,7 @@ def without(args: Sequence[str], *names: str) -> list[str]:
 
 
 def fill_sizes(options: Any) -> None:
-    """Writes what the data has in the place of a network's sizes that are 0.
-
-    Raises:
-        ValueError: the data does not say.
-    """
+    """Writes what the data has in the place of a network's sizes that are 0; ValueError where it does not say."""
     sizes = getattr(getattr(options.model, "network", None), "init_args", None) or {}
     unknown = [name for name in ("in_features", "out_features") if sizes.get(name) == 0]
     if not unknown:

@@ -41,8 +41,7 @@ QUIET_WARNINGS = (
 def keep_freed_memory() -> None:
     """Has glibc keep what is freed, up to a gigabyte: each step frees what the next one needs again.
 
-    It would give buffers of megabytes back to the system, which takes a fifth of a step of the RL example to map them
-    anew. The process is ours: a library must not do that to somebody else's.
+    To map it anew takes a fifth of a step of the RL example. A library must not do that to somebody else's process.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

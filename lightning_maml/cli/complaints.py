@@ -27,9 +27,7 @@ SMALLER = ": ask for fewer tasks in a batch, fewer rows in a task, or a smaller 
 
 
 def complaint(error: BaseException) -> str:
-    """What an exception says to somebody who did not write the code that raised it.
-
-    What this package raises is meant for them already. Anything else comes with the place in their own code, if any.
+    """What an exception says to a user: what this package raises as it is, all else with the place in their own code.
 
     Example:
         >>> try:
@@ -98,21 +96,12 @@ DROPPED = re.compile(
     r"|Expected a path but .* either not accessible or invalid"
     r"|Subclass types expect one of:|a class path \(str\)|a dict with"
 )
-TYPES = {
-    "bool": "true or false",
-    "float": "a number",
-    "int": "a whole number",
-    "Iterable": "a list",
-    "Sequence": "a list",
-    "str": "a string",
-    "tuple": "a list",
-}
+TYPES = {"bool": "true or false", "float": "a number", "int": "a whole number", "str": "a string"}
+TYPES |= dict.fromkeys(("Iterable", "Sequence", "tuple"), "a list")
 
 
 def shortened(message: str, options: Iterable[str] = ()) -> str:
-    """What jsonargparse says in a block, in a line: which option, what was expected and what came.
-
-    Of the ``options`` there are, the one most like a misspelt one is named.
+    """What jsonargparse says in a block, in a line; of the ``options``, the one most like a misspelt one is named.
 
     Example:
         >>> shortened('''Parser key "model.algorithm":

@@ -53,15 +53,14 @@ def main(args: Sequence[str] | None = None, is_quiet: bool = False) -> dict[str,
 @contextmanager
 def quiet(*names: str, level: int = logging.WARNING) -> Iterator[None]:
     """Without what Lightning's loggers say of each trainer, below ``level``."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(level)
+    before = [(logger, logger.level) for logger in map(logging.getLogger, names)]
     try:
+        for logger, _ in before:
+            logger.setLevel(level)
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for logger, own in before:
+            logger.setLevel(own)
 
 
 def _compared(updates: int, seed: int, is_quiet: bool) -> dict[str, dict[str, float]]:

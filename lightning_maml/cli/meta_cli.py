@@ -1,11 +1,13 @@
 """LightningCLI for meta-learning."""
 
 import atexit
+import re
 import shlex
 import sys
+from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jsonargparse
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -17,7 +19,7 @@ from lightning_maml import saving
 from lightning_maml.checks import check_not_negative, check_positive, check_seed, check_whole
 from lightning_maml.cli import HELP, SUBCOMMANDS, predictions
 from lightning_maml.cli.arguments import fill_sizes, without
-from lightning_maml.cli.parser import MetaParser
+from lightning_maml.cli.complaints import shortened
 from lightning_maml.cli.progress import ProgressLines, is_interactive
 from lightning_maml.data import TaskStream
 from lightning_maml.engine import Engine
@@ -36,6 +38,36 @@ TRAINER_NUMBERS = (
     (check_positive, (), ("val_check_interval",)),
     (check_not_negative, (), ("gradient_clip_val",)),
 )
+# Titles of groups, which jsonargparse takes from the first line of each class's docstring.
+TITLES = {
+    "model": "What is meta-learned, and how",
+    "data": "The tasks",
+    "trainer": "Lightning's Trainer",
+    "checkpoint": "Which checkpoints `fit` keeps",
+}
+
+
+class MetaParser(LightningArgumentParser):
+    """Lightning's parser, with help that fits on a screen."""
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        if self.description == HELP:
+            return HELP
+        for key, title in TITLES.items():
+            if self.groups and key in self.groups:
+                self.groups[key].title = title
+        # nn.Module alone has some two hundred known subclasses: of more than 8 none is named.
+        instead = "any class or\n" + " " * 24 + "function by its import path)"
+        return re.sub(r"known\s+subclasses:[^,)]*(,[^,)]*){8,}\)", instead, super().format_help(*args, **kwargs))
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """One line in place of the tree of all that was tried; the cause goes along, for ``--debug``."""
+        if not self.exit_on_error:  # the parser of a class within another's: that one says it
+            super().error(message, ex)
+        parsers = [self, *(self._subcommands_action.choices.values() if self._subcommands_action else ())]
+        options = {option for parser in parsers for option in parser._option_string_actions}
+        print(f"lightning-maml: error: {shortened(message, options)}", file=sys.stderr)
+        raise SystemExit(2) from ex or ArgumentError(None, message)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -54,8 +86,8 @@ class SaveConfig(SaveConfigCallback):
 class MetaCLI(LightningCLI):
     """LightningCLI for :class:`MetaModule`, or :class:`MetaRLModule`, and any data module.
 
-    ``fit`` keeps the best checkpoint by ``val/loss`` and the last one; ``--checkpoint.monitor`` and its neighbours
-    change that. The seed is 0 unless ``--seed_everything`` says otherwise. ``args`` are None for the command line's.
+    ``fit`` keeps the best checkpoint, as ``--checkpoint.monitor`` and its neighbours say, and the last one. The seed is
+    0 unless ``--seed_everything`` says otherwise. ``args`` are None for the command line's.
     """
 
     def __init__(
@@ -128,7 +160,6 @@ class MetaCLI(LightningCLI):
                 f"Expected a trained network to {command} but got no checkpoint: add --ckpt_path last, or a file's "
                 "path, or --untrained for the network as it is before any training."
             )
-
         if command == "fit" and options.ckpt_path == "best":
             raise ValueError("Expected --ckpt_path last, or a file's path, to go on training from but got best.")
         fill_sizes(options)
@@ -175,10 +206,7 @@ class MetaCLI(LightningCLI):
             print(f"Written to {path}")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """``--ckpt_path last`` or ``best`` is the newest of this configuration's runs: Lightning looks at the new one.
-
-        It is None, said aloud, where `fit` finds none: one command can then start a run and go on with it.
-        """
+        """``--ckpt_path last`` or ``best`` is the newest of this configuration's runs; None where `fit` finds none."""
         options = super()._prepare_subcommand_kwargs(subcommand)
         which = options.get("ckpt_path")
         if which not in ("last", "best"):
@@ -208,5 +236,4 @@ class MetaCLI(LightningCLI):
         return {**options, "ckpt_path": str(path)}
 
     def _parse_ckpt_path(self) -> None:
-        # Lightning would put the checkpoint's hyper-parameters over what the user has asked for.
-        pass
+        """Nothing: Lightning would put the checkpoint's hyper-parameters over what the user has asked for."""

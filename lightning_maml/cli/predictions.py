@@ -10,22 +10,15 @@ from torch import Tensor
 from lightning_maml import saving
 from lightning_maml.data.class_tasks import class_columns
 
-RUN = ("=", "+", "-", "@")
-"""A cell that begins so is a formula to a spreadsheet."""
+RUN = ("=", "+", "-", "@")  # a cell that begins so is a formula to a spreadsheet
 
 
 def write(folder: Path, rank: str, data: Any, loss: Any, outputs: Sequence[Any]) -> Iterator[Path]:
-    """Writes ``predictions.csv``, and for a table ``<its name>_filled.csv``; yields where.
+    """Writes what ``Trainer.predict`` returned to ``predictions.csv``, a table also to ``<its name>_filled.csv``.
 
     Predictions that are no row of numbers, such as images, are written as tensors, ``predictions.pt``: a list of
-    ``[T, Nq, ...]``, one a batch.
-
-    Args:
-        folder: where to.
-        rank: what names of files end with, under several processes.
-        data: the data module, which may tell by ``predictions(outputs)`` whose predictions these are.
-        loss: of the module; after ``"cross_entropy"`` a prediction is a class.
-        outputs: what ``Trainer.predict`` returns.
+    ``[T, Nq, ...]``, one a batch. ``rank`` ends the files' names, under several processes; ``data`` may tell by
+    ``predictions(outputs)`` whose predictions these are; of ``loss="cross_entropy"`` a prediction is a class.
     """
     frame = data.predictions(outputs) if hasattr(data, "predictions") else None
     if frame is None and all(isinstance(output, Tensor) and output.ndim in (2, 3) for output in outputs):

@@ -6,8 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-EVERY = 60.0
-"""Seconds between two lines."""
+EVERY = 60.0  # seconds between two lines
 
 
 def is_interactive() -> bool:

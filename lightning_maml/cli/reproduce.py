@@ -17,10 +17,9 @@ from lightning_maml.training.results import Published, aligned, write_json
 
 @dataclass(frozen=True)
 class Comparison:
-    """A measured number beside a published one."""
+    """A measured number beside a published one; ``value`` is ``"loss"`` or ``"accuracy"``."""
 
     value: str
-    """``"loss"`` or ``"accuracy"``."""
     inner_steps: int
     measured: float
     measured_ci95: float
@@ -77,9 +76,8 @@ def main(arguments: Sequence[str], command_line: Callable[[list[str]], Lightning
         return 0
     path = known.get(options.name, Path(options.name))
     if not path.is_file():
-        raise FileNotFoundError(
-            f"Expected the name of a protocol, one of {list(known)}, or the file of one but got {options.name!r}."
-        )
+        wanted = f"the name of a protocol, one of {list(known)}, or the file of one"
+        raise FileNotFoundError(f"Expected {wanted} but got {options.name!r}.")
     content = read_configuration(path)
     if "published" not in content:
         raise ValueError(f"Expected {path} to have a section `published` with what to compare with but it has none.")
@@ -96,8 +94,7 @@ def main(arguments: Sequence[str], command_line: Callable[[list[str]], Lightning
     if updates < epoch:
         budget.append(f"--data.batches_per_epoch={updates}")  # or it would end before the first validation
     cli = command_line(["fit", "--config", str(path), *overrides, *budget])
-    seconds = time.perf_counter() - start
-    trainer = cli.trainer
+    seconds, trainer = time.perf_counter() - start, cli.trainer
     checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
     (tested,) = trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, verbose=False)
     published = cli.config["fit"]["published"]
