@@ -163,6 +163,8 @@ static void free_plan(Plan *plan) {
 
 /* ---- products ---- */
 
+#define UNROLL _Pragma("GCC unroll 8")
+
 /* TILE for as many rows as a tile has: a constant, so that its sums stay in registers. */
 #define TILES(rows)             \
     switch (rows) {             \
@@ -180,25 +182,21 @@ INLINE const int32_t *tile(const int n, const int32_t *at, long taps, const int 
     V sum[ROWS][2];
     const int32_t *rows = at;
     at += n;
-#pragma GCC unroll 8
-    for (int i = 0; i < n; i++) sum[i][0] = sum[i][1] = (V){0};
+    UNROLL for (int i = 0; i < n; i++) sum[i][0] = sum[i][1] = (V){0};
     for (long t = 0; t < taps; t++, at += n + 1)
         for (int term = 0; term < terms; term++) {
             const REAL *from = term ? x2 : x, *right = (term ? w2 : w) + at[0] * in * BLOCK;
             const REAL *left[ROWS];
-#pragma GCC unroll 8
-            for (int i = 0; i < n; i++) left[i] = from + at[1 + i] * x_stride;
+            UNROLL for (int i = 0; i < n; i++) left[i] = from + at[1 + i] * x_stride;
             for (long k = 0; k < in; k++, right += BLOCK) {
                 const V a = *(const V *)right, b = *(const V *)(right + LANES);
-#pragma GCC unroll 8
-                for (int i = 0; i < n; i++) {
+                UNROLL for (int i = 0; i < n; i++) {
                     sum[i][0] += left[i][k] * a;
                     sum[i][1] += left[i][k] * b;
                 }
             }
         }
-#pragma GCC unroll 8
-    for (int i = 0; i < n; i++) {
+    UNROLL for (int i = 0; i < n; i++) {
         REAL *to = out + rows[i] * out_stride;
         *(V *)to = sum[i][0];
         *(V *)(to + LANES) = sum[i][1];
@@ -230,19 +228,16 @@ static void product(const int32_t *table, const REAL *x, const REAL *x2, long x_
 INLINE void weight_tile(const int n, const int32_t *pairs, long count, const REAL *x, long x_stride, const REAL *d,
                         long d_stride, REAL *out) {
     V sum[ROWS][2];
-#pragma GCC unroll 8
-    for (int i = 0; i < n; i++) sum[i][0] = *(V *)(out + i * BLOCK), sum[i][1] = *(V *)(out + i * BLOCK + LANES);
+    UNROLL for (int i = 0; i < n; i++) sum[i][0] = *(V *)(out + i * BLOCK), sum[i][1] = *(V *)(out + i * BLOCK + LANES);
     for (long j = 0; j < count; j++) {
         const REAL *left = x + pairs[2 * j] * x_stride, *right = d + pairs[2 * j + 1] * d_stride;
         const V a = *(const V *)right, b = *(const V *)(right + LANES);
-#pragma GCC unroll 8
-        for (int i = 0; i < n; i++) {
+        UNROLL for (int i = 0; i < n; i++) {
             sum[i][0] += left[i] * a;
             sum[i][1] += left[i] * b;
         }
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < n; i++) *(V *)(out + i * BLOCK) = sum[i][0], *(V *)(out + i * BLOCK + LANES) = sum[i][1];
+    UNROLL for (int i = 0; i < n; i++) *(V *)(out + i * BLOCK) = sum[i][0], *(V *)(out + i * BLOCK + LANES) = sum[i][1];
 }
 
 /* w [out / BLOCK][taps][in][BLOCK] += the sum over pairs of rows of x^T d */
@@ -268,7 +263,7 @@ static void transposed(long channels, const REAL *w, REAL *t) {
             REAL *to = t + (block / BLOCK * TAPS + tap) * channels * BLOCK;
             for (long out = 0; out < channels; out++) {
                 const REAL *from = w + ((out / BLOCK * TAPS + tap) * channels + block) * BLOCK + out % BLOCK;
-                long count = channels - block < BLOCK ? channels - block : BLOCK;
+                const long count = channels - block < BLOCK ? channels - block : BLOCK;
                 if (count == BLOCK)
                     for (long i = 0; i < BLOCK; i++) to[out * BLOCK + i] = from[i * BLOCK];
                 else
@@ -280,15 +275,12 @@ static void transposed(long channels, const REAL *w, REAL *t) {
 /* ---- one pass over a set of images: what it leaves behind for the way back ---- */
 
 typedef struct {
-    REAL *normal[LAYERS];                    /* normalised, [rows][out] */
-    REAL *active[LAYERS];                    /* after the ReLU */
-    REAL *pooled[LAYERS];                    /* after pooling, or the same memory */
-    REAL *of_linear[LAYERS];                 /* gradients: of gamma * normal + beta, */
-    REAL *of_conv[LAYERS];                   /* of the convolution */
+    REAL *normal[LAYERS], *active[LAYERS], *pooled[LAYERS]; /* [rows][out]: normalised, after the ReLU, after pooling */
+    REAL *of_linear[LAYERS], *of_conv[LAYERS]; /* gradients: of gamma * normal + beta, and of the convolution */
     REAL *inverse[LAYERS], *mean_b[LAYERS], *mean_g[LAYERS]; /* deviations; the two means of batch-norm's gradient */
     REAL *transposed[LAYERS];
-    REAL *mean, *of_mean;           /* the head's input and its gradient */
-    REAL *logits, *shares, *delta;  /* its output, softmax, the loss's gradient at the logits */
+    REAL *mean, *of_mean;          /* the head's input and its gradient */
+    REAL *logits, *shares, *delta; /* its output, softmax, the loss's gradient at the logits */
 } Pass;
 
 static REAL *take(REAL **memory, long numbers) {

@@ -44,9 +44,7 @@ def adapt(
 ) -> Adaptation:
     """As the operator (``op.py``); without a query set, the trajectory ``[T, m, P]`` and the support losses alone.
 
-    Raises:
-        RuntimeError: there is no compiler, or it fails, or a label is out of range.
-        MemoryError: no memory for the tasks of a thread.
+    RuntimeError without a compiler, or with a label out of range; MemoryError without memory for a thread's tasks.
     """
     library = library_of(SOURCE, theta.dtype, _Problem)
     there, back = places_of(network, library.block())

@@ -41,10 +41,8 @@ def conv_adapt(
         theta: ``[P]``, the parameters in turn, see :meth:`~lightning_maml.kernels.conv_adapt.layout.Network.shapes`.
         rates: ``[m, 1]``, a rate for each of the m inner steps, or ``[m, P]``, one for each element too. A rate of 0
             keeps an element out of the inner loop.
-        support_inputs: ``[T, N, C, H, W]``.
-        support_targets: labels ``[T, N]`` for the cross-entropy, or ``[T, N, ways]``.
-        query_inputs: ``[T, Nq, C, H, W]``.
-        query_targets: labels ``[T, Nq]``, or ``[T, Nq, ways]``.
+        support_inputs, query_inputs: ``[T, N, C, H, W]`` and ``[T, Nq, C, H, W]``.
+        support_targets, query_targets: labels ``[T, N]`` for the cross-entropy, or ``[T, N, ways]``.
         network: its blocks.
         loss: one of :data:`LOSSES`, as means over a task's rows.
         order: 2, or 1 for inner gradients taken as constants.

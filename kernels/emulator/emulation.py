@@ -100,8 +100,7 @@ class Emulation:
         compiled: gives the compiled kernel of a Triton function and its compile-time arguments, in place of the JIT.
         megabytes: of global memory.
 
-    Raises:
-        RuntimeError: there is no C compiler, or the process runs Triton's interpreter, which compiles nothing.
+    RuntimeError where there is no C compiler, or the process runs Triton's interpreter, which compiles nothing.
     """
 
     def __init__(
@@ -130,9 +129,8 @@ class Emulation:
 
     def __enter__(self) -> Emulation:
         if triton.knobs.runtime.interpret:
-            raise RuntimeError(
-                "Expected Triton to compile but TRITON_INTERPRET is set: unset it before kernels are imported."
-            )
+            unset = "unset it before kernels are imported"
+            raise RuntimeError(f"Expected Triton to compile but TRITON_INTERPRET is set: {unset}.")
         engine()
         self._memory = np.zeros(self.size, np.uint8)  # pages that nobody touches cost nothing
         self._cells = np.zeros(self.size // 4, Cell)
@@ -189,9 +187,8 @@ class Emulation:
             place = -(-self._top // 512) * 512
             self._top = place + size + GUARD
             if self._top > self.size:
-                raise MemoryError(
-                    f"Expected tensors of less than {self.size >> 20} MB but got more: raise `megabytes`."
-                )
+                most = self.size >> 20
+                raise MemoryError(f"Expected tensors of less than {most} MB but got more: raise `megabytes`.")
             fresh = key in self._fresh
             self._cells["state"][place // 4 : (place + size + 3) // 4] = READABLE | (WRITABLE if fresh else WRITTEN)
             self._storages[key] = (place, size, fresh, tensor)
@@ -207,9 +204,8 @@ class Emulation:
     def _parameters(self, program: Program, compiled: Any, arguments: dict[str, Any]) -> dict[str, int]:
         kinds = {name: kind for name, kind in compiled.src.signature.items() if kind != "constexpr"}
         if len(program.parameters) not in (len(kinds), len(kinds) + 2):  # Triton's own scratch, of no bytes here
-            raise UnsupportedError(
-                f"Expected a parameter for each of {len(kinds)} arguments but got {program.parameters}."
-            )
+            wanted = f"a parameter for each of {len(kinds)} arguments"
+            raise UnsupportedError(f"Expected {wanted} but got {program.parameters}.")
         known = dict.fromkeys(program.parameters, 0)
         for label, (name, kind) in zip(program.parameters, kinds.items(), strict=False):
             value = arguments[name]
@@ -245,7 +241,9 @@ class Emulation:
                 "%tid.x": 0, "%laneid": 0, "%ctaid.x": cta, "%nctaid.x": programs, "%ntid.x": program.threads,
                 "global_smem": SHARED, **known,
             }  # fmt: skip
-            special |= {f"%{name}.{axis}": int(name[0] == "n") for name in _GEOMETRY for axis in "yz"}
+            special |= {
+                f"%{name}.{axis}": int(name[0] == "n") for name in ("tid", "ctaid", "ntid", "nctaid") for axis in "yz"
+            }
             for (kind, what), row in program.constants.items():
                 number = what if isinstance(what, int) else special.get(what)
                 if number is None:
@@ -265,9 +263,6 @@ class Emulation:
                 findings=[_found(program, item) for item in state.findings[: state.nfindings]],
             )
         )  # fmt: skip
-
-
-_GEOMETRY = ("tid", "ctaid", "ntid", "nctaid")
 
 
 def _found(program: Program, item: Any) -> Found:

@@ -63,11 +63,7 @@ Ins, Cell, Emulator = _KINDS["Ins"], _KINDS["Cell"], _KINDS["Emulator"]
 
 @lru_cache
 def engine() -> C.CDLL:
-    """The library.
-
-    Raises:
-        RuntimeError: there is no C compiler.
-    """
+    """The library; RuntimeError where there is no C compiler."""
     numbers = "\n".join(f"#define {name} {number}" for name, number in NUMBERS.items())
     try:
         library = build("emulator", TEXT.replace("/*@DEFINES@*/", numbers).replace("/*@CASES@*/", cases()), FLAGS)

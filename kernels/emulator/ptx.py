@@ -1,7 +1,4 @@
-"""PTX text, decoded into what ``engine.c`` executes.
-
-What is not known raises :class:`UnsupportedError` with the line; nothing is skipped.
-"""
+"""PTX text, decoded into what ``engine.c`` executes: what is not known raises an error with its line."""
 
 from __future__ import annotations
 
@@ -72,11 +69,7 @@ class Program:
 
 
 def parse(ptx: str, scheduled: bool = False) -> Program:
-    """Decode the one entry of a PTX text; ``scheduled``, in the order that an assembler could choose.
-
-    Raises:
-        UnsupportedError: it holds what the emulator does not know.
-    """
+    """The one entry of a PTX text, or UnsupportedError; ``scheduled``, in an order that an assembler could choose."""
     entry = _ENTRY.search(ptx)
     threads = re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", entry[3]) if entry else None
     if entry is None or threads is None:
