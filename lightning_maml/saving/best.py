@@ -22,7 +22,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     Args:
         dirpath: the folder; ``checkpoints`` beside the logs by default. It belongs to one run at a time.
-        filename: of the best.
+        filename: of the best, within the folder; ValueError where it leads out of it.
         monitor: the score, as it is logged.
         save_last: keep the last, too.
         save_on_exception: write the last where an error ends the run.
@@ -31,9 +31,6 @@ class BestCheckpoint(ModelCheckpoint):
         every_n_epochs: look for the best in every so many epochs' validations.
         save_on_train_epoch_end: look for the best at the end of an epoch instead, for a score of training.
         of_lightning: further arguments of Lightning's ``ModelCheckpoint``, such as ``mode`` and ``save_top_k``.
-
-    Raises:
-        ValueError: ``filename`` leads out of the folder.
 
     Example:
         >>> best = BestCheckpoint(monitor="val/accuracy", mode="max", every_n_train_steps=1000)

@@ -25,10 +25,7 @@ PREVIOUS = "previous_"
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written by :func:`whole_file` and read by :func:`read_checkpoint`.
-
-    Lightning's own, which this replaces, may leave half a checkpoint under the final name where it is killed.
-    """
+    """Checkpoint files by :func:`whole_file` and :func:`read_checkpoint`; Lightning's own may be left half written."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         if storage_options is not None or "://" in str(path):  # a remote file system
@@ -140,7 +137,7 @@ def read_checkpoint(path: Any, map_location: Any = None, weights_only: bool | No
         raise FileNotFoundError(f"Expected a checkpoint at {path} but there is no such file.{_neighbours(path)}")
     try:
         with warnings.catch_warnings():
-            # The first is said of what is no checkpoint anyway, the second of what is refused below.
+            # the first is said of what is no checkpoint anyway, the second of what is refused below
             warnings.filterwarnings("ignore", message="Detected pickle protocol|Validating sparse tensor")
             if local and zipfile.is_zipfile(path):
                 with zipfile.ZipFile(path) as archive:

@@ -31,7 +31,7 @@ class LastCheckpoint(Checkpoint):
     On SIGTERM and Ctrl-C training ends with the training step that runs, or with the validation batch, and is saved;
     the exit status is 143 or 130, so that a scheduler sees that the work is not done. A second Ctrl-C ends it at once.
     Of several processes a signal to any ends all, at the same step: the module carries the word from one to another,
-    where Lightning's own handler would send messages from within the signal, between whatever else is being sent.
+    where Lightning's own handler would send messages from within the signal.
 
     A :class:`BestCheckpoint` makes one for its folder, which then belongs to this run (:class:`FolderLock`). Where the
     trainer has other checkpoint callbacks, the module adds one that saves on signals alone.
@@ -41,8 +41,7 @@ class LastCheckpoint(Checkpoint):
         every_n_train_steps, seconds: save after so many meta-updates, and after so much time.
         on_exception: save where an error ends the run; of several processes the others would not come along.
 
-    Raises:
-        FolderInUseError: another run has the folder, or, where this one begins, left its last checkpoint there.
+    FolderInUseError where another run has the folder, or, where this one begins, left its last checkpoint there.
     """
 
     def __init__(
@@ -116,7 +115,7 @@ class LastCheckpoint(Checkpoint):
 
     @property
     def time_is_up(self) -> bool:
-        """Whether this process has not saved for so long."""
+        """Whether this process has not saved for ``seconds``."""
         return self.seconds is not None and time.monotonic() - self._saved_at >= self.seconds
 
     def _ends(self, trainer: Trainer) -> bool:
@@ -138,7 +137,6 @@ class LastCheckpoint(Checkpoint):
                 self._save_or_end(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves what was due before."""
         if self._pending:
             self._pending = False
             self._save_or_end(trainer)
@@ -171,14 +169,12 @@ class LastCheckpoint(Checkpoint):
         what = "nothing saved: the trainer has no ModelCheckpoint" if path is None else f"saved to {path}"
         number = self.received or signal.SIGTERM
         rank_zero_info(f"Stopped by {number.name} after {trainer.global_step} meta-updates; {what}")
-        # Shells report 128 + the number of a process that a signal ended. Of several processes one has to; the others'
-        # status would make Lightning kill that one meanwhile.
+        # As shells report it. Of several processes one has to: at the others' status Lightning would kill that one.
         raise SIGTERMException(128 + number if trainer.is_global_zero else 0)
 
     def _save(self, trainer: Trainer) -> str | None:
         """Where it has saved; None where there is no folder."""
-        folder = self._folder(trainer)
-        if folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if (folder := self._folder(trainer)) is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
         path = os.path.join(folder, NAME)  # noqa: PTH118  # may be remote
         if self._lock is not None and not self._lock.is_held():

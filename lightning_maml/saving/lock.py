@@ -28,8 +28,7 @@ class Owner:
 
     host: str
     pid: int
-    started: str
-    """When it began, as the system counts: a number alone comes back in another process. Empty where nobody tells."""
+    started: str  # when, as the system counts, since numbers come back in other processes; empty where nobody tells
 
     @classmethod
     def this(cls) -> Self:
@@ -104,9 +103,8 @@ class FolderLock:
                 where = f"{folder} to be free but {who} is training there"
                 raise FolderInUseError(f"Expected {where}. Wait for it, or {ELSEWHERE}.")
             if first is None:
-                rank_zero_info(
-                    f"{folder} was last held by {who}: waiting up to {SILENCE:.0f} seconds for a sign of life."
-                )
+                waiting = f"waiting up to {SILENCE:.0f} seconds for a sign of life"
+                rank_zero_info(f"{folder} was last held by {who}: {waiting}.")
             first = beat
             time.sleep(BEAT / 10)
         threading.Thread(target=self._beat, daemon=True).start()

@@ -63,10 +63,9 @@ def build(
 ) -> Built:
     """An instance of the class ``kind``, from a file's hyper-parameters and from arguments ``given``, which win.
 
-    Names in ``config``, as ``{"class_path": ..., "init_args": {...}}`` or the bare name of a function, are those of
-    classes and functions that are defined in this library's or torch's modules of networks, losses and optimisers, or
-    in what ``allow`` names, modules and full names. They have to fit the parameter's annotation. Parameters that
-    ``kind`` does not have are not looked at.
+    Names in ``config``, as ``{"class_path": ..., "init_args": {...}}`` or the bare name of a function, are defined in
+    this library's or torch's modules of networks, losses and optimisers, or in what ``allow`` names, modules and full
+    names; they have to fit the parameter's annotation. Parameters that ``kind`` lacks are not looked at.
 
     Raises:
         ValueError: a name is not on the list or no class or function, or a value does not fit its parameter.
@@ -270,9 +269,8 @@ class _Names:
         known, inside = dict(list(hints.items())[skipped:]), f"{where}." if where else ""
         for name in config:
             if not isinstance(name, str) or (name not in known and (name in hints or not anything)):
-                raise ValueError(
-                    f"Expected arguments of {found.__name__} at `{where}` but got {_shown(name)}, which it lacks."
-                )
+                expected = f"arguments of {found.__name__} at `{where}`"
+                raise ValueError(f"Expected {expected} but got {_shown(name)}, which it lacks.")
         return {name: self.value(value, known.get(name, Any), f"{inside}{name}") for name, value in config.items()}
 
 
@@ -342,9 +340,8 @@ def _described(value: Any, hint: Any, where: str) -> tuple[str, Mapping[str, Any
     name, arguments = value["class_path"], [value.get(key) or {} for key in ("init_args", "dict_kwargs")]
     more = value.keys() - {"class_path", "init_args", "dict_kwargs"}
     if not is_full_name(name) or more or not all(isinstance(each, Mapping) for each in arguments):
-        raise ValueError(
-            f"Expected `{where}` to be a full name as class_path, with init_args, but got {_shown(dict(value))}."
-        )
+        expected = f"`{where}` to be a full name as class_path, with init_args,"
+        raise ValueError(f"Expected {expected} but got {_shown(dict(value))}.")
     return name, {**arguments[0], **arguments[1]}
 
 

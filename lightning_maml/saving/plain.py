@@ -9,19 +9,12 @@ from torch import Tensor
 
 DEPTH = 100  # Lightning's own states are nested up to a dozen deep
 SCALARS = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size, torch.layout)
-FORM = {
-    "state_dict": dict,
-    "hyper_parameters": Mapping,
-    "datamodule_hyper_parameters": Mapping,
-    "callbacks": Mapping,
-    "loops": dict,
-    "optimizer_states": list,
-    "lr_schedulers": list,
-    "random_states": list,
-    "hparams_name": str,
-    "datamodule_hparams_name": str,
-    "epoch": int,
-    "global_step": int,
+FORM: dict[str, type] = {
+    **dict.fromkeys(("state_dict", "loops"), dict),
+    **dict.fromkeys(("hyper_parameters", "datamodule_hyper_parameters", "callbacks"), Mapping),
+    **dict.fromkeys(("optimizer_states", "lr_schedulers", "random_states"), list),
+    **dict.fromkeys(("hparams_name", "datamodule_hparams_name"), str),
+    **dict.fromkeys(("epoch", "global_step"), int),
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning_maml.saving.files import whole_or_previous
 
-# Under which a checkpoint holds what its run was asked for: {"model": ..., "data": ..., "seed_everything": ...}.
+# Where a checkpoint has what its run was asked for: {"model": ..., "data": ..., "seed_everything": ...}.
 CONFIGURATION = "configuration"
 # Settings that change no number: how it is computed, and where the data lie.
 ASIDE = {"engine", "accumulate_tasks", "root", "download"}

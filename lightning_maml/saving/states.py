@@ -17,7 +17,7 @@ from lightning_maml.engine.generators import accelerator, restore_rng, rng_state
 from lightning_maml.saving.files import first_line, naming
 
 LOOPS = ("loops.fit_loop", "loops.validate_loop", "loops.test_loop")
-# What optimisers remember of each element of a parameter; some remember other things.
+# What optimisers remember of each element of a parameter.
 ELEMENTWISE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg")
 OF_A_RUN = "states of a run such as this one"
 

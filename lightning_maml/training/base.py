@@ -32,12 +32,9 @@ ClipAlgorithm = Literal["norm", "value"]
 class MetaTraining(LightningModule):
     """Optimisers, evaluation of tasks by inner steps, tables and checkpoints of a meta-training.
 
-    Args:
-        name: of the attribute that ``learned`` becomes, and so of its tensors in checkpoints.
-        learned: what is meta-learned. The learned rates stand behind it: optimisers know parameters by their order.
-        algorithm, optimizer, scheduler, test_steps, gradient_clip_val, gradient_clip_algorithm: as in ``MetaModule``.
-        values: names of what tasks are judged by.
-        may_diverge: whether :meth:`_evaluated` tells which tasks have diverged.
+    What is ``learned`` becomes the attribute ``name``; learned rates stand behind it, as optimisers know parameters by
+    their order. ``values`` are the names of what tasks are judged by, and ``may_diverge`` says whether
+    :meth:`_evaluated` tells which have diverged. All other arguments are those of ``MetaModule``.
     """
 
     def __init__(
@@ -220,13 +217,9 @@ class MetaTraining(LightningModule):
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         checkpoint, seed = self.trainer.ckpt_path, os.environ.get("PL_GLOBAL_SEED")
-        about = {
-            "algorithm": self.algorithm.name,
-            **self._about_test(),
-            "seed": int(seed) if seed else None,
-            "data_seed": getattr(getattr(self.trainer, "datamodule", None), "seed", None),
-            "checkpoint": str(checkpoint) if checkpoint else None,
-        }
+        about = {"algorithm": self.algorithm.name, **self._about_test(), "seed": int(seed) if seed else None}
+        about["data_seed"] = getattr(getattr(self.trainer, "datamodule", None), "seed", None)
+        about["checkpoint"] = str(checkpoint) if checkpoint else None
         path = Path(folder) / "metrics.json"
         write_json(path, test_results(intervals, diverged, **about))
         rank_zero_info(f"Written to {path}")
@@ -287,15 +280,11 @@ class MetaTraining(LightningModule):
         What the hyper-parameters name is imported and called only where it is the library's or torch's, and what its
         parameter's annotation wants: networks, presets, losses, optimisers, engines. ``allow`` adds modules,
         ``["my_package.losses"]``, or full names to these; ``kwargs`` are given here, whatever the file says of them.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, names what is not allowed, or holds objects other than plain data;
-                ``weights_only=False`` reads these.
+        FileNotFoundError where there is no such file, ValueError where it is damaged, names what is not allowed, or
+        holds objects other than plain data, which ``weights_only=False`` reads.
         """
-        content = saving.read_checkpoint(
-            checkpoint_path, map_location or _default_map_location, weights_only is not False
-        )
+        place = map_location or _default_map_location
+        content = saving.read_checkpoint(checkpoint_path, place, weights_only is not False)
         config = saving.hyper_parameters(content, "hyper_parameters", hparams_file)
         module = saving.build(cls, config, kwargs, allow)
         module.configure_model()

@@ -65,8 +65,7 @@ def meta_update(
             unequal size.
         accumulate_tasks: how many tasks run at once; None for all, or all of equal size.
 
-    Raises:
-        ValueError: as :func:`~lightning_maml.meta_loss`; and data that is not finite, which no policy leaves out.
+    ValueError as in :func:`~lightning_maml.meta_loss`; and for data that is not finite, which no policy leaves out.
 
     Example:
         >>> from lightning_maml import maml

@@ -72,9 +72,7 @@ class MetaModule(MetaTraining):
             mean, ``"zero"`` counts its gradient as zero, ``"raise"`` is an error. Where more than half of a meta-batch
             diverges, any of them raises, with the cause.
 
-    Raises:
-        ValueError: an argument is out of range.
-        TypeError: ``network``, ``algorithm``, ``loss`` or another argument is something else.
+    ValueError where an argument is out of range, TypeError where it is something else.
 
     Example:
         >>> from lightning_maml import MLP, maml
@@ -183,8 +181,8 @@ class MetaModule(MetaTraining):
     def on_fit_start(self) -> None:
         self._meter = Meter()
         if torch.backends.cuda.is_built() and not torch.cuda.is_available():
-            # Lightning asks torch to look for devices through the driver's library. Where there is none, every step of
-            # an optimizer would look for it on the disk again; CUDA's own answer, that there is no device, is at hand.
+            # Lightning has torch look for devices through the driver's library: without one, every step of an
+            # optimizer would look for it on the disk again, where CUDA's own answer is at hand.
             os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
         if not self.automatic_optimization:
             # of a checkpoint at the end of a training step it says that it was not taken in the middle of one
@@ -353,15 +351,8 @@ def _on_host(values: dict[str, Any]) -> dict[str, float]:
     return {name: numbers[name] if name in numbers else float(value) for name, value in values.items()}
 
 
-_INPUTS = (Tensor, tuple, list, dict)
-
-
 def as_task_batch(batch: Any) -> Any:
-    """A :class:`TaskBatch` or :class:`UnequalTasks` as it is, or a batch built from a tuple of its inputs and targets.
-
-    Raises:
-        ValueError: ``batch`` is anything else.
-    """
+    """A :class:`TaskBatch` or :class:`UnequalTasks` as it is, or one built of four in a tuple; else ValueError."""
     if isinstance(batch, TaskBatch | UnequalTasks):
         return batch
     if _are_sets(batch, 4):
@@ -380,7 +371,9 @@ def as_task_batch(batch: Any) -> Any:
 def _are_sets(batch: Any, number: int) -> bool:
     """Whether a batch is so many of inputs and targets by turns, and no sequence of batches."""
     several = isinstance(batch, list | tuple) and len(batch) == number
-    return several and all(isinstance(part, Tensor if place % 2 else _INPUTS) for place, part in enumerate(batch))
+    return several and all(
+        isinstance(part, Tensor if place % 2 else Tensor | tuple | list | dict) for place, part in enumerate(batch)
+    )
 
 
 def _as_sets(batch: Sequence[Any]) -> list[Any]:

@@ -53,9 +53,7 @@ test_results.__test__ = False  # type: ignore[attr-defined]  # not a test, whate
 
 
 def results_table(values: Mapping[str, Interval], title: str, diverged: Tensor | None = None) -> str:
-    """The same as text: a row for each inner step, ``mean ± interval`` and median of each value.
-
-    Under it, a sentence for each value of which a single task makes the mean.
+    """The same as text: a row an inner step, and a sentence for each value of which a single task makes the mean.
 
     Example:
         >>> from torch import tensor
@@ -91,10 +89,9 @@ def side_by_side(results: Mapping[str, Mapping[str, float]]) -> str:
     first = next(iter(results.values()))
     value = next(value for value in ("loss", "return") if f"test/{value}_step_0" in first)
     rows = [["inner step", *results]]
-    step = 0
-    while (name := f"test/{value}_step_{step}") in first:
-        rows.append([str(step), *(f"{found[name]:.4f} ± {found[f'{name}_ci95']:.4f}" for found in results.values())])
-        step += 1
+    while (name := f"test/{value}_step_{len(rows) - 1}") in first:
+        means = (f"{found[name]:.4f} ± {found[f'{name}_ci95']:.4f}" for found in results.values())
+        rows.append([str(len(rows) - 1), *means])
     return "\n".join(aligned(rows))
 
 
