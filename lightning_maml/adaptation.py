@@ -46,9 +46,9 @@ class Adapted:
     def predict(self, inputs: Inputs, *, dropout: bool = False) -> Tensor:
         """Each task's predictions ``[T, N, ...]`` for its own inputs, ``[T, N, ...]`` each, without a graph.
 
-        In evaluation mode, whatever the network's own, unless ``dropout`` is to be drawn; batch-norm as the algorithm's
-        ``batch_norm`` says. Under ``"batch"``, where predictions depend on the rows beside, it warns of that once.
-        ValueError where the inputs are of another number of tasks.
+        In evaluation mode, unless ``dropout`` is to be drawn; batch-norm as the algorithm's ``batch_norm`` says. Under
+        ``"batch"``, where predictions depend on the rows beside, it warns of that once. ValueError where the inputs are
+        of another number of tasks.
         """
         tasks = len(self.support_losses)
         for value in tree_leaves(inputs):
@@ -75,9 +75,8 @@ class Adapted:
             >>> torch.testing.assert_close(one, adapted.predict(x)[3, :1])
         """
         if not -(tasks := len(self.support_losses)) <= task < tasks:
-            raise IndexError(
-                f"Expected `task` to be from 0 to {tasks - 1}, as there are {tasks} tasks, but got {task}."
-            )
+            wanted = f"`task` to be from 0 to {tasks - 1}, as there are {tasks} tasks,"
+            raise IndexError(f"Expected {wanted} but got {task}.")
         self._say_by_rows()
         network = with_parameters_of(self.problem.network, self.parameters, task)
         detach_from_mode(network, self.problem.algorithm.batch_norm)
@@ -113,8 +112,7 @@ def meta_loss(
 
     Args:
         network: any module; called with one task's inputs ``[N, ...]``, or a tuple or dictionary of such.
-        algorithm: from a preset such as :func:`maml`.
-        tasks: the meta-batch.
+        algorithm, tasks: from a preset such as :func:`maml`; the meta-batch.
         loss: ``"mse"``, ``"cross_entropy"`` or a callable of one task, see :data:`Loss`: what tasks descend on the
             support sets.
         query_loss: what adapted networks are judged by on the query sets, of the same kinds; None for ``loss``. What
@@ -159,8 +157,7 @@ def adapt(
 
     Args:
         network, algorithm, loss, engine: as in :func:`meta_loss`.
-        support_inputs: ``[T, Ns, ...]``, or a tuple or dictionary of such tensors.
-        support_targets: ``[T, Ns, ...]``.
+        support_inputs, support_targets: ``[T, Ns, ...]``; inputs may be a tuple or dictionary of such tensors.
         safeguard: halve a task's step where it does not lower the task's support loss (on the rows that the step sees,
             with the term of ``proximal``), up to ten times, and where that does not help, leave the task where it is.
             What steps remember, such as momentum, is that of the step as proposed. Without it, divergence is warned of.
@@ -295,7 +292,6 @@ def _normal(tensor: Tensor) -> Tensor:
 
 
 def _check_tasks(tasks: Any) -> None:
-    """Raise TypeError where ``tasks`` are no batch."""
     if not isinstance(tasks, TaskBatch):
         how = "the batches of its `groups` in turn" if isinstance(tasks, UnequalTasks) else "TaskBatch(...) to make one"
         raise TypeError(f"Expected `tasks` to be a TaskBatch but got {type(tasks).__name__}: use {how}.")
@@ -308,9 +304,8 @@ def _check_data(problem: Problem, named: Sequence[tuple[str, Tensor]]) -> None:
         raise ValueError(f"Expected a network with parameters to adapt but {type(problem.network).__name__} has none.")
     for name, value in named:
         if value.device != parameter.device:
-            raise ValueError(
-                f"Expected network and tasks on one device but got {parameter.device} and, of `{name}`, {value.device}."
-            )
+            got = f"{parameter.device} and, of `{name}`, {value.device}"
+            raise ValueError(f"Expected network and tasks on one device but got {got}.")
     # an accelerator would be waited for: MetaModule looks there once a loss is not finite
     floats = [(name, value) for name, value in named if value.is_cpu and value.is_floating_point()]
     norms = torch._foreach_norm([value for _, value in floats], 1) if floats else []

@@ -20,10 +20,7 @@ BatchNorm = Literal["batch", "running", "support"]
 
 
 def per_step_names(network: nn.Module) -> set[str]:
-    """The parameters that hold a value for every inner step, ``[steps, *shape]``: shared by the tasks, never adapted.
-
-    A class names its own in ``per_step_parameters``, as :class:`~lightning_maml.networks.StepBatchNorm2d` does.
-    """
+    """Parameters with a value for every inner step, never adapted: classes name theirs in ``per_step_parameters``."""
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in network.named_modules()
@@ -75,7 +72,7 @@ class Algorithm:
         return replace(self, inner=replace(self.inner, **changes))
 
     def at(self, update: int) -> Algorithm:
-        """The same algorithm at meta-update number ``update``, counted from 0: in order of mini-batches and annealing.
+        """The same algorithm at meta-update ``update``, from 0: in order of mini-batches and annealing.
 
         ``MetaModule`` calls it at every update; a loop of your own has to.
         """
@@ -102,7 +99,7 @@ class Algorithm:
 
 
 def check_parts(network: Any, algorithm: Any) -> None:
-    """Raise TypeError where these are no network and no algorithm, as a class or a function that makes one is none."""
+    """Raise TypeError where these are no network and no algorithm; a class or a function that makes one is none."""
     if not isinstance(network, nn.Module):
         raise TypeError(f"Expected `network` to be an nn.Module but got {_instead(network)}.")
     if not isinstance(algorithm, Algorithm):

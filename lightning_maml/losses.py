@@ -69,13 +69,11 @@ class MeanSquaredError(TaskLoss):
     def check_shapes(self, predictions: Sequence[int], targets: Tensor) -> None:
         if tuple(predictions) != targets.shape:  # [N, 1] would broadcast against [N], and train on the wrong thing
             got = f"targets {list(targets.shape)} and predictions {list(predictions)} ([tasks, rows, ...])"
-            instead = ""
             if targets.ndim == 2 and len(predictions) == 3:
-                is_label = not targets.is_floating_point()
-                labels = f": class labels need `{self.name}='cross_entropy'`"
-                instead = labels if is_label else ": use targets.unsqueeze(-1)"
+                labels = f"class labels need `{self.name}='cross_entropy'`"
+                got += f": {'use targets.unsqueeze(-1)' if targets.is_floating_point() else labels}"
             wanted = f"targets of the predictions' shape for `{self.name}='mse'`"
-            raise ValueError(f"Expected {wanted} but got {got}{instead}.")
+            raise ValueError(f"Expected {wanted} but got {got}.")
 
 
 class CrossEntropy(TaskLoss):

@@ -8,6 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_maml.checks import check_whole
+from lightning_maml.tasks import exact
 
 TaskMetric = Callable[[Tensor, Tensor], Tensor]
 
@@ -119,7 +120,7 @@ class TaskMean(Metric):
         if values.ndim != 2 or values.shape[1] != self.size:
             raise ValueError(f"Expected `values` of shape [T, {self.size}] but got {list(values.shape)}.")
         assert isinstance(self.values, list)  # a tensor only while processes are put together
-        self.values.append(values.detach().to(_exact(values.device)))
+        self.values.append(values.detach().to(exact(values.device)))
 
     def compute(self) -> Interval:
         """Each ``[size]``, in float64; NaN where there is too little to tell: no task, or one alone for an interval."""
@@ -140,7 +141,7 @@ class TaskMean(Metric):
 
     def _all(self) -> Tensor:
         """The values of all tasks, ``[T, size]``."""
-        empty = torch.empty(0, self.size, dtype=_exact(self.device), device=self.device)
+        empty = torch.empty(0, self.size, dtype=exact(self.device), device=self.device)
         return torch.cat([empty, *([self.values] if isinstance(self.values, Tensor) else self.values)])
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
@@ -151,10 +152,5 @@ class TaskMean(Metric):
         # a module that moves to Apple's GPU takes its metrics with it
         self.values = [value.float() for value in self.values]
         super()._apply(fn, *args, **kwargs)
-        self.values = [value.to(_exact(value.device)) for value in self.values]
+        self.values = [value.to(exact(value.device)) for value in self.values]
         return self
-
-
-def _exact(device: torch.device) -> torch.dtype:
-    """The most precise dtype there is: Apple's GPU has no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -23,14 +23,10 @@ Learned = LearnedRate | None
 Names = str | Callable[[str], bool]
 Arguments = ParamSpec("Arguments")
 
-ELSEWHERE = dict.fromkeys(
-    ("inner_lr", "adaptation_lr", "fast_lr", "update_lr", "alpha", "step_size", "learning_rate"), "lr"
-)
-ELSEWHERE |= dict.fromkeys(
-    ("inner_steps", "adaptation_steps", "num_steps", "n_steps", "num_inner_steps", "update_steps", "num_updates"),
-    "steps",
-)
-"""What other libraries and papers call an argument of ours."""
+# What other libraries and papers call an argument of ours.
+_RATE = ("inner_lr", "adaptation_lr", "fast_lr", "update_lr", "alpha", "step_size", "learning_rate")
+_STEPS = ("inner_steps", "adaptation_steps", "num_steps", "n_steps", "num_inner_steps", "update_steps", "num_updates")
+ELSEWHERE = dict.fromkeys(_RATE, "lr") | dict.fromkeys(_STEPS, "steps")
 
 
 def meant(preset: Callable[..., Algorithm], name: str) -> str:
@@ -41,9 +37,9 @@ def meant(preset: Callable[..., Algorithm], name: str) -> str:
         ('use `lr`', 'it is of second order, and `fomaml` of first')
     """
     known = [*inspect.signature(preset).parameters]
-    close = [one for one in (ELSEWHERE.get(name), *difflib.get_close_matches(name, known, 1)) if one in known]
-    if close:
-        return f"use `{close[0]}`"
+    for one in (ELSEWHERE.get(name), *difflib.get_close_matches(name, known, 1)):
+        if one in known:
+            return f"use `{one}`"
     if name in ("first_order", "second_order") and type(preset().meta_gradient) is Unrolled:
         own = preset.__name__
         first = "`fomaml`" if own == "maml" else f"`Algorithm({own}(...).inner, FirstOrder())`"
@@ -156,8 +152,8 @@ def meta_sgd(lr: float = 0.01, steps: int = 1, adapts: Adapts = None, batch_norm
               \nabla_{(\theta, \alpha)} \tfrac1T \sum_t L_{query}(\phi_m(\theta, \alpha))
 
     Rates may become negative. The paper draws their initial values at random and takes one step. Test with as many
-    steps as in training: on the sinusoid the largest rates grow from 0.01 to above 1 within 3,000 updates, and from
-    where one such step leads a second one overshoots, as plain gradient descent does at too large a rate.
+    steps as in training: on the sinusoid the largest rates grow above 1, and from where one such step leads a second
+    one overshoots.
 
     Args:
         lr: the initial value of all inner rates.
@@ -210,8 +206,7 @@ def reptile(
     The rate epsilon is that of the outer optimiser, and its schedule the outer scheduler's; the paper's are
     ``optimizer=lambda p: torch.optim.SGD(p, lr=1.0)`` and ``scheduler=lambda o:
     torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.0, updates)``; one task in a batch is its serial version. Learning uses
-    the support set alone; give it the rows that would have been queries, too. (The authors' Adam carries its moments
-    from task to task; here each task starts anew, so that tasks run side by side.)
+    the support set alone: give it the queries' rows, too. (The authors' Adam carries its moments from task to task.)
 
     Args:
         optimizer: ``"adam"``, the paper's, without momentum (see :class:`Adam`), or ``"sgd"``.
@@ -246,9 +241,8 @@ def imaml(
 
     ``damping=0`` and enough of ``steps`` and ``cg_steps`` give the exact meta-gradient of the optimum;
     :class:`Implicit` warns where the conjugate gradients do not converge. The defaults are those of the paper's
-    Omniglot 5-way 1-shot, and none for the sinusoid, on which it has no experiment: curvatures there reach 60, so that
-    ``lr=0.1`` diverges, and early in training 16 steps of 0.02 end short of the optimum for one task in fifty, where no
-    ``cg_steps`` help, 64 for one in a hundred, 200 for none.
+    Omniglot 5-way 1-shot. On the sinusoid curvatures reach 60, so that ``lr=0.1`` diverges; early in training 16 steps
+    of 0.02 end short of the optimum for one task in fifty, where no ``cg_steps`` help, 200 for none.
 
     Args:
         lr: the inner rate; below 2 / (lambda + the largest curvature), or the inner loop diverges.
@@ -282,15 +276,14 @@ def maml_pp(
 
     - rates per layer and step, learned: ``learn_lr``, None for a fixed rate;
     - the multi-step loss and its annealing: ``multi_step_updates``, 0 to switch it off;
-    - derivative-order annealing: ``first_order_updates``, 0 to switch it off. The paper's is half of the training
-      (25,000 updates); the authors' published configurations have none;
+    - derivative-order annealing: ``first_order_updates``, 0 to switch it off. The paper has half of the training
+      (25,000 updates), its published configurations have none;
     - batch-norm with a scale and a bias for every inner step, from :func:`~lightning_maml.networks.step_batch_norm`;
     - the cosine schedule: ``scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, updates, eta_min=1e-5)``.
 
     What changes as training goes on comes in by :meth:`Algorithm.at`: ``MetaModule`` calls it, a loop of your own has
-    to. Test with as many steps as in training: further ones take the last step's rates, which were learned for a step
-    that nothing follows, and on the sinusoid some tasks then diverge. There, without batch-norm to bound the curvature,
-    the paper's rate is too large in training, too; 0.01 stayed stable for 3,000 updates.
+    to. Test with as many steps as in training: further ones take the last step's rates, learned for a step that nothing
+    follows. On the sinusoid, without batch-norm to bound the curvature, use a rate of 0.01.
 
     Args:
         lr: the initial inner rates; the default is the paper's, for images and a network with batch-norm.

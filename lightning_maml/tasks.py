@@ -41,6 +41,11 @@ def mean_over_tasks(values: Tensor, shares: Tensor | None) -> Tensor:
     return values.mean() if shares is None else (values * shares.to(values.dtype)).sum()
 
 
+def exact(device: torch.device) -> torch.dtype:
+    """The most precise dtype that a device has: Apple's GPU has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def tensors_in(*sets: Set) -> list[Tensor]:
     """The tensors of inputs and targets, in their order."""
     found: list[Tensor] = []
@@ -51,10 +56,10 @@ def tensors_in(*sets: Set) -> list[Tensor]:
 
 def _named(name: str, inputs: Inputs) -> list[tuple[str, Tensor]]:
     """The tensors of inputs, each with the code that leads to it: ``support_inputs["mask"]``."""
-    if isinstance(inputs, tuple | dict):
-        pairs = inputs.items() if isinstance(inputs, dict) else enumerate(inputs)
-        return [(f"{name}[{key!r}]", tensor) for key, tensor in pairs]
-    return [(name, inputs)]
+    if not isinstance(inputs, tuple | dict):
+        return [(name, inputs)]
+    pairs = inputs.items() if isinstance(inputs, dict) else enumerate(inputs)
+    return [(f"{name}[{key!r}]", tensor) for key, tensor in pairs]
 
 
 def _structure(inputs: Inputs) -> str:
@@ -79,8 +84,7 @@ class TaskBatch:
             logged and evaluated stays each task's own.
 
     Raises:
-        TypeError: targets or weights are not a tensor, inputs neither a tensor nor a tuple or dictionary (with text as
-            keys) of tensors.
+        TypeError: targets or weights are not a tensor, inputs not of :data:`Inputs`.
         ValueError: the number of tasks or of rows differs, or there are none; support and query inputs are of different
             structures; weights are out of range, or ask for a gradient.
 
@@ -125,7 +129,6 @@ class TaskBatch:
             self._check_weights(self.task_weights)
 
     def _check_structures(self) -> None:
-        """Raise TypeError where inputs are of no structure of :data:`Inputs`, ValueError where the two differ."""
         for name, inputs in (("support_inputs", self.support_inputs), ("query_inputs", self.query_inputs)):
             words = isinstance(inputs, dict) and all(isinstance(key, str) for key in inputs)
             opaque = any(leaf is inputs for leaf in tree_leaves(inputs))  # classes that torch does not look into
@@ -140,7 +143,6 @@ class TaskBatch:
             raise ValueError(f"Expected support and query inputs of one structure but got {support} and {query}.")
 
     def _check_weights(self, weights: Tensor) -> None:
-        """Raise TypeError or ValueError where weights are no numbers of the tasks, not negative and not all 0."""
         if not isinstance(weights, Tensor):
             raise TypeError(f"Expected `task_weights` to be a tensor [tasks] but got {type(weights).__name__}.")
         if weights.shape != (len(self),):
@@ -169,8 +171,7 @@ class TaskBatch:
         """What each task counts in the mean, ``[T]``, in sum 1, or all 0 where all weights are; None: all alike."""
         if self.task_weights is None:
             return None
-        exact = torch.float32 if self.task_weights.device.type == "mps" else torch.float64  # Apple's GPU has no other
-        weights = self.task_weights.to(exact)
+        weights = self.task_weights.to(exact(self.task_weights.device))
         total = weights.sum()
         return weights / total.where(total > 0, 1)
 
@@ -229,15 +230,12 @@ class TaskBatch:
 class UnequalTasks:
     """A meta-batch of tasks with different numbers of rows: those with equal numbers are a :class:`TaskBatch` each.
 
-    No row is padded, so that nothing is seen of one that is not there, and losses and gradients are those of one task
-    after another. :class:`~lightning_maml.MetaModule` takes it wherever it takes a :class:`TaskBatch`.
+    No row is padded: losses and gradients are those of one task after another. :class:`~lightning_maml.MetaModule`
+    takes it wherever it takes a :class:`TaskBatch`. ValueError where there are no groups.
 
     Args:
         groups: the tasks, those of equal numbers of rows together. Where groups have weights, each task counts by its
             own among all of them, and a task of a group without weights as 1.
-
-    Raises:
-        ValueError: there are no groups.
 
     Example:
         >>> x, few = torch.randn(3, 10, 1), torch.randn(1, 4, 1)

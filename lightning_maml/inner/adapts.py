@@ -22,10 +22,9 @@ def head_names(names: Iterable[str], head: str | None = None) -> list[str]:
         ['head.weight', 'head.bias']
     """
     every = list(names)
+    chosen = [name for name in every if name.rpartition(".")[0] == every[-1].rpartition(".")[0]]
     if head is not None:
         chosen = [name for name in every if re.search(head, name)]
-    else:
-        chosen = [name for name in every if name.rpartition(".")[0] == every[-1].rpartition(".")[0]]
     if not chosen:
         raise ValueError(f"Expected the head's parameters to match {head!r} but got none of {every}.")
     return chosen
@@ -44,9 +43,8 @@ class ByName:
         try:
             re.compile(self.which if isinstance(self.which, str) else "")
         except re.error as error:
-            raise ValueError(
-                f"Expected `adapts` to be a regular expression but got {self.which!r}: {error}."
-            ) from error
+            what = "`adapts` to be a regular expression"
+            raise ValueError(f"Expected {what} but got {self.which!r}: {error}.") from error
 
     def choose(self, names: list[str]) -> list[str]:
         if self.which is None:

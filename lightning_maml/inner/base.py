@@ -26,7 +26,7 @@ class At:
     Args:
         step: its number, from 0.
         phi: the parameters ``{name: [T, *shape]}`` before it; constants where the meta-gradient is of first order.
-        slope: the gradients ``{name: [T, *shape]}`` of what the loop descends, at any parameters: one more way back.
+        slope: the gradients of what the loop descends, at any parameters: one more way back.
     """
 
     step: int

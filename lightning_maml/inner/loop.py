@@ -97,17 +97,16 @@ class InnerLoop:
     @cached_property
     def parts(self) -> Parts:
         """The parts that the arguments stand for."""
-        made = (
-            Tolerance(self.tolerance) if self.tolerance else None,
-            ClipByNorm(self.max_norm) if self.max_norm is not None else None,
-            AddDecayed(self.weight_decay) if self.weight_decay else None,
-        )
+        chain: list[Any] = [*self.transformations]
+        chain += [Tolerance(self.tolerance)] if self.tolerance else []
+        chain += [ClipByNorm(self.max_norm)] if self.max_norm is not None else []
+        chain += [AddDecayed(self.weight_decay)] if self.weight_decay else []
         return Parts(
             start=FromMeta() if self.start is None else self.start,
             adapts=self.adapts if hasattr(self.adapts, "choose") else ByName(self.adapts),
             rows=AllRows() if self.batch_size is None else MiniBatches(self.batch_size, self.shuffle_seed),
             pull=Proximal(self.proximal) if self.proximal else Nothing(),
-            chain=(*self.transformations, *filter(None, made)),
+            chain=tuple(chain),
             memory=self._memory(),
             rates=Scale(self.lr),  # type: ignore[arg-type]  # a sequence is a tuple by now
         )
@@ -175,10 +174,7 @@ class InnerLoop:
         return self.parts.rows(step, support)
 
     def direction(self, gradients: Parameters, step: int, state: dict[str, Any]) -> Parameters:
-        """What the rates multiply: the gradients ``{name: [T, *shape]}``, or what the loop makes of them.
-
-        ``state`` is the loop's own memory of the steps before, to be written to; it is empty at step 0.
-        """
+        """What the rates multiply, ``{name: [T, *shape]}``; remembers in ``state``, which is empty at step 0."""
         for part in self.parts.memory:
             name = type(part).__name__
             gradients, state[name] = part(gradients, state.get(name, {}), At(step))
@@ -208,8 +204,7 @@ class InnerLoop:
             order: 2, or 1 where the meta-gradient takes the gradients, and what is made of them, as constants.
             rates: in place of the loop's own.
 
-        Raises:
-            NotImplementedError: ``order`` is 2, and a part has no second order.
+        NotImplementedError where ``order`` is 2, and a part has no second order.
         """
         if order == 2 and not self.second_order:
             raise NotImplementedError(

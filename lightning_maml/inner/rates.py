@@ -42,10 +42,8 @@ class Rates(nn.Module):
         self.kind, self.lr = kind, lr
         self._tells_steps_apart = kind in ("per_step", "per_parameter_and_step")
         if isinstance(lr, Sequence) and not self._tells_steps_apart:
-            raise ValueError(
-                f"Expected one initial rate for learned rates {kind!r} but got {list(lr)}: only 'per_step' and "
-                "'per_parameter_and_step' can begin with one for each step."
-            )
+            only = "only 'per_step' and 'per_parameter_and_step' can begin with one for each step"
+            raise ValueError(f"Expected one initial rate for learned rates {kind!r} but got {list(lr)}: {only}.")
         initial = [of_step(lr, step) for step in range(steps)] if isinstance(lr, Sequence) else lr
         first = next(iter(parameters.values()))
         self._dims: dict[str, int] = {}
@@ -91,8 +89,7 @@ def _identities(parameter: Tensor) -> dict[str, Tensor]:
     if parameter.ndim < 2:
         return {"elements": torch.ones_like(parameter)}
     sizes = {"outputs": parameter.shape[0], "inputs": parameter.shape[1]}
-    if parameter.ndim > 2:
-        sizes["places"] = parameter[0, 0].numel()
+    sizes |= {"places": parameter[0, 0].numel()} if parameter.ndim > 2 else {}
     return {part: torch.eye(size, dtype=parameter.dtype, device=parameter.device) for part, size in sizes.items()}
 
 

@@ -39,16 +39,11 @@ class Prototypes:
 
     .. math:: W_c = 2 c_c, \quad b_c = -\lVert c_c \rVert^2, \quad c_c = \text{mean of the features of class } c
 
-    The features are what reaches the head, an ``nn.Linear`` with a bias and the network's last operation: they are read
-    off by running the support rows through it with the identity as weight. The head's own meta-parameters are not used.
-    A class without a support row takes no part in the task: its bias is so low that the softmax leaves it out, as in
-    the authors' code, whose heads have as many outputs as the task has classes.
-
-    Args:
-        head: a regular expression for the head's weight and bias; None for the last module that has parameters.
-
-    Raises:
-        ValueError: the head is no weight matrix and bias that both adapt, or the targets are no class labels.
+    The features are what reaches the head, an ``nn.Linear`` with a bias and the network's last operation: the support
+    rows run through it with the identity as weight. The head's own meta-parameters are not used. A class without a
+    support row takes no part in the task: its bias is so low that the softmax leaves it out, as in the authors' code.
+    ``head`` is a regular expression for weight and bias; None for the last module that has parameters. ValueError where
+    these are no weight matrix and bias that both adapt, or the targets no class labels.
     """
 
     head: str | None = None

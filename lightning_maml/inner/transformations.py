@@ -77,8 +77,7 @@ class SecondMoment:
 class SharpnessAware:
     r"""The gradient uphill of the task, :math:`g(\phi + \rho \, g(\phi) / |g(\phi)|)`, the norm over all parameters.
 
-    Foret, Kleiner, Mobahi, Neyshabur, "Sharpness-Aware Minimization for Efficiently Improving Generalization", ICLR
-    2021, equation 2; ``rho`` is how far uphill.
+    Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", ICLR 2021, equation 2.
 
     Example:
         >>> from lightning_maml import maml

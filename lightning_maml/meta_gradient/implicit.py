@@ -26,10 +26,9 @@ class Implicit:
     loop with ``proximal`` = lambda that comes close to the optimum. Shared parameters, and inputs that ask for a
     gradient, get theirs by the same theorem; learned inner rates, on which the optimum does not depend, get zeros.
 
-    The iterations start at the solution where there is no curvature, the first-order gradient over 1 + damping, and the
-    iterate with the smallest residual counts. At a minimum of the proximal loss the system is positive definite; a task
-    that is found to be elsewhere, by a direction of negative curvature, falls back towards first order, which no number
-    of iterations changes, but an inner loop that comes closer to its optimum. A warning tells which of the two it is.
+    Iterations start at the first-order gradient over 1 + damping, and the iterate with the smallest residual counts.
+    A task that is found, by a direction of negative curvature, not to be at a minimum of the proximal loss falls back
+    towards first order: more iterations do not change that, a longer inner loop does. A warning tells which it is.
 
     Args:
         cg_steps: conjugate gradient iterations.
@@ -38,8 +37,7 @@ class Implicit:
             authors' code also adds 10 to the lambda that divides H.)
         tolerance: a relative residual above this is warned of, once for each of its causes.
 
-    Raises:
-        ValueError: an argument is out of range, or the inner loop is not proximal.
+    ValueError where an argument is out of range, or the inner loop is not proximal.
     """
 
     cg_steps: int = 5
@@ -54,10 +52,8 @@ class Implicit:
     def __call__(self, loop: Loop) -> Query:
         parts = loop.inner.parts
         if type(parts.pull) is not Proximal:
-            raise ValueError(
-                "Expected a proximal inner loop for the implicit meta-gradient, as of SGD(proximal=2.0), but got "
-                f"proximal={loop.inner.proximal!r}."
-            )
+            wanted = "a proximal inner loop for the implicit meta-gradient, as of SGD(proximal=2.0),"
+            raise ValueError(f"Expected {wanted} but got proximal={loop.inner.proximal!r}.")
         if moving := [part for part in parts.chain if type(part) not in _SAME_OPTIMUM]:
             raise ValueError(
                 "Expected no `weight_decay` for the implicit meta-gradient, nor transformations that move the optimum: "

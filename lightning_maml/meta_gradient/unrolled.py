@@ -39,8 +39,8 @@ class Reptile:
     r"""``mean_t (theta - phi_m)`` in the place of a gradient: no query set, and no derivative of the inner loop.
 
     Plain SGD of rate epsilon outside makes of it the :math:`\theta + \epsilon \tfrac1T \sum_t (\phi_m - \theta)` of
-    Nichol, Achiam, Schulman (2018, https://arxiv.org/abs/1803.02999). The query sets are only looked at: their losses
-    are what is logged. Parameters that do not adapt, and learned rates, get zeros.
+    Nichol, Achiam, Schulman (2018, https://arxiv.org/abs/1803.02999). The query sets' losses are only logged.
+    Parameters that do not adapt, and learned rates, get zeros.
     """
 
     def __call__(self, loop: Loop) -> Query:
@@ -48,8 +48,7 @@ class Reptile:
         phi = {name: value.detach() for name, value in loop.unroll(order=1).items()}
         with torch.no_grad():
             query = loop.query(phi)
-        products = [
-            ((value - phi[name]).detach() * value).reshape(len(value), -1).sum(1) for name, value in theta.items()
-        ]
+        moved = ((value - phi[name]).detach() * value for name, value in theta.items())
+        products = [each.reshape(len(each), -1).sum(1) for each in moved]
         along = loop.mean(torch.stack(products).sum(0))  # its gradient is theta - phi
         return query._replace(loss=query.loss.detach() + along - along.detach())

@@ -16,7 +16,7 @@ class Conv4(Layers):
     - ``"stride"``: convolutions of stride 2, then the mean over what is left of the image (the paper's for Omniglot);
     - ``"max_pool"``: convolutions of stride 1, each followed by 2x2 max-pooling, then everything flattened.
 
-    It is an ``nn.Sequential`` of torch's own layers and :class:`SpatialMean`; the last layer is named ``head``.
+    The last layer is named ``head``. ValueError where an argument is out of range, or four poolings leave no image.
 
     Args:
         ways: number of classes of a task, the outputs.
@@ -25,8 +25,6 @@ class Conv4(Layers):
         image_size: height and width of the images; the form ``"max_pool"`` needs it to size the linear layer.
         form: ``"stride"`` or ``"max_pool"``.
         norm: ``"batch"``, the paper's, ``"group"``, ``"layer"`` or ``"none"``, see :func:`make_norm`.
-
-    ValueError where a size is not positive, a choice unknown, or the image too small for four poolings.
 
     Example:
         >>> import torch

@@ -24,10 +24,8 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
         6
     """
     check_one_of(get_args(Norm), norm=norm)
-    if norm == "batch":
-        return nn.BatchNorm2d(channels)
-    if norm == "none":
-        return nn.Identity()
+    if norm in ("batch", "none"):
+        return nn.BatchNorm2d(channels) if norm == "batch" else nn.Identity()
     # over all channels of a row at once, layer norm is group norm with one group
     groups = 1 if norm == "layer" else max(n for n in range(1, 9) if channels % n == 0)
     return nn.GroupNorm(groups, channels)
@@ -43,10 +41,7 @@ class Layers(nn.Sequential):
 
 
 class SpatialMean(nn.Module):
-    """The mean over height and width, ``[N, C, H, W] -> [N, C]``.
-
-    ``nn.AdaptiveAvgPool2d(1)`` has the same numbers, but torch cannot batch it over tasks with channels last in memory.
-    """
+    """The mean over height and width, ``[N, C, H, W] -> [N, C]``; torch cannot batch its own with channels last."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.mean((-2, -1))

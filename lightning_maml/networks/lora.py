@@ -75,9 +75,8 @@ def add_lora(
         if type(layer) is nn.Linear and re.search(layers or "", f"{name}.{child}" if name else child)
     ]
     if not found:
-        raise ValueError(
-            f"Expected linear layers to put adapters beside, inside of a module, but got none ({layers!r})."
-        )
+        wanted = "linear layers to put adapters beside, inside of a module,"
+        raise ValueError(f"Expected {wanted} but got none ({layers!r}).")
     if freeze:
         network.requires_grad_(False)
     for parent, child, layer in found:

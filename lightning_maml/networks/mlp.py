@@ -16,7 +16,8 @@ class MLP(Layers):
     """Linear layers with an activation between them: ``[N, in_features] -> [N, out_features]``.
 
     The sinusoid network of Finn et al. (2017, https://arxiv.org/abs/1703.03400) is ``MLP(1, [40, 40], 1)``. It is an
-    ``nn.Sequential`` of ``nn.Linear`` and activations alone; the last layer is named ``head``.
+    ``nn.Sequential`` of ``nn.Linear`` and activations alone; the last layer is named ``head``. ValueError where an
+    argument is out of range.
 
     Args:
         in_features: size of an input row.
@@ -24,11 +25,8 @@ class MLP(Layers):
         out_features: size of an output row.
         activation: ``"relu"``, ``"tanh"``, ``"elu"``, ``"gelu"`` or ``"silu"``.
         init: ``"paper"`` draws the weights as the paper's code does, from a normal of deviation 0.01 truncated at two
-            deviations, with zero biases: gradients are so tiny at first that a few hundred iterations with Adam bring
-            little and plain SGD hardly moves. ``"default"`` keeps the initialisation of ``nn.Linear``, which starts at
-            once and suits networks of more than three layers.
-
-    ValueError where a size is not a positive integer, or a choice is unknown.
+            deviations, with zero biases: gradients are so tiny at first that a few hundred iterations bring little.
+            ``"default"``, that of ``nn.Linear``, starts at once and suits networks of more than three layers.
 
     Example:
         >>> sum(parameter.numel() for parameter in MLP(1, [40, 40], 1).parameters())
