@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_maml import presets
+from lightning_maml import learner, presets
 
 LONGEST = 600  # characters of a line; of what is longer, such as a path of thousands of letters, the middle goes
 OWN = Path(__file__).parents[1]
@@ -179,7 +179,7 @@ def _suggestion(line: str, options: Iterable[str], name: str | None) -> str:
         located: Any = pydoc.locate(name or "")
         known |= {parameter: parameter for parameter in inspect.signature(located).parameters}
         if located.__name__ in presets.__all__ and not _closest(wrong[1], known):
-            return f" ({presets.meant(located, wrong[1])})"
+            return f" ({learner.meant(located, wrong[1])})"
     return _closest(wrong[1], known)
 
 

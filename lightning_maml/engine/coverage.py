@@ -171,7 +171,7 @@ ROLLOUTS: Runs = {  # of reinforcement learning, where every step has rows of it
 # A recording repeats what was launched once: no weights that change with the update, no rows drawn anew, and nothing
 # that decides by a number how long it goes on.
 GRAPHED: Runs = COMPILED | {
-    "part": COMPILED_PARTS | {inner.Curvature, inner.Prototypes, inner.Zeros, inner.Proximal},
+    "part": COMPILED_PARTS | {inner.Curvature, inner.OneHead, inner.Prototypes, inner.Zeros, inner.Proximal},
     "rates": _RATES | {"curvature"},
     "rule": {Unrolled, FirstOrder, Joint, Reptile},
     "parameters of each step": ANYTHING,
