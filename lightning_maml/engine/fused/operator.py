@@ -78,6 +78,10 @@ class Operator(ABC):
     def trajectory(self, loop: OperatorLoop, rates: Tensor) -> tuple[Tensor, Tensor]:
         """The parameters ``[T, m, P]`` after each inner step, and the support losses ``[T, m + 1]``."""
 
+    def predict(self, found: Any, phi: Tensor, inputs: Tensor) -> Tensor | None:
+        """Predictions ``[T, N, ...]`` of the tasks' own parameters ``[T, P]``; None where it runs no such."""
+        return None
+
 
 class OperatorLoop:
     """A :class:`~lightning_maml.meta_gradient.Loop` for rules that ask once for query sets, after all or no steps.
