@@ -139,7 +139,7 @@ STEPS: Runs = dict.fromkeys(("rule", "safeguard", *_DATA, *_DTYPES), ANYTHING) |
 SGD_UPDATE: Runs = STEPS | {"device": {"cpu", "cuda"}, "dtypes of what adapts": _ONE_OF}
 
 ADAPTATION: Runs = SGD_UPDATE | {  # a whole adaptation, and its meta-gradient, as one operator
-    "part": _PLAIN,
+    "part": _PLAIN | {inner.OneHead, inner.Zeros},  # which all tasks start from
     "chain": _in_order(),
     "rule": {Unrolled, FirstOrder, Joint},
     "dtypes of everything": _ONE_OF,
