@@ -105,7 +105,7 @@ def build(name: str, source: str, flags: Sequence[str]) -> ctypes.CDLL:
 def load(source: Path, dtype: torch.dtype, problem: type[Problem]) -> ctypes.CDLL | str:
     """The library of a source, where REAL is ``dtype`` and INTEGER is as wide; or why there is none.
 
-    Its function ``adapt`` takes a pointer to a ``problem``, and returns a number of :data:`RETURNS`.
+    Its functions ``adapt`` and ``predict`` take a pointer to a ``problem``, and return a number of :data:`RETURNS`.
     """
     real, integer = _REALS[dtype]
     constants = {"REAL": real, "INTEGER": integer, "RETURNS": RETURNS, **problem.constants}
@@ -120,7 +120,8 @@ def load(source: Path, dtype: torch.dtype, problem: type[Problem]) -> ctypes.CDL
     library.size_of_problem.restype = ctypes.c_int64
     if (size := library.size_of_problem()) != ctypes.sizeof(problem):
         return f"the problem of {source.name} has {size} bytes where Python's has {ctypes.sizeof(problem)}"
-    library.adapt.argtypes, library.adapt.restype = [ctypes.POINTER(problem)], ctypes.c_int
+    for function in filter(None, (library.adapt, getattr(library, "predict", None))):
+        function.argtypes, function.restype = [ctypes.POINTER(problem)], ctypes.c_int
     return library
 
 

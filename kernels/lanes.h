@@ -37,14 +37,8 @@ static int is_known(const Network *net) {
     return net->layers >= 1 && net->layers <= LAYERS && IS_ONE_OF(net->activation, ACTIVATIONS);
 }
 
-/* Whether it has a second derivative. */
-static int is_curved(const Network *net) {
-    switch ((Activation)net->activation) {
-        case IDENTITY: case RELU: return 0;
-        case TANH: case GELU: return 1;
-    }
-    return 0;
-}
+/* Whether its slopes vary: then a pass keeps them, and the second derivatives. */
+static int is_curved(int64_t activation) { return activation != IDENTITY && activation != RELU; }
 
 /* ---- products: c[a][b] from the sum over k of x[a][k] y[k][b], each element a vector of tasks, and of the same of a
  * second pair of operands where there is one ---- */
@@ -226,14 +220,12 @@ typedef struct { /* what a pass leaves behind */
 static void slope(Activation kind, long rows, long width, V *c, long behind, const V *x, const Pass *pass, long layer) {
     for (long r = 0; r < rows; r++, c += width + behind, x += width) {
         const V *values = pass->values[layer] + r * (width + 1), *slopes = pass->slopes[layer] + r * width;
-        switch (kind) {
-            case IDENTITY: memcpy(c, x, width * sizeof(V)); break;
-            case RELU:
-                for (long i = 0; i < width; i++) c[i] = (V)((Bits)x[i] & (values[i] > 0));
-                break;
-            case TANH: case GELU:
-                for (long i = 0; i < width; i++) c[i] = x[i] * slopes[i];
-        }
+        if (is_curved(kind))
+            for (long i = 0; i < width; i++) c[i] = x[i] * slopes[i];
+        else if (kind == RELU)
+            for (long i = 0; i < width; i++) c[i] = (V)((Bits)x[i] & (values[i] > 0));
+        else
+            memcpy(c, x, width * sizeof(V));
         for (long i = 0; i < behind; i++) c[width + i] = (V){0};
     }
 }
@@ -300,7 +292,7 @@ static void back(const Network *net, long rows, const V *phi, Pass *pass, V *sum
         phi -= (in + 1) * out;
         back_product(rows, in, out, sums, pass->deltas[l], phi, 0, 0);
         slope(net->activation, rows, in, pass->deltas[l - 1], 0, sums, pass, l);
-        if (is_curved(net))
+        if (is_curved(net->activation))
             for (long i = 0; i < rows * in; i++) pass->bends[l][i] *= sums[i];
     }
 }
@@ -328,7 +320,7 @@ static void back_tangents(const Network *net, long rows, const V *phi, const V *
         if (!l) break;
         back_product(rows, in, to, sums, tangent->deltas[l], phi + begin, pass->deltas[l], u + begin);
         slope(net->activation, rows, in, tangent->deltas[l - 1], 0, sums, pass, l);
-        if (is_curved(net))
+        if (is_curved(net->activation))
             for (long i = 0; i < rows * in; i++) tangent->deltas[l - 1][i] += pass->bends[l][i] * tangent->slopes[l][i];
     }
 }

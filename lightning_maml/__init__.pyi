@@ -3,12 +3,12 @@ from lightning_maml import networks, presets, rl, saving, tasks, training
 from lightning_maml.adaptation import Adapted, Evaluation, adapt, evaluate, meta_loss
 from lightning_maml.data import Learn2LearnTasks, OmniglotTasks, SinusoidTasks, TableTasks
 from lightning_maml.engine import Batched, Eager, Engine, Fused, Graphed, MetaOutput
-from lightning_maml.inner import SGD, Adam, Part, Prototypes, Rates, SharpnessAware, Sign, Zeros
+from lightning_maml.inner import SGD, Adam, OneHead, Part, Prototypes, Rates, SharpnessAware, Sign, Zeros
 from lightning_maml.learner import Algorithm
 from lightning_maml.meta_gradient import FirstOrder, Implicit, Joint, MultiStep, Reptile, Unrolled
 from lightning_maml.networks import MLP, Conv4, ResNet12
 from lightning_maml.presets import anil, boil, cavia, fomaml, imaml, lora, maml, maml_pp, meta_curvature, meta_sgd
-from lightning_maml.presets import pretrained, proto_maml, reptile
+from lightning_maml.presets import pretrained, proto_maml, reptile, unicorn_maml
 from lightning_maml.saving.weights import load_adapted, save_adapted
 from lightning_maml.tasks import TaskBatch, UnequalTasks
 from lightning_maml.training.module import MetaModule

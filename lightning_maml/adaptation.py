@@ -92,9 +92,10 @@ class Evaluation:
     """A batch of tasks before and after each inner step; everything ``[T, steps + 1]``, and detached."""
 
     query_losses: Tensor
+    """``[T, len(at)]`` where :func:`evaluate` was given ``at``."""
     support_losses: Tensor
     predictions: Tensor
-    """``[T, steps + 1, Nq, ...]``, for the query inputs."""
+    """``[T, steps + 1, Nq, ...]``, for the query inputs; or ``[T, len(at), Nq, ...]``."""
     diverged: Tensor
     """Whose support loss is, after this step, not finite or higher than before the first one."""
 
@@ -198,6 +199,7 @@ def evaluate(
     query_loss: Loss | None = None,
     engine: str | Engine = "auto",
     steps: int | None = None,
+    at: Sequence[int] | None = None,
     safeguard: bool = False,
 ) -> Evaluation:
     """Query loss and predictions before and after each inner step. Works under ``no_grad`` and ``inference_mode``.
@@ -205,6 +207,8 @@ def evaluate(
     Args:
         network, algorithm, tasks, loss, query_loss, engine: as in :func:`meta_loss`.
         steps: the number of inner steps; None for the algorithm's own.
+        at: after how many inner steps the query sets are predicted, ``[0, 5]`` for before them and after five; None for
+            after each. What is not asked for is not computed.
         safeguard: as in :func:`adapt`.
 
     Example:
@@ -221,21 +225,30 @@ def evaluate(
     tasks = tasks.each(_normal)
     _check_data(problem, [*tasks.named()])
 
-    def run(chosen: Engine) -> list[tuple[Tensor, Tensor, Tensor]]:
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
+    asked = [*range(problem.inner.steps + 1)] if at is None else [*at]
+    if not asked or not {*asked} <= {*range(problem.inner.steps + 1)}:
+        raise ValueError(f"Expected `at` to name some of the steps 0 to {problem.inner.steps} but got {at}.")
+
+    def run(chosen: Engine) -> tuple[list[Tensor], dict[int, tuple[Tensor, Tensor]]]:
+        support: list[Tensor] = []
+        found: dict[int, tuple[Tensor, Tensor]] = {}
         for step, (phi, losses) in enumerate(chosen.trajectory(problem, tasks.sets[0])):
+            support.append(losses)
+            if step not in asked:
+                continue
             with torch.no_grad():
                 predicted = chosen.predict(problem, phi, tasks.query_inputs, step)
                 if not found:
                     judge.check_shapes(predicted.shape, tasks.query_targets)
                     judge.check_values(predicted.shape[-1], tasks.query_targets)
-                found.append((judge(predicted, tasks.query_targets), losses, predicted))
-        return found
+                found[step] = judge(predicted, tasks.query_targets), predicted
+        return support, found
 
     query = tasks.query_inputs, tasks.query_targets if query_loss is None else None
     with _running(problem, tasks.sets[0], query):
-        _, found = run_on(engine, problem, tasks.sets, run)
-    query_losses, support_losses, predictions = (torch.stack(values, 1) for values in zip(*found, strict=True))
+        _, (support, found) = run_on(engine, problem, tasks.sets, run)
+    support_losses = torch.stack(support, 1)
+    query_losses, predictions = (torch.stack([found[step][i] for step in asked], 1) for i in (0, 1))
     return Evaluation(query_losses, support_losses, predictions, diverged(support_losses, problem.inner))
 
 

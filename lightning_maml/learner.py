@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, ParamSpec, get_args
 
 from torch import nn
 
 from lightning_maml.checks import check_one_of
 from lightning_maml.inner import Holder, InnerLoop, Rates, holders_in
-from lightning_maml.meta_gradient import Annealed, MetaGradient
+from lightning_maml.meta_gradient import Annealed, MetaGradient, Unrolled
 
 BatchNorm = Literal["batch", "running", "support"]
 """``"batch"``: every forward normalises by the statistics of the rows it sees, support and query each by their own
@@ -110,3 +113,45 @@ def _instead(value: Any) -> str:
     if name := getattr(value, "__name__", None):
         return f"{name} itself: call it, {name}(...)"
     return repr(value) if isinstance(value, str) else type(value).__name__
+
+
+Arguments = ParamSpec("Arguments")
+
+# What other libraries and papers call an argument of ours.
+_RATE = ("inner_lr", "adaptation_lr", "fast_lr", "update_lr", "alpha", "step_size", "learning_rate")
+_STEPS = ("inner_steps", "adaptation_steps", "num_steps", "n_steps", "num_inner_steps", "update_steps", "num_updates")
+ELSEWHERE = dict.fromkeys(_RATE, "lr") | dict.fromkeys(_STEPS, "steps")
+
+
+def meant(of: Callable[..., Algorithm], name: str) -> str:
+    """What to write in the place of an argument ``name`` that a preset does not have.
+
+    Example:
+        >>> from lightning_maml import maml
+        >>> meant(maml, "inner_lr"), meant(maml, "first_order")
+        ('use `lr`', 'it is of second order, and `fomaml` of first')
+    """
+    known = [*inspect.signature(of).parameters]
+    for one in (ELSEWHERE.get(name), *difflib.get_close_matches(name, known, 1)):
+        if one in known:
+            return f"use `{one}`"
+    if name in ("first_order", "second_order") and type(of().meta_gradient) is Unrolled:
+        own = of.__name__
+        first = "`fomaml`" if own == "maml" else f"`Algorithm({own}(...).inner, FirstOrder())`"
+        return f"it is of second order, and {first} of first"
+    return f"it has {', '.join(f'`{one}`' for one in known)}"
+
+
+def preset(function: Callable[Arguments, Algorithm]) -> Callable[Arguments, Algorithm]:
+    """A preset that says of an argument it does not have what is meant."""
+    known = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Algorithm:
+        for name in kwargs:
+            if name not in known:
+                own = function.__name__
+                raise TypeError(f"Expected an argument of `{own}` but got `{name}`: {meant(function, name)}.")
+        return function(*args, **kwargs)
+
+    return checked

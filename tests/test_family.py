@@ -47,6 +47,7 @@ from lightning_maml import (
     pretrained,
     proto_maml,
     reptile,
+    unicorn_maml,
 )
 from lightning_maml.engine import Problem
 from lightning_maml.inner import head_names
@@ -670,6 +671,27 @@ def test_proto_maml(engine, first_order):
     assert not module.head.weight.grad.any()
 
 
+@pytest.mark.parametrize("engine", [*ENGINES.values(), Fused(), Fused(compile=True)], ids=repr)
+@pytest.mark.parametrize("first_order", [False, True])
+def test_unicorn_maml(engine, first_order):
+    module, tasks = make_problem("mlp", "cross_entropy")
+    theta = dict(module.named_parameters())
+    total = torch.zeros((), dtype=torch.float64)
+    for t in range(len(tasks)):
+        copies = {n: v[:1].repeat(5, *[1] * (v.ndim - 1)) if n.startswith("head") else v for n, v in theta.items()}
+        phi = {n: v.view_as(v) for n, v in copies.items()}
+        for _ in range(3):
+            loss = F.cross_entropy(functional_call(module, phi, (tasks.support_inputs[t],)), tasks.support_targets[t])
+            g = torch.autograd.grad(loss, list(phi.values()), create_graph=not first_order, retain_graph=True)
+            phi = {n: v - LR * d for (n, v), d in zip(phi.items(), g, strict=True)}
+        predictions = functional_call(module, phi, (tasks.query_inputs[t],))
+        total = total + F.cross_entropy(predictions, tasks.query_targets[t]) / len(tasks)
+    expected = torch.autograd.grad(total, list(theta.values()))
+    output = meta_loss(module, unicorn_maml(LR, 3, first_order=first_order), tasks, loss="cross_entropy", engine=engine)
+    assert relative_error(meta_gradient(module, output), list(expected)) < 1e-9
+    assert module.head.weight.grad.abs().max() < 1e-15  # a softmax does not see what all classes share
+
+
 def test_prototypes_classify_by_distance():
     module, tasks = make_problem("conv4", "cross_entropy", support=25)
     labels = torch.arange(25).expand(3, 25) % 5
@@ -880,6 +902,7 @@ PRESETS = {
     "imaml": lambda network: imaml(LR, 4),
     "maml_pp": lambda network: maml_pp(LR, 2, multi_step_updates=10, first_order_updates=5),
     "proto_maml": lambda network: proto_maml(LR, 2, HEAD[network]),
+    "unicorn_maml": lambda network: unicorn_maml(LR, 2, HEAD[network]),
     "cavia": lambda network: cavia(LR, 2, CONTEXT[network]),
     "lora": lambda network: lora(LR, 2),
 }
@@ -930,7 +953,9 @@ def test_the_tables_below_hold_every_engine_that_supports_a_preset(preset, netwo
     problem = Problem(module, with_rates(PRESETS[preset](network), module), task_loss("cross_entropy"))
     supporting = {n for n, e in FIT.items() if e.unsupported(problem, *tasks.sets) is None}
     several = preset == "maml_pp" and network != "conv4"  # whose norms have a value for every step
-    assert supporting == ({*FIT} if preset in PLAIN else {*ENGINES, *(["compile", "fused"] if several else [])})
+    started = preset in ("unicorn_maml", "cavia") and network == "mlp"
+    more = ["compile", "fused"] if several else ["fused"] if started else []
+    assert supporting == ({*FIT} if preset in PLAIN else {*ENGINES, *more})
 
 
 def every(quick: Callable[[int, int, int], bool]) -> list:

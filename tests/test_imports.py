@@ -192,7 +192,7 @@ def test_circles_are_seen() -> None:
 CONCRETE = {
     *("SGD", "Adam", "ByName", "Part", "AllRows", "MiniBatches", "Nothing", "Proximal"),
     *("Tolerance", "ClipByNorm", "AddDecayed", "Momentum", "SecondMoment", "Curvature", "Sign", "SharpnessAware"),
-    *("Rates", "Scale", "FromMeta", "Prototypes", "Zeros"),
+    *("Rates", "Scale", "FromMeta", "OneHead", "Prototypes", "Zeros"),
     *("FirstOrder", "Implicit", "Joint", "MultiStep", "Reptile", "Unrolled"),
 }
 

@@ -39,6 +39,7 @@ from lightning_maml import (
     pretrained,
     proto_maml,
     reptile,
+    unicorn_maml,
 )
 from lightning_maml.data import load_omniglot
 from lightning_maml.saving import read_checkpoint
@@ -61,6 +62,7 @@ ALGORITHMS = {
     "imaml": lambda lr, steps: imaml(lr, steps),
     "maml_pp": lambda lr, steps: maml_pp(lr, steps, multi_step_updates=4),
     "proto_maml": lambda lr, steps: proto_maml(lr, steps),
+    "unicorn_maml": lambda lr, steps: unicorn_maml(lr, steps),
 }
 ENGINES = {
     "batched": Batched(),

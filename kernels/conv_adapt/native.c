@@ -775,3 +775,38 @@ int adapt(const Problem *p) {
     free_plan(&support), free_plan(&query);
     return failed ? NO_MEMORY : DONE;
 }
+
+/* predictions [T, Nq, ways] of the query inputs, each task by its own row of theta [T, P]; one of RETURNS */
+int predict(const Problem *p) {
+    if (p->layers < 1 || p->layers > LAYERS) return UNKNOWN;
+    Layer layers[LAYERS];
+    lay_out(p, layers);
+    Plan plan = {0};
+    Pass pass;
+    int failed = !make_plan(p, layers, p->queries, &plan);
+    const long P = parameters(p), pixels = p->height * p->width * p->channels, each = p->queries * p->ways;
+    const long patches = aligned(p->queries * layers[0].to_height * layers[0].to_width * TAPS * p->channels);
+    const long bytes = in_pages((patches + lay_pass(p, layers, p->queries, 0, &pass)) * (long)sizeof(REAL));
+    const long threads = p->threads < p->tasks ? p->threads : p->tasks;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (long task = 0; task < p->tasks; task++) {
+        REAL *memory = failed ? 0 : aligned_alloc(4096, bytes);
+        if (!memory) {
+#pragma omp atomic write
+            failed = 1;
+            continue;
+        }
+#ifdef POISON
+        memset(memory, 0xff, bytes);
+#endif
+        const REAL *phi = p->theta + task * P;
+        Pass a;
+        lay_pass(p, layers, p->queries, memory + patches, &a);
+        patches_of(p, layers, p->queries, p->query_inputs + task * p->queries * pixels, memory);
+        forward(p, layers, &plan, memory, phi, phi, &a, 0);
+        memcpy(p->predictions + task * each, a.logits, each * sizeof(REAL));
+        free(memory);
+    }
+    free_plan(&plan);
+    return failed ? NO_MEMORY : DONE;
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -61,12 +62,8 @@ def adapt(
         for value in (theta, rates, *images, support_targets, query_targets)
     ]
     result = room(theta, rates, support_inputs, query_inputs, network.ways, rates_grad)
-    problem = _Problem(
-        *(tasks, rows, queries, network.blocks, steps, LOSSES.index(loss), order),
-        *(rates_grad, rates.shape[1], torch.get_num_threads()),
-        *(network.channels, network.height, network.width, network.filters, network.stride, network.pool, network.norm),
-        *(network.flat, network.ways, network.eps, *addresses([*given, *result])),
-    )
+    kind = steps, LOSSES.index(loss), order, rates_grad, rates.shape[1]
+    problem = _problem(network, (tasks, rows, queries), kind, [*given, *result])
     if not tasks:
         result = Adaptation(*(value.zero_() for value in result))
     elif failed := library.adapt(ctypes.byref(problem)):
@@ -83,6 +80,33 @@ def adapt(
         return result._replace(of_theta=_behind(result.of_theta, 0)[back], of_rates=of_rates)
     stays = back == len(there)  # the biases that batch-norm takes away
     return result._replace(trajectory=torch.where(stays, original, _behind(result.trajectory, 0)[..., back]))
+
+
+def predict(phi: Tensor, inputs: Tensor, network: Network) -> Tensor:
+    """Predictions ``[T, N, ways]`` of the tasks' own parameters ``[T, P]`` for images ``[T, N, C, H, W]``.
+
+    Raises:
+        RuntimeError, MemoryError: as :func:`adapt`.
+    """
+    library = library_of(SOURCE, phi.dtype, _Problem)
+    there, _ = places_of(network, library.block())
+    given = _behind(phi, 0, 1)[:, there].contiguous(), inputs.permute(0, 1, 3, 4, 2).contiguous()
+    found = phi.new_empty(*inputs.shape[:2], network.ways)
+    nothing = (None,) * (len(Adaptation._fields) - 2)
+    arrays = [given[0], None, None, given[1], None, None, None, found, *nothing]
+    problem = _problem(network, (len(phi), 0, inputs.shape[1]), (0, 0, 1, 0, 1), arrays)
+    if len(phi) and (failed := library.predict(ctypes.byref(problem))):
+        raise failure(failed, "", f"No memory for {inputs.shape[1]} images of a task.")
+    return found
+
+
+def _problem(network: Network, sizes: Sequence[int], kind: Sequence[int], arrays: Sequence[Tensor | None]) -> _Problem:
+    steps, *others = kind
+    return _Problem(
+        *(*sizes, network.blocks, steps, *others, torch.get_num_threads()),
+        *(network.channels, network.height, network.width, network.filters, network.stride, network.pool, network.norm),
+        *(network.flat, network.ways, network.eps, *addresses(arrays)),
+    )
 
 
 def unavailable(dtype: torch.dtype = torch.float32) -> str | None:

@@ -19,13 +19,13 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_maml.kernels.adaptation import Adaptation, room
-from lightning_maml.kernels.mlp_adapt.layout import in_torchs_order, into_matrices
+from lightning_maml.kernels.mlp_adapt.layout import FROM_SUMS, in_torchs_order, into_matrices
 from lightning_maml.kernels.mlp_adapt.products import (
     activation_of,
     add_back,
     add_forward,
     add_gradient,
-    density,
+    bend_of,
     elements_of,
     layer_of,
     loss_of,
@@ -63,7 +63,8 @@ def mlp_forward(
     ACTIVATION: tl.constexpr, LOSS: tl.constexpr, QUERY: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    SECTIONS: tl.constexpr = 4 if ACTIVATION == "gelu" else 2
+    FROM_SUM: tl.constexpr = ACTIVATION == "gelu"
+    SECTIONS: tl.constexpr = 4 if FROM_SUM else 2
     i_task = tl.program_id(0).to(tl.int64)
     inputs = tl.load(p_table)
     classes = tl.load(p_table + 3 * layers)
@@ -92,7 +93,7 @@ def mlp_forward(
                     b_sum = tl.zeros((BM, BN), tl.float32)
                     b_sum = add_forward(b_sum, p_from, p_phi + o_matrix, n, ins, outs, tile, 1, PRECISION, BK)
                     m_tile, o_tile = elements_of(tile, n, outs, o_out)
-                    if ACTIVATION == "gelu":
+                    if FROM_SUM:
                         tl.store(p_rows + 2 * S + o_tile, b_sum, mask=m_tile)
                     # no branch for the logits: Triton 3.9 fails to compile one around GELU
                     b_sum = tl.where(layer + 1 < layers, activation_of(b_sum, ACTIVATION), b_sum)
@@ -126,7 +127,7 @@ def mlp_forward(
                         b_sum = tl.zeros((BM, BN), tl.float32)
                         b_sum = add_back(b_sum, p_deltas + o_out, p_phi + o_matrix, n, ins, outs, tile, PRECISION, BK)
                         m_tile, o_tile = elements_of(tile, n, ins, o_in)
-                        if ACTIVATION == "gelu":
+                        if FROM_SUM:
                             tl.store(p_rows + 3 * S + o_tile, b_sum, mask=m_tile)
                             b_from = tl.load(p_rows + 2 * S + o_tile, mask=m_tile, other=0.0)
                         else:
@@ -173,9 +174,10 @@ def mlp_backward(
     RATES_GRAD: tl.constexpr,  # 0: none, 1: one a step, 2: one for each element
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    SECTIONS: tl.constexpr = 4 if ACTIVATION == "gelu" else 2
+    FROM_SUM: tl.constexpr = ACTIVATION == "gelu"
+    SECTIONS: tl.constexpr = 4 if FROM_SUM else 2
     tl.static_assert(ORDER == 1 or ORDER == 2, "Expected a known ORDER")
-    CURVED: tl.constexpr = ACTIVATION == "gelu" or ACTIVATION == "tanh"
+    CURVED: tl.constexpr = FROM_SUM or ACTIVATION == "tanh"
     i_task = tl.program_id(0).to(tl.int64)
     inputs = tl.load(p_table)
     classes = tl.load(p_table + 3 * layers)
@@ -210,7 +212,7 @@ def mlp_backward(
                         m_tile, o_tile = elements_of(tile, n, outs, o_out)
                         if CURVED:
                             tl.store(p_sum_tangents + o_tile, b_sum, mask=m_tile)
-                        p_slope = p_rows + 2 * S if ACTIVATION == "gelu" else p_rows
+                        p_slope = p_rows + 2 * S if FROM_SUM else p_rows
                         b_from = tl.load(p_slope + o_tile, mask=m_tile, other=0.0)
                         b_sum = tl.where(layer + 1 < layers, b_sum * slope_of(b_from, ACTIVATION), b_sum)
                         tl.store(p_row_tangents + o_tile, b_sum, mask=m_tile)
@@ -240,17 +242,17 @@ def mlp_backward(
                             b_sum, p_deltas + o_out, p_direction + o_matrix, n, ins, outs, tile, PRECISION, BK
                         )
                         m_tile, o_tile = elements_of(tile, n, ins, o_in)
-                        p_slope = p_rows + 2 * S if ACTIVATION == "gelu" else p_rows
+                        p_slope = p_rows + 2 * S if FROM_SUM else p_rows
                         b_from = tl.load(p_slope + o_tile, mask=m_tile, other=0.0)
                         b_sum = b_sum * slope_of(b_from, ACTIVATION)
                         if CURVED:
                             b_bend = tl.load(p_sum_tangents + o_tile, mask=m_tile, other=0.0)
-                            if ACTIVATION == "tanh":
+                            if FROM_SUM:
+                                b_upstream = tl.load(p_rows + 3 * S + o_tile, mask=m_tile, other=0.0)
+                                b_sum += bend_of(b_from, ACTIVATION) * b_upstream * b_bend
+                            else:
                                 b_delta = tl.load(p_deltas + o_tile, mask=m_tile, other=0.0)
                                 b_sum -= 2.0 * b_from * b_delta * b_bend
-                            else:
-                                b_upstream = tl.load(p_rows + 3 * S + o_tile, mask=m_tile, other=0.0)
-                                b_sum += density(b_from) * (2.0 - b_from * b_from) * b_upstream * b_bend
                         tl.store(p_delta_tangents + o_tile, b_sum, mask=m_tile)
                 tl.debug_barrier()
 
@@ -335,7 +337,7 @@ def launch(
     tasks, rows = batch[0].shape[:2]
     queries = batch[2].shape[1]
     P, steps, longest = theta.numel(), len(rates), max(rows, queries)
-    S, sections = longest * sum(widths[1:]), 4 if activation == "gelu" else 2
+    S, sections = longest * sum(widths[1:]), 4 if activation in FROM_SUMS else 2
     table = _table(tuple(widths), longest, theta.device)
     each = (steps + 1) * (sections * S + P) + 3 * S + 3 * P + (steps * P if rates_grad else 0)
     chunk = max(1, min(tasks, SCRATCH_NUMBERS // each))

@@ -85,7 +85,7 @@ def _tanh(b_x):
 
 
 @triton.jit
-def density(b_x):
+def _density(b_x):
     return 0.3989422804014327 * tl.exp(-0.5 * b_x * b_x)
 
 
@@ -115,10 +115,17 @@ def slope_of(b_x, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "tanh":
         return 1.0 - b_x * b_x
     elif ACTIVATION == "gelu":
-        return _cumulative(b_x) + b_x * density(b_x)
+        return _cumulative(b_x) + b_x * _density(b_x)
     else:
         tl.static_assert(ACTIVATION == "identity", "Expected a known ACTIVATION")
         return b_x * 0.0 + 1.0
+
+
+@triton.jit
+def bend_of(b_x, ACTIVATION: tl.constexpr):
+    """The second derivative, from what went in."""
+    tl.static_assert(ACTIVATION == "gelu", "Expected a known ACTIVATION")
+    return _density(b_x) * (2.0 - b_x * b_x)
 
 
 @triton.jit

@@ -120,7 +120,6 @@ def _gelu(sums: Tensor, inner: Tensor, slope: Tensor, bend: Tensor) -> None:
 
 
 _ACTIVATIONS = {"identity": _identity, "relu": _relu, "tanh": _tanh, "gelu": _gelu}
-_CURVED = ("tanh", "gelu")
 
 
 # Products as calls with everything bound. With a single output they are thin: a row times a matrix is several times
@@ -174,7 +173,7 @@ class _Plan:
         dtype: torch.dtype,
     ) -> None:
         self.rows, self.steps, self.widths, self.loss = rows, steps, widths, loss
-        self.activate, self.curved = _ACTIVATIONS[activation], activation in _CURVED
+        self.activate, self.curved = _ACTIVATIONS[activation], activation not in ("identity", "relu")
         self.layers = layers = len(widths) - 1
         empty = partial(torch.empty, dtype=dtype)
         passes = max(steps, 1)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_maml import presets
+from lightning_maml import learner, presets
 from lightning_maml.checks import did_you_mean
 
 LONGEST = 600  # characters of a line; of what is longer, such as a path of thousands of letters, the middle goes
@@ -168,5 +168,5 @@ def _suggestion(line: str, options: Iterable[str], name: str | None) -> str:
         located: Any = pydoc.locate(name or "")
         known |= {parameter: parameter for parameter in inspect.signature(located).parameters}
         if located.__name__ in presets.__all__ and not did_you_mean(wrong[1], known, 0.8):
-            return f" ({presets.meant(located, wrong[1])})"
+            return f" ({learner.meant(located, wrong[1])})"
     return did_you_mean(wrong[1], known, 0.8, known.__getitem__)

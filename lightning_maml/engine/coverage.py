@@ -139,7 +139,7 @@ STEPS: Runs = dict.fromkeys(("rule", "safeguard", *_DATA, *_DTYPES), ANYTHING) |
 SGD_UPDATE: Runs = STEPS | {"device": {"cpu", "cuda"}, "dtypes of what adapts": _ONE_OF}
 
 ADAPTATION: Runs = SGD_UPDATE | {  # a whole adaptation, and its meta-gradient, as one operator
-    "part": _PLAIN,
+    "part": _PLAIN | {inner.OneHead, inner.Zeros},  # which all tasks start from
     "chain": _in_order(),
     "rule": {Unrolled, FirstOrder, Joint},
     "dtypes of everything": _ONE_OF,
@@ -171,7 +171,7 @@ ROLLOUTS: Runs = {  # of reinforcement learning, where every step has rows of it
 # A recording repeats what was launched once: no weights that change with the update, no rows drawn anew, and nothing
 # that decides by a number how long it goes on.
 GRAPHED: Runs = COMPILED | {
-    "part": COMPILED_PARTS | {inner.Curvature, inner.Prototypes, inner.Zeros, inner.Proximal},
+    "part": COMPILED_PARTS | {inner.Curvature, inner.OneHead, inner.Prototypes, inner.Zeros, inner.Proximal},
     "rates": _RATES | {"curvature"},
     "rule": {Unrolled, FirstOrder, Joint, Reptile},
     "parameters of each step": ANYTHING,

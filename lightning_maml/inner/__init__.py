@@ -4,7 +4,7 @@ from lightning_maml.inner.adapts import Adapts, AllRows, ByName, MiniBatches, Pa
 from lightning_maml.inner.base import At, Holder, Parameters, Slope, State, Transformation, holders_in, tensors_of
 from lightning_maml.inner.loop import SGD, Adam, InnerLoop, Parts
 from lightning_maml.inner.rates import Curvature, LearnedRate, Rates, Scale, of_step
-from lightning_maml.inner.start import FromMeta, Nothing, Prototypes, Proximal, Start, Zeros
+from lightning_maml.inner.start import FromMeta, Nothing, OneHead, Prototypes, Proximal, Start, Zeros
 from lightning_maml.inner.transformations import (
     AddDecayed,
     ClipByNorm,

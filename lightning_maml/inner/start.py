@@ -72,6 +72,23 @@ class Prototypes:
 
 
 @dataclass(frozen=True)
+class OneHead:
+    """The head's first output for each of its outputs (Ye, Chao 2022): no order of the classes is better than another.
+
+    Differentiably: the meta-gradients of all outputs, added up, are that of the first. Those of the others are zero.
+
+    Args:
+        head: a regular expression for the head's parameters; None for the last module that has parameters.
+    """
+
+    head: str | None = None
+
+    def __call__(self, theta: Parameters, predict: Predict, support_targets: Tensor) -> Parameters:
+        head = {name: theta[name] for name in head_names(theta, self.head)}
+        return {**theta, **{name: value[:, :1].expand_as(value) for name, value in head.items()}}
+
+
+@dataclass(frozen=True)
 class Nothing:
     """Nothing pulls the parameters back."""
 

@@ -1,6 +1,7 @@
 """What a meta-gradient rule is given, and what it returns."""
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
@@ -22,6 +23,7 @@ class Loop(Protocol):
     gradients are differentiated by ``order=2``, and constants by ``order=1``. ``path``: these, ``steps + 1``, from
     before the first step on. ``support``: the losses ``[T]`` of all support rows, differentiable twice. ``query``: the
     query sets after all steps; ``query_after``: after so many. ``mean``: of values ``[T]``, by the tasks' weights.
+    ``elsewhere``: the same loop from other meta-parameters ``{name: [*shape]}``.
     """
 
     @property
@@ -33,6 +35,7 @@ class Loop(Protocol):
     def query(self, phi: Parameters) -> Query: ...
     def query_after(self, phi: Parameters, steps: int) -> Query: ...
     def mean(self, values: Tensor) -> Tensor: ...
+    def elsewhere(self, theta: Mapping[str, Tensor]) -> Self: ...
 
 
 @runtime_checkable

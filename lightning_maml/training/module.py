@@ -299,16 +299,23 @@ class MetaModule(MetaTraining):
         algorithm = self.algorithm.with_steps(self.test_steps)
         losses: dict[str, Any] = {"loss": self.loss, "query_loss": self.query_loss}
         values: dict[str, list[Tensor]] = {name: [] for name in self.task_means}
+        # validation shows what is before and after all steps, a test what each of them does
+        at = [*range(self.test_steps + 1)] if self.trainer.testing else [*{0, self.test_steps}]
+        options: dict[str, Any] = {"engine": self.engine, "at": at, "safeguard": self.safeguard}
         diverged = []
         tasks = as_task_batch(batch)
         for part in tasks.parts(len(tasks)):
-            evaluation = evaluate(self.network, algorithm, part, **losses, engine=self.engine, safeguard=self.safeguard)
+            evaluation = evaluate(self.network, algorithm, part, **losses, **options)
             diverged.append(evaluation.diverged)
-            values["loss"].append(evaluation.query_losses)
+            found = {"loss": evaluation.query_losses}
             if self._metric is not None:
                 steps = evaluation.predictions.unbind(1)
                 each = [judged(self._metric, predictions, part.query_targets) for predictions in steps]
-                values[self._metric[0]].append(torch.stack(each, 1))
+                found[self._metric[0]] = torch.stack(each, 1)
+            for name, value in found.items():
+                every = value.new_full(evaluation.support_losses.shape, torch.nan)
+                every[:, at] = value
+                values[name].append(every)
         return {name: torch.cat(each) for name, each in values.items()}, torch.cat(diverged)
 
     def _about_test(self) -> dict[str, Any]:

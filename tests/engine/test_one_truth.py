@@ -27,6 +27,7 @@ from lightning_maml import (
     Implicit,
     Joint,
     MultiStep,
+    OneHead,
     Part,
     Prototypes,
     Rates,
@@ -310,7 +311,7 @@ OPTIONS: dict[str, Callable[[], dict[str, Any]]] = {
         "transformations": (Weighted(torch.tensor(0.8, dtype=torch.float64, requires_grad=True)),)
     },
 }
-STARTS = {"meta": None, "zeros": Zeros(), "prototypes": Prototypes(), "own start": shifted}
+STARTS = {"meta": None, "zeros": Zeros(), "prototypes": Prototypes(), "one head": OneHead(), "own start": shifted}
 ADAPTS = {"all": None, "regex": "bias|weight", "predicate": lambda name: "weight" in name, "head": Part("head")}
 ADAPTS |= {"body": Part("body"), "own choice": Biases()}
 RULES: dict[str, Callable[[], Any]] = {

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_maml.kernels import compiler
-from lightning_maml.kernels.conv_adapt import LOSSES, Network, conv_adapt, conv_trajectory, parameters_of
+from lightning_maml.kernels.conv_adapt import LOSSES, Network, conv_adapt, conv_trajectory, parameters_of, predict
 from lightning_maml.kernels.conv_adapt.layout import places_of
 from lightning_maml.kernels.conv_adapt.naive import conv_adapt as naive
+from lightning_maml.kernels.conv_adapt.naive import forward
 
 NAMES = ("task losses", "predictions", "support losses", "gradient of theta", "gradient of the rates", "trajectory")
 OMNIGLOT = Network(
@@ -81,6 +82,22 @@ def test_equals_autograd(name, loss):
     for order, elements in ((2, False), (2, True), (1, False), (1, True)):
         arguments = operands(network, loss, elements=elements)
         assert_equal(outputs(arguments, network, loss, order), naive(*arguments, network, loss, order), 1e-11)
+
+
+def assert_predicts(network: Network, tasks: int, queries: int = 5) -> None:
+    theta, _, _, _, images, _ = operands(network, "mse", tasks, queries=queries)
+    phi = theta + 0.1 * torch.randn(tasks, len(theta), dtype=theta.dtype)
+    expected = [forward(*task, network) for task in zip(phi, images, strict=True)]
+    found = predict(phi, images, network)
+    assert found.shape == (tasks, queries, network.ways)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize(("tasks", "queries"), [(0, 5), (1, 2), (7, 11)])
+def test_predicts_by_each_tasks_own_parameters(name, tasks, queries):
+    assert_predicts(NETWORKS[name], tasks, queries)
 
 
 @pytest.mark.parametrize(
@@ -235,5 +252,6 @@ def test_reads_nothing_that_it_did_not_write(tmp_path, monkeypatch):
         for network in NETWORKS.values():
             arguments = operands(network, "mse", elements=True)
             assert_equal(outputs(arguments, network, "mse"), naive(*arguments, network, "mse", 2), 1e-11)
+            assert_predicts(network, tasks=2)
     finally:
         compiler.load.cache_clear()

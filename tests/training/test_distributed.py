@@ -35,6 +35,7 @@ from lightning_maml import (
     pretrained,
     proto_maml,
     reptile,
+    unicorn_maml,
 )
 from lightning_maml.data import TaskStream
 from lightning_maml.metrics import accuracy
@@ -119,6 +120,7 @@ CASES: dict[str, dict[str, Any]] = {
     "meta_sgd": {"algorithm": meta_sgd(0.1, 2)},
     "meta_curvature": {"algorithm": meta_curvature(0.1, 2)},
     "proto_maml": {"algorithm": proto_maml(0.1, 2)},
+    "unicorn_maml": {"algorithm": unicorn_maml(0.1, 2)},
     "learned rates": {"algorithm": maml(0.1, 2, learn_lr="per_parameter_and_step")},
     "engine eager": {"algorithm": maml(0.1, 2), "engine": Eager()},
     "engine fused": {"algorithm": maml(0.1, 2), "engine": Fused(kernel="mlp_adapt"), "network": column},

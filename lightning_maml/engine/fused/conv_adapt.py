@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from lightning_maml.engine.base import Problem
 from lightning_maml.engine.coverage import CONV_ADAPT, MEANS
 from lightning_maml.engine.fused import operator
-from lightning_maml.engine.fused.operator import NEEDS_COMPILER, Named, OperatorLoop, Recognised, require
+from lightning_maml.engine.fused.operator import (
+    NEEDS_COMPILER,
+    Named,
+    OperatorLoop,
+    Recognised,
+    UnrecognisedError,
+    require,
+)
 from lightning_maml.tasks import Set
 
 _KNOWN = {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear, *MEANS}
@@ -63,6 +70,17 @@ class ConvAdapt(operator.Operator):
         from lightning_maml.kernels.conv_adapt import conv_trajectory
 
         return conv_trajectory(loop.theta, rates, *loop.batch, loop.found.network(loop.batch[0]), loop.loss.kind)
+
+    def predict(self, found: Convolutional, phi: Tensor, inputs: Tensor) -> Tensor | None:
+        from lightning_maml.kernels.conv_adapt import predict
+
+        if type(inputs) is not Tensor or inputs.dtype != phi.dtype or not inputs.is_cpu:
+            return None
+        try:
+            network = found.network(inputs)
+        except UnrecognisedError:  # images of another size, or a single value of a channel
+            return None
+        return predict(phi, inputs, network)
 
 
 def recognise(network: nn.Module) -> Convolutional:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_maml.checks import check_one_of
-from lightning_maml.engine.base import MetaOutput, Problem
+from lightning_maml.engine.base import MetaOutput, Problem, autocast_on
 from lightning_maml.engine.coverage import SGD_UPDATE, refused
 from lightning_maml.engine.fused import first_call
 from lightning_maml.engine.fused.conv_adapt import ConvAdapt
@@ -119,6 +119,15 @@ class Fused(LoopEngine):
         if operator and self._agrees(first_call.adaptation, problem, support):
             return OperatorLoop(problem, operator, found, support).trajectory()
         return super().trajectory(problem, support)
+
+    def predict(self, problem: Problem, phi: Parameters, inputs: Any, step: int | None = None) -> Tensor:
+        operator, found, _ = problem.memo.get(self) or (None, None, None)  # what the adaptation found
+        if operator is not None and not (torch.is_grad_enabled() or autocast_on(inputs.device)):
+            every = {name: problem.parameters[name] for name in found.shapes} | phi
+            rows = [value.expand(len(inputs), *found.shapes[name]).flatten(1) for name, value in every.items()]
+            if (predicted := operator.predict(found, torch.cat(rows, 1), inputs)) is not None:
+                return predicted
+        return super().predict(problem, phi, inputs, step)
 
     def _agrees(self, numbers: Any, problem: Problem, *sets: Set) -> bool:
         """Whether a kernel may run this, see :func:`first_call.agrees`."""

@@ -17,7 +17,7 @@ from lightning_maml.engine.base import Problem
 from lightning_maml.engine.coverage import Runs
 from lightning_maml.engine.functional.structure import layers_of
 from lightning_maml.engine.loops.loop import TaskLoop
-from lightning_maml.inner import InnerLoop, Parameters
+from lightning_maml.inner import FromMeta, InnerLoop, Parameters
 from lightning_maml.meta_gradient import Query
 from lightning_maml.tasks import Set
 
@@ -78,6 +78,10 @@ class Operator(ABC):
     def trajectory(self, loop: OperatorLoop, rates: Tensor) -> tuple[Tensor, Tensor]:
         """The parameters ``[T, m, P]`` after each inner step, and the support losses ``[T, m + 1]``."""
 
+    def predict(self, found: Any, phi: Tensor, inputs: Tensor) -> Tensor | None:
+        """Predictions ``[T, N, ...]`` of the tasks' own parameters ``[T, P]``; None where it runs no such."""
+        return None
+
 
 class OperatorLoop:
     """A :class:`~lightning_maml.meta_gradient.Loop` for rules that ask once for query sets, after all or no steps.
@@ -90,20 +94,37 @@ class OperatorLoop:
         self.batch = [value for pair in sets for value in pair]
         self.inner, self.loss = problem.inner, problem.loss
         self.parameters = {name: problem.parameters[name] for name in found.shapes}
-        with torch.no_grad():
-            self.theta = _flatten_dense_tensors([*self.parameters.values()])  # one call for all
+        self.starts = self._starts()
+        self.theta = self._row(self.starts)
         for inputs, targets in sets:
             self.loss.check_shapes((*inputs.shape[:2], found.outputs), targets)
             self.loss.check_values(found.outputs, targets)
 
+    def _starts(self) -> Parameters:
+        """What all tasks start from: coverage.py allows no start that looks at a task."""
+        start = self.inner.parts.start
+        if type(start) is FromMeta:
+            return self.parameters
+        theta = {name: value.unsqueeze(0) for name, value in self.parameters.items() if name in self.problem.adapted}
+        with torch.enable_grad():
+            phi = start(theta, _no_predictions, self.batch[1])
+        return self.parameters | {name: value.squeeze(0) for name, value in phi.items()}
+
+    @staticmethod
+    @torch.no_grad()
+    def _row(parameters: Parameters) -> Tensor:
+        return _flatten_dense_tensors([*parameters.values()])  # one call for all
+
     def initial(self) -> Any:
-        return 0, 1
+        return 0, 1, self.parameters
 
     def unroll(self, order: int) -> Any:
-        return self.inner.steps, order
+        return self.inner.steps, order, self.starts
 
     def query(self, asked: Any) -> Query:
-        steps, order = asked
+        steps, order, starts = asked
+        if starts is not self.starts:
+            self.starts, self.theta = starts, self._row(starts)
         self.rates = self._rates(steps)
         self.output = self.operator.adapt(self, self.rates, order)
         return Query(self.output.task_losses.mean(), self.output.task_losses, self.output.predictions)
@@ -113,6 +134,10 @@ class OperatorLoop:
         assert weight == 1
         parameters = [*self.parameters.values()]
         parts = _unflatten_dense_tensors(self.output.of_theta, parameters)
+        if self.starts is not self.parameters:
+            starts = [value for value in self.starts.values() if value.requires_grad]
+            known = [part for value, part in zip(self.starts.values(), parts, strict=True) if value.requires_grad]
+            parts = torch.autograd.grad(starts, parameters, known, materialize_grads=True)
         gradients = dict(zip(map(id, parameters), parts, strict=True))
         learned = [leaf for leaf in leaves if id(leaf) not in gradients]
         if learned and self.rates.requires_grad:
@@ -149,6 +174,10 @@ class OperatorLoop:
             return self.theta.new_full((steps, 1), float(self.inner.lr))
         rows = [rate_of(self.inner, step, self.parameters, adapted) for step in range(steps)]
         return torch.stack(rows) if rows else self.theta.new_empty(0, 1)
+
+
+def _no_predictions(phi: Parameters) -> Tensor:
+    raise NotImplementedError("Expected a start that looks at no task.")
 
 
 def rate_of(inner: InnerLoop, step: int, parameters: Parameters, adapted: AbstractSet[str]) -> Tensor:

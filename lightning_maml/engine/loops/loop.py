@@ -2,8 +2,9 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from copy import copy
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -48,6 +49,12 @@ class TaskLoop:
     def origin(self) -> Parameters:
         """The meta-parameters, where tasks start, and to which a proximal loop is drawn back."""
         return self.initial()
+
+    def elsewhere(self, theta: Parameters) -> Self:
+        loop = copy(self)
+        loop.theta, loop.support_losses = theta, []
+        loop.__dict__.pop("origin", None)
+        return loop
 
     def start(self) -> Parameters:
         """Where every task starts: the meta-parameters, or what the inner loop's ``start`` makes of them."""
