@@ -22,7 +22,7 @@ demo: $(VENV)/.ready ## meta-train the sinusoid for about a minute, then test on
 	@$(BIN)/lightning-maml demo $(ARGS)
 
 test: $(VENV)/.ready ## run the tests and the docstrings' examples, in two processes (WORKERS=8), without those marked slow (ARGS="-m slow" for these)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 coverage: $(VENV)/.ready ## the same, and which lines they run
 	@$(BIN)/python -m pytest --cov=lightning_maml --cov=kernels --cov-report=term $(ARGS)

@@ -25,6 +25,30 @@ if "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = "1"
 
 
+# Files that take longest, in order: where processes share the tests, all would wait for one that was begun last.
+LONGEST = (
+    "tests/cli/test_cli.py",
+    "tests/test_benchmarks.py",
+    "tests/meta_gradient/test_meta_gradients.py",
+    "tests/cli/test_bad_command_lines.py",
+    "tests/saving/test_before.py",
+    "tests/test_stand_in_device.py",
+    "tests/saving/test_best_and_last.py",
+    "tests/saving/test_reliability_runs.py",
+    "tests/cli/test_own_data.py",
+    "tests/test_readme.py",
+    "tests/test_family.py",
+    "tests/training/test_distributed.py",
+    "tests/kernels/emulator/test_emulator_variants.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, the others as they were found."""
+    places = {REPOSITORY / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """The same random numbers in a test, whichever tests ran before it."""

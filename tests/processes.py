@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import socket
+import subprocess
+import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -13,8 +17,10 @@ from typing import Any
 
 import torch
 
+from lightning_maml import cli
+
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch", "lightning.pytorch", "lightning_maml"])
+SERVER.set_forkserver_preload(["torch", "lightning.pytorch", "lightning_maml", "lightning_maml.cli.meta_cli"])
 
 
 def start(function: Callable[..., Any], folder: Path, world_size: int, *arguments: Any) -> list[Any]:
@@ -59,6 +65,48 @@ def run(function: Callable[..., Any], folder: Path, world_size: int, *arguments:
     said = "".join(path.read_text() for path in sorted(folder.glob("error_*.txt")))
     assert statuses == [0] * world_size, f"exit statuses {statuses}\n{said}"
     return [torch.load(folder / f"result_{rank}.pt") for rank in range(world_size)]
+
+
+def command(words: Sequence[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What ``lightning-maml`` says in a folder and how it ends, as ``subprocess.run`` tells it, without the imports."""
+    return _heard(_command, ["lightning-maml", *words], folder, environment)
+
+
+def script(path: Path) -> subprocess.CompletedProcess[str]:
+    """The same of a script, in its folder."""
+    return _heard(_script, [str(path)], path.parent, {})
+
+
+def _heard(
+    function: Callable[[], None], words: list[str], folder: Path, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    with tempfile.TemporaryDirectory() as heard:
+        paths = [Path(heard, name) for name in ("stdout", "stderr")]
+        process = SERVER.Process(target=_speak, args=(function, words, folder, environment, paths))
+        process.start()
+        (status,) = wait([process])
+        return subprocess.CompletedProcess(words, status, *(path.read_text() for path in paths))
+
+
+def _speak(
+    function: Callable[[], None], words: list[str], folder: Path, environment: dict[str, str], paths: list[Path]
+) -> None:
+    torch.set_num_threads(1)
+    for descriptor, path in enumerate(paths, start=1):  # those of this process, which what it starts has, too
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv[:] = words
+    sys.path.insert(0, str(folder))
+    function()
+
+
+def _command() -> None:
+    sys.exit(cli.main())
+
+
+def _script() -> None:
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def _enter(

@@ -87,37 +87,36 @@ def test_metadata(wheel: Path, members: list[str]) -> None:
     assert not [line for line in required if line.startswith(("learn2learn", "triton", "gym", "torchvision"))]
 
 
-def test_installed_wheel_imports(wheel: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def imported(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Where the wheel is unpacked, and the files and the version of what is imported from there."""
+    folder = tmp_path_factory.mktemp("installed")
     # unpacked and put first on the path: the editable install of this checkout must not answer instead
     with ZipFile(wheel) as archive:
-        archive.extractall(tmp_path)
+        archive.extractall(folder)
     command = (
-        "import lightning_maml, lightning_maml.kernels as k; print(lightning_maml.__file__, k.__file__, sep='\\n')"
+        "import lightning_maml, lightning_maml.kernels as k; "
+        "print(lightning_maml.__file__, k.__file__, lightning_maml.__version__, sep='\\n')"
     )
     done = subprocess.run(
         [sys.executable, "-c", command],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    package = tmp_path / "lightning_maml"
-    assert done.stdout.splitlines() == [str(package / "__init__.py"), str(package / "kernels" / "__init__.py")]
+    return folder / "lightning_maml", done.stdout.splitlines()
 
 
-def test_the_version_is_that_of_pyproject(wheel: Path, repository: Path, tmp_path: Path) -> None:
+def test_installed_wheel_imports(imported: tuple[Path, list[str]]) -> None:
+    package, (file, of_kernels, _) = imported
+    assert [file, of_kernels] == [str(package / "__init__.py"), str(package / "kernels" / "__init__.py")]
+
+
+def test_the_version_is_that_of_pyproject(imported: tuple[Path, list[str]], repository: Path) -> None:
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
-    with ZipFile(wheel) as archive:
-        archive.extractall(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", "import lightning_maml; print(lightning_maml.__version__)"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.stdout.strip(), done.returncode) == (project["version"], 0), done.stderr
+    assert imported[1][2] == project["version"]
     with pytest.raises(AttributeError, match="no attribute 'version_of_another'"):
         _ = lightning_maml.version_of_another
 

@@ -6,10 +6,11 @@ import re
 import runpy
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+import processes
 
 WITH_CODE = ("README.md", "docs/guide.md", "docs/engines.md", "docs/own_data.md", "docs/rl.md", "docs/serving.md")
 DOCUMENTS = (
@@ -54,9 +55,7 @@ def test_python_blocks_run(repository: Path, tmp_path: Path, document: str) -> N
     assert script.count("import") >= 3  # the blocks were found
     path = tmp_path / "readme.py"
     path.write_text(script)
-    done = subprocess.run(
-        [sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
+    done = processes.script(path)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -115,8 +114,7 @@ def test_bash_blocks_run(repository: Path, tmp_path: Path) -> None:
         if program == "make":
             continue
         assert program == "lightning-maml"
-        command = [sys.executable, "-m", "lightning_maml.cli", *words, *SHORTENED[words[0]]]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        done = processes.command([*words, *SHORTENED[words[0]]], tmp_path)
         assert done.returncode == 0, (words, done.stderr[-3000:])
         ran.add(words[0])
     assert ran == {*SHORTENED}

@@ -468,6 +468,7 @@ def test_ctrl_c_is_a_line_and_130(line):
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(Path("said").open("wb"))
         running = process(line, stderr=log, stdout=log)
+        stack.callback(running.kill)  # one that did not stop would train for hours
         until = time.monotonic() + 120
         while not any(word in Path("said").read_text() for word in ("Params", "updates of 25", "Trainable")):
             assert running.poll() is None, Path("said").read_text()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,9 +49,20 @@ def lightning_maml(*args: str) -> None:
     assert cli.main(list(args)) == 0
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that ``fit`` leaves behind."""
+    folder = tmp_path_factory.mktemp("trained")
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lightning-maml"])
+        lightning_maml("fit", *SMALL)
+    return folder / "runs"
+
+
 @pytest.fixture
-def trained() -> Path:
-    lightning_maml("fit", *SMALL)
+def trained(runs: Path) -> Path:
+    """A copy in the test's own folder, at the time at which it was written."""
+    shutil.copytree(runs, "runs")
     return Path("runs/sinusoid/version_0")
 
 

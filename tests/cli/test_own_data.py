@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import processes
 from drawings import write_classes
 from lightning_maml.cli import main
 from lightning_maml.cli.progress import ProgressLines
@@ -24,14 +24,7 @@ FEW = [*TABLE, "--data.shots", "3", *SHORT, "--model.updates_per_step", "1", "--
 
 
 def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "lightning_maml.cli", *words],
-        cwd=folder,
-        env={**os.environ, "LIGHTNING_MAML_CACHE": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+    done = processes.command(words, folder, LIGHTNING_MAML_CACHE=str(folder / "cache"))
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 

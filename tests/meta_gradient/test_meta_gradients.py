@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -24,6 +25,12 @@ ENGINES = {
     "fused": Fused(),
 }
 LR = 0.1
+
+
+@pytest.fixture(scope="module")
+def compiled_problem():
+    """Problems by name: a graph belongs to its network, and is compiled in the first test that asks for it."""
+    return cache(make_problem)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -156,9 +163,9 @@ def test_equals_learn2learn(network, loss, steps):
         pytest.param("conv4", "cross_entropy", "step", marks=pytest.mark.slow),
     ],
 )
-def test_compiled(network, loss, checkpoint):
+def test_compiled(network, loss, checkpoint, compiled_problem):
     engine = Batched(compile=True, checkpoint=checkpoint)
-    module, tasks = make_problem(network, loss)
+    module, tasks = compiled_problem(network, loss)
     for steps in (1, 5):  # the second runs on the graphs of the first
         output = meta_loss(module, maml(LR, steps), tasks, loss=loss, engine=engine)
         assert relative_error(meta_gradient(module, output), reference(module, tasks, loss, LR, steps)) < 1e-9
@@ -196,7 +203,7 @@ def test_compiled_with_shared_parameters():
     assert relative_error(*gradients) < 1e-9
 
 
-def test_compiled_under_a_rule_of_ones_own():
+def test_compiled_under_a_rule_of_ones_own(compiled_problem):
     """The known rules go back to the start by themselves; any other by autograd."""
 
     class BeforeAndAfter:
@@ -204,7 +211,7 @@ def test_compiled_under_a_rule_of_ones_own():
             before, after = loop.query(loop.initial()), loop.query(loop.unroll(order=2))
             return after._replace(loss=after.loss + 0.5 * before.loss)
 
-    module, tasks = make_problem("mlp", "mse")
+    module, tasks = compiled_problem("mlp", "mse")
     algorithm = replace(maml(LR, 3), meta_gradient=BeforeAndAfter())
     gradients = [
         meta_gradient(module, meta_loss(module, algorithm, tasks, loss="mse", engine=engine))
@@ -213,10 +220,10 @@ def test_compiled_under_a_rule_of_ones_own():
     assert relative_error(*gradients) < 1e-9
 
 
-def test_compiled_graphs_are_shared_between_steps():
+def test_compiled_graphs_are_shared_between_steps(compiled_problem):
     from lightning_maml.engine.loops.compiled import _GRAPHS
 
-    module, tasks = make_problem("mlp", "mse")
+    module, tasks = compiled_problem("mlp", "mse")
     for steps in (1, 2, 7):
         meta_loss(module, maml(LR, steps), tasks, loss="mse", engine=Batched(compile=True))
         (graphs,) = _GRAPHS[module].values()
@@ -267,9 +274,9 @@ def test_learned_rates(preset, learn_lr):
 
 @pytest.mark.parametrize("preset", [maml, fomaml])
 @pytest.mark.parametrize("network", ["mlp", "norm_mlp"])
-def test_a_rate_for_each_step(preset, network):
+def test_a_rate_for_each_step(preset, network, compiled_problem):
     """The numbers are those of learned rates at the same values, and further steps have the last one."""
-    module, tasks = make_problem(network, "mse")
+    module, tasks = compiled_problem(network, "mse")
     fixed, learned = preset([LR, LR / 2], 3), preset([LR, LR / 2], 3, learn_lr="per_step")
     rates = learned.initial_rates(module)
     assert rates.per_step.tolist() == [LR, LR / 2, LR / 2]
