@@ -9,8 +9,6 @@ First each contender's meta-gradient is checked against float64: one that is wro
 Contenders then run in turn, round by round. Those that are not installed or cannot run are named, with the reason.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from itertools import product

@@ -9,8 +9,6 @@ is 5-way 1-shot, 8 tasks an update, tested on 600 tasks of unseen characters. Wh
 The exception is iMAML on the sinusoids, the best of four that were looked at on the test's tasks, and still weak.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable

@@ -7,8 +7,6 @@ where both runs have it, as machines differ, and one machine from day to day. A 
 rose by more than the tolerance and the two runs' spreads do not overlap. The exit code is then 1.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from benchmarks.result_file import command_line, read

@@ -3,8 +3,6 @@
 python -m benchmarks.endurance [--updates 200000] [--json FILE]
 """
 
-from __future__ import annotations
-
 import gc
 import statistics
 import tempfile

@@ -7,8 +7,6 @@ they run in turn, round by round, and are related to ``fomaml`` within each roun
 hold. A wrong meta-gradient gets neither.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 import warnings

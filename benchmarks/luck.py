@@ -5,8 +5,6 @@ python -m benchmarks.luck [--seeds 20] [--json FILE]
 What FILE has already is not run again, so that a run that was stopped goes on.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from contextlib import redirect_stderr

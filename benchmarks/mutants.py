@@ -8,8 +8,6 @@ runs in a copy of the repository, in a process forked from one that has imported
 docs/reliability.md says which.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 import shutil

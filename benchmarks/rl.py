@@ -6,8 +6,6 @@ Every run is `lightning-maml fit` and then `test` of configs/NAME.yaml on held-o
 NAME is rl_navigation, rl_navigation_two_steps or rl_half_cheetah; an epoch is 10 meta-iterations.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import os

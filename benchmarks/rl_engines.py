@@ -7,8 +7,6 @@ float64 first; a wrong one gets no time, and the exit code is 1. Then what a met
 consists of. Freed memory is kept, as `lightning-maml` keeps it.
 """
 
-from __future__ import annotations
-
 import copy
 import sys
 from collections.abc import Callable

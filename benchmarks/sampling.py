@@ -5,8 +5,6 @@
 Both in turn, round by round.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from statistics import median
 from typing import Any

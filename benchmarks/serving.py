@@ -8,8 +8,6 @@ normalise. Each is tested on 600 tasks of unseen characters, after 3 inner steps
 in training mode, which have to agree. Rows in the file are added to, not replaced, where ``--only`` names some.
 """
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any

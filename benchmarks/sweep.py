@@ -8,8 +8,6 @@ own size: what is printed is a fixed cost, a cost of each task or step, and the 
 from its line. Pictures need matplotlib, of the extra ``report``.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from pathlib import Path
 from typing import Any

@@ -8,8 +8,6 @@ logger. Then what a step of ``Trainer.fit`` consists of, beside a Lightning loop
 many seconds of training it takes until validation tasks are solved so well after the inner steps.
 """
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Callable

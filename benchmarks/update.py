@@ -7,8 +7,6 @@ time, and the exit code is 1. Contenders run in turn, round by round. The share 
 machine copies memory: two numbers are read and one written for each parameter.
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 from collections.abc import Callable

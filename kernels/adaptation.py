@@ -1,7 +1,5 @@
 """What the operators of whole inner loops give, and how they are registered."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

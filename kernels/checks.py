@@ -1,7 +1,5 @@
 """Argument checks shared by the operators."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

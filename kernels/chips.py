@@ -1,7 +1,5 @@
 """The chips that the kernels are compiled for: what a multiprocessor holds, and how many there are."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import tempfile

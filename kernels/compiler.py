@@ -5,8 +5,6 @@ a name that source, compiler and processor decide. Limits, and the order of name
 Python alone: a source is compiled with them.
 """
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import os

@@ -11,8 +11,6 @@ The exit code is 1 where a variant has more than 272 bytes of stack, exceeds the
 more than 60 s to compile. AMD's architecture is reported, and fails nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -5,8 +5,6 @@ architecture (``emulator/operations.py``). How programs that share a multiproces
 modelled, nor what ``ptxas`` makes of the PTX.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise

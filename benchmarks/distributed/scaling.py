@@ -5,8 +5,6 @@
 Run by `two_hosts.sh`, beside it, in one process, in two, and on two hosts. The tasks are those of the whole meta-batch.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import statistics

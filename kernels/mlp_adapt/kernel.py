@@ -8,8 +8,6 @@ for any depth. Threads of a program meet at a barrier wherever one reads what an
 Weights are matrices ``[in + 1, out]`` with the bias as the last row (``layout.py``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 

@@ -5,8 +5,6 @@ is one matrix ``[in + 1, out]``: the transposed weight, and the bias as its last
 behind it times this matrix is the layer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """The formula in plain autograd: what the kernels and the hand-written recursion are tested against."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 

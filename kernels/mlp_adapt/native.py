@@ -1,7 +1,5 @@
 """The operator on the CPU, compiled: calls ``native.c``."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The operators ``lightning_maml::mlp_adapt`` and ``lightning_maml::mlp_trajectory``."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

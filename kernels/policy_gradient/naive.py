@@ -1,7 +1,5 @@
 """The formula in plain autograd: what the operator is tested against."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 With a direction it is its own backward, the product of Hessians and direction; that has none, and raises.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

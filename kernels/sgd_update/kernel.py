@@ -1,7 +1,5 @@
 """The Triton kernel: every program updates one block of one task."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

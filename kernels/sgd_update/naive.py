@@ -1,7 +1,5 @@
 """The formula."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 __all__ = ["sgd_update", "step"]

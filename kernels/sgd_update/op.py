@@ -1,7 +1,5 @@
 """The operator ``lightning_maml::sgd_update``, differentiable to any order."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
