@@ -144,7 +144,6 @@ def _finite(mean: float, half: float) -> list[float] | None:
 
 
 def main() -> None:
-    """The command line."""
     parser = command_line(__doc__, updates=10_000)
     parser.add_argument("problem", choices=list(PROBLEMS))
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the algorithms; all by default")

@@ -57,7 +57,6 @@ def compare(old: dict[Key, dict[str, float]], new: dict[Key, dict[str, float]], 
 
 
 def main(arguments: list[str]) -> int:
-    """The command line."""
     parser = command_line(__doc__, "python -m benchmarks compare", writes=False)
     parser.add_argument("old", type=Path, metavar="OLD")
     parser.add_argument("new", type=Path, metavar="NEW")

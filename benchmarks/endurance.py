@@ -65,7 +65,6 @@ def endure(updates: int, folder: Path) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    """The command line."""
     options = command_line(__doc__, updates=200_000).parse_args()
     results = ResultFile(options.json, "endurance")
     with tempfile.TemporaryDirectory() as folder:

@@ -130,7 +130,6 @@ def measure(workload: str, rounds: int, results: ResultFile) -> None:
 
 
 def main() -> None:
-    """The command line."""
     parser = command_line(__doc__, rounds=11)
     parser.add_argument("--workloads", nargs="+", choices=list(TASKS), default=list(TASKS))
     options = parser.parse_args()

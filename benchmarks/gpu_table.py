@@ -64,7 +64,6 @@ def table(folder: Path) -> str:
 
 
 def main() -> None:
-    """The command line."""
     parser = command_line(__doc__, writes=False)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder

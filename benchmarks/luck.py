@@ -54,7 +54,6 @@ def _finite(value: float) -> float | None:
 
 
 def main() -> None:
-    """The command line."""
     parser = command_line(__doc__, seeds=20)
     parser.set_defaults(json=Path("benchmarks/results/luck.json"))
     options = parser.parse_args()

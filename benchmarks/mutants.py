@@ -128,7 +128,6 @@ def survivors(path: Path, arguments: list[str], folder: Path) -> tuple[int, list
 
 
 def main() -> None:
-    """The command line."""
     parser = command_line(__doc__)
     parser.add_argument("--only", nargs="+", choices=list(TESTS), default=list(TESTS), metavar="PATH")
     options = parser.parse_args()

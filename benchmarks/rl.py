@@ -59,7 +59,6 @@ def _command(arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """The command line."""
     parser = command_line(__doc__)
     parser.add_argument("name", nargs="?", default=NAMES[0], choices=NAMES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

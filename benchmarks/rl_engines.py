@@ -84,7 +84,6 @@ def profile(rounds: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> int:
-    """The command line."""
     options = command_line(__doc__, tasks=[16, 20, 40], inner_steps=1, rounds=15).parse_args()
     cli.keep_freed_memory()
     results = ResultFile(options.json, "rl_engines")

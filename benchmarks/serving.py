@@ -86,7 +86,6 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """The command line."""
     parser = command_line(__doc__, updates=3000)
     parser.add_argument("--root", type=Path, default=Path("data/omniglot"))
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=[*CONTENDERS])

@@ -80,7 +80,6 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line."""
     parser = command_line(__doc__, "python -m benchmarks sweep", writes=False)
     parser.add_argument("file", type=Path, metavar="FILE", help="what --json of `python -m benchmarks` wrote")
     parser.add_argument("--svg", type=Path, metavar="FOLDER", help="where to put pictures")

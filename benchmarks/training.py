@@ -231,7 +231,6 @@ def seconds_to(accuracy: float, setting: Setting, limit: int) -> dict[str, dict[
 
 
 def main(arguments: list[str]) -> int:
-    """The command line."""
     program = "python -m benchmarks training"
     parser = command_line(__doc__, program, tasks=8, inner_steps=5, updates=10, rounds=5, limit=2000)
     parser.add_argument("--root", required=True, help="where Omniglot is")

@@ -37,7 +37,6 @@ def contenders(phi: Tensor, gradient: Tensor, sizes: list[int]) -> dict[str, Cal
 
 
 def main() -> int:
-    """The command line."""
     parser = command_line(__doc__, tasks=32, rounds=21)
     parser.add_argument("--device", type=known_device, default="cpu")
     options = parser.parse_args()

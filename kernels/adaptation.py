@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Adaptation", "operators", "room"]
-
 
 class Adaptation(NamedTuple):
     """A batch of adaptations and their meta-gradient; what was not asked for has no elements."""

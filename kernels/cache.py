@@ -12,8 +12,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["kept"]
-
 
 def kept(key: str, build: Callable[[Path], None]) -> Path:
     """The library of a key; ``build`` writes it to the path that it is given, where there is no whole one.

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["check_batch", "check_choices", "check_parameters", "check_targets", "unknown"]
-
 
 def check_batch(batch: Sequence[Tensor], order: int) -> None:
     """Raise ValueError where there are other tasks in the query sets, ``batch[2:]``, or the order is not 1 or 2."""

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CHIPS", "Amd", "Chip", "Nvidia"]
-
 
 @dataclass(frozen=True)
 class Chip:

@@ -22,8 +22,6 @@ from torch import Tensor
 
 from lightning_maml.kernels.cache import kept
 
-__all__ = ["Problem", "addresses", "build", "failure", "library_of", "load", "why_unavailable"]
-
 FLAGS = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
 FLAGS += ["-Werror=switch"]  # what Python has a name for and C no case
 # what not every compiler knows, the best first; without OpenMP all tasks run in one thread

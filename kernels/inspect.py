@@ -25,8 +25,6 @@ from typing import Any
 from lightning_maml.kernels.chips import CHIPS, Amd
 from lightning_maml.kernels.modelled import NOTHING, modelled
 
-__all__ = ["Report", "Variant", "inspect", "ships", "variants"]
-
 MOST_STACK = 272
 MOST_SECONDS = 60.0
 

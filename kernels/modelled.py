@@ -16,8 +16,6 @@ import torch
 from lightning_maml.kernels.chips import Chip, Nvidia
 from lightning_maml.kernels.mlp_adapt.layout import size
 
-__all__ = ["NOTHING", "WORKLOADS", "Modelled", "Workload", "modelled", "multiply_adds"]
-
 
 @dataclass(frozen=True)
 class Workload:

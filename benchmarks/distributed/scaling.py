@@ -50,7 +50,6 @@ class Clock(Callback):
 
 
 def main() -> None:
-    """The command line."""
     parser = command_line(__doc__, tasks=64, updates=30)
     parser.add_argument("--problem", choices=["sinusoid", "conv4"], default="sinusoid")
     parser.add_argument("--float64", action="store_true", help="in which the parameters hardly depend on the processes")

@@ -32,8 +32,6 @@ from lightning_maml.kernels.mlp_adapt.products import (
     tile_of,
 )
 
-__all__ = ["COMPILER", "launch", "mlp_backward", "mlp_forward", "options"]
-
 COMPILER = {"num_warps": 4, "num_stages": 1, "maxnreg": 128, "enable_fp_fusion": True}
 """128 registers: four programs of four warps share a multiprocessor."""
 SCRATCH_NUMBERS = 1 << 29

@@ -11,8 +11,6 @@ from lightning_maml.kernels.adaptation import Adaptation
 from lightning_maml.kernels.checks import unknown
 from lightning_maml.kernels.mlp_adapt.layout import LOSSES, parameters_of
 
-__all__ = ["adapt", "mlp_adapt"]
-
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda a: a,
     "relu": torch.relu,

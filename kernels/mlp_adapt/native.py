@@ -12,8 +12,6 @@ from lightning_maml.kernels.adaptation import Adaptation, room
 from lightning_maml.kernels.compiler import Problem, addresses, failure, library_of, why_unavailable
 from lightning_maml.kernels.mlp_adapt.layout import ACTIVATIONS, LOSSES, MOST_HIDDEN, size
 
-__all__ = ["adapt", "unavailable"]
-
 SOURCE = Path(__file__).with_name("native.c")
 
 

@@ -11,8 +11,6 @@ from lightning_maml.kernels.checks import check_batch, check_choices, check_para
 from lightning_maml.kernels.mlp_adapt import native, recursion
 from lightning_maml.kernels.mlp_adapt.layout import ACTIVATIONS, LOSSES, MOST_HIDDEN, size
 
-__all__ = ["MOST_ROWS", "PRECISIONS", "WIDEST", "mlp_adapt", "mlp_trajectory"]
-
 PRECISIONS = ("ieee", "tf32", "bf16")
 WIDEST = 128
 MOST_ROWS = 128

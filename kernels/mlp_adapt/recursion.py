@@ -22,8 +22,6 @@ from lightning_maml.kernels.adaptation import Adaptation
 from lightning_maml.kernels.checks import unknown
 from lightning_maml.kernels.mlp_adapt.layout import LOSSES, in_torchs_order, into_matrices, matrices, size
 
-__all__ = ["adapt"]
-
 CHUNK_NUMBERS = 1 << 21
 """Tasks are taken in chunks of about this many numbers, which stay in the cache from the way there to the way back."""
 

@@ -12,8 +12,6 @@ from lightning_maml.kernels.mlp_adapt.layout import size
 from lightning_maml.kernels.mlp_adapt.naive import forward
 from lightning_maml.kernels.policy_gradient.native import DISTRIBUTIONS, KINDS
 
-__all__ = ["policy_gradient"]
-
 
 def policy_gradient(
     phi: Tensor,

@@ -11,8 +11,6 @@ from torch import Tensor
 from lightning_maml.kernels.compiler import Problem, addresses, failure, library_of, why_unavailable
 from lightning_maml.kernels.mlp_adapt.layout import ACTIVATIONS, MOST_HIDDEN
 
-__all__ = ["lanes", "run", "unavailable"]
-
 SOURCE = Path(__file__).with_name("native.c")
 DISTRIBUTIONS = ("gaussian", "categorical")
 KINDS = ("log_probability", "ratio")

@@ -14,8 +14,6 @@ from lightning_maml.kernels.mlp_adapt import ACTIVATIONS, MOST_HIDDEN
 from lightning_maml.kernels.mlp_adapt.layout import size
 from lightning_maml.kernels.policy_gradient import native
 
-__all__ = ["DISTRIBUTIONS", "KINDS", "policy_gradient"]
-
 DISTRIBUTIONS = native.DISTRIBUTIONS
 KINDS = native.KINDS
 

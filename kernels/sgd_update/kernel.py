@@ -5,8 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["BLOCK", "COMPILER", "OPTIONS", "launch", "sgd_update_kernel"]
-
 BLOCK = 1024
 OPTIONS = ("FACTORS", "DECAY", "BUFFER", "MOMENTUM")
 COMPILER = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}

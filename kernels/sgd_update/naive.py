@@ -2,8 +2,6 @@
 
 from torch import Tensor
 
-__all__ = ["sgd_update", "step"]
-
 
 def step(
     phi: Tensor, gradient: Tensor, factors: Tensor | None, weight_decay: float, buffer: Tensor | None, momentum: float

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from lightning_maml.kernels.sgd_update.naive import step
 
-__all__ = ["sgd_update"]
-
 
 @torch.library.custom_op("lightning_maml::sgd_update", mutates_args=(), device_types=("cpu", "cuda"))
 def _sgd_update(
