@@ -17,13 +17,13 @@ import os
 import platform
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from lightning_maml.kernels.chips import CHIPS, Amd
-from lightning_maml.kernels.modelled import NOTHING, modelled
+from lightning_maml.kernels.modelled import NOTHING, Modelled, modelled
 
 MOST_STACK = 272
 MOST_SECONDS = 60.0
@@ -41,11 +41,9 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What the compiler made of a variant."""
+class Report(Modelled, Variant):
+    """What the compiler made of a variant, and what the emulator says of it."""
 
-    kernel: str
-    constants: dict[str, Any]
     architecture: str
     warps: int
     registers: int
@@ -54,11 +52,6 @@ class Report:
     resident_programs: int
     instructions: int
     compile_seconds: float
-    cycles: int | None
-    barriers: int | None
-    useful: float | None
-    bytes_moved: int | None
-    not_modelled: str
     faults: list[str]
 
 
@@ -121,8 +114,8 @@ def inspect(variant: Variant, architecture: str) -> Report:
     faults += [f"{shared} bytes of shared memory"] * (shared > chip.shared_per_program)
     faults += [f"{seconds:.0f} s to compile"] * (seconds > MOST_SECONDS)
     return Report(
-        variant.kernel, variant.constants, architecture, warps, registers, stack, shared,
-        chip.resident(registers, shared, warps), instructions, round(seconds, 2), **asdict(model), faults=faults,
+        variant.kernel, variant.constants, *astuple(model), architecture, warps, registers, stack, shared,
+        chip.resident(registers, shared, warps), instructions, round(seconds, 2), faults,
     )  # fmt: skip
 
 

@@ -129,8 +129,6 @@ def _mlp_adapt(workload: Workload, constants: dict[str, Any]) -> None:
         labels, numbers = torch.randint(widths[-1], (1, rows), generator=draw), torch.rand(1, rows, widths[-1])
         batch.append(labels if loss == "cross_entropy" else numbers)
     rates = torch.full((steps, theta.numel() if rates_grad == 2 else 1), 0.01)
-    x, y, xq, yq = batch if constants.get("QUERY", 1) else [*batch[:2], None, None]
-    order = constants.get("ORDER", 1)
-    launch(
-        theta, rates, x, y, xq, yq, widths, constants["ACTIVATION"], loss, order, rates_grad > 0, constants["PRECISION"]
-    )
+    sets = batch if constants.get("QUERY", 1) else [*batch[:2], None, None]
+    kind = (widths, constants["ACTIVATION"], loss, constants.get("ORDER", 1), rates_grad > 0)
+    launch(theta, rates, *sets, kind=kind, precision=constants["PRECISION"])

@@ -10,6 +10,7 @@ Weights are matrices ``[in + 1, out]`` with the bias as the last row (``layout.p
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -17,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_maml.kernels.adaptation import Adaptation, room
-from lightning_maml.kernels.mlp_adapt.layout import in_torchs_order, into_matrices
+from lightning_maml.kernels.mlp_adapt.layout import Kind, in_torchs_order, into_matrices
 from lightning_maml.kernels.mlp_adapt.products import (
     activation_of,
     add_back,
@@ -308,25 +309,13 @@ def _table(widths: tuple[int, ...], rows: int, device: torch.device) -> Tensor:
     return torch.tensor(entries, dtype=torch.int32, device=device)
 
 
-def launch(
-    theta: Tensor,
-    rates: Tensor,
-    support_inputs: Tensor,
-    support_targets: Tensor,
-    query_inputs: Tensor | None,
-    query_targets: Tensor | None,
-    widths: Sequence[int],
-    activation: str,
-    loss: str,
-    order: int,
-    rates_grad: bool,
-    precision: str,
-) -> Adaptation:
+def launch(theta: Tensor, rates: Tensor, *sets: Any, kind: Kind, precision: str) -> Adaptation:
     """As the operator (``op.py``); without a query set, the trajectory ``[T, m, P]`` and the support losses alone."""
+    widths, activation, loss, order, rates_grad = kind
+    query_inputs = sets[2]
     with_query = query_inputs is not None
-    batch = [support_inputs, support_targets]
-    batch += [tensor for tensor in (query_inputs, query_targets) if tensor is not None] or batch
-    batch = [tensor.to(theta.dtype).contiguous() for tensor in batch]  # labels too: up to 128 classes are exact
+    given = sets if with_query else sets[:2] * 2
+    batch = [tensor.to(theta.dtype).contiguous() for tensor in given]  # labels too: up to 128 classes are exact
     theta, rates = (into_matrices(value, widths).contiguous() for value in (theta, rates))
     tasks, rows = batch[0].shape[:2]
     queries = batch[2].shape[1]
@@ -353,11 +342,11 @@ def launch(
         )
         if with_query and steps and (order == 2 or rates_grad):
             per_step = theta.new_empty(count, *of_rates.shape) if rates_grad else of_rates
-            kind = 0 if not rates_grad else 1 if rates.shape[1] == 1 else 2
+            of_kind = 0 if not rates_grad else 1 if rates.shape[1] == 1 else 2
             tangents = theta.new_empty(count, 3, S) if order == 2 else v
             mlp_backward[(count,)](
                 theta, rates, x, table, path, tape, v, u, tangents, per_step, *sizes,
-                ORDER=order, RATES_GRAD=kind, **kinds,
+                ORDER=order, RATES_GRAD=of_kind, **kinds,
             )  # fmt: skip
             if rates_grad:
                 of_rates += per_step.sum(0) / tasks

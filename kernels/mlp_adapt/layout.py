@@ -18,6 +18,9 @@ ACTIVATIONS = ("identity", "relu", "tanh", "gelu")
 LOSSES = ("mse", "cross_entropy", "bce")
 MOST_HIDDEN = 3
 
+Kind = tuple[Sequence[int], str, str, int, bool]
+"""Widths, activation, loss, order, and whether the gradient of the rates is wanted."""
+
 
 def size(widths: Sequence[int]) -> int:
     """``P``, the number of parameters of a perceptron of these widths, inputs first."""

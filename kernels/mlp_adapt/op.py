@@ -17,13 +17,13 @@ MOST_ROWS = 128
 
 
 def _run(*arguments: Any) -> Adaptation:
-    theta, compiled = arguments[0], arguments[-1]
-    if theta.is_cpu:
-        return (native if compiled else recursion).adapt(*arguments[:-2])
+    operands, kind, (precision, compiled) = arguments[:6], arguments[6:11], arguments[11:]
+    if operands[0].is_cpu:
+        return (native if compiled else recursion).adapt(*operands, kind=kind)
     from lightning_maml.kernels.mlp_adapt.kernel import launch  # Triton is not on every machine
 
-    with torch.cuda.device(theta.device):
-        return launch(*arguments[:-1])
+    with torch.cuda.device(operands[0].device):
+        return launch(*operands, kind=kind, precision=precision)
 
 
 _mlp_adapt, _mlp_trajectory = operators(

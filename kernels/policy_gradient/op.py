@@ -13,10 +13,7 @@ from lightning_maml.kernels.checks import check_choices
 from lightning_maml.kernels.mlp_adapt import ACTIVATIONS, MOST_HIDDEN
 from lightning_maml.kernels.mlp_adapt.layout import size
 from lightning_maml.kernels.policy_gradient import native
-
-DISTRIBUTIONS = native.DISTRIBUTIONS
-KINDS = native.KINDS
-
+from lightning_maml.kernels.policy_gradient.native import DISTRIBUTIONS, KINDS
 
 _policy_gradient = torch.library.custom_op(
     "lightning_maml::policy_gradient",
