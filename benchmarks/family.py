@@ -12,6 +12,8 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -93,11 +95,8 @@ def peak_memory(run: Run) -> float:
             run()
         profile.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
-    changes = sorted(
-        ((event["ts"], event["args"]) for event in events if event["name"] == "[memory]"), key=lambda pair: pair[0]
-    )
-    held = [change["Total Allocated"] for _, change in changes]
-    return (max(held) - held[0] + changes[0][1]["Bytes"]) / 2**20
+    changes = sorted((event for event in events if event["name"] == "[memory]"), key=itemgetter("ts"))
+    return max(accumulate(change["args"]["Bytes"] for change in changes)) / 2**20
 
 
 def times(runs: dict[str, Run], rounds: int) -> dict[str, Row]:

@@ -81,15 +81,9 @@ class Setting:
 
 
 def fit(
-    library: Any,
-    logger: Any,
-    module: Any,
-    data: Any,
-    updates: int,
-    batches: int = 1,
-    look: Callable[[], bool] | None = None,
+    library: Any, logger: Any, module: Any, data: Any, updates: int, batches: int = 1, look: Any = None
 ) -> list[float]:
-    """Seconds of each meta-update of ``batches`` batches under the ``Trainer`` of a library."""
+    """Seconds of each meta-update of ``batches`` batches under the ``Trainer`` of a library; ``look()`` as a Look."""
     seconds: list[float] = []
 
     class Clock(library.Callback):  # type: ignore[misc]  # each library takes its own callbacks alone

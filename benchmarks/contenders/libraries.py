@@ -8,6 +8,7 @@ from torch.func import functional_call, grad, vmap
 
 from benchmarks.problem import LOSSES, Problem
 from lightning_maml.data import import_learn2learn
+from lightning_maml.engine.loops.graphed import record
 
 
 def gradients(problem: Problem, backward: Callable[[], None]) -> Callable[[], list[Tensor]]:
@@ -109,17 +110,5 @@ def compiled_vmap(problem: Problem, mode: str | None = None) -> Callable[[], lis
 def graphed_vmap(problem: Problem) -> Callable[[], list[Tensor]]:
     """torch.func without a compiler, recorded once as a CUDA graph."""
     function, theta = _functional(problem)
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            function(theta)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = list(function(theta).values())
-
-    def run() -> list[Tensor]:
-        graph.replay()
-        return outputs
-
-    return run
+    replay, outputs = record(lambda: list(function(theta).values()), problem.device)
+    return lambda: replay() or outputs

@@ -8,15 +8,12 @@ Run by `two_hosts.sh`, beside it, in one process, in two, and on two hosts. The 
 import hashlib
 import os
 import statistics
-import time
-from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from benchmarks.result_file import ResultFile, command_line
-from benchmarks.trainer import quiet_trainer
+from benchmarks.trainer import Clock, quiet_trainer
 from lightning_maml import MLP, Conv4, MetaModule, TaskBatch, maml
 from lightning_maml.data import SinusoidTasks, TaskStream
 
@@ -33,20 +30,6 @@ class RandomImages(TaskStream):
         images = drawn[0].to(device)
         labels = torch.arange(5, device=device).expand(len(images), 5)
         return TaskBatch(images[:, :5], labels, images[:, 5:], labels)
-
-
-class Clock(Callback):
-    """Seconds of each training step, all processes done with the one before."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        trainer.strategy.barrier()
-        self.since = time.perf_counter()
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.since)
 
 
 def main() -> None:
