@@ -76,13 +76,8 @@ def build(name: str, source: str, flags: Sequence[str]) -> ctypes.CDLL:
         RuntimeError: there is no compiler, or it fails.
     """
     command, headers = _compiler(), Path(__file__).parent
-    text = [
-        source,
-        *(header.read_text() for header in sorted(headers.glob("*.h"))),
-        str((flags, CHOICES, command)),
-        _run([*command, "--version"]).stdout,
-        _processor(),
-    ]
+    text = [source, *(header.read_text() for header in sorted(headers.glob("*.h")))]
+    text += [str((flags, CHOICES, command)), _run([*command, "--version"]).stdout, _processor()]
 
     def into(library: Path) -> None:
         path = library.with_name(f"{name}.c")

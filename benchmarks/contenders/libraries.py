@@ -13,11 +13,13 @@ from lightning_maml.engine.loops.graphed import record
 
 def gradients(problem: Problem, backward: Callable[[], None]) -> Callable[[], list[Tensor]]:
     """A contender whose ``backward`` leaves the meta-gradient in the network's parameters."""
+    parameters = list(problem.network.parameters())  # a step may put others in their place
 
     def run() -> list[Tensor]:
-        problem.network.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
         backward()
-        return [parameter.grad for parameter in problem.network.parameters() if parameter.grad is not None]
+        return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
     return run
 
@@ -58,11 +60,8 @@ def torchopt(problem: Problem) -> Callable[[], list[Tensor]]:
     import torchopt
 
     network, loss = problem.network, LOSSES[problem.loss]
-    parameters = list(network.parameters())  # steps put others in their place
 
-    def run() -> list[Tensor]:
-        for parameter in parameters:
-            parameter.grad = None
+    def backward() -> None:
         inner = torchopt.MetaSGD(network, lr=problem.lr)
         start = torchopt.extract_state_dict(network, by="reference"), torchopt.extract_state_dict(inner)
         for x, y, xq, yq in problem.each_task():
@@ -71,9 +70,8 @@ def torchopt(problem: Problem) -> Callable[[], list[Tensor]]:
             (loss(network(xq), yq) / len(problem.tasks)).backward()
             torchopt.recover_state_dict(network, start[0])
             torchopt.recover_state_dict(inner, start[1])
-        return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
-    return run
+    return gradients(problem, backward)
 
 
 def _functional(problem: Problem) -> tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], dict[str, Tensor]]:

@@ -85,8 +85,7 @@ def mlp_forward(
             ins, outs, o_matrix, o_in, o_out, p_from = layer_of(p_table, layer, p_inputs, p_rows)
             for start_row in range(0, n, BM):
                 for start_column in range(0, outs, BN):
-                    tile = tile_of(start_row, start_column, BM, BN)
-                    b_sum = tl.zeros((BM, BN), tl.float32)
+                    tile, b_sum = tile_of(start_row, start_column, BM, BN)
                     b_sum = add_forward(b_sum, p_from, p_phi + o_matrix, n, ins, outs, tile, 1, PRECISION, BK)
                     m_tile, o_tile = elements_of(tile, n, outs, o_out)
                     if ACTIVATION == "gelu":
@@ -99,7 +98,7 @@ def mlp_forward(
         terms = n if LOSS == "cross_entropy" else n * classes
         total = tl.zeros((), tl.float32)
         for start_row in range(0, n, BM):
-            tile = tile_of(start_row, 0, BM, BC)
+            tile, _ = tile_of(start_row, 0, BM, BC)
             m_tile, o_tile = elements_of(tile, n, classes, 0)
             b_logits = tl.load(p_rows + last + o_tile, mask=m_tile, other=0.0)
             part, b_delta = loss_of(b_logits, p_targets, tile, m_tile, n, classes, LOSS)
@@ -119,8 +118,7 @@ def mlp_forward(
                 ins, outs, o_matrix, o_in, o_out, _ = layer_of(p_table, layer, p_inputs, p_rows)
                 for start_row in range(0, n, BM):
                     for start_column in range(0, ins, BN):
-                        tile = tile_of(start_row, start_column, BM, BN)
-                        b_sum = tl.zeros((BM, BN), tl.float32)
+                        tile, b_sum = tile_of(start_row, start_column, BM, BN)
                         b_sum = add_back(b_sum, p_deltas + o_out, p_phi + o_matrix, n, ins, outs, tile, PRECISION, BK)
                         m_tile, o_tile = elements_of(tile, n, ins, o_in)
                         if ACTIVATION == "gelu":
@@ -135,8 +133,7 @@ def mlp_forward(
                 ins, outs, o_matrix, o_in, o_out, p_from = layer_of(p_table, layer, p_inputs, p_rows)
                 for start_row in range(0, ins + 1, BM):
                     for start_column in range(0, outs, BN):
-                        tile = tile_of(start_row, start_column, BM, BN)
-                        b_sum = tl.zeros((BM, BN), tl.float32)
+                        tile, b_sum = tile_of(start_row, start_column, BM, BN)
                         b_sum = add_gradient(b_sum, p_from, p_deltas + o_out, n, ins, outs, tile, 1, PRECISION, BK)
                         m_tile, o_tile = elements_of(tile, ins + 1, outs, o_matrix)
                         if i_pass < steps:
@@ -197,8 +194,7 @@ def mlp_backward(
                 ins, outs, o_matrix, o_in, o_out, p_from = layer_of(p_table, layer, p_inputs, p_rows)
                 for start_row in range(0, n, BM):
                     for start_column in range(0, outs, BN):
-                        tile = tile_of(start_row, start_column, BM, BN)
-                        b_sum = tl.zeros((BM, BN), tl.float32)
+                        tile, b_sum = tile_of(start_row, start_column, BM, BN)
                         b_sum = add_forward(b_sum, p_from, p_direction + o_matrix, n, ins, outs, tile, 1, PRECISION, BK)
                         if layer > 0:
                             b_sum = add_forward(
@@ -215,7 +211,7 @@ def mlp_backward(
 
             terms = n if LOSS == "cross_entropy" else n * classes
             for start_row in range(0, n, BM):
-                tile = tile_of(start_row, 0, BM, BC)
+                tile, _ = tile_of(start_row, 0, BM, BC)
                 m_tile, o_tile = elements_of(tile, n, classes, last)
                 b_logits = tl.load(p_rows + o_tile, mask=m_tile, other=0.0)
                 b_tangent = tl.load(p_row_tangents + o_tile, mask=m_tile, other=0.0)
@@ -228,8 +224,7 @@ def mlp_backward(
                 ins, outs, o_matrix, o_in, o_out, _ = layer_of(p_table, layer, p_inputs, p_rows)
                 for start_row in range(0, n, BM):
                     for start_column in range(0, ins, BN):
-                        tile = tile_of(start_row, start_column, BM, BN)
-                        b_sum = tl.zeros((BM, BN), tl.float32)
+                        tile, b_sum = tile_of(start_row, start_column, BM, BN)
                         b_sum = add_back(
                             b_sum, p_delta_tangents + o_out, p_phi + o_matrix, n, ins, outs, tile, PRECISION, BK
                         )
@@ -256,21 +251,19 @@ def mlp_backward(
             ins, outs, o_matrix, o_in, o_out, p_from = layer_of(p_table, layer, p_inputs, p_rows)
             for start_row in range(0, ins + 1, BM):
                 for start_column in range(0, outs, BN):
-                    tile = tile_of(start_row, start_column, BM, BN)
+                    tile, b_zeros = tile_of(start_row, start_column, BM, BN)
                     m_tile, o_tile = elements_of(tile, ins + 1, outs, o_matrix)
                     b_v = tl.load(p_v + i_task * P + o_tile, mask=m_tile, other=0.0)
                     if RATES_GRAD > 0:
-                        b_sum = tl.zeros((BM, BN), tl.float32)
-                        b_sum = add_gradient(b_sum, p_from, p_deltas + o_out, n, ins, outs, tile, 1, PRECISION, BK)
+                        b_sum = add_gradient(b_zeros, p_from, p_deltas + o_out, n, ins, outs, tile, 1, PRECISION, BK)
                         b_sum = tl.where(m_tile, -b_sum * b_v, 0.0)
                         if RATES_GRAD == 2:
                             tl.store(p_of_rates + (i_task * steps + step) * P + o_tile, b_sum, mask=m_tile)
                         else:
                             of_rate += tl.sum(tl.sum(b_sum, 1), 0)
                     if ORDER == 2:
-                        b_sum = tl.zeros((BM, BN), tl.float32)
                         b_sum = add_gradient(
-                            b_sum, p_from, p_delta_tangents + o_out, n, ins, outs, tile, 1, PRECISION, BK
+                            b_zeros, p_from, p_delta_tangents + o_out, n, ins, outs, tile, 1, PRECISION, BK
                         )
                         if layer > 0:
                             b_sum = add_gradient(
