@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import torch
@@ -293,12 +293,11 @@ class _Plan:
                 continue
             for layer in range(0 if shared else layers):
                 torch.mul(self.v[layer], elements[k][layer], out=self.u[layer])
-            for layer, hidden in enumerate(self.hidden):
-                for product in self.tangent[not shared][k][layer]:
+            for products, hidden in zip_longest(self.tangent[not shared][k], self.hidden):
+                for product in products:
                     product()
-                torch.mul(hidden.sum_tangents, hidden.slopes[k], out=hidden.inner_tangents[k])
-            for product in self.tangent[not shared][k][-1]:
-                product()
+                if hidden is not None:
+                    torch.mul(hidden.sum_tangents, hidden.slopes[k], out=hidden.inner_tangents[k])
             _delta_tangent(shares[k], self.logit_tangents, self.loss, self.delta_tangents[-1][k])
             for layer in range(layers - 1, -1, -1):
                 if layer > 0:

@@ -44,7 +44,7 @@ def run(
     distribution: str,
     kind: str,
 ) -> Tensor:
-    """The gradient ``[T, P]``; with a ``direction [T, P]`` what the Hessians make of it.
+    """The gradient ``[T, P]``; with a ``direction [T, P]`` the product of each task's Hessian and direction.
 
     Raises:
         RuntimeError: there is no compiler, or it fails, or an action is out of range.

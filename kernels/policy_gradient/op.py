@@ -1,6 +1,7 @@
 """The operator ``lightning_maml::policy_gradient``, on the CPU.
 
-With a direction it is its own backward, the product of Hessians and direction; that has none, and raises.
+Called with a direction it gives the product of Hessians and direction, and is the backward of the call without one. The
+backward of that raises.
 """
 
 from collections.abc import Sequence

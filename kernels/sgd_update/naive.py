@@ -6,7 +6,7 @@ from torch import Tensor
 def step(
     phi: Tensor, gradient: Tensor, factors: Tensor | None, weight_decay: float, buffer: Tensor | None, momentum: float
 ) -> Tensor:
-    """What the rate multiplies, ``[T, P]``."""
+    """The step ``[T, P]``, which the rate multiplies."""
     if factors is not None:
         gradient = gradient * factors[:, None]
     if weight_decay:
