@@ -17,7 +17,7 @@ import os
 import platform
 import sys
 import time
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -114,8 +114,9 @@ def inspect(variant: Variant, architecture: str) -> Report:
     faults += [f"{shared} bytes of shared memory"] * (shared > chip.shared_per_program)
     faults += [f"{seconds:.0f} s to compile"] * (seconds > MOST_SECONDS)
     return Report(
-        variant.kernel, variant.constants, *astuple(model), architecture, warps, registers, stack, shared,
-        chip.resident(registers, shared, warps), instructions, round(seconds, 2), faults,
+        **vars(variant), **vars(model), architecture=architecture, warps=warps, registers=registers,
+        stack_bytes=stack, shared_bytes=shared, resident_programs=chip.resident(registers, shared, warps),
+        instructions=instructions, compile_seconds=round(seconds, 2), faults=faults,
     )  # fmt: skip
 
 

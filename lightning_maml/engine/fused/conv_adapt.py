@@ -134,7 +134,7 @@ def _is_flat(found: Named) -> bool:
         if isinstance(layer, nn.AdaptiveAvgPool2d):
             require(layer.output_size in (1, (1, 1)), "it pools to more than one place")
     kinds = tuple(type(layer) for _, layer in between)
-    means = [(mean,) for mean in MEANS]
+    means: list[tuple[type, ...]] = [(mean,) for mean in MEANS]
     means += [(mean, nn.Flatten) for mean in (nn.AdaptiveAvgPool2d, *MEANS)]
     known = kinds == (nn.Flatten,) or kinds in means
     require(known, "what stands before its last layer is neither nn.Flatten nor a mean over places")
