@@ -9,8 +9,6 @@ First each contender's meta-gradient is checked against float64: one that is wro
 Contenders then run in turn, round by round. Those that are not installed or cannot run are named, with the reason.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from itertools import product
@@ -35,7 +33,6 @@ def known_contenders(argument: str) -> list[str]:
 
 
 def main() -> int:
-    """The command line."""
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         return COMMANDS[sys.argv[1]](sys.argv[2:])
     parser = command_line(__doc__, "python -m benchmarks", tasks=[25], inner_steps=[5], rounds=11)

@@ -9,8 +9,6 @@ is 5-way 1-shot, 8 tasks an update, tested on 600 tasks of unseen characters. Wh
 The exception is iMAML on the sinusoids, the best of four that were looked at on the test's tasks, and still weak.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable
@@ -146,7 +144,6 @@ def _finite(mean: float, half: float) -> list[float] | None:
 
 
 def main() -> None:
-    """The command line."""
     parser = command_line(__doc__, updates=10_000)
     parser.add_argument("problem", choices=list(PROBLEMS))
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the algorithms; all by default")

@@ -7,8 +7,6 @@ where both runs have it, as machines differ, and one machine from day to day. A 
 rose by more than the tolerance and the two runs' spreads do not overlap. The exit code is then 1.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from benchmarks.result_file import command_line, read
@@ -59,7 +57,6 @@ def compare(old: dict[Key, dict[str, float]], new: dict[Key, dict[str, float]], 
 
 
 def main(arguments: list[str]) -> int:
-    """The command line."""
     parser = command_line(__doc__, "python -m benchmarks compare", writes=False)
     parser.add_argument("old", type=Path, metavar="OLD")
     parser.add_argument("new", type=Path, metavar="NEW")

@@ -3,49 +3,43 @@
 python -m benchmarks.endurance [--updates 200000] [--json FILE]
 """
 
-from __future__ import annotations
-
 import gc
 import statistics
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from benchmarks.result_file import ResultFile, command_line
-from benchmarks.trainer import quiet_trainer
+from benchmarks.trainer import Clock, quiet_trainer
 from lightning_maml import MLP, MetaModule, maml
 from lightning_maml.data import SinusoidTasks
 
 PER_STEP = 50
 
 
-class Watch(Callback):
+class Watch(Clock):
     """Resident memory, live objects, and milliseconds an update, twenty times in the run."""
 
     def __init__(self, updates: int) -> None:
+        super().__init__()
         self.every = updates // PER_STEP // 20
         self.rows: list[dict[str, float]] = []
-        self.times: list[float] = []
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        self.since = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self.times.append((time.perf_counter() - self.since) / PER_STEP)
-        if len(self.times) == self.every:
+        super().on_train_batch_end()
+        if len(self.seconds) == self.every:
             gc.collect()
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             row = {"update": trainer.global_step, "resident_mb": pages * 4096 / 2**20}
-            row |= {"objects": len(gc.get_objects()), "ms_per_update": 1e3 * statistics.median(self.times)}
+            row |= {"objects": len(gc.get_objects()), "ms_per_update": 1e3 * statistics.median(self.seconds) / PER_STEP}
             self.rows.append(row)
-            self.times = []
+            self.seconds.clear()
 
 
 def endure(updates: int, folder: Path) -> list[dict[str, float]]:
@@ -67,7 +61,6 @@ def endure(updates: int, folder: Path) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    """The command line."""
     options = command_line(__doc__, updates=200_000).parse_args()
     results = ResultFile(options.json, "endurance")
     with tempfile.TemporaryDirectory() as folder:

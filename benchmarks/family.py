@@ -7,13 +7,13 @@ they run in turn, round by round, and are related to ``fomaml`` within each roun
 hold. A wrong meta-gradient gets neither.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 import warnings
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -95,11 +95,8 @@ def peak_memory(run: Run) -> float:
             run()
         profile.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
-    changes = sorted(
-        ((event["ts"], event["args"]) for event in events if event["name"] == "[memory]"), key=lambda pair: pair[0]
-    )
-    held = [change["Total Allocated"] for _, change in changes]
-    return (max(held) - held[0] + changes[0][1]["Bytes"]) / 2**20
+    changes = sorted((event for event in events if event["name"] == "[memory]"), key=itemgetter("ts"))
+    return max(accumulate(change["args"]["Bytes"] for change in changes)) / 2**20
 
 
 def times(runs: dict[str, Run], rounds: int) -> dict[str, Row]:
@@ -132,7 +129,6 @@ def measure(workload: str, rounds: int, results: ResultFile) -> None:
 
 
 def main() -> None:
-    """The command line."""
     parser = command_line(__doc__, rounds=11)
     parser.add_argument("--workloads", nargs="+", choices=list(TASKS), default=list(TASKS))
     options = parser.parse_args()

@@ -6,8 +6,6 @@ Reads the files that gpu.sh has left in the folder OUT, writes table.md there an
 those of ``python -m lightning_maml.kernels.inspect``, for a chip full of tasks: an estimate, never a measurement.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path
@@ -66,7 +64,6 @@ def table(folder: Path) -> str:
 
 
 def main() -> None:
-    """The command line."""
     parser = command_line(__doc__, writes=False)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder

@@ -5,8 +5,6 @@ python -m benchmarks.luck [--seeds 20] [--json FILE]
 What FILE has already is not run again, so that a run that was stopped goes on.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from contextlib import redirect_stderr
@@ -56,7 +54,6 @@ def _finite(value: float) -> float | None:
 
 
 def main() -> None:
-    """The command line."""
     parser = command_line(__doc__, seeds=20)
     parser.set_defaults(json=Path("benchmarks/results/luck.json"))
     options = parser.parse_args()

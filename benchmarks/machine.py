@@ -1,7 +1,5 @@
 """What the machine can do at best, and what memory a call takes of it."""
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import gc

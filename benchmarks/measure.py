@@ -1,7 +1,5 @@
 """How contenders are measured: the gate against float64, then all in turn, round by round."""
 
-from __future__ import annotations
-
 import copy
 import statistics
 import time

@@ -8,8 +8,6 @@ runs in a copy of the repository, in a process forked from one that has imported
 docs/reliability.md says which.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 import shutil
@@ -29,8 +27,8 @@ RULES = (
     "annealing or reptile or rejects or chunks_add or tells_the_algorithm) "
     "and not conv and not learn2learn and not twenty and not resume"
 )
-OPERATOR = "refused or in_float32 or opcheck or slope or differentiating or checked or labels or first_order_is "
-OPERATOR += "or rate_of_zero"
+OPERATOR = "refused or in_float32 or opcheck or slope or differentiating or checked or labels or first_order_is or "
+OPERATOR += "rate_of_zero"
 UPDATE = "operator or second_order or what_does_not_fit"
 TESTS: dict[str, list[str]] = {
     "lightning_maml/meta_gradient/implicit.py": [FAMILY, "-k", RULES],
@@ -62,12 +60,9 @@ def mutants(path: Path) -> Iterator[tuple[str, str]]:
     source = path.read_text()
     for name in sorted(operator_names()):
         kind = name.removeprefix("core/")
-        if kind.startswith("Variable"):  # these want to be told which
-            continue
-        if kind.startswith(("ReplaceBinaryOperator", "ReplaceComparisonOperator")) and (
-            kind.split("_", 1)[1] not in REPLACED
-        ):
-            continue
+        replaces = kind.startswith(("ReplaceBinaryOperator", "ReplaceComparisonOperator"))
+        if kind.startswith("Variable") or (replaces and kind.split("_", 1)[1] not in REPLACED):
+            continue  # those of variables want to be told which
         occurrence = 0
         while (mutated := mutate_code(source, get_operator(name)(), occurrence)) is not None:
             occurrence += 1
@@ -130,7 +125,6 @@ def survivors(path: Path, arguments: list[str], folder: Path) -> tuple[int, list
 
 
 def main() -> None:
-    """The command line."""
     parser = command_line(__doc__)
     parser.add_argument("--only", nargs="+", choices=list(TESTS), default=list(TESTS), metavar="PATH")
     options = parser.parse_args()

@@ -3,8 +3,6 @@
 A file holds ``{"benchmark": name, **about(), **settings, "rows": [{...}, ...], "left_out": [{...}, ...]}``.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

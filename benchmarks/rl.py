@@ -6,8 +6,6 @@ Every run is `lightning-maml fit` and then `test` of configs/NAME.yaml on held-o
 NAME is rl_navigation, rl_navigation_two_steps or rl_half_cheetah; an epoch is 10 meta-iterations.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import os
@@ -61,7 +59,6 @@ def _command(arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """The command line."""
     parser = command_line(__doc__)
     parser.add_argument("name", nargs="?", default=NAMES[0], choices=NAMES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

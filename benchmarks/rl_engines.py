@@ -7,8 +7,6 @@ float64 first; a wrong one gets no time, and the exit code is 1. Then what a met
 consists of. Freed memory is kept, as `lightning-maml` keeps it.
 """
 
-from __future__ import annotations
-
 import copy
 import sys
 from collections.abc import Callable
@@ -86,7 +84,6 @@ def profile(rounds: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> int:
-    """The command line."""
     options = command_line(__doc__, tasks=[16, 20, 40], inner_steps=1, rounds=15).parse_args()
     cli.keep_freed_memory()
     results = ResultFile(options.json, "rl_engines")

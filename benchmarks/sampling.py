@@ -5,8 +5,6 @@
 Both in turn, round by round.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -36,7 +34,6 @@ def contenders(folder: str) -> dict[str, Callable[[], Any]]:
 
 
 def main() -> None:
-    """The command line."""
     parser = command_line(__doc__, rounds=11)
     parser.add_argument("--omniglot", default="data/omniglot")
     options = parser.parse_args()

@@ -8,8 +8,6 @@ normalise. Each is tested on 600 tasks of unseen characters, after 3 inner steps
 in training mode, which have to agree. Rows in the file are added to, not replaced, where ``--only`` names some.
 """
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any
@@ -88,7 +86,6 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """The command line."""
     parser = command_line(__doc__, updates=3000)
     parser.add_argument("--root", type=Path, default=Path("data/omniglot"))
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=[*CONTENDERS])

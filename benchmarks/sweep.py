@@ -8,8 +8,6 @@ own size: what is printed is a fixed cost, a cost of each task or step, and the 
 from its line. Pictures need matplotlib, of the extra ``report``.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -82,7 +80,6 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line."""
     parser = command_line(__doc__, "python -m benchmarks sweep", writes=False)
     parser.add_argument("file", type=Path, metavar="FILE", help="what --json of `python -m benchmarks` wrote")
     parser.add_argument("--svg", type=Path, metavar="FOLDER", help="where to put pictures")

@@ -8,8 +8,6 @@ logger. Then what a step of ``Trainer.fit`` consists of, beside a Lightning loop
 many seconds of training it takes until validation tasks are solved so well after the inner steps.
 """
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Callable
@@ -83,15 +81,9 @@ class Setting:
 
 
 def fit(
-    library: Any,
-    logger: Any,
-    module: Any,
-    data: Any,
-    updates: int,
-    batches: int = 1,
-    look: Callable[[], bool] | None = None,
+    library: Any, logger: Any, module: Any, data: Any, updates: int, batches: int = 1, look: Any = None
 ) -> list[float]:
-    """Seconds of each meta-update of ``batches`` batches under the ``Trainer`` of a library."""
+    """Seconds of each meta-update of ``batches`` batches under the ``Trainer`` of a library; ``look()`` as a Look."""
     seconds: list[float] = []
 
     class Clock(library.Callback):  # type: ignore[misc]  # each library takes its own callbacks alone
@@ -233,7 +225,6 @@ def seconds_to(accuracy: float, setting: Setting, limit: int) -> dict[str, dict[
 
 
 def main(arguments: list[str]) -> int:
-    """The command line."""
     program = "python -m benchmarks training"
     parser = command_line(__doc__, program, tasks=8, inner_steps=5, updates=10, rounds=5, limit=2000)
     parser.add_argument("--root", required=True, help="where Omniglot is")

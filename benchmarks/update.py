@@ -7,8 +7,6 @@ time, and the exit code is 1. Contenders run in turn, round by round. The share 
 machine copies memory: two numbers are read and one written for each parameter.
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 from collections.abc import Callable
@@ -39,7 +37,6 @@ def contenders(phi: Tensor, gradient: Tensor, sizes: list[int]) -> dict[str, Cal
 
 
 def main() -> int:
-    """The command line."""
     parser = command_line(__doc__, tasks=32, rounds=21)
     parser.add_argument("--device", type=known_device, default="cpu")
     options = parser.parse_args()

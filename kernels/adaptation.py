@@ -1,14 +1,11 @@
 """What the operators of whole inner loops give, and how they are registered."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-__all__ = ["Adaptation", "operators", "room"]
 
 
 class Adaptation(NamedTuple):
@@ -65,8 +62,7 @@ def operators(
         made.register_fake(fake)
         return made
 
-    def of_trajectory(result: Adaptation) -> tuple[Tensor, Tensor]:
-        return result.trajectory, result.support_losses
+    of_trajectory = attrgetter("trajectory", "support_losses")
 
     def trajectory(*arguments: Any) -> tuple[Tensor, Tensor]:
         batch, of_kind, others = arguments[:4], arguments[4 : 4 + known], arguments[4 + known :]

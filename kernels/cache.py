@@ -4,8 +4,6 @@ A library lies under its key and the hash of its content, ``KEY_SHA256.so``: one
 with its name, and is built anew. Nothing here protects from somebody who writes as the user.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
@@ -13,8 +11,6 @@ import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-
-__all__ = ["kept"]
 
 
 def kept(key: str, build: Callable[[Path], None]) -> Path:

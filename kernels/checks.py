@@ -1,13 +1,9 @@
 """Argument checks shared by the operators."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-__all__ = ["check_batch", "check_choices", "check_parameters", "check_targets", "unknown"]
 
 
 def check_batch(batch: Sequence[Tensor], order: int) -> None:

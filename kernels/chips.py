@@ -1,15 +1,11 @@
 """The chips that the kernels are compiled for: what a multiprocessor holds, and how many there are."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-__all__ = ["CHIPS", "Amd", "Chip", "Nvidia"]
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ a name that source, compiler and processor decide. Limits, and the order of name
 Python alone: a source is compiled with them.
 """
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import os
@@ -23,8 +21,6 @@ import torch
 from torch import Tensor
 
 from lightning_maml.kernels.cache import kept
-
-__all__ = ["Problem", "addresses", "build", "failure", "library_of", "load", "why_unavailable"]
 
 FLAGS = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
 FLAGS += ["-Werror=switch"]  # what Python has a name for and C no case
@@ -80,13 +76,8 @@ def build(name: str, source: str, flags: Sequence[str]) -> ctypes.CDLL:
         RuntimeError: there is no compiler, or it fails.
     """
     command, headers = _compiler(), Path(__file__).parent
-    text = [
-        source,
-        *(header.read_text() for header in sorted(headers.glob("*.h"))),
-        str((flags, CHOICES, command)),
-        _run([*command, "--version"]).stdout,
-        _processor(),
-    ]
+    text = [source, *(header.read_text() for header in sorted(headers.glob("*.h")))]
+    text += [str((flags, CHOICES, command)), _run([*command, "--version"]).stdout, _processor()]
 
     def into(library: Path) -> None:
         path = library.with_name(f"{name}.c")

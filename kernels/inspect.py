@@ -11,8 +11,6 @@ The exit code is 1 where a variant has more than 272 bytes of stack, exceeds the
 more than 60 s to compile. AMD's architecture is reported, and fails nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -25,9 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_maml.kernels.chips import CHIPS, Amd
-from lightning_maml.kernels.modelled import NOTHING, modelled
-
-__all__ = ["Report", "Variant", "inspect", "ships", "variants"]
+from lightning_maml.kernels.modelled import NOTHING, Modelled, modelled
 
 MOST_STACK = 272
 MOST_SECONDS = 60.0
@@ -45,11 +41,9 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What the compiler made of a variant."""
+class Report(Modelled, Variant):
+    """What the compiler made of a variant, and what the emulator says of it."""
 
-    kernel: str
-    constants: dict[str, Any]
     architecture: str
     warps: int
     registers: int
@@ -58,11 +52,6 @@ class Report:
     resident_programs: int
     instructions: int
     compile_seconds: float
-    cycles: int | None
-    barriers: int | None
-    useful: float | None
-    bytes_moved: int | None
-    not_modelled: str
     faults: list[str]
 
 
@@ -125,8 +114,9 @@ def inspect(variant: Variant, architecture: str) -> Report:
     faults += [f"{shared} bytes of shared memory"] * (shared > chip.shared_per_program)
     faults += [f"{seconds:.0f} s to compile"] * (seconds > MOST_SECONDS)
     return Report(
-        variant.kernel, variant.constants, architecture, warps, registers, stack, shared,
-        chip.resident(registers, shared, warps), instructions, round(seconds, 2), **asdict(model), faults=faults,
+        **vars(variant), **vars(model), architecture=architecture, warps=warps, registers=registers,
+        stack_bytes=stack, shared_bytes=shared, resident_programs=chip.resident(registers, shared, warps),
+        instructions=instructions, compile_seconds=round(seconds, 2), faults=faults,
     )  # fmt: skip
 
 

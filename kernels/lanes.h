@@ -334,5 +334,8 @@ static V *memory_of(long bytes) {
         memory = bytes ? aligned_alloc(4096, bytes) : 0;
         held = memory ? bytes : 0;
     }
+#ifdef POISON
+    if (memory && bytes) memset(memory, 0xff, bytes); /* NaN: for a test that nothing is read that was not written */
+#endif
     return memory;
 }

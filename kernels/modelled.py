@@ -5,8 +5,6 @@ architecture (``emulator/operations.py``). How programs that share a multiproces
 modelled, nor what ``ptxas`` makes of the PTX.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,8 +15,6 @@ import torch
 
 from lightning_maml.kernels.chips import Chip, Nvidia
 from lightning_maml.kernels.mlp_adapt.layout import size
-
-__all__ = ["NOTHING", "WORKLOADS", "Modelled", "Workload", "modelled", "multiply_adds"]
 
 
 @dataclass(frozen=True)
@@ -133,8 +129,6 @@ def _mlp_adapt(workload: Workload, constants: dict[str, Any]) -> None:
         labels, numbers = torch.randint(widths[-1], (1, rows), generator=draw), torch.rand(1, rows, widths[-1])
         batch.append(labels if loss == "cross_entropy" else numbers)
     rates = torch.full((steps, theta.numel() if rates_grad == 2 else 1), 0.01)
-    x, y, xq, yq = batch if constants.get("QUERY", 1) else [*batch[:2], None, None]
-    order = constants.get("ORDER", 1)
-    launch(
-        theta, rates, x, y, xq, yq, widths, constants["ACTIVATION"], loss, order, rates_grad > 0, constants["PRECISION"]
-    )
+    sets = batch if constants.get("QUERY", 1) else [*batch[:2], None, None]
+    kind = (widths, constants["ACTIVATION"], loss, constants.get("ORDER", 1), rates_grad > 0)
+    launch(theta, rates, *sets, kind=kind, precision=constants["PRECISION"])

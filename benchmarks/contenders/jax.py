@@ -1,7 +1,5 @@
 """JAX, ``jit(grad(vmap))`` in full float32, in a process of its own, on the same arrays. Perceptrons with ReLU only."""
 
-from __future__ import annotations
-
 import multiprocessing
 import time
 from importlib.util import find_spec

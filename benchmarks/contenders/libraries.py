@@ -8,15 +8,18 @@ from torch.func import functional_call, grad, vmap
 
 from benchmarks.problem import LOSSES, Problem
 from lightning_maml.data import import_learn2learn
+from lightning_maml.engine.loops.graphed import record
 
 
 def gradients(problem: Problem, backward: Callable[[], None]) -> Callable[[], list[Tensor]]:
     """A contender whose ``backward`` leaves the meta-gradient in the network's parameters."""
+    parameters = list(problem.network.parameters())  # a step may put others in their place
 
     def run() -> list[Tensor]:
-        problem.network.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
         backward()
-        return [parameter.grad for parameter in problem.network.parameters() if parameter.grad is not None]
+        return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
     return run
 
@@ -57,11 +60,8 @@ def torchopt(problem: Problem) -> Callable[[], list[Tensor]]:
     import torchopt
 
     network, loss = problem.network, LOSSES[problem.loss]
-    parameters = list(network.parameters())  # steps put others in their place
 
-    def run() -> list[Tensor]:
-        for parameter in parameters:
-            parameter.grad = None
+    def backward() -> None:
         inner = torchopt.MetaSGD(network, lr=problem.lr)
         start = torchopt.extract_state_dict(network, by="reference"), torchopt.extract_state_dict(inner)
         for x, y, xq, yq in problem.each_task():
@@ -70,9 +70,8 @@ def torchopt(problem: Problem) -> Callable[[], list[Tensor]]:
             (loss(network(xq), yq) / len(problem.tasks)).backward()
             torchopt.recover_state_dict(network, start[0])
             torchopt.recover_state_dict(inner, start[1])
-        return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
-    return run
+    return gradients(problem, backward)
 
 
 def _functional(problem: Problem) -> tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], dict[str, Tensor]]:
@@ -109,17 +108,5 @@ def compiled_vmap(problem: Problem, mode: str | None = None) -> Callable[[], lis
 def graphed_vmap(problem: Problem) -> Callable[[], list[Tensor]]:
     """torch.func without a compiler, recorded once as a CUDA graph."""
     function, theta = _functional(problem)
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            function(theta)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = list(function(theta).values())
-
-    def run() -> list[Tensor]:
-        graph.replay()
-        return outputs
-
-    return run
+    replay, outputs = record(lambda: list(function(theta).values()), problem.device)
+    return lambda: replay() or outputs

@@ -5,20 +5,15 @@
 Run by `two_hosts.sh`, beside it, in one process, in two, and on two hosts. The tasks are those of the whole meta-batch.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import statistics
-import time
-from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from benchmarks.result_file import ResultFile, command_line
-from benchmarks.trainer import quiet_trainer
+from benchmarks.trainer import Clock, quiet_trainer
 from lightning_maml import MLP, Conv4, MetaModule, TaskBatch, maml
 from lightning_maml.data import SinusoidTasks, TaskStream
 
@@ -37,22 +32,7 @@ class RandomImages(TaskStream):
         return TaskBatch(images[:, :5], labels, images[:, 5:], labels)
 
 
-class Clock(Callback):
-    """Seconds of each training step, all processes done with the one before."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        trainer.strategy.barrier()
-        self.since = time.perf_counter()
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.since)
-
-
 def main() -> None:
-    """The command line."""
     parser = command_line(__doc__, tasks=64, updates=30)
     parser.add_argument("--problem", choices=["sinusoid", "conv4"], default="sinusoid")
     parser.add_argument("--float64", action="store_true", help="in which the parameters hardly depend on the processes")

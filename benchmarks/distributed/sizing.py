@@ -12,8 +12,6 @@ does not. The three small messages are the gradient's all-reduce, the counts of 
 What a device and a network sustain are assumptions, the options: this predicts nothing that they do not say.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 

@@ -8,10 +8,9 @@ for any depth. Threads of a program meet at a barrier wherever one reads what an
 Weights are matrices ``[in + 1, out]`` with the bias as the last row (``layout.py``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -19,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_maml.kernels.adaptation import Adaptation, room
-from lightning_maml.kernels.mlp_adapt.layout import FROM_SUMS, in_torchs_order, into_matrices
+from lightning_maml.kernels.mlp_adapt.layout import FROM_SUMS, Kind, in_torchs_order, into_matrices
 from lightning_maml.kernels.mlp_adapt.products import (
     activation_of,
     add_back,
@@ -33,8 +32,6 @@ from lightning_maml.kernels.mlp_adapt.products import (
     slope_of,
     tile_of,
 )
-
-__all__ = ["COMPILER", "launch", "mlp_backward", "mlp_forward", "options"]
 
 COMPILER = {"num_warps": 4, "num_stages": 1, "maxnreg": 128, "enable_fp_fusion": True}
 """128 registers: four programs of four warps share a multiprocessor."""
@@ -89,8 +86,7 @@ def mlp_forward(
             ins, outs, o_matrix, o_in, o_out, p_from = layer_of(p_table, layer, p_inputs, p_rows)
             for start_row in range(0, n, BM):
                 for start_column in range(0, outs, BN):
-                    tile = tile_of(start_row, start_column, BM, BN)
-                    b_sum = tl.zeros((BM, BN), tl.float32)
+                    tile, b_sum = tile_of(start_row, start_column, BM, BN)
                     b_sum = add_forward(b_sum, p_from, p_phi + o_matrix, n, ins, outs, tile, 1, PRECISION, BK)
                     m_tile, o_tile = elements_of(tile, n, outs, o_out)
                     if FROM_SUM:
@@ -103,7 +99,7 @@ def mlp_forward(
         terms = n if LOSS == "cross_entropy" else n * classes
         total = tl.zeros((), tl.float32)
         for start_row in range(0, n, BM):
-            tile = tile_of(start_row, 0, BM, BC)
+            tile, _ = tile_of(start_row, 0, BM, BC)
             m_tile, o_tile = elements_of(tile, n, classes, 0)
             b_logits = tl.load(p_rows + last + o_tile, mask=m_tile, other=0.0)
             part, b_delta = loss_of(b_logits, p_targets, tile, m_tile, n, classes, LOSS)
@@ -123,8 +119,7 @@ def mlp_forward(
                 ins, outs, o_matrix, o_in, o_out, _ = layer_of(p_table, layer, p_inputs, p_rows)
                 for start_row in range(0, n, BM):
                     for start_column in range(0, ins, BN):
-                        tile = tile_of(start_row, start_column, BM, BN)
-                        b_sum = tl.zeros((BM, BN), tl.float32)
+                        tile, b_sum = tile_of(start_row, start_column, BM, BN)
                         b_sum = add_back(b_sum, p_deltas + o_out, p_phi + o_matrix, n, ins, outs, tile, PRECISION, BK)
                         m_tile, o_tile = elements_of(tile, n, ins, o_in)
                         if FROM_SUM:
@@ -139,8 +134,7 @@ def mlp_forward(
                 ins, outs, o_matrix, o_in, o_out, p_from = layer_of(p_table, layer, p_inputs, p_rows)
                 for start_row in range(0, ins + 1, BM):
                     for start_column in range(0, outs, BN):
-                        tile = tile_of(start_row, start_column, BM, BN)
-                        b_sum = tl.zeros((BM, BN), tl.float32)
+                        tile, b_sum = tile_of(start_row, start_column, BM, BN)
                         b_sum = add_gradient(b_sum, p_from, p_deltas + o_out, n, ins, outs, tile, 1, PRECISION, BK)
                         m_tile, o_tile = elements_of(tile, ins + 1, outs, o_matrix)
                         if i_pass < steps:
@@ -202,8 +196,7 @@ def mlp_backward(
                 ins, outs, o_matrix, o_in, o_out, p_from = layer_of(p_table, layer, p_inputs, p_rows)
                 for start_row in range(0, n, BM):
                     for start_column in range(0, outs, BN):
-                        tile = tile_of(start_row, start_column, BM, BN)
-                        b_sum = tl.zeros((BM, BN), tl.float32)
+                        tile, b_sum = tile_of(start_row, start_column, BM, BN)
                         b_sum = add_forward(b_sum, p_from, p_direction + o_matrix, n, ins, outs, tile, 1, PRECISION, BK)
                         if layer > 0:
                             b_sum = add_forward(
@@ -220,7 +213,7 @@ def mlp_backward(
 
             terms = n if LOSS == "cross_entropy" else n * classes
             for start_row in range(0, n, BM):
-                tile = tile_of(start_row, 0, BM, BC)
+                tile, _ = tile_of(start_row, 0, BM, BC)
                 m_tile, o_tile = elements_of(tile, n, classes, last)
                 b_logits = tl.load(p_rows + o_tile, mask=m_tile, other=0.0)
                 b_tangent = tl.load(p_row_tangents + o_tile, mask=m_tile, other=0.0)
@@ -233,8 +226,7 @@ def mlp_backward(
                 ins, outs, o_matrix, o_in, o_out, _ = layer_of(p_table, layer, p_inputs, p_rows)
                 for start_row in range(0, n, BM):
                     for start_column in range(0, ins, BN):
-                        tile = tile_of(start_row, start_column, BM, BN)
-                        b_sum = tl.zeros((BM, BN), tl.float32)
+                        tile, b_sum = tile_of(start_row, start_column, BM, BN)
                         b_sum = add_back(
                             b_sum, p_delta_tangents + o_out, p_phi + o_matrix, n, ins, outs, tile, PRECISION, BK
                         )
@@ -261,21 +253,19 @@ def mlp_backward(
             ins, outs, o_matrix, o_in, o_out, p_from = layer_of(p_table, layer, p_inputs, p_rows)
             for start_row in range(0, ins + 1, BM):
                 for start_column in range(0, outs, BN):
-                    tile = tile_of(start_row, start_column, BM, BN)
+                    tile, b_zeros = tile_of(start_row, start_column, BM, BN)
                     m_tile, o_tile = elements_of(tile, ins + 1, outs, o_matrix)
                     b_v = tl.load(p_v + i_task * P + o_tile, mask=m_tile, other=0.0)
                     if RATES_GRAD > 0:
-                        b_sum = tl.zeros((BM, BN), tl.float32)
-                        b_sum = add_gradient(b_sum, p_from, p_deltas + o_out, n, ins, outs, tile, 1, PRECISION, BK)
+                        b_sum = add_gradient(b_zeros, p_from, p_deltas + o_out, n, ins, outs, tile, 1, PRECISION, BK)
                         b_sum = tl.where(m_tile, -b_sum * b_v, 0.0)
                         if RATES_GRAD == 2:
                             tl.store(p_of_rates + (i_task * steps + step) * P + o_tile, b_sum, mask=m_tile)
                         else:
                             of_rate += tl.sum(tl.sum(b_sum, 1), 0)
                     if ORDER == 2:
-                        b_sum = tl.zeros((BM, BN), tl.float32)
                         b_sum = add_gradient(
-                            b_sum, p_from, p_delta_tangents + o_out, n, ins, outs, tile, 1, PRECISION, BK
+                            b_zeros, p_from, p_delta_tangents + o_out, n, ins, outs, tile, 1, PRECISION, BK
                         )
                         if layer > 0:
                             b_sum = add_gradient(
@@ -314,25 +304,13 @@ def _table(widths: tuple[int, ...], rows: int, device: torch.device) -> Tensor:
     return torch.tensor(entries, dtype=torch.int32, device=device)
 
 
-def launch(
-    theta: Tensor,
-    rates: Tensor,
-    support_inputs: Tensor,
-    support_targets: Tensor,
-    query_inputs: Tensor | None,
-    query_targets: Tensor | None,
-    widths: Sequence[int],
-    activation: str,
-    loss: str,
-    order: int,
-    rates_grad: bool,
-    precision: str,
-) -> Adaptation:
+def launch(theta: Tensor, rates: Tensor, *sets: Any, kind: Kind, precision: str) -> Adaptation:
     """As the operator (``op.py``); without a query set, the trajectory ``[T, m, P]`` and the support losses alone."""
+    widths, activation, loss, order, rates_grad = kind
+    query_inputs = sets[2]
     with_query = query_inputs is not None
-    batch = [support_inputs, support_targets]
-    batch += [tensor for tensor in (query_inputs, query_targets) if tensor is not None] or batch
-    batch = [tensor.to(theta.dtype).contiguous() for tensor in batch]  # labels too: up to 128 classes are exact
+    given = sets if with_query else sets[:2] * 2
+    batch = [tensor.to(theta.dtype).contiguous() for tensor in given]  # labels too: up to 128 classes are exact
     theta, rates = (into_matrices(value, widths).contiguous() for value in (theta, rates))
     tasks, rows = batch[0].shape[:2]
     queries = batch[2].shape[1]
@@ -359,11 +337,11 @@ def launch(
         )
         if with_query and steps and (order == 2 or rates_grad):
             per_step = theta.new_empty(count, *of_rates.shape) if rates_grad else of_rates
-            kind = 0 if not rates_grad else 1 if rates.shape[1] == 1 else 2
+            of_kind = 0 if not rates_grad else 1 if rates.shape[1] == 1 else 2
             tangents = theta.new_empty(count, 3, S) if order == 2 else v
             mlp_backward[(count,)](
                 theta, rates, x, table, path, tape, v, u, tangents, per_step, *sizes,
-                ORDER=order, RATES_GRAD=kind, **kinds,
+                ORDER=order, RATES_GRAD=of_kind, **kinds,
             )  # fmt: skip
             if rates_grad:
                 of_rates += per_step.sum(0) / tasks

@@ -5,8 +5,6 @@ is one matrix ``[in + 1, out]``: the transposed weight, and the bias as its last
 behind it times this matrix is the layer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -21,6 +19,9 @@ FROM_SUMS = ("gelu",)
 """Activations whose derivatives are taken at what goes in; those of the others are known from what comes out."""
 LOSSES = ("mse", "cross_entropy", "bce")
 MOST_HIDDEN = 3
+
+Kind = tuple[Sequence[int], str, str, int, bool]
+"""Widths, activation, loss, order, and whether the gradient of the rates is wanted."""
 
 
 def size(widths: Sequence[int]) -> int:

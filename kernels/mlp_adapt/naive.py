@@ -1,7 +1,5 @@
 """The formula in plain autograd: what the kernels and the hand-written recursion are tested against."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -12,8 +10,6 @@ from torch import Tensor
 from lightning_maml.kernels.adaptation import Adaptation
 from lightning_maml.kernels.checks import unknown
 from lightning_maml.kernels.mlp_adapt.layout import LOSSES, parameters_of
-
-__all__ = ["adapt", "mlp_adapt"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda a: a,

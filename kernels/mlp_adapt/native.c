@@ -211,18 +211,14 @@ int adapt(const Problem *p) {
     if (places) find_places(&p->net, places);
 #pragma omp parallel num_threads(p->threads < groups ? p->threads : groups)
     {
-        V *memory = memory_of(bytes);
 #pragma omp for schedule(dynamic, 1)
         for (long g = 0; g < groups; g++) {
+            V *memory = memory_of(bytes);
             if (!memory || !sums || !places) {
 #pragma omp atomic write
                 failed = 1;
-            } else {
-#ifdef POISON
-                memset(memory, 0xff, bytes); /* NaN: for a test that nothing is read that was not written */
-#endif
+            } else
                 group(p, places, g * LANES, memory, sums + g * each, sums + g * each + P);
-            }
         }
         if (bytes > MOST_KEPT) memory_of(0);
     }

@@ -1,20 +1,15 @@
 """The operator on the CPU, compiled: calls ``native.c``."""
 
-from __future__ import annotations
-
 import ctypes
-from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_maml.kernels.adaptation import Adaptation, room
 from lightning_maml.kernels.compiler import Problem, addresses, failure, library_of, why_unavailable
-from lightning_maml.kernels.mlp_adapt.layout import ACTIVATIONS, LOSSES, MOST_HIDDEN, size
-
-__all__ = ["adapt", "unavailable"]
+from lightning_maml.kernels.mlp_adapt.layout import ACTIVATIONS, LOSSES, MOST_HIDDEN, Kind, size
 
 SOURCE = Path(__file__).with_name("native.c")
 
@@ -30,25 +25,15 @@ class _Problem(Problem):
     ]
 
 
-def adapt(
-    theta: Tensor,
-    rates: Tensor,
-    support_inputs: Tensor,
-    support_targets: Tensor,
-    query_inputs: Tensor | None,
-    query_targets: Tensor | None,
-    widths: Sequence[int],
-    activation: str,
-    loss: str,
-    order: int,
-    rates_grad: bool,
-) -> Adaptation:
+def adapt(theta: Tensor, rates: Tensor, *batch: Any, kind: Kind) -> Adaptation:
     """As :func:`lightning_maml.kernels.mlp_adapt.recursion.adapt`.
 
     Raises:
         RuntimeError: there is no compiler, or it fails, or a label is out of range.
         MemoryError: no memory for the tasks of a thread.
     """
+    support_inputs, support_targets, query_inputs, query_targets = batch
+    widths, activation, loss, order, rates_grad = kind
     library = library_of(SOURCE, theta.dtype, _Problem)
     (tasks, rows), steps, out = support_inputs.shape[:2], len(rates), widths[-1]
     queries = 0 if query_inputs is None else query_inputs.shape[1]

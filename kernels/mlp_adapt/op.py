@@ -1,7 +1,5 @@
 """The operators ``lightning_maml::mlp_adapt`` and ``lightning_maml::mlp_trajectory``."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,21 +11,19 @@ from lightning_maml.kernels.checks import check_batch, check_choices, check_para
 from lightning_maml.kernels.mlp_adapt import native, recursion
 from lightning_maml.kernels.mlp_adapt.layout import ACTIVATIONS, LOSSES, MOST_HIDDEN, size
 
-__all__ = ["MOST_ROWS", "PRECISIONS", "WIDEST", "mlp_adapt", "mlp_trajectory"]
-
 PRECISIONS = ("ieee", "tf32", "bf16")
 WIDEST = 128
 MOST_ROWS = 128
 
 
 def _run(*arguments: Any) -> Adaptation:
-    theta, compiled = arguments[0], arguments[-1]
-    if theta.is_cpu:
-        return (native if compiled else recursion).adapt(*arguments[:-2])
+    operands, kind, (precision, compiled) = arguments[:6], arguments[6:11], arguments[11:]
+    if operands[0].is_cpu:
+        return (native if compiled else recursion).adapt(*operands, kind=kind)
     from lightning_maml.kernels.mlp_adapt.kernel import launch  # Triton is not on every machine
 
-    with torch.cuda.device(theta.device):
-        return launch(*arguments[:-1])
+    with torch.cuda.device(operands[0].device):
+        return launch(*operands, kind=kind, precision=precision)
 
 
 _mlp_adapt, _mlp_trajectory = operators(

@@ -18,8 +18,9 @@ def layer_of(p_table, layer, p_inputs, p_rows):
 
 @triton.jit
 def tile_of(start_row, start_column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The rows and the columns of a tile."""
-    return start_row + tl.arange(0, ROWS), start_column + tl.arange(0, COLUMNS)
+    """The rows and the columns of a tile, and a sum of nothing for its elements."""
+    tile = start_row + tl.arange(0, ROWS), start_column + tl.arange(0, COLUMNS)
+    return tile, tl.zeros((ROWS, COLUMNS), tl.float32)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import torch
@@ -20,9 +20,7 @@ from torch import Tensor
 
 from lightning_maml.kernels.adaptation import Adaptation
 from lightning_maml.kernels.checks import unknown
-from lightning_maml.kernels.mlp_adapt.layout import LOSSES, in_torchs_order, into_matrices, matrices, size
-
-__all__ = ["adapt"]
+from lightning_maml.kernels.mlp_adapt.layout import LOSSES, Kind, in_torchs_order, into_matrices, matrices, size
 
 CHUNK_NUMBERS = 1 << 21
 """Tasks are taken in chunks of about this many numbers, which stay in the cache from the way there to the way back."""
@@ -31,20 +29,10 @@ PLANS = 8
 """Buffers of the kinds of problem met last are kept for the next call: it takes as long to make them as to use them."""
 
 
-def adapt(
-    theta: Tensor,
-    rates: Tensor,
-    support_inputs: Tensor,
-    support_targets: Tensor,
-    query_inputs: Tensor | None,
-    query_targets: Tensor | None,
-    widths: Sequence[int],
-    activation: str,
-    loss: str,
-    order: int,
-    rates_grad: bool,
-) -> Adaptation:
+def adapt(theta: Tensor, rates: Tensor, *batch: Any, kind: Kind) -> Adaptation:
     """As the operator (``op.py``); without a query set, the trajectory ``[T, m, P]`` and the support losses alone."""
+    support_inputs, support_targets, query_inputs, query_targets = batch
+    widths, activation, loss, order, rates_grad = kind
     tasks, rows = support_inputs.shape[:2]
     steps, queries = len(rates), 0 if query_inputs is None else query_inputs.shape[1]
     theta, rates = into_matrices(theta, widths), into_matrices(rates, widths)
@@ -53,11 +41,10 @@ def adapt(
     targets = [support_targets, query_targets]
     if loss == "cross_entropy":
         targets = [None if labels is None else F.one_hot(labels, widths[-1]).to(theta.dtype) for labels in targets]
-    batch = [support_inputs, targets[0], query_inputs, targets[1]]
-    parts = []
-    chunks: Any = ([None] * count if part is None else part.tensor_split(count) for part in batch)
+    parts, sets = [], (support_inputs, targets[0], query_inputs, targets[1])
+    chunks: Any = ([None] * count if part is None else part.tensor_split(count) for part in sets)
     for chunk in zip(*chunks, strict=True):
-        key = (len(chunk[0]), rows, queries, tuple(widths), steps, activation, loss, theta.dtype)
+        key = (len(chunk[0]), rows, queries, steps), tuple(widths), activation, loss, theta.dtype
         # the plan's buffers are one thread's own
         parts.append(_plan(threading.get_ident(), *key).run(theta, rates, chunk, order, rates_grad, tasks))
     if count == 1:
@@ -162,16 +149,9 @@ class _Plan:
     """Buffers for one kind of problem, and all products on them."""
 
     def __init__(
-        self,
-        tasks: int,
-        rows: int,
-        queries: int,
-        widths: tuple[int, ...],
-        steps: int,
-        activation: str,
-        loss: str,
-        dtype: torch.dtype,
+        self, sizes: tuple[int, ...], widths: tuple[int, ...], activation: str, loss: str, dtype: torch.dtype
     ) -> None:
+        tasks, rows, queries, steps = sizes
         self.rows, self.steps, self.widths, self.loss = rows, steps, widths, loss
         self.activate, self.curved = _ACTIVATIONS[activation], activation not in ("identity", "relu")
         self.layers = layers = len(widths) - 1
@@ -312,12 +292,11 @@ class _Plan:
                 continue
             for layer in range(0 if shared else layers):
                 torch.mul(self.v[layer], elements[k][layer], out=self.u[layer])
-            for layer, hidden in enumerate(self.hidden):
-                for product in self.tangent[not shared][k][layer]:
+            for products, hidden in zip_longest(self.tangent[not shared][k], self.hidden):
+                for product in products:
                     product()
-                torch.mul(hidden.sum_tangents, hidden.slopes[k], out=hidden.inner_tangents[k])
-            for product in self.tangent[not shared][k][-1]:
-                product()
+                if hidden is not None:
+                    torch.mul(hidden.sum_tangents, hidden.slopes[k], out=hidden.inner_tangents[k])
             _delta_tangent(shares[k], self.logit_tangents, self.loss, self.delta_tangents[-1][k])
             for layer in range(layers - 1, -1, -1):
                 if layer > 0:

@@ -1,5 +1,6 @@
 """The gradient of a policy-gradient loss for all tasks' perceptrons, differentiable once: on the CPU, compiled."""
 
-from lightning_maml.kernels.policy_gradient.op import DISTRIBUTIONS, KINDS, policy_gradient
+from lightning_maml.kernels.policy_gradient.native import DISTRIBUTIONS, KINDS
+from lightning_maml.kernels.policy_gradient.op import policy_gradient
 
 __all__ = ["DISTRIBUTIONS", "KINDS", "policy_gradient"]

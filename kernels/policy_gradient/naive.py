@@ -1,7 +1,5 @@
 """The formula in plain autograd: what the operator is tested against."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -13,8 +11,6 @@ from lightning_maml.kernels.checks import check_choices
 from lightning_maml.kernels.mlp_adapt.layout import size
 from lightning_maml.kernels.mlp_adapt.naive import forward
 from lightning_maml.kernels.policy_gradient.native import DISTRIBUTIONS, KINDS
-
-__all__ = ["policy_gradient"]
 
 
 def policy_gradient(

@@ -23,7 +23,7 @@ typedef struct {
 
 int64_t size_of_problem(void) { return sizeof(Problem); }
 
-/* What a block of rows is made of. */
+/* The data of a block of rows, and what its way back needs. */
 typedef struct {
     V *actions, *weights, *old, *slopes; /* slopes: of the loss by the log-probability */
 } Rows;
@@ -47,8 +47,8 @@ static void load_rows(const Problem *p, long first, long count, long begin, long
     }
 }
 
-/* From the logits, or means: the gradient at them, and at log_std, which is subtracted; shares are the probabilities, or how
- * many deviations the actions are off the means. */
+/* Fills the deltas, which are the gradients at the logits or means, and subtracts the gradient at log_std; shares become the
+ * probabilities, or how many deviations the actions are off the means. */
 static void deltas_of(const Problem *p, long rows, const V *logits, const V *log_std, const V *inverse, const Rows *of,
                       Pass *pass, V *of_log_std) {
     const long out = p->net.widths[p->net.layers];
@@ -88,7 +88,7 @@ static void deltas_of(const Problem *p, long rows, const V *logits, const V *log
     }
 }
 
-/* The tangents of the above, from those of the logits and of log_std. */
+/* Fills c with the tangents of the deltas, from those of the logits and of log_std, and subtracts that of log_std. */
 static void delta_tangents_of(const Problem *p, long rows, const V *tangents, const V *of_std, const V *inverse,
                               const Rows *of, const Pass *pass, V *c, V *of_log_std) {
     const long out = p->net.widths[p->net.layers];
@@ -132,7 +132,7 @@ static long vectors_needed(const Problem *p) {
     return 2 * lay_out(&p->net, BLOCK, &pass, 0) + BLOCK * (widest + 1) + BLOCK * (2 * out + 3) + out;
 }
 
-/* The rows from begin to end of a group: minus what is wanted, into sums [P] */
+/* Sets sums [P] to minus the gradient, or minus the curvature's product, of a group's rows from begin to end. */
 static void part(const Problem *p, long first, long begin, long end, const V *phi, const V *direction, V *memory,
                  V *sums) {
     const Network *net = &p->net;
@@ -169,7 +169,7 @@ static void part(const Problem *p, long first, long begin, long end, const V *ph
     }
 }
 
-/* from [tasks, P] -> [P] of a group */
+/* Copies a group's parameters, out of [tasks, P], to [P]. */
 static void load_parameters(const Problem *p, const REAL *from, const int32_t *places, long first, V *to) {
     const long P = all_parameters(p), left = p->tasks - first, count = left < LANES ? left : LANES;
     for (long l = 0; l < LANES; l++) {
@@ -181,7 +181,7 @@ static void load_parameters(const Problem *p, const REAL *from, const int32_t *p
 /* How many tasks run at once. */
 int lanes(void) { return LANES; }
 
-/* one of RETURNS; out of range is an action */
+/* Returns one of RETURNS; what may be out of range is an action. */
 int adapt(const Problem *p) {
     if (!is_known(&p->net) || !IS_ONE_OF(p->distribution, DISTRIBUTIONS) || !IS_ONE_OF(p->kind, KINDS)) return UNKNOWN;
     const long P = all_parameters(p), groups = (p->tasks + LANES - 1) / LANES, out = p->net.widths[p->net.layers];
@@ -196,7 +196,7 @@ int adapt(const Problem *p) {
         find_places(&p->net, places);
         for (long i = parameters_of(&p->net); i < P; i++) places[i] = i;
 #ifdef POISON
-        memset(parameters, 0xff, shared); /* NaN: for a test that nothing is read that was not written */
+        memset(parameters, 0xff, shared); /* as memory_of */
 #endif
     }
 #pragma omp parallel num_threads(p->threads)
@@ -206,9 +206,6 @@ int adapt(const Problem *p) {
 #pragma omp atomic write
             failed = 1;
         }
-#ifdef POISON
-        if (memory) memset(memory, 0xff, bytes);
-#endif
 #pragma omp barrier
 #pragma omp for schedule(static, 1)
         for (long i = 0; i < groups * sides; i++)

@@ -1,7 +1,5 @@
 """The operator on the CPU: calls ``native.c``."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +10,6 @@ from torch import Tensor
 
 from lightning_maml.kernels.compiler import Problem, addresses, failure, library_of, why_unavailable
 from lightning_maml.kernels.mlp_adapt.layout import ACTIVATIONS, MOST_HIDDEN
-
-__all__ = ["lanes", "run", "unavailable"]
 
 SOURCE = Path(__file__).with_name("native.c")
 DISTRIBUTIONS = ("gaussian", "categorical")
@@ -48,7 +44,7 @@ def run(
     distribution: str,
     kind: str,
 ) -> Tensor:
-    """The gradient ``[T, P]``; with a ``direction [T, P]`` what the Hessians make of it.
+    """The gradient ``[T, P]``; with a ``direction [T, P]`` the product of each task's Hessian and direction.
 
     Raises:
         RuntimeError: there is no compiler, or it fails, or an action is out of range.

@@ -1,9 +1,8 @@
 """The operator ``lightning_maml::policy_gradient``, on the CPU.
 
-With a direction it is its own backward, the product of Hessians and direction; that has none, and raises.
+Called with a direction it gives the product of Hessians and direction, and is the backward of the call without one. The
+backward of that raises.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,12 +14,7 @@ from lightning_maml.kernels.checks import check_choices
 from lightning_maml.kernels.mlp_adapt import ACTIVATIONS, MOST_HIDDEN
 from lightning_maml.kernels.mlp_adapt.layout import size
 from lightning_maml.kernels.policy_gradient import native
-
-__all__ = ["DISTRIBUTIONS", "KINDS", "policy_gradient"]
-
-DISTRIBUTIONS = native.DISTRIBUTIONS
-KINDS = native.KINDS
-
+from lightning_maml.kernels.policy_gradient.native import DISTRIBUTIONS, KINDS
 
 _policy_gradient = torch.library.custom_op(
     "lightning_maml::policy_gradient",

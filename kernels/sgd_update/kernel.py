@@ -1,13 +1,9 @@
 """The Triton kernel: every program updates one block of one task."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-__all__ = ["BLOCK", "COMPILER", "OPTIONS", "launch", "sgd_update_kernel"]
 
 BLOCK = 1024
 OPTIONS = ("FACTORS", "DECAY", "BUFFER", "MOMENTUM")
@@ -65,16 +61,14 @@ def launch(
 ) -> tuple[Tensor, Tensor]:
     """As the operator (``op.py``); the second result is empty without momentum."""
     tasks, P = gradient.shape
-    phi, gradient, rate = phi.contiguous(), gradient.contiguous(), rate.contiguous()
-    factors = None if factors is None else factors.contiguous()
-    buffer = None if buffer is None else buffer.contiguous()
+    given = (phi, gradient, rate, phi if factors is None else factors, phi if buffer is None else buffer)
+    operands = [value.contiguous() for value in given]
     out = torch.empty_like(gradient)
     buffer_out = torch.empty_like(gradient) if momentum else gradient.new_empty(0)
     blocks = triton.cdiv(P, BLOCK)
     phi_stride, rate_stride = P if phi.ndim == 2 else 0, rate.ndim
     numbers = (P, blocks, phi_stride, rate_stride, weight_decay, momentum)
     chosen = (factors is not None, weight_decay != 0, buffer is not None, momentum != 0)
-    operands = (phi, gradient, rate, phi if factors is None else factors, phi if buffer is None else buffer)
     sgd_update_kernel[(tasks * blocks,)](
         *operands, out, buffer_out if momentum else out, *numbers, *chosen, BLOCK=BLOCK, **COMPILER
     )

@@ -1,16 +1,12 @@
 """The formula."""
 
-from __future__ import annotations
-
 from torch import Tensor
-
-__all__ = ["sgd_update", "step"]
 
 
 def step(
     phi: Tensor, gradient: Tensor, factors: Tensor | None, weight_decay: float, buffer: Tensor | None, momentum: float
 ) -> Tensor:
-    """What the rate multiplies, ``[T, P]``."""
+    """The step ``[T, P]``, which the rate multiplies."""
     if factors is not None:
         gradient = gradient * factors[:, None]
     if weight_decay:

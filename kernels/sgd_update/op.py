@@ -1,15 +1,11 @@
 """The operator ``lightning_maml::sgd_update``, differentiable to any order."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_maml.kernels.sgd_update.naive import step
-
-__all__ = ["sgd_update"]
 
 
 @torch.library.custom_op("lightning_maml::sgd_update", mutates_args=(), device_types=("cpu", "cuda"))
@@ -29,7 +25,7 @@ def _sgd_update(
             return launch(phi, gradient, rate, factors, weight_decay, buffer, momentum)
     taken = step(phi, gradient, factors, weight_decay, buffer, momentum)
     following = torch.addcmul(phi, taken, rate, value=-1)
-    # an operator's outputs are no views of its inputs
+    # an operator must not return its inputs, nor views of them
     return following, gradient.new_empty(0) if not momentum else taken.clone() if taken is gradient else taken
 
 
@@ -47,12 +43,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _backward(ctx: Any, upstream: Tensor, of_step: Tensor) -> Any:
-    # plain torch: autograd looks into it, so that every further derivative is right
+    # this is plain torch, which autograd looks into, so that every further derivative is right
     phi, gradient, rate, factors, buffer = ctx.saved_tensors
-    # the gradient at what the rate multiplies, the step
-    total = -rate * upstream
-    if ctx.momentum:
-        total = total + of_step
+    total = of_step - rate * upstream if ctx.momentum else -rate * upstream  # the gradient at the step
     of_phi = of_gradient = of_rate = of_factors = of_buffer = None
     if ctx.needs_input_grad[0]:
         of_phi = upstream + ctx.weight_decay * total if ctx.weight_decay else upstream

@@ -73,8 +73,7 @@ def refused(needs: Needs, runs: Runs) -> str | None:
     """
     missing = []
     for kind, what in needs:
-        known = runs.get(kind, ())
-        if known is not ANYTHING and what not in known:
+        if (known := runs.get(kind, ())) is not ANYTHING and what not in known:
             missing.append((kind, what))
     if not missing:
         return None
@@ -107,26 +106,15 @@ _PLAIN = {inner.FromMeta, inner.AllRows, inner.Nothing, inner.ByName, inner.Part
 _KNOWN_STEPS = (inner.ClipByNorm, inner.AddDecayed, inner.Momentum)
 _RATES = {"number", "of each step", "tensor", "shared", "per_step", "per_parameter", "per_parameter_and_step"}
 _RATES |= {"per_element"}
-_DATA = (
-    "loss",
-    "query loss",
-    "task weights",
-    "gradient of the loss",
-    "gradient of data",
-    "rows of a set",
-    "batch-norm",
-    "autocast",
-    "device",
-)
-_DTYPES = ("dtypes of what adapts", "dtypes of everything")
+_DATA = {"loss", "query loss", "task weights", "gradient of the loss", "gradient of data", "rows of a set"}
+_DATA |= {"batch-norm", "autocast", "device", "dtypes of what adapts", "dtypes of everything"}
 _ONE_OF = {frozenset({torch.float32}), frozenset({torch.float64})}
 
 # All tasks in one call of the network: every part by what it is, but nothing that takes hold of autograd or of tensors.
 BATCHED: Runs = dict.fromkeys(_WORDS, ANYTHING) | {"tensor class": ORDINARY, "backward hooks": {False}}
 
-# of plain gradient descent, with what a known few transformations make of the gradient
-# One tensor of inputs: of several, "inputs", these know nothing.
-STEPS: Runs = dict.fromkeys(("rule", "safeguard", *_DATA, *_DTYPES), ANYTHING) | {
+# Plain gradient descent on one tensor of inputs, with what a known few transformations make of the gradient.
+STEPS: Runs = dict.fromkeys(("rule", "safeguard", *_DATA), ANYTHING) | {
     "inner loop": {inner.SGD},
     "part": _PLAIN.union(_KNOWN_STEPS),
     "chain": _in_order(*_KNOWN_STEPS),

@@ -3,6 +3,7 @@
 import contextlib
 import traceback
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -29,20 +30,16 @@ def misfit(problem: Problem, sets: tuple[Any, ...], error: Exception) -> Excepti
         return None
     if "more than 1 value per channel" in str(error):
         return _too_few_rows(problem, sets)
-    with contextlib.suppress(Exception):  # of code that is neither ours nor torch's, which has said it already
-        return _first_misfit(problem, sets, error)
-    return None
-
-
-def _first_misfit(problem: Problem, sets: tuple[Any, ...], error: Exception) -> Exception | None:
-    for name, loss, (inputs, targets) in zip(("", "query "), (problem.loss, problem.judge), sets, strict=False):
-        one, wanted = tree_map(lambda value: value[0], inputs), None if targets is None else targets[0]
-        with torch.enable_grad(), training_is(False, problem.modules):
+    of_sets = zip(("", "query "), (problem.loss, problem.judge), sets, strict=False)
+    # suppressed is what code raises that is neither ours nor torch's, which has said it already
+    with contextlib.suppress(Exception), torch.enable_grad(), training_is(False, problem.modules):
+        for name, loss, (inputs, targets) in of_sets:
+            one = tree_map(itemgetter(0), inputs)
             found = _of_network(problem.network, one, name)
-            if found is None and wanted is not None:
-                found = _of_loss(loss, problem.network, one, wanted, error)
-        if found is not None:
-            return found
+            if found is None and targets is not None:
+                found = _of_loss(loss, problem.network, one, targets[0], error)
+            if found is not None:
+                return found
     return None
 
 

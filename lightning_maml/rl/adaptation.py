@@ -288,6 +288,9 @@ class RolloutLoop:
     def mean(self, values: Tensor) -> Tensor:
         return values.mean()
 
+    def elsewhere(self, theta: Parameters) -> RolloutLoop:
+        raise NotImplementedError("Expected a rule that stays at the meta-parameters: others have no rollouts yet.")
+
     def query(self, phi: Parameters) -> Query:
         return self.query_after(phi, self.objective.training_steps)
 

@@ -31,7 +31,7 @@ def call(operator: str, **changed: Any) -> Any:
     if operator == "mlp_adapt":
         arguments = perceptrons.operands([3, 4, 2], "mse", tasks=2)
         kind = {"activation": "tanh", "loss": "mse", "order": 2, "rates_grad": True}
-        return mlp_adapt.adapt(*arguments, [3, 4, 2], **{**kind, **changed})
+        return mlp_adapt.adapt(*arguments, kind=([3, 4, 2], *{**kind, **changed}.values()))
     if operator == "conv_adapt":
         kind = {"loss": "mse", "order": 2, "rates_grad": True}
         return conv_adapt.adapt(*convolutional.operands(NETWORK, "mse", tasks=2), NETWORK, **{**kind, **changed})
@@ -136,7 +136,7 @@ def test_what_python_has_no_case_for_is_refused():
     logits = torch.zeros(1, 2, 3)
     for unknown in (
         partial(mlp_formula.mlp_adapt, *arguments, loss="hinge", **kind),
-        partial(recursion.adapt, *arguments, loss="hinge", rates_grad=False, **kind),
+        partial(recursion.adapt, *arguments, kind=([3, 4, 2], "tanh", "hinge", 2, False)),
         partial(recursion._losses, logits, logits, "hinge"),
         partial(recursion._delta_tangent, logits, logits, "hinge", logits),
     ):

@@ -56,7 +56,7 @@ def launch(arguments, widths, activation, loss, order=2, rates_grad=True, precis
     arguments = [a.to(DEVICE, torch.float32 if a.is_floating_point() else None) for a in arguments]
     if not query:
         arguments[4:] = [None, None]
-    return kernel.launch(*arguments, widths, activation, loss, order, rates_grad, precision)
+    return kernel.launch(*arguments, kind=(widths, activation, loss, order, rates_grad), precision=precision)
 
 
 # the operator on the CPU: in torch's products, and compiled from C
@@ -93,7 +93,7 @@ def test_operator_in_float32(activation, loss, compiled, poisoned):
 
 def test_all_give_the_same_record():
     arguments, kind = operands([2, 3], "mse", tasks=1, steps=1), ([2, 3], "relu", "mse", 2)
-    given = [adapt(*arguments, *kind, True) for adapt in (recursion.adapt, native.adapt)]
+    given = [adapt(*arguments, kind=(*kind, True)) for adapt in (recursion.adapt, native.adapt)]
     given += [naive(*arguments, *kind), launch(arguments, *kind), mlp_adapt(*arguments, *kind)]
     assert {type(result) for result in given} == {Adaptation}
 

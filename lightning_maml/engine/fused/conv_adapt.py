@@ -151,9 +151,9 @@ def _is_flat(found: Named) -> bool:
             require((layer.start_dim, layer.end_dim) == (1, -1), "it flattens something else than whole images")
         if isinstance(layer, nn.AdaptiveAvgPool2d):
             require(layer.output_size in (1, (1, 1)), "it pools to more than one place")
-    kinds = [type(layer) for _, layer in between]
-    flat = kinds == [nn.Flatten]
-    means = [[nn.AdaptiveAvgPool2d], *([mean] for mean in MEANS)]
-    mean = kinds in means[1:] or (kinds[:-1] in means and kinds[-1] is nn.Flatten)
-    require(flat or mean, "what stands before its last layer is neither nn.Flatten nor a mean over places")
-    return flat
+    kinds = tuple(type(layer) for _, layer in between)
+    means: list[tuple[type, ...]] = [(mean,) for mean in MEANS]
+    means += [(mean, nn.Flatten) for mean in (nn.AdaptiveAvgPool2d, *MEANS)]
+    known = kinds == (nn.Flatten,) or kinds in means
+    require(known, "what stands before its last layer is neither nn.Flatten nor a mean over places")
+    return kinds == (nn.Flatten,)

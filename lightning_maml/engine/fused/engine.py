@@ -122,7 +122,7 @@ class Fused(LoopEngine):
 
     def predict(self, problem: Problem, phi: Parameters, inputs: Any, step: int | None = None) -> Tensor:
         operator, found, _ = problem.memo.get(self) or (None, None, None)  # what the adaptation found
-        if operator is not None and not (torch.is_grad_enabled() or autocast_on(inputs.device)):
+        if operator is not None and found is not None and not (torch.is_grad_enabled() or autocast_on(inputs.device)):
             every = {name: problem.parameters[name] for name in found.shapes} | phi
             rows = [value.expand(len(inputs), *found.shapes[name]).flatten(1) for name, value in every.items()]
             if (predicted := operator.predict(found, torch.cat(rows, 1), inputs)) is not None:

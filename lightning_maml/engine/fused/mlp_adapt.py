@@ -69,7 +69,7 @@ class MlpAdapt(operator.Operator):
         kind = (loop.found.widths, loop.found.activation, loop.loss.kind, order, rates.requires_grad)
         if self.compile and loop.theta.is_cpu:
             # past torch's dispatcher, which costs a tenth of a small meta-batch: what it checks is known by now
-            return native.adapt(loop.theta, rates, *loop.batch, *kind)
+            return native.adapt(loop.theta, rates, *loop.batch, kind=kind)
         return mlp_adapt(loop.theta, rates.detach(), *loop.batch, *kind, self.precision)
 
     def trajectory(self, loop: OperatorLoop, rates: Tensor) -> tuple[Tensor, Tensor]:

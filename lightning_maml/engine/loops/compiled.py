@@ -70,10 +70,8 @@ class CompiledLoop(CheckpointedLoop):
 
     def _bound(self, phi: Tensors, constants: Tensors, support: Any) -> tuple[Parameters, TaskLoop]:
         loop = TaskLoop(self.problem, support)
-        loop.networks.constants, loop.checked = (
-            dict(zip(loop.networks.constants, constants, strict=True)),
-            {"support", "query"},
-        )
+        loop.networks.constants = dict(zip(loop.networks.constants, constants, strict=True))
+        loop.checked = {"support", "query"}
         return dict(zip(self.theta, phi, strict=True)), loop
 
     def _step(
@@ -170,10 +168,8 @@ class CompiledLoop(CheckpointedLoop):
 
         values = [value.detach().contiguous() for value in phi.values()]
         shares = [] if self.shares is None else [self.shares.to(values[0].dtype)]
-        args = values, self.values, self.batch, shares
-        losses, predictions, self.last, *self.found = self._run(
-            "query by weights" if shares else "query", function, *args
-        )
+        kind, args = ("query", bool(shares)), (values, self.values, self.batch, shares)
+        losses, predictions, self.last, *self.found = self._run(kind, function, *args)
         loss, leaves = self.mean(losses), [*phi.values(), *self.extras[: len(self.shared)]]
         return Query(loss if self.direct else attach(loss, self.found, leaves), losses, predictions)
 

@@ -77,7 +77,8 @@ class Problem:
         from lightning_maml.kernels.mlp_adapt.kernel import launch
 
         data = self.data()
-        return launch(*data[:4], *(data[4:] if self.query else (None, None)), *self.kind, precision)
+        query = data[4:] if self.query else (None, None)
+        return launch(*data[:4], *query, kind=self.kind, precision=precision)
 
     def variants(self, precision: str) -> list[tuple[str, dict[str, Any]]]:
         """The kernels that it launches, with their compile-time arguments."""
@@ -94,7 +95,7 @@ class Problem:
         """In float64; of a trajectory by the recursion, which the formula is tested against elsewhere."""
         data = [part.double() if part.is_floating_point() else part for part in self.data()]
         if not self.query:
-            return recursion.adapt(*data[:4], None, None, *self.kind)
+            return recursion.adapt(*data[:4], None, None, kind=self.kind)
         found = naive.mlp_adapt(*data, *self.kind[:4])
         nothing = data[1].new_empty(0)
         return found._replace(of_rates=found.of_rates if self.rates_grad else nothing, trajectory=nothing)
