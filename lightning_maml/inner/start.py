@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ adapt ``{name: [T, *shape]}``, the networks on the support rows under any parame
 @dataclass(frozen=True)
 class FromMeta:
     """The meta-parameters themselves."""
+
+    stays: ClassVar[bool] = True
 
     def __call__(self, theta: Parameters, predict: Predict, support_targets: Tensor) -> Parameters:
         return theta

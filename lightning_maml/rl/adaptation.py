@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -288,7 +288,7 @@ class RolloutLoop:
     def mean(self, values: Tensor) -> Tensor:
         return values.mean()
 
-    def elsewhere(self, theta: Parameters) -> RolloutLoop:
+    def elsewhere(self, theta: Mapping[str, Tensor]) -> RolloutLoop:
         raise NotImplementedError("Expected a rule that stays at the meta-parameters: others have no rollouts yet.")
 
     def query(self, phi: Parameters) -> Query:

@@ -17,7 +17,7 @@ from lightning_maml.engine.base import Problem
 from lightning_maml.engine.coverage import Runs
 from lightning_maml.engine.functional.structure import layers_of
 from lightning_maml.engine.loops.loop import TaskLoop
-from lightning_maml.inner import FromMeta, InnerLoop, Parameters
+from lightning_maml.inner import InnerLoop, Parameters
 from lightning_maml.meta_gradient import Query
 from lightning_maml.tasks import Set
 
@@ -103,7 +103,7 @@ class OperatorLoop:
     def _starts(self) -> Parameters:
         """What all tasks start from: coverage.py allows no start that looks at a task."""
         start = self.inner.parts.start
-        if type(start) is FromMeta:
+        if getattr(start, "stays", False):
             return self.parameters
         theta = {name: value.unsqueeze(0) for name, value in self.parameters.items() if name in self.problem.adapted}
         with torch.enable_grad():
