@@ -46,12 +46,13 @@ class CompiledLoop(CheckpointedLoop):
         each: Any = () if isinstance(rate, nn.Module) else rate if isinstance(rate, Sequence) else [rate]
         # as tensors: a number in the graph would mean another graph for another rate
         self.fixed_rates = [alpha if isinstance(alpha, Tensor) else like.new_tensor(float(alpha)) for alpha in each]
+        rates = self._rates(0, known=True) if self.inner.steps else []
         signature = (
             problem.fingerprint,
             problem.algorithm.batch_norm,
             (*self.inner.parts.chain, *self.inner.parts.memory),
             tuple(self.theta),
-            (bool(self.learned), *self.shared),
+            (bool(self.learned), *self.shared, *(tuple(one.shape) for one in rates)),
             tuple((tuple(v.shape), v.dtype, v.device) for v in (*self.theta.values(), *self.values, *self.batch)),
         )
         self.graphs = _GRAPHS.setdefault(problem.network, {}).setdefault(signature, {})
