@@ -38,6 +38,20 @@ def read_image(file: Path, convert: Callable[[Image.Image], Result]) -> Result:
         ) from error
 
 
+def read_arrays(file: Path, *names: str) -> list[np.ndarray]:
+    """The arrays of these names in an ``.npz`` file; nothing is unpickled.
+
+    Raises:
+        ValueError: it is no such file, or damaged; names the file.
+    """
+    try:
+        with file.open("rb") as content, np.load(content) as arrays:
+            return [arrays[name] for name in names]
+    except Exception as error:  # a damaged archive may raise anything: zipfile alone has six kinds of error for it
+        wanted = f"Expected {file} to be an .npz file with the arrays {' and '.join(f'`{name}`' for name in names)}"
+        raise ValueError(f"{wanted} but it may be damaged or incomplete: {error}") from error
+
+
 def as_pixels(image: Image.Image, size: int | None) -> Tensor:
     """Red, green and blue, resized to ``size``, or as large as it is: uint8 ``[3, height, width]``.
 
