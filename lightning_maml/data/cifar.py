@@ -36,8 +36,8 @@ class CIFAR100Tasks(NaturalTasks):
             - ``cifar-100-binary``, the official "binary version": nothing in it is unpickled;
             - ``cifar-100-python``, the official "Python version", which torchvision reads: it unpickles the files once
               it has found them to have the official hashes;
-            - four arrays, ``train_a.npz``, ``train_b.npz``, ``val.npz`` and ``test.npz``, each with ``classes [C]``, the
-              official names, and ``residuals [C, M, 3, 32, 32]`` (uint8): red and blue less green, then each row less
+            - arrays, ``train_a.npz``, ``train_b.npz``, ``val.npz`` and ``test.npz``, each with ``classes [C]``, the
+              names, and ``residuals [C, M, 3, 32, 32]`` (uint8): red and blue less green, then each row less
               the row above, modulo 256. A class has the images of all files that name it.
 
             Tasks are the same from each of them: the images of a class are put in the order of their SHA-256.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".t
 Result = TypeVar("Result")
 
 
-def read_image(file: Path, convert: Callable[[Image.Image], Result]) -> Result:
-    """What ``convert`` makes of an image file.
+def read_image(file: Path, convert: Callable[[Image.Image], Result], content: BinaryIO | None = None) -> Result:
+    """What ``convert`` makes of an image file, or of its ``content`` where that lies elsewhere.
 
     Raises:
         ValueError: it cannot be read; names the file.
@@ -30,7 +30,7 @@ def read_image(file: Path, convert: Callable[[Image.Image], Result]) -> Result:
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
+        with Image.open(content or file) as image:
             return convert(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's readers raise
         raise ValueError(
