@@ -3,7 +3,7 @@
 import hashlib
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -46,23 +46,39 @@ class CIFAR100Tasks(NaturalTasks):
 
     benchmark: Literal["cifar_fs", "fc100"]
 
-    def __init__(self, root: str | Path, download: bool = False, **options: Any) -> None:
-        super().__init__(root, **options)
+    def __init__(
+        self,
+        root: str | Path,
+        ways: int = 5,
+        shots: int = 1,
+        queries: int = 15,
+        flips: bool = True,
+        crops: int = 0,
+        jitter: float = 0.0,
+        tasks_per_batch: int = 4,
+        batches_per_epoch: int = 500,
+        val_tasks: int = 200,
+        test_tasks: int = 600,
+        test_ways: int | None = None,
+        test_shots: int | None = None,
+        test_queries: int | None = None,
+        seed: int = 0,
+        download: bool = False,
+    ) -> None:
+        numbers = (tasks_per_batch, batches_per_epoch, val_tasks, test_tasks)
+        test = (test_ways, test_shots, test_queries)
+        super().__init__(root, ways, shots, queries, flips, crops, jitter, *numbers, *test, seed)
         self.download = download
 
-    def prepare_data(self) -> None:
-        """Downloads the official archive where asked to, and reads the images where they are not in the cache yet."""
+    @cached_property
+    def data(self) -> Labelled:
+        """All images, each class by its official name."""
         if self.download and _layout(self.root) is None:
             from torchvision.datasets import CIFAR100
             from torchvision.datasets.utils import download_and_extract_archive
 
             url = CIFAR100.url.replace("python", "binary")
             download_and_extract_archive(url, str(self.root), filename=Path(url).name, md5=BINARY_MD5)
-        super().prepare_data()
-
-    @cached_property
-    def data(self) -> Labelled:
-        """All images, each class by its official name."""
         images = load_cifar100(self.root)
         labels = torch.arange(len(images)).repeat_interleave(images.shape[1])
         rows = class_rows()
@@ -134,11 +150,8 @@ def load_cifar100(root: str | Path) -> Tensor:
 
 def _layout(root: Path) -> tuple[str, ...] | None:
     """The files of the layout that ``root`` has, or has a part of."""
-    for names in (BINARY, PYTHON, ARRAYS):
-        first = Path(names[0])
-        if (root / first if first.parent == Path() else root / first.parent).exists():
-            return names
-    return None
+    found = (names for names in (BINARY, PYTHON, ARRAYS) if any((root / name).exists() for name in names))
+    return next(found, None)
 
 
 @lru_cache(maxsize=1)
