@@ -1,7 +1,8 @@
 from lightning_maml import adaptation, checks, cli, data, engine, inner, learner, losses, meta_gradient, metrics
 from lightning_maml import networks, presets, rl, saving, tasks, training
 from lightning_maml.adaptation import Adapted, Evaluation, adapt, evaluate, meta_loss
-from lightning_maml.data import Learn2LearnTasks, OmniglotTasks, SinusoidTasks, TableTasks
+from lightning_maml.data import CIFARFSTasks, FC100Tasks, Learn2LearnTasks, MiniImagenetTasks
+from lightning_maml.data import OmniglotTasks, SinusoidTasks, TableTasks
 from lightning_maml.engine import Batched, Eager, Engine, Fused, Graphed, MetaOutput
 from lightning_maml.inner import SGD, Adam, OneHead, Part, Prototypes, Rates, SharpnessAware, Sign, Zeros
 from lightning_maml.learner import Algorithm

@@ -14,7 +14,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 REPOSITORY = Path(__file__).parents[1]
-OMNIGLOT = REPOSITORY / "../shared/data/omniglot"
+REAL_IMAGES = REPOSITORY / "../shared/data"
 
 # The tensors of the tests are small: threads beyond two cost more than they bring, and beyond one where tests run in
 # several processes, whose children have one, too. OMP_NUM_THREADS wins.
@@ -85,10 +85,26 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def omniglot_root() -> Path:
     """The folder with Omniglot's two arrays."""
-    missing = [name for name in ("images_background.npz", "images_evaluation.npz") if not (OMNIGLOT / name).is_file()]
+    return _real_images("omniglot", "images_background.npz", "images_evaluation.npz")
+
+
+@pytest.fixture(scope="session")
+def cifar100_root() -> Path:
+    """The folder with CIFAR-100's four arrays."""
+    return _real_images("cifar_fs", "train_a.npz", "train_b.npz", "val.npz", "test.npz")
+
+
+@pytest.fixture(scope="session")
+def mini_imagenet_root() -> Path:
+    """The folder with mini-ImageNet's validation and test classes."""
+    return _real_images("mini_imagenet", "val.npz", "test.npz")
+
+
+def _real_images(name: str, *files: str) -> Path:
+    missing = [file for file in files if not (REAL_IMAGES / name / file).is_file()]
     if missing:
-        pytest.skip(f"the real images are not beside this checkout: no {', '.join(missing)} in ../shared/data/omniglot")
-    return OMNIGLOT.resolve()
+        pytest.skip(f"the real images are not beside this checkout: no {', '.join(missing)} in ../shared/data/{name}")
+    return (REAL_IMAGES / name).resolve()
 
 
 @pytest.fixture

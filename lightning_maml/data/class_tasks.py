@@ -1,6 +1,7 @@
 """Tasks made of classes: each stage has classes of its own, and a sampler that draws episodes of them."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -13,18 +14,61 @@ from lightning_maml.data.stream import Stage, TaskStream
 from lightning_maml.tasks import TaskBatch
 
 
+class Labelled(NamedTuple):
+    """Images with their classes."""
+
+    images: Tensor
+    """``[M, C, H, W]``."""
+    labels: Tensor
+    """``[M]``, int64: a number for each of `names`."""
+    names: tuple[str, ...]
+    """What classes are called in messages."""
+    stages: tuple[Stage, ...] | None = None
+    """The stage that each class belongs to; None where a split by seed decides."""
+
+
 class ClassTasks(TaskStream):
-    """A stream of N-way K-shot tasks; a subclass has the :attr:`samplers`, and in :attr:`sizes` what they draw."""
+    """A stream of N-way K-shot tasks of images; a subclass has the :attr:`data`, and in :attr:`sizes` what is drawn.
+
+    ValueError when the images are first needed, where a stage has too few classes, or a class too few images.
+    """
 
     augmentation = Augmentation()
     """Of training images."""
+    rotations: Rotations = "none"
+    """As of :class:`~lightning_maml.data.EpisodeSampler`."""
     sizes: dict[Stage, dict[str, int]]
     """``ways``, ``shots`` and ``queries`` in each stage."""
+    split: Sequence[float]
+    """The shares of classes for training, validation and test, where the data have no stages of their own."""
+    split_seed: int
+    """Makes the random choice of classes."""
+    where: str
+    """What messages call the place of the data."""
 
     @property
-    def samplers(self) -> Mapping[Stage, EpisodeSampler]:
-        """The sampler of each stage that has tasks; they share the images."""
+    def data(self) -> Labelled:
+        """All images."""
         raise NotImplementedError
+
+    @cached_property
+    def samplers(self) -> dict[Stage, EpisodeSampler]:
+        """The sampler of each stage that has tasks; they share the images."""
+        data, tasks = self.data, {"train": self.tasks_per_batch, "val": self.val_tasks, "test": self.test_tasks}
+        everything = EpisodeSampler(data.images, data.labels, 1, 1, 1, self.rotations)
+        counts = data.labels.bincount(minlength=len(data.names)).tolist()
+        samplers = {}
+        for stage, classes in self.classes().items():
+            if tasks[stage]:  # a stage without tasks needs no classes
+                self._check(stage, classes, counts)
+                samplers[stage] = everything.restricted(classes, **self.sizes[stage])
+        return samplers
+
+    def classes(self) -> Mapping[Stage, Sequence[int]]:
+        """The labels of each stage's classes; their order is part of what a seed means."""
+        data = self.data
+        stages = draw_stages(len(data.names), self.split, self.split_seed) if data.stages is None else data.stages
+        return {stage: [label for label, own in enumerate(stages) if own == stage] for stage in self.sizes}
 
     def setup(self, stage: str) -> None:
         """Loads the images, once in a process."""
@@ -41,75 +85,24 @@ class ClassTasks(TaskStream):
         images = sampler.images(rows, turns, device)
         return split_by_class(self.augmentation.apply(images, tuple(augmentation)), sampler.shots)
 
-
-class Labelled(NamedTuple):
-    """Images with their classes."""
-
-    images: Tensor
-    """``[M, C, H, W]``."""
-    labels: Tensor
-    """``[M]``, int64: a number for each of `names`."""
-    names: tuple[str, ...]
-    """What classes are called in messages."""
-    stages: tuple[Stage, ...] | None = None
-    """The stage that each class belongs to; None where a split by seed decides."""
-
-
-def samplers_of(
-    data: Labelled,
-    sizes: Mapping[Stage, Mapping[str, int]],
-    tasks: Mapping[Stage, int],
-    *,
-    rotations: Rotations,
-    split: Sequence[float],
-    seed: int,
-    where: str,
-) -> dict[Stage, EpisodeSampler]:
-    """A sampler for each stage that has tasks.
-
-    Args:
-        data: all images.
-        sizes: ``ways``, ``shots`` and ``queries`` in each stage.
-        tasks: how many tasks each stage has; one with none needs no classes.
-        rotations: as of :class:`~lightning_maml.data.EpisodeSampler`.
-        split: the shares of classes for training, validation and test, where the data have no stages of their own.
-        seed: makes the random choice of classes.
-        where: what messages call the place of the data.
-
-    Raises:
-        ValueError: a stage has too few classes, or a class too few images, for its tasks.
-    """
-    stages = draw_stages(len(data.names), split, seed) if data.stages is None else data.stages
-    everything = EpisodeSampler(data.images, data.labels, 1, 1, 1, rotations)
-    counts = data.labels.bincount(minlength=len(data.names)).tolist()
-    samplers = {}
-    for stage, size in sizes.items():
-        if tasks[stage] == 0:
-            continue
-        classes = [label for label, own in enumerate(stages) if own == stage]
-        _check_classes(stage, len(classes) * (4 if rotations == "classes" else 1), size["ways"], data, where)
+    def _check(self, stage: Stage, classes: Sequence[int], counts: Sequence[int]) -> None:
+        size, names, fold = self.sizes[stage], self.data.names, 4 if self.rotations == "classes" else 1
+        test = "" if stage == "train" else "test_"
+        if (number := len(classes) * fold) < size["ways"]:
+            name = {"train": "training", "val": "validation"}.get(stage, stage)
+            what = "`ways`" if stage == "train" else f"`{stage}_tasks=0` for no {name}, or `test_ways`"
+            share = "" if self.data.stages else f", the share that `split` gives it of {len(names) * fold}"
+            raise ValueError(
+                f"Expected at least {test}ways = {size['ways']} classes for {name} in {self.where} but got "
+                f"{number}{share}: add classes, or set {'another `split`, or ' if share else ''}{what}."
+            )
         fewest = min(classes, key=lambda label: counts[label])
         if counts[fewest] < size["shots"] + size["queries"]:
-            test = "" if stage == "train" else "test_"
             raise ValueError(
                 f"Expected at least {test}shots + {test}queries = {size['shots']} + {size['queries']} images of each "
-                f"class but got {counts[fewest]} of {data.names[fewest]}: add images, remove the class, or lower "
+                f"class but got {counts[fewest]} of {names[fewest]}: add images, remove the class, or lower "
                 f"`{test}queries`."
             )
-        samplers[stage] = everything.restricted(classes, **size)
-    return samplers
-
-
-def _check_classes(stage: Stage, number: int, ways: int, data: Labelled, where: str) -> None:
-    if number >= ways:
-        return
-    name = {"train": "training", "val": "validation"}.get(stage, stage)
-    test, what = ("", "`ways`") if stage == "train" else ("test_", f"`{stage}_tasks=0` for no {name}, or `test_ways`")
-    share = "" if data.stages else f", the share that `split` gives it of {len(data.names)}"
-    raise ValueError(
-        f"Expected at least {test}ways = {ways} classes for {name} in {where} but got {number}{share}: add classes, "
-        f"or set {'another `split`, or ' if share else ''}{what}."
-    )
 
 
 def class_columns(names: Sequence[Any], scores: Tensor) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from lightning_maml.checks import check_one_of, check_seed, check_whole
 from lightning_maml.data.augmentation import Augmentation
-from lightning_maml.data.class_tasks import ClassTasks, Labelled, check_split, samplers_of
-from lightning_maml.data.episodes import EpisodeSampler, Rotations
+from lightning_maml.data.class_tasks import ClassTasks, Labelled, check_split
+from lightning_maml.data.episodes import Rotations
 from lightning_maml.data.images import as_pixels, is_grey, without_colour
-from lightning_maml.data.stream import Stage, sizes_of_stages
+from lightning_maml.data.stream import sizes_of_stages
 
 
 class DatasetTasks(ClassTasks):
@@ -82,7 +82,8 @@ class DatasetTasks(ClassTasks):
         self.augmentation = Augmentation(flips, crops)
         self.augmentation.check()
         self.dataset, self.label, self.image, self.size = dataset, label, image, size
-        self.rotations, self.split, self.split_seed = rotations, tuple(split), split_seed
+        self.rotations: Rotations = rotations
+        self.split, self.split_seed, self.where = tuple(split), split_seed, "`dataset`"
 
     @cached_property
     def data(self) -> Labelled:
@@ -103,19 +104,6 @@ class DatasetTasks(ClassTasks):
         if images.dtype == torch.uint8 and len(shape) == 3 and shape[0] == 3 and is_grey(images):
             images = without_colour(images)
         return Labelled(images, torch.tensor(labels), tuple(f"class {name}" for name in names))
-
-    @cached_property
-    def samplers(self) -> dict[Stage, EpisodeSampler]:
-        """The sampler of each stage that has tasks; they share the images."""
-        return samplers_of(
-            self.data,
-            self.sizes,
-            {"train": self.tasks_per_batch, "val": self.val_tasks, "test": self.test_tasks},
-            rotations=self.rotations,
-            split=self.split,
-            seed=self.split_seed,
-            where="`dataset`",
-        )
 
     def _row(self, index: int) -> tuple[Tensor, int | str]:
         row = self.dataset[index]

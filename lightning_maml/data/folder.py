@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lightning_maml.checks import check_one_of, check_seed, check_whole
 from lightning_maml.data.augmentation import Augmentation
-from lightning_maml.data.class_tasks import ClassTasks, Labelled, check_split, class_columns, samplers_of
-from lightning_maml.data.episodes import EpisodeSampler, Rotations
+from lightning_maml.data.class_tasks import ClassTasks, Labelled, check_split, class_columns
+from lightning_maml.data.episodes import Rotations
 from lightning_maml.data.image_cache import cached_images
 from lightning_maml.data.images import class_folders, images_in, read_images, with_channels
 from lightning_maml.data.stream import Evaluated, Stage, sizes_of_stages
@@ -103,7 +103,7 @@ class FolderTasks(ClassTasks):
             if value is None and (new, examples) != (None, None):
                 raise ValueError(f"Expected `{name}` beside `{other}` but got None: prediction needs both folders.")
         self.root, self.size, self.channels, self.rotations = Path(root).expanduser(), size, channels, rotations
-        self.split, self.split_seed = tuple(split), split_seed
+        self.split, self.split_seed, self.where = tuple(split), split_seed, str(self.root)
         self.examples = None if examples is None else Path(examples).expanduser()
         self.new = None if new is None else Path(new).expanduser()
 
@@ -127,19 +127,6 @@ class FolderTasks(ClassTasks):
         images = cached_images(self.root, [file for of_class in files for file in of_class], self.size)
         labels = torch.arange(len(files)).repeat_interleave(torch.tensor([*map(len, files)]))
         return Labelled(self._with_channels(images), labels, tuple(map(str, folders)), stages)
-
-    @cached_property
-    def samplers(self) -> dict[Stage, EpisodeSampler]:
-        """The sampler of each stage that has tasks; they share the images."""
-        return samplers_of(
-            self.data,
-            self.sizes,
-            {"train": self.tasks_per_batch, "val": self.val_tasks, "test": self.test_tasks},
-            rotations=self.rotations,
-            split=self.split,
-            seed=self.split_seed,
-            where=str(self.root),
-        )
 
     @cached_property
     def class_names(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -18,20 +18,29 @@ FORMAT = "1"
 
 
 def cached_images(root: Path, files: Sequence[Path], size: int) -> Tensor:
-    """What :func:`~lightning_maml.data.images.read_images` makes of files below ``root``, read once and then kept.
+    """What :func:`~lightning_maml.data.images.read_images` makes of files below ``root``, see :func:`cached`.
+
+    Raises:
+        ValueError: a file is no image.
+    """
+    return cached(root, files, str(size), lambda: read_images(files, size))
+
+
+def cached(root: Path, files: Sequence[Path], form: str, read: Callable[[], Tensor]) -> Tensor:
+    """What ``read`` makes of files below ``root``, read once and then kept.
 
     They are kept in ``$LIGHTNING_MAML_CACHE``, or ``~/.cache/lightning_maml``, in one file for each ``root`` and
-    ``size``, until the name, the size or the time of a file changes. A cache that is damaged is made anew. ValueError
-    where a file is no image.
+    ``form``, until the name, the size or the time of a file changes. A cache that is damaged is made anew. Errors are
+    those of ``read``.
     """
     root = root.resolve()
-    cache = cache_folder() / f"{_digest(f'{root} {size}')[:32]}.safetensors"
+    cache = cache_folder() / f"{_digest(f'{root} {form}')[:32]}.safetensors"
     stats = [(file, file.stat()) for file in files]
     names = "\n".join([FORMAT, *(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats)])
     if (images := _read(cache, names)) is not None:
         return images
-    rank_zero_info(f"Reading {len(files):,} images in {root}; they are kept in {cache}.")
-    images = read_images(files, size)
+    rank_zero_info(f"Reading the images in {root}; they are kept in {cache}.")
+    images = read()
     content = save({"images": images}, {"digest": _digest(names, images)})
     try:
         with whole_file(cache) as file:

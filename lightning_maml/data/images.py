@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".t
 Result = TypeVar("Result")
 
 
-def read_image(file: Path, convert: Callable[[Image.Image], Result]) -> Result:
-    """What ``convert`` makes of an image file.
+def read_image(file: Path, convert: Callable[[Image.Image], Result], content: BinaryIO | None = None) -> Result:
+    """What ``convert`` makes of an image file, or of its ``content`` where that lies elsewhere.
 
     Raises:
         ValueError: it cannot be read; names the file.
@@ -30,12 +30,26 @@ def read_image(file: Path, convert: Callable[[Image.Image], Result]) -> Result:
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
+        with Image.open(content or file) as image:
             return convert(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's readers raise
         raise ValueError(
             f"Expected {file} to be an image but reading it failed ({_one_line(error)}): replace or remove it."
         ) from error
+
+
+def read_arrays(file: Path, *names: str) -> list[np.ndarray]:
+    """The arrays of these names in an ``.npz`` file; nothing is unpickled.
+
+    Raises:
+        ValueError: it is no such file, or damaged; names the file.
+    """
+    try:
+        with file.open("rb") as content, np.load(content) as arrays:
+            return [arrays[name] for name in names]
+    except Exception as error:  # a damaged archive may raise anything: zipfile alone has six kinds of error for it
+        wanted = f"Expected {file} to be an .npz file with the arrays {' and '.join(f'`{name}`' for name in names)}"
+        raise ValueError(f"{wanted} but it may be damaged or incomplete: {error}") from error
 
 
 def as_pixels(image: Image.Image, size: int | None) -> Tensor:

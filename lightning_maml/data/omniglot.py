@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_maml.checks import check_seed, check_wholes
-from lightning_maml.data.class_tasks import ClassTasks
-from lightning_maml.data.episodes import EpisodeSampler, Rotations
-from lightning_maml.data.images import read_image
+from lightning_maml.data.class_tasks import ClassTasks, Labelled
+from lightning_maml.data.episodes import Rotations
+from lightning_maml.data.images import read_arrays, read_image
 from lightning_maml.data.stream import Stage, sizes_of_stages
 
 PARTS = ("images_background", "images_evaluation")
@@ -38,6 +38,7 @@ class OmniglotTasks(ClassTasks):
         download: fetch the official archives into ``root`` where it has neither layout; needs torchvision.
         test_shots: support images of each class in validation and test; None for ``shots``.
         test_queries: query images of each class in validation and test; None for ``queries``.
+        test_ways: classes of a validation or test task; None for ``ways``.
 
     Raises:
         ValueError: a number is out of range; or, when the images are first needed, a file is damaged.
@@ -61,16 +62,16 @@ class OmniglotTasks(ClassTasks):
         test_shots: int | None = None,
         test_queries: int | None = None,
         seed: int = 0,
+        test_ways: int | None = None,
     ) -> None:
         super().__init__(tasks_per_batch, batches_per_epoch, val_tasks, test_tasks, seed)
-        self.sizes = sizes_of_stages(ways=(ways, None), shots=(shots, test_shots), queries=(queries, test_queries))
+        self.sizes = sizes_of_stages(ways=(ways, test_ways), shots=(shots, test_shots), queries=(queries, test_queries))
         if len(split) != 3:
             raise ValueError(f"Expected `split` to be the characters of train, val and test but got {split!r}.")
         check_wholes(1, split=split)
         check_seed(split_seed=split_seed)
-        self.root = Path(root).expanduser()
-        self.rotations: Rotations = rotations
-        self.split, self.split_seed, self.download = tuple(split), split_seed, download
+        self.root, self.rotations, self.download = Path(root).expanduser(), rotations, download
+        self.split, self.split_seed, self.where = tuple(split), split_seed, str(self.root)
 
     def prepare_data(self) -> None:
         """Downloads the official archives where asked to; Lightning calls it in one process only."""
@@ -81,18 +82,21 @@ class OmniglotTasks(ClassTasks):
                 Omniglot(str(self.root), background=part == PARTS[0], download=True)
 
     @cached_property
-    def samplers(self) -> dict[Stage, EpisodeSampler]:
-        """The sampler of each stage; they share the images."""
+    def data(self) -> Labelled:
+        """All images, each class one character."""
         self.prepare_data()
         images = load_omniglot(self.root)
         characters, drawings = images.shape[:2]
         if sum(self.split) > characters:
             raise ValueError(f"Expected `split` to add up to at most {characters} characters but got {self.split}.")
         labels = torch.arange(characters).repeat_interleave(drawings)
-        everything = EpisodeSampler(images.flatten(0, 1), labels, 1, 1, 1, self.rotations)
-        order = torch.randperm(characters, generator=torch.Generator().manual_seed(self.split_seed))
-        parts = zip(self.sizes.items(), order[: sum(self.split)].split(self.split), strict=True)
-        return {stage: everything.restricted(part.tolist(), **sizes) for (stage, sizes), part in parts}
+        return Labelled(images.flatten(0, 1), labels, tuple(f"character {number}" for number in range(characters)))
+
+    def classes(self) -> dict[Stage, list[int]]:
+        """The characters of each stage, in the order of the random choice."""
+        order = torch.randperm(len(self.data.names), generator=torch.Generator().manual_seed(self.split_seed))
+        parts = order[: sum(self.split)].split(self.split)
+        return {stage: part.tolist() for stage, part in zip(self.sizes, parts, strict=True)}
 
 
 def load_omniglot(root: str | Path) -> Tensor:
@@ -133,12 +137,7 @@ def _load(paths: tuple[Path, ...], modified: tuple[int, ...]) -> Tensor:
 
 def _read_npz(path: Path) -> Tensor:
     """True is paper: bool ``[characters, drawings, height, width]``."""
-    try:
-        with path.open("rb") as file, np.load(file) as arrays:
-            images, labels = arrays["images"], arrays["labels"]
-    except Exception as error:  # a damaged archive may raise anything: zipfile alone has six kinds of error for it
-        wanted = f"Expected {path} to be an .npz file with the arrays `images` and `labels`"
-        raise ValueError(f"{wanted} but it may be damaged or incomplete: {error}") from error
+    images, labels = read_arrays(path, "images", "labels")
     if images.dtype != np.bool_ or images.ndim != 4 or 0 in images.shape:
         got = f"{images.dtype} {list(images.shape)}"
         raise ValueError(f"Expected `images` in {path} to be bool [characters, drawings, height, width] but got {got}.")

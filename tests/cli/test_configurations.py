@@ -84,7 +84,7 @@ def test_each_value_of_the_authors_has_a_file_and_a_line() -> None:
     assert [place for place in places if not re.fullmatch(r"`[\w./]+:\d+`", place)] == []
     text = RESULTS.read_text()
     commits = re.findall(r"\]\(https://github\.com/[\w./-]+/tree/([0-9a-f]{40})\),\s+commit\s+`([0-9a-f]{40})`", text)
-    assert len(commits) == 5
+    assert len(commits) == 6
     assert all(linked == named for linked, named in commits)
 
 

@@ -134,7 +134,7 @@ def test_networks_of_ones_own_stand_beside(tmp_path: Path) -> None:
     [
         (["fti"], "Expected one of ['fit', 'validate', 'test', 'predict', 'reproduce', 'demo'] but got 'fti' (did you mean fit?)."),
         (["fit", *TABLE, "--model.algorithm", "foaml"], "Expected --model.algorithm to be one of ['anil', 'boil', 'cavia', 'fomaml', 'imaml', 'lora', 'maml', 'maml_pp', 'meta_curvature', 'meta_sgd', 'pretrained', 'proto_maml', 'reptile', 'unicorn_maml'], or a class or function by its import path, as a.b.C, but got 'foaml' (did you mean fomaml?)."),
-        (["fit", *TABLE, "--data", "TabelTasks"], "Expected --data to be one of ['DatasetTasks', 'FolderTasks', 'Learn2LearnTasks', 'OmniglotTasks', 'SinusoidTasks', 'TableTasks', 'TensorTasks'], or a class or function by its import path, as a.b.C, but got 'TabelTasks' (did you mean TableTasks?)."),
+        (["fit", *TABLE, "--data", "TabelTasks"], "Expected --data to be one of ['CIFARFSTasks', 'DatasetTasks', 'FC100Tasks', 'FolderTasks', 'Learn2LearnTasks', 'MiniImagenetTasks', 'OmniglotTasks', 'SinusoidTasks', 'TableTasks', 'TensorTasks'], or a class or function by its import path, as a.b.C, but got 'TabelTasks' (did you mean TableTasks?)."),
         (["fit", *TABLE, "--ckpt_path", "best"], "Expected --ckpt_path last, or a file's path, to go on training from but got best."),
         (["fit", "--config", "table", "--data", "SinusoidTasks"], "Expected --model.network.in_features to be 1 or more but got 0, which stands for what TableTasks has; SinusoidTasks does not say."),
     ],

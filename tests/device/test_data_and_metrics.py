@@ -11,12 +11,22 @@ from test_data_learn2learn import Listed
 from torch import Tensor, nn
 
 from drawings import small, write_npz
-from lightning_maml import Learn2LearnTasks, SinusoidTasks, TableTasks, TaskBatch, UnequalTasks, maml
+from lightning_maml import (
+    CIFARFSTasks,
+    Learn2LearnTasks,
+    MiniImagenetTasks,
+    SinusoidTasks,
+    TableTasks,
+    TaskBatch,
+    UnequalTasks,
+    maml,
+)
 from lightning_maml.data import EpisodeSampler, TaskStream
 from lightning_maml.engine.base import attached
 from lightning_maml.metrics import TaskMean, accuracy, mse
 from lightning_maml.rl import EnvironmentTasks, Navigation2D
 from lightning_maml.training.meta_update import meta_update
+from photographs import shrink, write_binary, write_packed
 from same import assert_same
 from standin import DEVICE, NAME, host_copies, numbers_of
 
@@ -38,13 +48,18 @@ STREAMS: dict[str, Any] = {
     "omniglot, classes turned": lambda root: omniglot(root, "classes"),
     "omniglot, turned at random": lambda root: omniglot(root, "random"),
     "omniglot, not turned": lambda root: omniglot(root, "none"),
+    "CIFAR-FS, all that augments": lambda root: CIFARFSTasks(write_binary(root), 2, 1, 2, crops=2, jitter=0.4),
+    "mini-ImageNet": lambda root: MiniImagenetTasks(write_packed(root), 2, 1, 2),
     "learn2learn": lambda root: learn2learn(),
     "rollouts": lambda root: EnvironmentTasks(Navigation2D(), tasks_per_batch=3, val_tasks=4, test_tasks=4),
 }
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-def test_a_stream_makes_the_same_tasks_there_and_waits_for_nothing(tmp_path: Path, stream: str) -> None:
+def test_a_stream_makes_the_same_tasks_there_and_waits_for_nothing(
+    tmp_path: Path, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shrink(monkeypatch, tmp_path / "cache")
     made = STREAMS[stream](tmp_path)
 
     def run(device: torch.device) -> list[Any]:
