@@ -53,7 +53,7 @@ test_results.__test__ = False  # type: ignore[attr-defined]  # not a test, whate
 
 
 def results_table(values: Mapping[str, Interval], title: str, diverged: Tensor | None = None) -> str:
-    """The same as text: a row an inner step, and a sentence for each value of which a single task makes the mean.
+    """The same as text: a row an inner step, or some of many, and a sentence for each value that a single task makes.
 
     Example:
         >>> from torch import tensor
@@ -75,7 +75,19 @@ def results_table(values: Mapping[str, Interval], title: str, diverged: Tensor |
     if diverged is not None:
         head.append("diverged")
         columns.append([str(int(count)) for count in diverged])
-    return "\n".join([title, *aligned([head, *zip(*columns, strict=True)]), *_made_by_one(values)])
+    rows = [*zip(*columns, strict=True)]
+    return "\n".join([title, *aligned([head, *(rows[step] for step in shown(len(rows)))]), *_made_by_one(values)])
+
+
+def shown(rows: int) -> list[int]:
+    """Which of the rows of a table are printed: all of up to 16; of more the first, about ten others, and the last.
+
+    Example:
+        >>> shown(51)
+        [0, 1, 2, 3, 4, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50]
+    """
+    last, every = rows - 1, 1 if rows <= 16 else -(-(rows - 1) // 10)
+    return [row for row in range(rows) if row <= 5 or row % every == 0 or row == last]
 
 
 def side_by_side(results: Mapping[str, Mapping[str, float]]) -> str:
@@ -92,7 +104,7 @@ def side_by_side(results: Mapping[str, Mapping[str, float]]) -> str:
     while (name := f"test/{value}_step_{len(rows) - 1}") in first:
         means = (f"{found[name]:.4f} ± {found[f'{name}_ci95']:.4f}" for found in results.values())
         rows.append([str(len(rows) - 1), *means])
-    return "\n".join(aligned(rows))
+    return "\n".join(aligned([rows[0], *(rows[1 + step] for step in shown(len(rows) - 1))]))
 
 
 def _made_by_one(values: Mapping[str, Interval]) -> Iterator[str]:

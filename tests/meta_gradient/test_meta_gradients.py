@@ -14,6 +14,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_maml import Batched, Eager, Fused, TaskBatch, adapt, fomaml, maml, meta_loss, pretrained
+from lightning_maml.engine import Problem
+from lightning_maml.losses import task_loss
 from problems import LOSSES, NETWORKS, make_problem, meta_gradient, reference, relative_error
 
 ENGINES = {
@@ -230,6 +232,22 @@ def test_compiled_graphs_are_shared_between_steps(compiled_problem):
         steps_known = [kind for kind in graphs if kind[0] == "kept"]
         assert len(steps_known) == 1
         assert {kind for kind in graphs if isinstance(kind, str)} == {"classes", "query"}
+
+
+def test_learned_rates_of_other_shapes_have_graphs_of_their_own():
+    """Those of a rate for each step, say, fail on rates for each element."""
+    from lightning_maml.engine.loops.compiled import CompiledLoop
+
+    module, tasks = make_problem("mlp", "mse")
+
+    def graphs(learn_lr: str) -> int:
+        algorithm = maml(LR, 2, learn_lr)
+        problem = Problem(module, algorithm.with_rates(algorithm.initial_rates(module)), task_loss("mse"))
+        return id(CompiledLoop(problem, *tasks.sets, keep=True).graphs)
+
+    *scalars, elements = map(graphs, LEARNED)
+    assert len({*scalars}) == 1
+    assert elements not in scalars
 
 
 LEARNED = ["shared", "per_step", "per_parameter", "per_parameter_and_step", "per_element"]
