@@ -121,7 +121,10 @@ class FC100Tasks(CIFAR100Tasks):
 
 
 def class_rows() -> list[dict[str, str]]:
-    """The 100 classes: the ``class``, its ``superclass``, and the stage of it in ``cifar_fs`` and in ``fc100``."""
+    """The 100 classes: the ``class``, its ``superclass``, and the stage of it in ``cifar_fs`` and in ``fc100``.
+
+    The splits are those of the papers, as the lists of https://github.com/tristandeleu/pytorch-meta (MIT) have them.
+    """
     header, *rows = Path(__file__).with_name("cifar100.tsv").read_text().splitlines()
     return [dict(zip(header.split("\t"), row.split("\t"), strict=True)) for row in rows]
 
