@@ -189,6 +189,14 @@ static void activate(Activation kind, long rows, long width, const V *sums, V *v
                     d[i] = below + s[i] * density;
                     dd[i] = density * (2 - s[i] * s[i]);
                 }
+                break;
+            case SILU:
+                for (long i = 0; i < n; i++) {
+                    REAL small = EXP(s[i] < 0 ? s[i] : -s[i]), share = (s[i] < 0 ? small : 1) / (1 + small);
+                    a[i] = s[i] * share;
+                    d[i] = share * (1 + s[i] * (1 - share));
+                    dd[i] = share * (1 - share) * (2 + s[i] * (1 - 2 * share));
+                }
         }
         for (long i = n; i < n + LANES; i++) a[i] = 1;
     }

@@ -60,7 +60,7 @@ def mlp_forward(
     ACTIVATION: tl.constexpr, LOSS: tl.constexpr, QUERY: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    FROM_SUM: tl.constexpr = ACTIVATION == "gelu"
+    FROM_SUM: tl.constexpr = ACTIVATION == "gelu" or ACTIVATION == "silu"
     SECTIONS: tl.constexpr = 4 if FROM_SUM else 2
     i_task = tl.program_id(0).to(tl.int64)
     inputs = tl.load(p_table)
@@ -168,7 +168,7 @@ def mlp_backward(
     RATES_GRAD: tl.constexpr,  # 0: none, 1: one a step, 2: one for each element
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    FROM_SUM: tl.constexpr = ACTIVATION == "gelu"
+    FROM_SUM: tl.constexpr = ACTIVATION == "gelu" or ACTIVATION == "silu"
     SECTIONS: tl.constexpr = 4 if FROM_SUM else 2
     tl.static_assert(ORDER == 1 or ORDER == 2, "Expected a known ORDER")
     CURVED: tl.constexpr = FROM_SUM or ACTIVATION == "tanh"

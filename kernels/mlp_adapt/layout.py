@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lightning_maml.kernels.adaptation import Adaptation
 
-ACTIVATIONS = ("identity", "relu", "tanh", "gelu")
-FROM_SUMS = ("gelu",)
+ACTIVATIONS = ("identity", "relu", "tanh", "gelu", "silu")
+FROM_SUMS = ("gelu", "silu")
 """Activations whose derivatives are taken at what goes in; those of the others are known from what comes out."""
 LOSSES = ("mse", "cross_entropy", "bce")
 MOST_HIDDEN = 3

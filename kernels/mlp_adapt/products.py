@@ -103,6 +103,8 @@ def activation_of(b_x, ACTIVATION: tl.constexpr):
         return _tanh(b_x)
     elif ACTIVATION == "gelu":
         return b_x * _cumulative(b_x)
+    elif ACTIVATION == "silu":
+        return b_x * tl.sigmoid(b_x)
     else:
         tl.static_assert(ACTIVATION == "identity", "Expected a known ACTIVATION")
         return b_x
@@ -110,13 +112,16 @@ def activation_of(b_x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def slope_of(b_x, ACTIVATION: tl.constexpr):
-    """The slope, from the activation's value; of GELU from what went into it."""
+    """The slope, from the activation's value; of GELU and SiLU from what went into it."""
     if ACTIVATION == "relu":
         return tl.where(b_x > 0, 1.0, 0.0)
     elif ACTIVATION == "tanh":
         return 1.0 - b_x * b_x
     elif ACTIVATION == "gelu":
         return _cumulative(b_x) + b_x * _density(b_x)
+    elif ACTIVATION == "silu":
+        b_share = tl.sigmoid(b_x)
+        return b_share * (1.0 + b_x * (1.0 - b_share))
     else:
         tl.static_assert(ACTIVATION == "identity", "Expected a known ACTIVATION")
         return b_x * 0.0 + 1.0
@@ -125,8 +130,12 @@ def slope_of(b_x, ACTIVATION: tl.constexpr):
 @triton.jit
 def bend_of(b_x, ACTIVATION: tl.constexpr):
     """The second derivative, from what went in."""
-    tl.static_assert(ACTIVATION == "gelu", "Expected a known ACTIVATION")
-    return _density(b_x) * (2.0 - b_x * b_x)
+    if ACTIVATION == "silu":
+        b_share = tl.sigmoid(b_x)
+        return b_share * (1.0 - b_share) * (2.0 + b_x * (1.0 - 2.0 * b_share))
+    else:
+        tl.static_assert(ACTIVATION == "gelu", "Expected a known ACTIVATION")
+        return _density(b_x) * (2.0 - b_x * b_x)
 
 
 @triton.jit

@@ -106,7 +106,14 @@ def _gelu(sums: Tensor, inner: Tensor, slope: Tensor, bend: Tensor) -> None:
     torch.mul(density, square.neg_().add_(2), out=bend)
 
 
-_ACTIVATIONS = {"identity": _identity, "relu": _relu, "tanh": _tanh, "gelu": _gelu}
+def _silu(sums: Tensor, inner: Tensor, slope: Tensor, bend: Tensor) -> None:
+    share = sums.sigmoid()
+    torch.mul(sums, share, out=inner)
+    torch.addcmul(share, inner, 1 - share, out=slope)
+    torch.mul(share * (1 - share), (1 - 2 * share).mul_(sums).add_(2), out=bend)
+
+
+_ACTIVATIONS = {"identity": _identity, "relu": _relu, "tanh": _tanh, "gelu": _gelu, "silu": _silu}
 
 
 # Products as calls with everything bound. With a single output they are thin: a row times a matrix is several times

@@ -16,7 +16,7 @@ from lightning_maml.tasks import Set
 Precision = Literal["ieee", "tf32", "bf16", "tf32x3"]
 """Files of before name the last, which is ``"ieee"`` today: tensor cores made it five times as wrong, hardly faster."""
 
-_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.GELU: "gelu"}
+_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.GELU: "gelu", nn.SiLU: "silu"}
 _KNOWN: set[type[nn.Module]] = {nn.Linear, *_ACTIVATIONS}
 
 
@@ -88,7 +88,7 @@ def recognise(network: nn.Module) -> Perceptron:
         >>> recognise(nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 2)))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        lightning_maml...UnrecognisedError: layer '1' is a Dropout, none of ['GELU', 'Linear', 'ReLU', 'Tanh']
+        lightning_maml...UnrecognisedError: layer '1' is a Dropout, none of ['GELU', 'Linear', 'ReLU', 'SiLU', 'Tanh']
     """
     from lightning_maml.kernels.mlp_adapt import MOST_HIDDEN, WIDEST
 

@@ -53,6 +53,8 @@ def _value(activation: str, s: Tensor) -> Tensor:
             return s.tanh()
         case "gelu":
             return s * _cumulative(s)
+        case "silu":
+            return s * s.sigmoid()
     return s
 
 
@@ -64,6 +66,8 @@ def _slope(activation: str, s: Tensor, h: Tensor) -> Tensor:
             return 1 - h * h
         case "gelu":
             return _cumulative(s) + s * _density(s)
+        case "silu":
+            return s.sigmoid() * (1 + s * (-s).sigmoid())
     return torch.ones_like(s)
 
 
@@ -73,6 +77,8 @@ def _bend(activation: str, s: Tensor, h: Tensor) -> Tensor:
             return -2 * h * (1 - h * h)
         case "gelu":
             return _density(s) * (2 - s * s)
+        case "silu":
+            return s.sigmoid() * (-s).sigmoid() * (2 + s * ((-s).sigmoid() - s.sigmoid()))
     return torch.zeros_like(s)
 
 
