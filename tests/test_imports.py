@@ -193,7 +193,7 @@ CONCRETE = {
     *("SGD", "Adam", "ByName", "Part", "AllRows", "MiniBatches", "Nothing", "Proximal"),
     *("Tolerance", "ClipByNorm", "AddDecayed", "Momentum", "SecondMoment", "Curvature", "Sign", "SharpnessAware"),
     *("Rates", "Scale", "FromMeta", "OneHead", "Prototypes", "Zeros"),
-    *("FirstOrder", "Implicit", "Joint", "MultiStep", "Reptile", "Unrolled"),
+    *("FirstOrder", "Implicit", "Joint", "MultiStep", "Reptile", "Unrolled", "ZeroOrder"),
 }
 
 

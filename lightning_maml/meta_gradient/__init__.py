@@ -4,3 +4,4 @@ from lightning_maml.meta_gradient.base import Annealed, Loop, MetaGradient, Quer
 from lightning_maml.meta_gradient.implicit import Implicit
 from lightning_maml.meta_gradient.multi_step import MultiStep
 from lightning_maml.meta_gradient.unrolled import FirstOrder, Joint, Reptile, Unrolled
+from lightning_maml.meta_gradient.zero_order import ZeroOrder

@@ -36,6 +36,7 @@ from lightning_maml import (
     Sign,
     TaskBatch,
     Unrolled,
+    ZeroOrder,
     Zeros,
     adapt,
     evaluate,
@@ -322,6 +323,7 @@ RULES: dict[str, Callable[[], Any]] = {
     "multi-step": lambda: MultiStep(None),
     "multi-step annealed": lambda: MultiStep(4, 2, update=3),
     "implicit": lambda: Implicit(cg_steps=3),
+    "zero order": lambda: ZeroOrder(directions=2),
     "derived rule": Doubling,
     "own rule": EveryStep,
 }
