@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, ParamSpec, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -115,8 +114,6 @@ def _instead(value: Any) -> str:
     return repr(value) if isinstance(value, str) else type(value).__name__
 
 
-Arguments = ParamSpec("Arguments")
-
 # What other libraries and papers call an argument of ours.
 _RATE = ("inner_lr", "adaptation_lr", "fast_lr", "update_lr", "alpha", "step_size", "learning_rate")
 _STEPS = ("inner_steps", "adaptation_steps", "num_steps", "n_steps", "num_inner_steps", "update_steps", "num_updates")
@@ -140,18 +137,3 @@ def meant(of: Callable[..., Algorithm], name: str) -> str:
         first = "`fomaml`" if own == "maml" else f"`Algorithm({own}(...).inner, FirstOrder())`"
         return f"it is of second order, and {first} of first"
     return f"it has {', '.join(f'`{one}`' for one in known)}"
-
-
-def preset(function: Callable[Arguments, Algorithm]) -> Callable[Arguments, Algorithm]:
-    """A preset that says of an argument it does not have what is meant."""
-    known = inspect.signature(function).parameters
-
-    @functools.wraps(function)
-    def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Algorithm:
-        for name in kwargs:
-            if name not in known:
-                own = function.__name__
-                raise TypeError(f"Expected an argument of `{own}` but got `{name}`: {meant(function, name)}.")
-        return function(*args, **kwargs)
-
-    return checked

@@ -4,12 +4,14 @@ Arguments that a preset does not describe are those of :func:`maml`. All raise V
 TypeError, with what is meant, where one is of another name.
 """
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, ParamSpec
 
 from lightning_maml.checks import check_one_of, check_positive
 from lightning_maml.inner import SGD, Adam, Adapts, InnerLoop, LearnedRate, OneHead, Part, Prototypes, Zeros
-from lightning_maml.learner import Algorithm, BatchNorm, preset
+from lightning_maml.learner import Algorithm, BatchNorm, meant
 from lightning_maml.meta_gradient import FirstOrder, Implicit, Joint, MultiStep, Reptile, Unrolled
 
 __all__ = ["anil", "boil", "cavia", "fomaml", "imaml", "lora", "maml", "maml_pp", "meta_curvature", "meta_sgd"]
@@ -18,9 +20,25 @@ __all__ += ["pretrained", "proto_maml", "reptile", "unicorn_maml"]
 Rate = float | Sequence[float]
 Learned = LearnedRate | None
 Names = str | Callable[[str], bool]
+Arguments = ParamSpec("Arguments")
 
 
-@preset
+def _preset(function: Callable[Arguments, Algorithm]) -> Callable[Arguments, Algorithm]:
+    """A preset that says of an argument it does not have what is meant."""
+    known = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Algorithm:
+        for name in kwargs:
+            if name not in known:
+                own = function.__name__
+                raise TypeError(f"Expected an argument of `{own}` but got `{name}`: {meant(function, name)}.")
+        return function(*args, **kwargs)
+
+    return checked
+
+
+@_preset
 def maml(
     lr: Rate = 0.01, steps: int = 5, learn_lr: Learned = None, adapts: Adapts = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
@@ -47,7 +65,7 @@ def maml(
     return Algorithm(SGD(lr, steps, learn_lr, adapts), Unrolled(), batch_norm, "maml")
 
 
-@preset
+@_preset
 def fomaml(
     lr: Rate = 0.01, steps: int = 5, learn_lr: Learned = None, adapts: Adapts = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
@@ -55,13 +73,13 @@ def fomaml(
     return Algorithm(SGD(lr, steps, learn_lr, adapts), FirstOrder(), batch_norm, "fomaml")
 
 
-@preset
+@_preset
 def pretrained(lr: Rate = 0.01, steps: int = 5, adapts: Adapts = None, batch_norm: BatchNorm = "batch") -> Algorithm:
     """The baseline: one network trained on all tasks jointly (m = 0), fine-tuned at test (Finn et al. 2017, 5.1)."""
     return Algorithm(SGD(lr, steps, None, adapts), Joint(), batch_norm, "pretrained")
 
 
-@preset
+@_preset
 def anil(
     lr: Rate = 0.01, steps: int = 5, head: str | None = None, learn_lr: Learned = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
@@ -81,7 +99,7 @@ def anil(
     return Algorithm(SGD(lr, steps, learn_lr, Part("head", head)), Unrolled(), batch_norm, "anil")
 
 
-@preset
+@_preset
 def boil(
     lr: Rate = 0.01, steps: int = 5, head: str | None = None, learn_lr: Learned = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
@@ -101,7 +119,7 @@ def boil(
     return Algorithm(SGD(lr, steps, learn_lr, Part("body", head)), Unrolled(), batch_norm, "boil")
 
 
-@preset
+@_preset
 def meta_sgd(lr: float = 0.01, steps: int = 1, adapts: Adapts = None, batch_norm: BatchNorm = "batch") -> Algorithm:
     r"""Meta-SGD: :func:`maml` with a learned inner rate for every single element of the parameters.
     Li, Zhou, Chen, Li, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", 2017, arXiv:1707.09835.
@@ -124,7 +142,7 @@ def meta_sgd(lr: float = 0.01, steps: int = 1, adapts: Adapts = None, batch_norm
     return Algorithm(SGD(lr, steps, "per_element", adapts), Unrolled(), batch_norm, "meta_sgd")
 
 
-@preset
+@_preset
 def meta_curvature(
     lr: float = 0.01, steps: int = 5, first_order: bool = False, adapts: Adapts = None, batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
@@ -147,7 +165,7 @@ def meta_curvature(
     return Algorithm(SGD(lr, steps, "curvature", adapts), _unrolled(first_order), batch_norm, "meta_curvature")
 
 
-@preset
+@_preset
 def reptile(
     lr: Rate = 1e-3,
     steps: int = 5,
@@ -180,7 +198,7 @@ def reptile(
     return Algorithm(kind(lr, steps, None, adapts, batch_size), Reptile(), batch_norm, "reptile")
 
 
-@preset
+@_preset
 def imaml(
     lr: Rate = 0.1,
     steps: int = 16,
@@ -219,7 +237,7 @@ def imaml(
     return Algorithm(inner, Implicit(cg_steps, damping), batch_norm, "imaml")
 
 
-@preset
+@_preset
 def maml_pp(
     lr: Rate = 0.1,
     steps: int = 5,
@@ -256,7 +274,7 @@ def maml_pp(
     return Algorithm(SGD(lr, steps, learn_lr, adapts), rule, batch_norm, "maml_pp")
 
 
-@preset
+@_preset
 def proto_maml(
     lr: Rate = 0.01,
     steps: int = 5,
@@ -287,7 +305,7 @@ def proto_maml(
     return Algorithm(SGD(lr, steps, learn_lr, start=Prototypes(head)), _unrolled(first_order), batch_norm, "proto_maml")
 
 
-@preset
+@_preset
 def unicorn_maml(
     lr: Rate = 0.1,
     steps: int = 15,
@@ -320,7 +338,7 @@ def unicorn_maml(
     return Algorithm(SGD(lr, steps, learn_lr, start=OneHead(head)), _unrolled(first_order), batch_norm, "unicorn_maml")
 
 
-@preset
+@_preset
 def cavia(
     lr: Rate = 1.0, steps: int = 1, adapts: Names = r"(^|\.)context$", batch_norm: BatchNorm = "batch"
 ) -> Algorithm:
@@ -343,7 +361,7 @@ def cavia(
     return Algorithm(SGD(lr, steps, None, adapts, start=Zeros()), Unrolled(), batch_norm, "cavia")
 
 
-@preset
+@_preset
 def lora(
     lr: Rate = 0.01,
     steps: int = 5,

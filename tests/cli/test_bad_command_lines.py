@@ -234,7 +234,7 @@ RL_FIT = {
 
 OMNIGLOT_FIT = {
     "--data.ways=0": "`ways` to be a whole number of at least 1 but got 0",
-    "--data.ways=5000": "at most the number of classes, 4400, but got 5000",
+    "--data.ways=5000": "at least ways = 5000 classes for training in ",
     "--data.ways=20": "the network has 5 outputs",
     "--data.shots=50": "shots + queries = 50 + 1",
     "--data.split=[1,2]": "Expected a tuple with 3 elements",

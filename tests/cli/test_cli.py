@@ -175,7 +175,8 @@ def test_any_class_and_function_can_be_named():
     ids=lambda path: path.stem,
 )
 def test_configurations_run(config, request):
-    images = [f"--data.root={request.getfixturevalue('omniglot_root')}"] if "omniglot" in config.stem else []
+    roots = {"omniglot": "omniglot_root", "cifar": "cifar100_root"}
+    images = [f"--data.root={request.getfixturevalue(roots[k])}" for k in roots if config.stem.startswith(k)]
     few = ["--data.tasks_per_batch=2", "--data.val_tasks=2", "--trainer.enable_progress_bar=false"]
     lightning_maml("fit", "--config", str(config), "--trainer.fast_dev_run=1", *few, *images)
 
