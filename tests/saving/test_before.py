@@ -242,7 +242,7 @@ def recorded(file: str) -> dict[str, Any]:
     return json.loads((BEFORE / file).read_text())
 
 
-SPEED = {"batched": 0, "sgd_update": 1, "mlp_adapt": 2}  # the faster, the higher
+SPEED = {"batched": 0, "sgd_update": 1, "mlp_adapt": 2, "mlp_adapt compiled": 3, "conv_adapt compiled": 3}  # the faster, the higher
 
 
 def _tolerance(name: str) -> float:
@@ -253,10 +253,10 @@ def _tolerance(name: str) -> float:
 
 
 def _still(engine: str, before: str, now: str) -> bool:
-    """Whether what ran before still runs, by the same operator, or, of ``fused`` that may choose, by a faster one."""
+    """Whether what ran before still runs, by the same operator, or, where an engine may choose, by a faster one."""
     if before == "refused" or now == before:
         return True
-    if not engine.startswith("fused") or not {before, now} <= SPEED.keys():
+    if not engine.startswith(("fused", "auto")) or not {before, now} <= SPEED.keys():
         return False
     return SPEED[now] > SPEED[before]
 
