@@ -242,7 +242,7 @@ def recorded(file: str) -> dict[str, Any]:
     return json.loads((BEFORE / file).read_text())
 
 
-SPEED = {"batched": 0, "sgd_update": 1, "mlp_adapt": 2, "mlp_adapt compiled": 3, "conv_adapt compiled": 3}  # the faster, the higher
+SPEED = {"batched": 0, "sgd_update": 1, "mlp_adapt": 2, "mlp_adapt compiled": 3, "conv_adapt compiled": 3}
 
 
 def _tolerance(name: str) -> float:
