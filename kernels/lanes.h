@@ -6,8 +6,6 @@
  */
 #include "vectors.h"
 
-#define MOST_KEPT (64L << 20) /* bytes that a thread keeps for its next call */
-
 typedef REAL V __attribute__((vector_size(BYTES)));
 typedef INTEGER Bits __attribute__((vector_size(BYTES))); /* what comparing gives */
 
@@ -331,19 +329,4 @@ static void back_tangents(const Network *net, long rows, const V *phi, const V *
         if (is_curved(net->activation))
             for (long i = 0; i < rows * in; i++) tangent->deltas[l - 1][i] += pass->bends[l][i] * tangent->slopes[l][i];
     }
-}
-
-/* A thread's own memory, kept for its next call; 0 where there is none. */
-static V *memory_of(long bytes) {
-    static _Thread_local V *memory;
-    static _Thread_local long held;
-    if (held < bytes || (!bytes && held > MOST_KEPT)) {
-        free(memory);
-        memory = bytes ? aligned_alloc(4096, bytes) : 0;
-        held = memory ? bytes : 0;
-    }
-#ifdef POISON
-    if (memory && bytes) memset(memory, 0xff, bytes); /* NaN: for a test that nothing is read that was not written */
-#endif
-    return memory;
 }

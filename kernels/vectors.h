@@ -13,6 +13,7 @@
 #define BYTES 16
 #endif
 #define LANES (BYTES / (long)sizeof(REAL))
+#define MOST_KEPT (64L << 20) /* bytes that a thread keeps for its next call */
 #define INLINE static inline __attribute__((always_inline))
 
 enum { RETURNS };
@@ -28,3 +29,18 @@ static int all_below(const int64_t *labels, long count, long classes) {
 }
 
 static long in_pages(long bytes) { return (bytes + 4095) / 4096 * 4096; }
+
+/* A thread's own memory, kept for its next call; 0 where there is none. */
+static void *memory_of(long bytes) {
+    static _Thread_local void *memory;
+    static _Thread_local long held;
+    if (held < bytes || (!bytes && held > MOST_KEPT)) {
+        free(memory);
+        memory = bytes ? aligned_alloc(4096, bytes) : 0;
+        held = memory ? bytes : 0;
+    }
+#ifdef POISON
+    if (memory && bytes) memset(memory, 0xff, bytes); /* NaN: for a test that nothing is read that was not written */
+#endif
+    return memory;
+}

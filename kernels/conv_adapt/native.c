@@ -4,20 +4,30 @@
  * Channels come last and in blocks: a row is one place of one image, its channels padded to a multiple of BLOCK. A
  * convolution is a sum over taps of products rows x weights; which rows meet at which tap is in tables that all tasks
  * and all steps share, sorted so that places with the same taps stand together: nothing is copied into patches, and
- * what the border or the stride leaves out is not multiplied. Sums over tasks are in the order of the tasks.
+ * what the border or the stride leaves out is not multiplied. A layer goes through its images in groups that the cache
+ * holds. Sums over tasks are in the order of the tasks.
  */
 #include "vectors.h"
 
 #define BLOCK (2 * LANES) /* channels of a block: two vectors */
-#define ROWS 6            /* of a tile of the product: 12 sums, 2 weights and 1 broadcast in 16 registers */
-#define CHUNK 48          /* rows that a weight gradient takes at once: with their weights' block they stay in the cache */
+#if BYTES == 64
+#define ROWS 12 /* of a tile of the product: 24 sums, 2 weights and 1 broadcast in 32 registers */
+#define WIDE 64
+#else
+#define ROWS 6 /* 12 sums, 2 weights and 1 broadcast in 16 registers */
+#define WIDE (2 * BYTES)
+#endif
+#define LINE (WIDE / (long)sizeof(REAL))
+#define CHUNK 48       /* rows that a weight gradient takes at once: with their weights' block they stay in the cache */
+#define GROUP_ROWS 512 /* about as many as a layer's group of images has: with two gradients they stay in the second cache */
+#define PART 64        /* rows that are summed before their sum is added to the others': closer to the exact sum */
 #define TAPS 9
-#define GROUP 16 /* tasks whose gradients are kept apart before they are summed */
+#define TASKS 16 /* whose gradients are kept apart before they are summed */
 
 typedef REAL V __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
-/* A block, a cache line where vectors are of 32 bytes: what goes through memory row by row takes whole ones. */
-typedef REAL W __attribute__((vector_size(2 * BYTES), aligned(sizeof(REAL)), may_alias));
-typedef INTEGER Bits __attribute__((vector_size(2 * BYTES))); /* what comparing gives */
+/* A cache line, where vectors are of 32 bytes or more: what goes through memory row by row takes whole ones. */
+typedef REAL W __attribute__((vector_size(WIDE), aligned(sizeof(REAL)), may_alias));
+typedef INTEGER Bits __attribute__((vector_size(WIDE))); /* what comparing gives */
 
 typedef enum { LOSSES } Loss;
 
@@ -38,13 +48,18 @@ typedef struct {
     long taps, in, in_stride, out;           /* of the product: taps x in numbers a row -> out channels */
     long height, width, to_height, to_width; /* of the input, and of the convolution's output */
     long pooled_height, pooled_width;        /* of what the next layer sees */
+    long image, rows, pooled;                /* of an image: numbers that come in, places of the output, and pooled */
     long weight, gamma, beta;                /* where they begin */
 } Layer;
 
+typedef struct { /* of a product and the ways back from it, see below */
+    int32_t *forward, *back, *pairs;
+    long begin[TAPS + 1]; /* each tap's pairs */
+} Tables;
+
 typedef struct {
-    long images;
-    int32_t *forward[LAYERS], *back[LAYERS], *pairs[LAYERS]; /* tables, see below */
-    long pair_begin[LAYERS][TAPS + 1];
+    long images, group[LAYERS];
+    Tables full[LAYERS], rest[LAYERS]; /* of a group of images, and of those that remain */
 } Plan;
 
 static long padded(long channels) { return (channels + BLOCK - 1) / BLOCK * BLOCK; }
@@ -58,25 +73,27 @@ static long lay_out(const Problem *p, Layer *layers) {
         y->to_height = (height - 1) / p->stride + 1, y->to_width = (width - 1) / p->stride + 1;
         y->pooled_height = height = p->pool ? y->to_height / 2 : y->to_height;
         y->pooled_width = width = p->pool ? y->to_width / 2 : y->to_width;
-        /* the first layer has too few channels for a loop over each tap's: it multiplies patches, made once */
-        y->taps = l ? TAPS : 1, y->in = l ? p->hidden : TAPS * p->channels, y->in_stride = l ? hidden : y->in;
-        y->out = hidden;
-        y->weight = at, y->gamma = at + TAPS * (l ? p->hidden : p->channels) * hidden;
+        y->rows = y->to_height * y->to_width, y->pooled = height * width, y->out = hidden;
+        y->taps = TAPS, y->in = p->hidden, y->in_stride = hidden, y->image = y->height * y->width * hidden;
+        if (!l) { /* too few channels for a loop over each tap's: three taps are one in images with a border of zeros */
+            y->taps = 3, y->in = 3 * p->channels, y->in_stride = p->channels;
+            y->image = (y->height + 2) * (y->width + 2) * p->channels;
+        }
+        y->weight = at, y->gamma = at + y->taps * y->in * hidden;
         y->beta = y->gamma + hidden, at = y->beta + hidden;
     }
     return at;
 }
 
 static long features(const Problem *p, const Layer *layers) {
-    const Layer *last = layers + p->layers - 1;
-    return padded(p->hidden) * (p->flat ? last->pooled_height * last->pooled_width : 1);
+    return padded(p->hidden) * (p->flat ? layers[p->layers - 1].pooled : 1);
 }
 
 /* A table of a product: tiles of up to ROWS rows that meet the same taps, each [rows, taps, the rows of the output, then
  * for each tap its number and the rows of the input]; behind the last tile a 0. `meets` says which input row the output
  * row sees at a tap, or -1. */
 typedef struct {
-    enum { PATCHES, FORTH, BACK } way; /* in a product of patches all rows meet their own at the one tap */
+    enum { BORDERED, FORTH, BACK } way;
     long stride, height, width, to_height, to_width;
 } Shape;
 
@@ -85,10 +102,12 @@ static Shape shape_of(const Problem *p, const Layer *y, int way) {
 }
 
 static long meets(const Shape *s, long row, long tap) {
-    long i = tap / 3 - 1, j = tap % 3 - 1, size, y, x, image;
-    if (s->way == PATCHES) return tap ? -1 : row;
-    if (s->way == FORTH) { /* row of the output -> row of the input */
-        size = s->to_height * s->to_width, image = row / size;
+    long i = tap / 3 - 1, j = tap % 3 - 1, size = s->to_height * s->to_width, image = row / size, y, x;
+    if (s->way == BORDERED) { /* row of the output -> row of the input, where each tap's three begin */
+        y = row % size / s->to_width * s->stride + tap, x = row % s->to_width * s->stride;
+        return tap < 3 ? (image * (s->height + 2) + y) * (s->width + 2) + x : -1;
+    }
+    if (s->way == FORTH) {
         y = row % size / s->to_width * s->stride + i, x = row % s->to_width * s->stride + j;
         if (y < 0 || x < 0 || y >= s->height || x >= s->width) return -1;
         return (image * s->height + y) * s->width + x;
@@ -101,7 +120,7 @@ static long meets(const Shape *s, long row, long tap) {
 }
 
 static int32_t *table(const Shape *s, long rows) {
-    int32_t *found = malloc((rows * (2 + ROWS + TAPS * (ROWS + 1)) + 1) * sizeof(int32_t)), *at = found;
+    int32_t *found = malloc((rows * (2 + 1 + TAPS * 2) + 1) * sizeof(int32_t)), *at = found;
     int16_t *masks = malloc(rows * sizeof(int16_t));
     if (!found || !masks) {
         free(found), free(masks);
@@ -114,11 +133,13 @@ static int32_t *table(const Shape *s, long rows) {
     for (long first = 0; first < rows; first++) {
         const int16_t mask = masks[first];
         if (mask < 0) continue; /* done */
-        for (long row = first; row < rows;) {
+        long same = 0;
+        for (long row = first; row < rows; row++) same += masks[row] == mask;
+        for (long row = first, tiles = (same + ROWS - 1) / ROWS; tiles; tiles--) { /* all about as large */
             long some[ROWS], count = 0, taps = 0;
-            for (; row < rows && count < ROWS; row++)
+            for (const long most = (same + tiles - 1) / tiles; count < most; row++)
                 if (masks[row] == mask) some[count++] = row, masks[row] = -1;
-            if (!count) break;
+            same -= count;
             int32_t *head = at;
             at += 2;
             for (long i = 0; i < count; i++) *at++ = (int32_t)some[i];
@@ -135,45 +156,64 @@ static int32_t *table(const Shape *s, long rows) {
     return found;
 }
 
+static int make_tables(const Problem *p, const Layer *y, int first, long images, Tables *to) {
+    const Shape forth = shape_of(p, y, first ? BORDERED : FORTH), back = shape_of(p, y, BACK);
+    const long rows = images * y->rows;
+    long count = 0;
+    to->forward = table(&forth, rows);
+    /* pairs of rows that meet at a tap, for the gradient of its weights: input, output, input, output, ... */
+    int32_t *pairs = to->pairs = malloc((2 * y->taps * rows + 1) * sizeof(int32_t));
+    if (!to->forward || !pairs || (!first && !(to->back = table(&back, images * y->height * y->width)))) return 0;
+    for (long tap = 0; tap < y->taps; tap++) {
+        to->begin[tap] = count;
+        for (long row = 0; row < rows; row++) {
+            const long other = meets(&forth, row, tap);
+            if (other >= 0) pairs[2 * count] = (int32_t)other, pairs[2 * count++ + 1] = (int32_t)row;
+        }
+    }
+    to->begin[y->taps] = count;
+    return 1;
+}
+
 static int make_plan(const Problem *p, const Layer *layers, long images, Plan *plan) {
     plan->images = images;
     for (long l = 0; l < p->layers; l++) {
-        const Layer *y = layers + l;
-        const Shape forth = shape_of(p, y, l ? FORTH : PATCHES), back = shape_of(p, y, BACK);
-        long rows = images * y->to_height * y->to_width, inputs = images * y->height * y->width, count = 0;
-        plan->forward[l] = table(&forth, rows);
-        /* pairs of rows that meet at a tap, for the gradient of its weights: input, output, input, output, ... */
-        int32_t *pairs = plan->pairs[l] = malloc((2 * y->taps * rows + 1) * sizeof(int32_t));
-        if (!plan->forward[l] || !pairs || (l && !(plan->back[l] = table(&back, inputs)))) return 0;
-        for (long tap = 0; tap < y->taps; tap++) {
-            plan->pair_begin[l][tap] = count;
-            for (long row = 0; row < rows; row++) {
-                const long other = meets(&forth, row, tap);
-                if (other >= 0) pairs[2 * count] = (int32_t)other, pairs[2 * count++ + 1] = (int32_t)row;
-            }
-        }
-        plan->pair_begin[l][y->taps] = count;
+        const long groups = (images * layers[l].rows + GROUP_ROWS - 1) / GROUP_ROWS;
+        const long group = plan->group[l] = groups < images ? (images + groups - 1) / groups : 1;
+        if (!make_tables(p, layers + l, !l, group, plan->full + l)) return 0;
+        if (images % group && !make_tables(p, layers + l, !l, images % group, plan->rest + l)) return 0;
     }
     return 1;
 }
 
 static void free_plan(Plan *plan) {
-    for (long l = 0; l < LAYERS; l++) free(plan->forward[l]), free(plan->back[l]), free(plan->pairs[l]);
+    for (long l = 0; l < LAYERS; l++)
+        for (int rest = 0; rest < 2; rest++) {
+            Tables *of = (rest ? plan->rest : plan->full) + l;
+            free(of->forward), free(of->back), free(of->pairs);
+        }
 }
+
+#define FOR_GROUPS(plan, l)                                                                           \
+    for (long first = 0, count; first < (plan)->images; first += count)                               \
+        if ((count = (plan)->images - first < (plan)->group[l] ? (plan)->images - first : (plan)->group[l]))
 
 /* ---- products ---- */
 
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 12")
 
 /* TILE for as many rows as a tile has: a constant, so that its sums stay in registers. */
-#define TILES(rows)             \
-    switch (rows) {             \
-        case 6: TILE(6); break; \
-        case 5: TILE(5); break; \
-        case 4: TILE(4); break; \
-        case 3: TILE(3); break; \
-        case 2: TILE(2); break; \
-        default: TILE(1);       \
+#if ROWS == 12
+#define LARGE           \
+    CASE(12) CASE(11) CASE(10) CASE(9) CASE(8) CASE(7)
+#else
+#define LARGE
+#endif
+#define CASE(N) case N: TILE(N); break;
+#define TILES(rows)                       \
+    switch (rows) {                       \
+        LARGE CASE(6) CASE(5) CASE(4) CASE(3) CASE(2) \
+        default: TILE(1);                 \
     }
 
 /* out[rows of the tile][BLOCK] = the sum over taps and `terms` pairs of operands of rows x weights */
@@ -241,16 +281,17 @@ INLINE void weight_tile(const int n, const int32_t *pairs, long count, const REA
 }
 
 /* w [out / BLOCK][taps][in][BLOCK] += the sum over pairs of rows of x^T d */
-static void add_weight_gradient(const Plan *plan, long l, const Layer *y, const REAL *x, const REAL *d, REAL *w) {
+static void add_weight_gradient(const Tables *tables, const Layer *y, const REAL *x, const REAL *d, REAL *w) {
+    const long tiles = (y->in + ROWS - 1) / ROWS, rows = (y->in + tiles - 1) / tiles;
     for (long tap = 0; tap < y->taps; tap++)
-        for (long j = plan->pair_begin[l][tap]; j < plan->pair_begin[l][tap + 1]; j += CHUNK) {
-            const int32_t *pairs = plan->pairs[l] + 2 * j;
-            long left = plan->pair_begin[l][tap + 1] - j, count = left < CHUNK ? left : CHUNK;
+        for (long j = tables->begin[tap]; j < tables->begin[tap + 1]; j += CHUNK) {
+            const int32_t *pairs = tables->pairs + 2 * j;
+            const long left = tables->begin[tap + 1] - j, count = left < CHUNK ? left : CHUNK;
             for (long block = 0; block < y->out; block += BLOCK)
-                for (long i = 0; i < y->in; i += ROWS) {
+                for (long i = 0; i < y->in; i += rows) {
                     REAL *out = w + ((block / BLOCK * y->taps + tap) * y->in + i) * BLOCK;
 #define TILE(N) weight_tile(N, pairs, count, x + i, y->in_stride, d + block, y->out, out)
-                    TILES(y->in - i < ROWS ? y->in - i : ROWS)
+                    TILES(y->in - i < rows ? y->in - i : rows)
 #undef TILE
                 }
         }
@@ -275,11 +316,13 @@ static void transposed(long channels, const REAL *w, REAL *t) {
 /* ---- one pass over a set of images: what it leaves behind for the way back ---- */
 
 typedef struct {
-    REAL *normal[LAYERS], *active[LAYERS], *pooled[LAYERS]; /* [rows][out]: normalised, after the ReLU, after pooling */
-    REAL *of_linear[LAYERS], *of_conv[LAYERS]; /* gradients: of gamma * normal + beta, and of the convolution */
-    REAL *inverse[LAYERS], *mean_b[LAYERS], *mean_g[LAYERS]; /* deviations; the two means of batch-norm's gradient */
+    REAL *z[LAYERS];                                  /* [rows][out]: the convolution's output */
+    REAL *chosen[LAYERS], *active[LAYERS];            /* [pooled][out]: each window's z, and after norm and ReLU */
+    REAL *of[LAYERS];                                 /* [pooled][out]: the gradient in front of the ReLU */
+    REAL *mean[LAYERS], *inverse[LAYERS], *along[LAYERS]; /* of z; 1 / its deviation; of a tangent times the normal z */
+    REAL *mean_b[LAYERS], *mean_g[LAYERS];            /* the two means of batch-norm's gradient */
     REAL *transposed[LAYERS];
-    REAL *mean, *of_mean;          /* the head's input and its gradient */
+    REAL *features, *of_features;  /* the head's input and its gradient */
     REAL *logits, *shares, *delta; /* its output, softmax, the loss's gradient at the logits */
 } Pass;
 
@@ -294,122 +337,62 @@ static long lay_pass(const Problem *p, const Layer *layers, long images, REAL *m
     REAL *at = memory;
     for (long l = 0; l < p->layers; l++) {
         const Layer *y = layers + l;
-        long rows = images * y->to_height * y->to_width, pooled = images * y->pooled_height * y->pooled_width;
-        a->normal[l] = take(&at, rows * y->out), a->active[l] = take(&at, rows * y->out);
-        a->of_linear[l] = take(&at, rows * y->out), a->of_conv[l] = take(&at, rows * y->out);
-        a->inverse[l] = take(&at, y->out), a->mean_b[l] = take(&at, y->out), a->mean_g[l] = take(&at, y->out);
+        const long rows = images * y->rows * y->out, pooled = images * y->pooled * y->out;
+        a->z[l] = take(&at, rows), a->chosen[l] = p->pool ? take(&at, pooled) : a->z[l];
+        a->active[l] = take(&at, pooled), a->of[l] = take(&at, pooled);
+        a->mean[l] = take(&at, y->out), a->inverse[l] = take(&at, y->out), a->along[l] = take(&at, y->out);
+        a->mean_b[l] = take(&at, y->out), a->mean_g[l] = take(&at, y->out);
         a->transposed[l] = l ? take(&at, TAPS * p->hidden * y->out) : 0;
-        a->pooled[l] = p->pool ? take(&at, pooled * y->out) : a->active[l];
     }
-    a->mean = take(&at, images * features(p, layers)), a->of_mean = take(&at, images * features(p, layers));
+    a->features = take(&at, images * features(p, layers)), a->of_features = take(&at, images * features(p, layers));
     a->logits = take(&at, images * p->ways), a->shares = take(&at, images * p->ways);
     a->delta = take(&at, images * p->ways);
     return at - memory;
 }
 
-#define FOR_BLOCKS(y) for (long c = 0; c < (y)->out; c += BLOCK)
+#define FOR_LINES(y) for (long c = 0; c < (y)->out; c += LINE)
 #define AT(pointer, row) (*(W *)((pointer) + (row) * out + c))
 #define PER(pointer) (*(W *)((pointer) + c))
-#define PART 64 /* rows that are summed before their sum is added to the others': closer to the exact sum */
 
-/* The sum over rows of an expression in `row`. */
-#define SUM(result, expression)                                                    \
-    do {                                                                           \
-        W whole_ = {0};                                                            \
-        for (long begin_ = 0; begin_ < rows; begin_ += PART) {                     \
-            W part_ = {0};                                                         \
-            for (long row = begin_; row < rows && row < begin_ + PART; row++) part_ += expression; \
-            whole_ += part_;                                                       \
-        }                                                                          \
-        result = whole_;                                                           \
-    } while (0)
+/* All rows, PART at a time, and of them LINE channels. */
+#define FOR_PARTS(y, rows)                                   \
+    for (long begin = 0; begin < (rows); begin += PART)      \
+        for (long c = 0, end = (rows) - begin < PART ? (rows) : begin + PART; c < (y)->out; c += LINE)
 
 INLINE W root(W x) {
-    for (long i = 0; i < BLOCK; i++) x[i] = 1 / (REAL)sqrt(x[i]);
+    for (long i = 0; i < LINE; i++) x[i] = 1 / (REAL)sqrt(x[i]);
     return x;
 }
 
-INLINE W chosen(Bits where, W yes, W no) { return (W)(((Bits)yes & where) | ((Bits)no & ~where)); }
+INLINE W either(Bits where, W yes, W no) { return (W)(((Bits)yes & where) | ((Bits)no & ~where)); }
 
 INLINE W rectified(W x) { return (W)((Bits)x & ~(Bits)(x < (W){0})); } /* NaN stays */
 
 INLINE W positive(W active, W value) { return (W)((Bits)value & (Bits)(active > (W){0})); }
 
-/* The four rows that a pooled one comes from. */
-#define FOUR(y, row)                                                                                              \
-    const long size_ = (y)->pooled_height * (y)->pooled_width, place_ = (row) % size_;                            \
-    const long first_ = ((row) / size_ * (y)->to_height + place_ / (y)->pooled_width * 2) * (y)->to_width +       \
-                        place_ % (y)->pooled_width * 2;                                                           \
-    const long from[4] = {first_, first_ + 1, first_ + (y)->to_width, first_ + (y)->to_width + 1}
-
-static void pool(const Layer *y, long images, const REAL *x, REAL *to) {
-    const long out = y->out;
-    for (long row = 0; row < images * y->pooled_height * y->pooled_width; row++) {
-        FOUR(y, row);
-        FOR_BLOCKS(y) {
-            W best = AT(x, from[0]);
-            for (long i = 1; i < 4; i++) {
-                const W other = AT(x, from[i]);
-                best = chosen((Bits)(other > best) | (Bits)(other != other), other, best);
-            }
-            AT(to, row) = best;
-        }
-    }
-}
-
-/* What the first of the largest has in `t`. */
-static void pool_tangent(const Layer *y, long images, const REAL *x, const REAL *pooled, const REAL *t, REAL *to) {
-    const long out = y->out;
-    for (long row = 0; row < images * y->pooled_height * y->pooled_width; row++) {
-        FOUR(y, row);
-        FOR_BLOCKS(y) {
-            W best = AT(t, from[3]);
-            for (long i = 2; i >= 0; i--) best = chosen((Bits)(AT(x, from[i]) == AT(pooled, row)), AT(t, from[i]), best);
-            AT(to, row) = best;
-        }
-    }
-}
-
-/* To the first of the largest. */
-static void pool_back(const Layer *y, long images, const REAL *x, const REAL *pooled, const REAL *of, REAL *to) {
-    const long out = y->out;
-    if (y->to_height % 2 || y->to_width % 2) /* what no pooled one comes from */
-        memset(to, 0, images * y->to_height * y->to_width * out * sizeof(REAL));
-    for (long row = 0; row < images * y->pooled_height * y->pooled_width; row++) {
-        FOUR(y, row);
-        FOR_BLOCKS(y) {
-            W left = AT(of, row);
-            for (long i = 0; i < 4; i++) {
-                const Bits here = (Bits)(AT(x, from[i]) == AT(pooled, row));
-                AT(to, from[i]) = (W)((Bits)left & here);
-                left = (W)((Bits)left & ~here);
-            }
-        }
-    }
-}
-
 /* The head's input from the last layer's output: the mean over places, or all of them. And the way back. */
 static void gather(const Problem *p, const Layer *y, long images, const REAL *x, REAL *to) {
-    const long places = y->pooled_height * y->pooled_width, out = y->out;
+    const long out = y->out;
     if (p->flat) {
-        memcpy(to, x, images * places * out * sizeof(REAL));
+        memcpy(to, x, images * y->pooled * out * sizeof(REAL));
         return;
     }
     for (long image = 0; image < images; image++)
-        FOR_BLOCKS(y) {
+        FOR_LINES(y) {
             W sum = {0};
-            for (long row = image * places; row < (image + 1) * places; row++) sum += AT(x, row);
-            AT(to, image) = sum / (REAL)places;
+            for (long row = image * y->pooled; row < (image + 1) * y->pooled; row++) sum += AT(x, row);
+            AT(to, image) = sum / (REAL)y->pooled;
         }
 }
 
 static void spread(const Problem *p, const Layer *y, long images, const REAL *of, REAL *to) {
-    const long places = y->pooled_height * y->pooled_width, out = y->out;
+    const long out = y->out;
     if (p->flat) {
-        memcpy(to, of, images * places * out * sizeof(REAL));
+        memcpy(to, of, images * y->pooled * out * sizeof(REAL));
         return;
     }
-    for (long row = 0; row < images * places; row++) FOR_BLOCKS(y) AT(to, row) = AT(of, row / places) / (REAL)places;
+    for (long row = 0; row < images * y->pooled; row++)
+        FOR_LINES(y) AT(to, row) = AT(of, row / y->pooled) / (REAL)y->pooled;
 }
 
 /* logits [images][ways] = x w^T + x2 w2^T + b */
@@ -495,116 +478,222 @@ static void delta_tangent_of(const Problem *p, long images, const REAL *shares, 
 /* ---- a pass there and back ----
  *
  * Without `t` the pass `a` at phi, which is u then too. With `t` the tangents of that pass in the direction u, by the same
- * products: each with the other operand's tangent, and both added up. */
+ * products: each with the other operand's tangent, and both added up. Without a norm all are as with one whose mean is 0
+ * and whose deviation is 1, whatever the images. */
+
+/* The mean of z and the sum of squares about it, which `a` has in `inverse`, from those of the rows before and of these
+ * (Chan, Golub, LeVeque 1983). */
+static void add_moments(const Layer *y, const REAL *z, long rows, long before, REAL *means, REAL *squares) {
+    const long out = y->out;
+    FOR_PARTS(y, rows) {
+        const long here = end - begin, all = before + end;
+        W mean = {0}, square = {0};
+        for (long row = begin; row < end; row++) mean += AT(z, row);
+        mean /= (REAL)here;
+        for (long row = begin; row < end; row++) square += (AT(z, row) - mean) * (AT(z, row) - mean);
+        if (before + begin) {
+            const W off = mean - PER(means);
+            mean = PER(means) + off * ((REAL)here / (REAL)all);
+            square += PER(squares) + off * off * ((REAL)here / (REAL)all * (REAL)(before + begin));
+        }
+        PER(means) = mean, PER(squares) = square;
+    }
+}
+
+/* The sums of the tangents of z, and of them times the normal z. */
+static void add_tangents(const Layer *y, const REAL *z, const REAL *tangents, long rows, const REAL *mean,
+                         const REAL *inverse, REAL *sums, REAL *alongs) {
+    const long out = y->out;
+    FOR_PARTS(y, rows) {
+        W sum = {0}, along = {0};
+        for (long row = begin; row < end; row++) {
+            sum += AT(tangents, row);
+            along += AT(tangents, row) * (AT(z, row) - PER(mean));
+        }
+        PER(sums) += sum, PER(alongs) += along * PER(inverse);
+    }
+}
+
+/* The rows that a window begins with, side x side of them, in steps of 1 and of the width. */
+INLINE long corner(const int side, const Layer *y, long image, long i, long j) {
+    return (image * y->to_height + side * i) * y->to_width + side * j;
+}
+
+/* Each window's largest, after the norm, and that after the ReLU; of tangents that of the first of the largest. */
+INLINE void activate(const int side, const int tangents, const Layer *y, long l, long images, const REAL *phi, const REAL *u,
+                     const Pass *a, const Pass *t) {
+    const long out = y->out;
+    const REAL *z = a->z[l];
+    REAL *chosen = a->chosen[l], *active = a->active[l];
+    for (long image = 0, to = 0; image < images; image++)
+        for (long i = 0; i < y->pooled_height; i++)
+            for (long j = 0; j < y->pooled_width; j++, to++) {
+                const long row = corner(side, y, image, i, j);
+                const long from[4] = {row, row + 1, row + y->to_width, row + y->to_width + 1};
+                FOR_LINES(y) {
+                    const W mean = PER(a->mean[l]), inverse = PER(a->inverse[l]);
+                    const W gamma = PER(phi + y->gamma), beta = PER(u + y->beta);
+                    if (!tangents) {
+                        W of = AT(z, row), best = gamma * ((of - mean) * inverse) + beta;
+                        UNROLL for (int k = 1; k < side * side; k++) {
+                            const W z_other = AT(z, from[k]), other = gamma * ((z_other - mean) * inverse) + beta;
+                            const Bits larger = (Bits)(other > best) | (Bits)(other != other);
+                            best = either(larger, other, best), of = either(larger, z_other, of);
+                        }
+                        if (side > 1) AT(chosen, to) = of;
+                        AT(active, to) = rectified(best);
+                        continue;
+                    }
+                    W of = AT(t->z[l], from[side * side - 1]);
+                    UNROLL for (int k = side * side - 2; k >= 0; k--)
+                        of = either((Bits)(AT(z, from[k]) == AT(chosen, to)), AT(t->z[l], from[k]), of);
+                    if (side > 1) AT(t->chosen[l], to) = of;
+                    const W normal = (AT(chosen, to) - mean) * inverse;
+                    const W tangent = inverse * (of - PER(t->mean[l]) - normal * PER(t->along[l]));
+                    AT(t->active[l], to) =
+                        positive(AT(active, to), PER(u + y->gamma) * normal + gamma * tangent + beta);
+                }
+            }
+}
 
 static void forward(const Problem *p, const Layer *layers, const Plan *plan, const REAL *images, const REAL *phi,
                     const REAL *u, Pass *a, Pass *t) {
     const Pass *to = t ? t : a;
     for (long l = 0; l < p->layers; l++) {
         const Layer *y = layers + l;
-        const long rows = plan->images * y->to_height * y->to_width, out = y->out;
-        REAL *z = to->normal[l], *active = to->active[l];
-        const REAL *normal = a->normal[l], *on = a->active[l];
-        product(plan->forward[l], l ? a->pooled[l - 1] : images, l && t ? t->pooled[l - 1] : 0, y->in_stride, y->taps,
-                y->in, out, u + y->weight, phi + y->weight, z);
-        FOR_BLOCKS(y) {
-            const W gamma = PER(phi + y->gamma), beta = PER(u + y->beta);
-            if (!p->norm) {
-                if (t)
-                    for (long row = 0; row < rows; row++) AT(active, row) = positive(AT(on, row), AT(z, row) + beta);
-                else
-                    for (long row = 0; row < rows; row++) AT(active, row) = rectified(AT(z, row) + beta);
-                continue;
-            }
-            W mean, square, along;
-            SUM(mean, AT(z, row));
-            mean /= (REAL)rows;
-            if (!t) {
-                SUM(square, (AT(z, row) - mean) * (AT(z, row) - mean));
-                const W inverse = root(square / (REAL)rows + (REAL)p->eps);
-                PER(a->inverse[l]) = inverse;
-                for (long row = 0; row < rows; row++) {
-                    const W value = (AT(z, row) - mean) * inverse;
-                    AT(z, row) = value;
-                    AT(active, row) = rectified(gamma * value + beta);
-                }
-                continue;
-            }
-            const W of_gamma = PER(u + y->gamma), inverse = PER(a->inverse[l]);
-            SUM(along, AT(z, row) * AT(normal, row));
-            along /= (REAL)rows;
-            PER(t->inverse[l]) = -inverse * inverse * along;
-            for (long row = 0; row < rows; row++) {
-                const W tangent = inverse * (AT(z, row) - mean - AT(normal, row) * along);
-                AT(z, row) = tangent;
-                AT(active, row) = positive(AT(on, row), of_gamma * AT(normal, row) + gamma * tangent + beta);
-            }
+        const long out = y->out, rows = plan->images * y->rows;
+        REAL *z = to->z[l], *mean = to->mean[l], *inverse = to->inverse[l], *along = to->along[l];
+        FOR_LINES(y) PER(mean) = PER(along) = (W){0}, PER(inverse) = (W){0} + (REAL)(!t && !p->norm);
+        FOR_GROUPS(plan, l) {
+            const Tables *tables = (count == plan->group[l] ? plan->full : plan->rest) + l;
+            const long in = first * y->image, at = first * y->rows * out;
+            product(tables->forward, (l ? a->active[l - 1] : images) + in, l && t ? t->active[l - 1] + in : 0,
+                    y->in_stride, y->taps, y->in, out, u + y->weight, phi + y->weight, z + at);
+            if (p->norm && t)
+                add_tangents(y, a->z[l] + at, z + at, count * y->rows, a->mean[l], a->inverse[l], mean, along);
+            else if (p->norm)
+                add_moments(y, z + at, count * y->rows, first * y->rows, mean, inverse);
         }
-        if (p->pool && t)
-            pool_tangent(y, plan->images, on, a->pooled[l], active, t->pooled[l]);
-        else if (p->pool)
-            pool(y, plan->images, active, a->pooled[l]);
+        if (p->norm) FOR_LINES(y) {
+            if (!t) {
+                PER(inverse) = root(PER(inverse) / (REAL)rows + (REAL)p->eps);
+                continue;
+            }
+            PER(mean) /= (REAL)rows, PER(along) /= (REAL)rows;
+            PER(inverse) = -PER(a->inverse[l]) * PER(a->inverse[l]) * PER(along);
+        }
+        switch (2 * !!p->pool + !!t) {
+            case 0: activate(1, 0, y, l, plan->images, phi, u, a, t); break;
+            case 1: activate(1, 1, y, l, plan->images, phi, u, a, t); break;
+            case 2: activate(2, 0, y, l, plan->images, phi, u, a, t); break;
+            default: activate(2, 1, y, l, plan->images, phi, u, a, t);
+        }
     }
     const Layer *last = layers + p->layers - 1;
     const long in = features(p, layers), head_at = last->beta + last->out;
-    gather(p, last, plan->images, to->pooled[p->layers - 1], to->mean);
-    head(p, plan->images, in, to->mean, phi + head_at, t ? a->mean : 0, u + head_at, u + head_at + p->ways * in,
+    gather(p, last, plan->images, to->active[p->layers - 1], to->features);
+    head(p, plan->images, in, to->features, phi + head_at, t ? a->features : 0, u + head_at, u + head_at + p->ways * in,
          to->logits);
 }
 
+/* The gradient in front of the ReLU, and what the norm's gradient needs of it: its mean, and that of it times the normal
+ * z, or of the tangents of both. Adds the gradients of gamma and beta to the result. */
+static void rectify_back(const Problem *p, const Layer *y, long l, long images, const Pass *a, const Pass *t,
+                         REAL *result) {
+    const Pass *to = t ? t : a;
+    const long out = y->out, rows = images * y->rows, pooled = images * y->pooled;
+    REAL *of = to->of[l];
+    const REAL *active = a->active[l], *chosen = a->chosen[l];
+    FOR_LINES(y) PER(to->mean_b[l]) = PER(to->mean_g[l]) = (W){0};
+    FOR_PARTS(y, pooled) {
+        const W mean = PER(a->mean[l]), inverse = PER(a->inverse[l]);
+        W b = {0}, g = {0};
+        for (long row = begin; row < end; row++) {
+            const W value = positive(AT(active, row), AT(of, row)), normal = (AT(chosen, row) - mean) * inverse;
+            AT(of, row) = value;
+            b += value, g += value * normal;
+            if (t)
+                g += AT(a->of[l], row) * inverse *
+                     (AT(t->chosen[l], row) - PER(t->mean[l]) - normal * PER(t->along[l]));
+        }
+        PER(to->mean_b[l]) += b, PER(to->mean_g[l]) += g;
+    }
+    FOR_LINES(y) {
+        PER(result + y->beta) += PER(to->mean_b[l]);
+        if (p->norm) PER(result + y->gamma) += PER(to->mean_g[l]);
+        PER(to->mean_b[l]) *= (REAL)!!p->norm / (REAL)rows, PER(to->mean_g[l]) *= (REAL)!!p->norm / (REAL)rows;
+    }
+}
+
+/* The gradient of a convolution's output, for `count` images from `first` on, into `d`; of its tangent into `d2`, too. */
+INLINE void norm_back(const int side, const int tangents, const Layer *y, long l, long first, long count,
+                      const REAL *phi, const REAL *u, const Pass *a, const Pass *t, REAL *d, REAL *d2) {
+    const long out = y->out;
+    const REAL *z = a->z[l] + first * y->rows * out, *chosen = a->chosen[l], *of = a->of[l];
+    const REAL *z2 = tangents ? t->z[l] + first * y->rows * out : 0, *of2 = tangents ? t->of[l] : 0;
+    for (long image = 0; image < count; image++)
+        for (long i = 0; i * side < y->to_height; i++)
+            for (long j = 0; j * side < y->to_width; j++) {
+                const int pooled = i < y->pooled_height && j < y->pooled_width; /* or it is a rim that pools leave out */
+                const long from = ((first + image) * y->pooled_height + i) * y->pooled_width + j;
+                const long row = corner(side, y, image, i, j);
+                const long high = y->to_height - side * i, wide = y->to_width - side * j;
+                FOR_LINES(y) {
+                    const W mean = PER(a->mean[l]), inverse = PER(a->inverse[l]), gamma = PER(phi + y->gamma);
+                    const W b = PER(a->mean_b[l]), g = PER(a->mean_g[l]), scale = gamma * inverse;
+                    const W best = pooled ? AT(chosen, from) : (W){0};
+                    W left = pooled ? AT(of, from) : (W){0}, left2 = tangents && pooled ? AT(of2, from) : (W){0};
+                    UNROLL for (int k = 0; k < side * side; k++) {
+                        if (side > 1 && (k / side >= high || k % side >= wide)) continue;
+                        const long at = row + k / side * y->to_width + k % side;
+                        const W value = AT(z, at), normal = (value - mean) * inverse;
+                        const Bits here = side > 1 ? (Bits)(value == best) : (Bits){0} - 1;
+                        const W e = (W)((Bits)left & here) - b - normal * g;
+                        AT(d, at) = scale * e;
+                        if (tangents) {
+                            const W tangent = inverse * (AT(z2, at) - PER(t->mean[l]) - normal * PER(t->along[l]));
+                            const W scale2 = PER(u + y->gamma) * inverse + gamma * PER(t->inverse[l]);
+                            AT(d2, at) = scale2 * e + scale * ((W)((Bits)left2 & here) - PER(t->mean_b[l]) -
+                                                               tangent * g - normal * PER(t->mean_g[l]));
+                            left2 = (W)((Bits)left2 & ~here);
+                        }
+                        left = (W)((Bits)left & ~here);
+                    }
+                }
+            }
+}
+
 /* result += the loss's gradient, from the delta of `a`; or the Hessian times u, from that of `t` and what the way back
- * left in `a`. `of` holds a layer's output. */
+ * left in `a`. `d` and `d2` hold a group's gradients of a layer. */
 static void back(const Problem *p, const Layer *layers, const Plan *plan, const REAL *images, const REAL *phi,
-                 const REAL *u, Pass *a, Pass *t, REAL *of, REAL *result) {
+                 const REAL *u, Pass *a, Pass *t, REAL *d, REAL *d2, REAL *result) {
     const Pass *to = t ? t : a;
     const Layer *last = layers + p->layers - 1;
     const long in = features(p, layers), head_at = last->beta + last->out;
-    head_back(p, plan->images, in, to->delta, phi + head_at, a->mean, t ? a->delta : 0, u + head_at, to->mean,
-              to->of_mean, result + head_at, result + head_at + p->ways * in);
-    spread(p, last, plan->images, to->of_mean, of);
+    head_back(p, plan->images, in, to->delta, phi + head_at, a->features, t ? a->delta : 0, u + head_at, to->features,
+              to->of_features, result + head_at, result + head_at + p->ways * in);
+    spread(p, last, plan->images, to->of_features, to->of[p->layers - 1]);
     for (long l = p->layers - 1; l >= 0; l--) {
         const Layer *y = layers + l;
-        const long rows = plan->images * y->to_height * y->to_width, out = y->out;
-        REAL *of_linear = to->of_linear[l], *of_conv = to->of_conv[l];
-        const REAL *normal = a->normal[l], *on = a->active[l], *plain = a->of_linear[l], *tangent = to->normal[l];
-        if (p->pool) pool_back(y, plan->images, on, a->pooled[l], of, of_linear);
-        const REAL *upstream = p->pool ? of_linear : of;
-        FOR_BLOCKS(y) {
-            W b, g;
-            for (long row = 0; row < rows; row++) AT(of_linear, row) = positive(AT(on, row), AT(upstream, row));
-            SUM(b, AT(of_linear, row));
-            PER(result + y->beta) += b;
-            if (!p->norm) {
-                for (long row = 0; row < rows; row++) AT(of_conv, row) = AT(of_linear, row);
-                continue;
+        const long out = y->out;
+        rectify_back(p, y, l, plan->images, a, t, result);
+        if (l) transposed(p->hidden, u + y->weight, to->transposed[l]);
+        FOR_GROUPS(plan, l) {
+            const Tables *tables = (count == plan->group[l] ? plan->full : plan->rest) + l;
+            const long in = first * y->image;
+            switch (2 * !!p->pool + !!t) {
+                case 0: norm_back(1, 0, y, l, first, count, phi, u, a, t, d, d2); break;
+                case 1: norm_back(1, 1, y, l, first, count, phi, u, a, t, d, d2); break;
+                case 2: norm_back(2, 0, y, l, first, count, phi, u, a, t, d, d2); break;
+                default: norm_back(2, 1, y, l, first, count, phi, u, a, t, d, d2);
             }
-            if (t)
-                SUM(g, AT(of_linear, row) * AT(normal, row) + AT(plain, row) * AT(tangent, row));
-            else
-                SUM(g, AT(of_linear, row) * AT(normal, row));
-            PER(result + y->gamma) += g;
-            b /= (REAL)rows, g /= (REAL)rows;
-            const W gamma = PER(phi + y->gamma), inverse = PER(a->inverse[l]), scale = gamma * inverse;
-            if (!t) {
-                PER(a->mean_b[l]) = b, PER(a->mean_g[l]) = g;
-                for (long row = 0; row < rows; row++)
-                    AT(of_conv, row) = scale * (AT(of_linear, row) - b - AT(normal, row) * g);
-                continue;
-            }
-            const W scale_tangent = PER(u + y->gamma) * inverse + gamma * PER(t->inverse[l]);
-            const W old_b = PER(a->mean_b[l]), old_g = PER(a->mean_g[l]);
-            for (long row = 0; row < rows; row++) {
-                const W e = AT(plain, row) - old_b - AT(normal, row) * old_g;
-                AT(of_conv, row) = scale_tangent * e + scale * (AT(of_linear, row) - b - AT(tangent, row) * old_g -
-                                                                AT(normal, row) * g);
-            }
+            const REAL *new = t ? d2 : d;
+            add_weight_gradient(tables, y, (l ? a->active[l - 1] : images) + in, new, result + y->weight);
+            if (!l) continue;
+            if (t) add_weight_gradient(tables, y, t->active[l - 1] + in, d, result + y->weight);
+            product(tables->back, new, t ? d : 0, out, TAPS, p->hidden, out, a->transposed[l], to->transposed[l],
+                    to->of[l - 1] + in);
         }
-        add_weight_gradient(plan, l, y, l ? a->pooled[l - 1] : images, of_conv, result + y->weight);
-        if (!l) break;
-        if (t) add_weight_gradient(plan, l, y, t->pooled[l - 1], a->of_conv[l], result + y->weight);
-        transposed(p->hidden, u + y->weight, to->transposed[l]);
-        product(plan->back[l], of_conv, t ? a->of_conv[l] : 0, out, TAPS, p->hidden, out, a->transposed[l],
-                to->transposed[l], of);
     }
 }
 
@@ -613,9 +702,9 @@ static void back(const Problem *p, const Layer *layers, const Plan *plan, const 
 typedef struct {
     const Layer *layers;
     const Plan *support, *query;
-    long P, pass, passes, query_pass, scratch, images, query_images;
+    long P, pass, passes, query_pass, group;
     REAL *memory; /* a thread's own; here its parts begin: */
-    REAL *path, *kept, *tangents, *asked, *of, *patches, *query_patches, *g, *v, *u, *gradients;
+    REAL *path, *kept, *tangents, *asked, *d, *d2, *images, *query_images, *g, *v, *u, *gradients;
 } Task;
 
 /* How many numbers a task needs; laid out into it where there is memory. */
@@ -623,20 +712,21 @@ static long lay_task(const Problem *p, Task *t) {
     REAL *at = t->memory;
     t->path = take(&at, (p->steps + 1) * aligned(t->P));
     t->kept = take(&at, t->passes * t->pass), t->tangents = take(&at, t->pass), t->asked = take(&at, t->query_pass);
-    t->of = take(&at, t->scratch), t->patches = take(&at, t->images), t->query_patches = take(&at, t->query_images);
+    t->d = take(&at, t->group), t->d2 = take(&at, p->order == 2 ? t->group : 0);
+    t->images = take(&at, p->rows * t->layers->image), t->query_images = take(&at, p->queries * t->layers->image);
     t->g = take(&at, t->P), t->v = take(&at, t->P), t->u = take(&at, t->P);
     t->gradients = take(&at, p->rates_grad ? p->steps * aligned(t->P) : 0); /* of each step, for the rates */
     return at - t->memory;
 }
 
-/* [N, H, W, C] -> patches [N * H' * W', 9 * C] */
-static void patches_of(const Problem *p, const Layer *y, long images, const REAL *from, REAL *to) {
-    const Shape s = shape_of(p, y, FORTH);
-    for (long row = 0; row < images * y->to_height * y->to_width; row++)
-        for (long tap = 0; tap < TAPS; tap++) {
-            const long other = meets(&s, row, tap);
-            for (long c = 0; c < p->channels; c++) *to++ = other < 0 ? 0 : from[other * p->channels + c];
-        }
+/* [N, H, W, C] -> the same with a border of zeros */
+static void border(const Problem *p, long images, const REAL *from, REAL *to) {
+    const long numbers = p->width * p->channels, around = p->channels;
+    memset(to, 0, images * (p->height + 2) * (numbers + 2 * around) * sizeof(REAL));
+    for (long image = 0; image < images; image++)
+        for (long y = 0; y < p->height; y++, from += numbers)
+            memcpy(to + (image * (p->height + 2) + y + 1) * (numbers + 2 * around) + around, from,
+                   numbers * sizeof(REAL));
 }
 
 /* to = from - the rates of a step times x, where there is no `from` of 0 */
@@ -655,29 +745,29 @@ static void one_task(const Problem *p, const Task *s, long task, REAL *of_theta,
     const size_t label = p->loss == MSE ? sizeof(REAL) * p->ways : sizeof(int64_t);
     const void *targets = (const char *)p->support_targets + task * p->rows * label;
     Pass a, t;
-    patches_of(p, layers, p->rows, p->support_inputs + task * p->rows * pixels, s->patches);
+    border(p, p->rows, p->support_inputs + task * p->rows * pixels, s->images);
     memcpy(phi, p->theta, P * sizeof(REAL));
     for (long k = 0; k <= steps; k++, phi += aligned(P)) {
         lay_pass(p, layers, p->rows, k == steps ? s->tangents : s->kept + (s->passes > 1 ? k : 0) * s->pass, &a);
-        forward(p, layers, s->support, s->patches, phi, phi, &a, 0);
+        forward(p, layers, s->support, s->images, phi, phi, &a, 0);
         p->support_losses[task * (steps + 1) + k] = loss_of(p, p->rows, targets, &a);
         if (k == steps) break;
         REAL *into = p->rates_grad ? s->gradients + k * aligned(P) : s->g, *next = phi + aligned(P);
         memset(into, 0, P * sizeof(REAL));
-        back(p, layers, s->support, s->patches, phi, phi, &a, 0, s->of, into);
+        back(p, layers, s->support, s->images, phi, phi, &a, 0, s->d, s->d2, into);
         descend(p, P, k, phi, into, next);
         if (!p->queries) memcpy(p->trajectory + (task * steps + k) * P, next, P * sizeof(REAL));
     }
     if (!p->queries) return;
 
     targets = (const char *)p->query_targets + task * p->queries * label;
-    patches_of(p, layers, p->queries, p->query_inputs + task * p->queries * pixels, s->query_patches);
+    border(p, p->queries, p->query_inputs + task * p->queries * pixels, s->query_images);
     lay_pass(p, layers, p->queries, s->asked, &a);
-    forward(p, layers, s->query, s->query_patches, phi, phi, &a, 0);
+    forward(p, layers, s->query, s->query_images, phi, phi, &a, 0);
     p->task_losses[task] = loss_of(p, p->queries, targets, &a);
     memcpy(p->predictions + task * p->queries * p->ways, a.logits, p->queries * p->ways * sizeof(REAL));
     memset(v, 0, P * sizeof(REAL));
-    back(p, layers, s->query, s->query_patches, phi, phi, &a, 0, s->of, v);
+    back(p, layers, s->query, s->query_images, phi, phi, &a, 0, s->d, s->d2, v);
     for (long k = steps - 1; k >= 0; k--) {
         if (p->rates_grad) {
             const REAL *gradient = s->gradients + k * aligned(P);
@@ -693,9 +783,9 @@ static void one_task(const Problem *p, const Task *s, long task, REAL *of_theta,
         descend(p, P, k, 0, v, s->u);
         lay_pass(p, layers, p->rows, s->kept + k * s->pass, &a);
         lay_pass(p, layers, p->rows, s->tangents, &t);
-        forward(p, layers, s->support, s->patches, phi, s->u, &a, &t);
+        forward(p, layers, s->support, s->images, phi, s->u, &a, &t);
         delta_tangent_of(p, p->rows, a.shares, t.logits, t.delta);
-        back(p, layers, s->support, s->patches, phi, s->u, &a, &t, s->of, v);
+        back(p, layers, s->support, s->images, phi, s->u, &a, &t, s->d, s->d2, v);
     }
     memcpy(of_theta, v, P * sizeof(REAL));
 }
@@ -718,23 +808,21 @@ int adapt(const Problem *p) {
     if (p->loss == CROSS_ENTROPY && (!all_below(p->support_targets, p->tasks * p->rows, p->ways) ||
                                      !all_below(p->query_targets, p->tasks * p->queries, p->ways)))
         return OUT_OF_RANGE;
-    Plan support = {0}, query = {0};
-    Task s = {.layers = layers, .support = &support, .query = &query, .P = parameters(p)};
+    Plan support = {0}, query_plan = {0};
+    Task s = {.layers = layers, .support = &support, .query = &query_plan, .P = parameters(p)};
     Pass pass;
-    int failed = !make_plan(p, layers, p->rows, &support) || (p->queries && !make_plan(p, layers, p->queries, &query));
-    const long most = p->rows > p->queries ? p->rows : p->queries;
+    int failed = !make_plan(p, layers, p->rows, &support) || (p->queries && !make_plan(p, layers, p->queries, &query_plan));
     s.pass = lay_pass(p, layers, p->rows, 0, &pass);
     s.passes = p->queries && p->order == 2 ? p->steps : 1;
     s.query_pass = p->queries ? lay_pass(p, layers, p->queries, 0, &pass) : 0;
-    for (long l = 0; l < p->layers; l++) {
-        const long numbers = most * layers[l].to_height * layers[l].to_width * layers[l].out;
-        s.scratch = numbers > s.scratch ? numbers : s.scratch;
-    }
-    const long patch = layers[0].to_height * layers[0].to_width * TAPS * p->channels;
-    s.images = p->rows * patch, s.query_images = p->queries * patch;
+    for (long l = 0; l < p->layers; l++)
+        for (int query = 0; query < 2; query++) {
+            const long numbers = (query ? &query_plan : &support)->group[l] * layers[l].rows * layers[l].out;
+            s.group = numbers > s.group ? numbers : s.group;
+        }
     const long bytes = in_pages(lay_task(p, &s) * (long)sizeof(REAL));
     const long R = p->rates_grad ? p->steps * p->rate_columns : 0, each = aligned(s.P) + aligned(R);
-    const long group = p->tasks < GROUP ? p->tasks : GROUP, threads = p->threads < group ? p->threads : group;
+    const long group = p->tasks < TASKS ? p->tasks : TASKS, threads = p->threads < group ? p->threads : group;
     REAL *apart = calloc(group * each, sizeof(REAL));
     failed |= !apart;
     if (!failed && p->queries) {
@@ -744,7 +832,7 @@ int adapt(const Problem *p) {
 #pragma omp parallel num_threads(threads)
     {
         Task own = s;
-        own.memory = failed ? 0 : aligned_alloc(4096, bytes);
+        own.memory = failed ? 0 : memory_of(bytes);
         lay_task(p, &own);
         if (!own.memory) {
 #pragma omp atomic write
@@ -769,10 +857,10 @@ int adapt(const Problem *p) {
                     for (long t = 0; t < count; t++) p->of_rates[i] += apart[t * each + aligned(s.P) + i] / p->tasks;
             }
         }
-        free(own.memory);
+        if (bytes > MOST_KEPT) memory_of(0);
     }
     free(apart);
-    free_plan(&support), free_plan(&query);
+    free_plan(&support), free_plan(&query_plan);
     return failed ? NO_MEMORY : DONE;
 }
 
@@ -785,8 +873,8 @@ int predict(const Problem *p) {
     Pass pass;
     int failed = !make_plan(p, layers, p->queries, &plan);
     const long P = parameters(p), pixels = p->height * p->width * p->channels, each = p->queries * p->ways;
-    const long patches = aligned(p->queries * layers[0].to_height * layers[0].to_width * TAPS * p->channels);
-    const long bytes = in_pages((patches + lay_pass(p, layers, p->queries, 0, &pass)) * (long)sizeof(REAL));
+    const long images = aligned(p->queries * layers[0].image);
+    const long bytes = in_pages((images + lay_pass(p, layers, p->queries, 0, &pass)) * (long)sizeof(REAL));
     const long threads = p->threads < p->tasks ? p->threads : p->tasks;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (long task = 0; task < p->tasks; task++) {
@@ -801,8 +889,8 @@ int predict(const Problem *p) {
 #endif
         const REAL *phi = p->theta + task * P;
         Pass a;
-        lay_pass(p, layers, p->queries, memory + patches, &a);
-        patches_of(p, layers, p->queries, p->query_inputs + task * p->queries * pixels, memory);
+        lay_pass(p, layers, p->queries, memory + images, &a);
+        border(p, p->queries, p->query_inputs + task * p->queries * pixels, memory);
         forward(p, layers, &plan, memory, phi, phi, &a, 0);
         memcpy(p->predictions + task * each, a.logits, each * sizeof(REAL));
         free(memory);
