@@ -820,7 +820,7 @@ int adapt(const Problem *p) {
             const long numbers = (query ? &query_plan : &support)->group[l] * layers[l].rows * layers[l].out;
             s.group = numbers > s.group ? numbers : s.group;
         }
-    const long bytes = in_pages(lay_task(p, &s) * (long)sizeof(REAL));
+    const long bytes = lay_task(p, &s) * (long)sizeof(REAL);
     const long R = p->rates_grad ? p->steps * p->rate_columns : 0, each = aligned(s.P) + aligned(R);
     const long group = p->tasks < TASKS ? p->tasks : TASKS, threads = p->threads < group ? p->threads : group;
     REAL *apart = calloc(group * each, sizeof(REAL));
@@ -874,26 +874,28 @@ int predict(const Problem *p) {
     int failed = !make_plan(p, layers, p->queries, &plan);
     const long P = parameters(p), pixels = p->height * p->width * p->channels, each = p->queries * p->ways;
     const long images = aligned(p->queries * layers[0].image);
-    const long bytes = in_pages((images + lay_pass(p, layers, p->queries, 0, &pass)) * (long)sizeof(REAL));
-    const long threads = p->threads < p->tasks ? p->threads : p->tasks;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-    for (long task = 0; task < p->tasks; task++) {
-        REAL *memory = failed ? 0 : aligned_alloc(4096, bytes);
+    const long bytes = (images + lay_pass(p, layers, p->queries, 0, &pass)) * (long)sizeof(REAL);
+#pragma omp parallel num_threads(p->threads < p->tasks ? p->threads : p->tasks)
+    {
+        REAL *memory = failed ? 0 : memory_of(bytes);
         if (!memory) {
 #pragma omp atomic write
             failed = 1;
-            continue;
         }
+#pragma omp barrier
+#pragma omp for schedule(dynamic, 1)
+        for (long task = 0; task < (failed ? 0 : p->tasks); task++) {
 #ifdef POISON
-        memset(memory, 0xff, bytes);
+            memset(memory, 0xff, bytes);
 #endif
-        const REAL *phi = p->theta + task * P;
-        Pass a;
-        lay_pass(p, layers, p->queries, memory + images, &a);
-        border(p, p->queries, p->query_inputs + task * p->queries * pixels, memory);
-        forward(p, layers, &plan, memory, phi, phi, &a, 0);
-        memcpy(p->predictions + task * each, a.logits, each * sizeof(REAL));
-        free(memory);
+            const REAL *phi = p->theta + task * P;
+            Pass a;
+            lay_pass(p, layers, p->queries, memory + images, &a);
+            border(p, p->queries, p->query_inputs + task * p->queries * pixels, memory);
+            forward(p, layers, &plan, memory, phi, phi, &a, 0);
+            memcpy(p->predictions + task * each, a.logits, each * sizeof(REAL));
+        }
+        if (bytes > MOST_KEPT) memory_of(0);
     }
     free_plan(&plan);
     return failed ? NO_MEMORY : DONE;

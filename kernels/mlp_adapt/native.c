@@ -199,7 +199,7 @@ static void group(const Problem *p, const int32_t *places, long first, V *memory
 int adapt(const Problem *p) {
     if (!is_known(&p->net) || !IS_ONE_OF(p->loss, LOSSES) || (p->order != 1 && p->order != 2)) return UNKNOWN;
     const long P = parameters_of(&p->net), groups = (p->tasks + LANES - 1) / LANES, R = p->steps * p->rate_columns;
-    const long bytes = in_pages(vectors_needed(p) * (long)sizeof(V));
+    const long bytes = vectors_needed(p) * (long)sizeof(V);
     const long classes = p->net.widths[p->net.layers];
     if (p->loss == CROSS_ENTROPY && (!all_below(p->support_targets, p->tasks * p->rows, classes) ||
                                      !all_below(p->query_targets, p->tasks * p->queries, classes)))

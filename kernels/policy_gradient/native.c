@@ -185,11 +185,11 @@ int lanes(void) { return LANES; }
 int adapt(const Problem *p) {
     if (!is_known(&p->net) || !IS_ONE_OF(p->distribution, DISTRIBUTIONS) || !IS_ONE_OF(p->kind, KINDS)) return UNKNOWN;
     const long P = all_parameters(p), groups = (p->tasks + LANES - 1) / LANES, out = p->net.widths[p->net.layers];
-    const long bytes = in_pages(vectors_needed(p) * (long)sizeof(V));
+    const long bytes = vectors_needed(p) * (long)sizeof(V);
     const long sides = p->direction ? 2 : 1, each = (p->rows + PARTS - 1) / PARTS;
     if (p->distribution == CATEGORICAL && !all_below(p->actions, p->tasks * p->rows, out)) return OUT_OF_RANGE;
-    const long shared = in_pages(groups * P * (sides + PARTS) * (long)sizeof(V));
-    V *parameters = aligned_alloc(4096, shared), *sums = parameters + groups * P * sides;
+    const long shared = groups * P * (sides + PARTS) * (long)sizeof(V);
+    V *parameters = aligned_alloc(sizeof(V), shared), *sums = parameters + groups * P * sides;
     int32_t *places = malloc(P * sizeof *places);
     int failed = !parameters || !places;
     if (!failed) {

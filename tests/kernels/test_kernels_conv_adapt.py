@@ -108,6 +108,14 @@ def test_at_awkward_sizes(tasks, rows, queries, steps):
     assert_equal(outputs(arguments, OMNIGLOT, "cross_entropy"), naive(*arguments, OMNIGLOT, "cross_entropy", 2), 1e-10)
 
 
+@pytest.mark.parametrize("pool", [True, False])
+def test_in_groups_of_images_that_do_not_divide_them(pool):
+    """Images of the first layer are larger than a group, of the last all are one; between them some remain."""
+    network = Network(2, 33, 31, 3, 3, 1 if pool else 2, pool, norm=True, bias=True, affine=True, flat=True, ways=3)
+    arguments = operands(network, "cross_entropy", tasks=2, rows=7, queries=11)
+    assert_equal(outputs(arguments, network, "cross_entropy"), naive(*arguments, network, "cross_entropy", 2), 1e-11)
+
+
 @st.composite
 def networks(draw) -> Network:
     integer = lambda low, high: draw(st.integers(low, high))  # noqa: E731
