@@ -73,7 +73,11 @@ WORKLOADS: dict[str, Callable[[int], Built]] = {
     "omniglot_5w1s": lambda tasks: classification(Conv4(5), random_images(tasks, 5, 1, 5, 1, 28, 28), 0.4),
     # with a larger rate five steps on random images are chaos, and no float32 is near float64
     "omniglot_20w1s": lambda tasks: classification(Conv4(20), random_images(tasks, 20, 1, 1, 1, 28, 28), 0.05),
-    # Conv4 of 32 filters with max-pooling, 5-way 5-shot, 15 queries a class
+    # Conv4 of 32 filters with max-pooling, 15 queries a class
+    "cifar_fs": lambda tasks: classification(
+        Conv4(5, channels=3, hidden=32, image_size=32, form="max_pool"), random_images(tasks, 5, 1, 15, 3, 32, 32), 0.05
+    ),
+    # the same, 5-shot
     "mini_imagenet": lambda tasks: classification(
         Conv4(5, channels=3, hidden=32, image_size=84, form="max_pool"), random_images(tasks, 5, 5, 15, 3, 84, 84), 0.01
     ),

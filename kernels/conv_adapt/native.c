@@ -35,7 +35,7 @@ typedef struct {
     int64_t tasks, rows, queries, layers, steps, loss, order, rates_grad, rate_columns, threads;
     int64_t channels, height, width, hidden, stride, pool, norm, flat, ways;
     double eps;
-    const REAL *theta, *rates, *support_inputs, *query_inputs; /* images [T, N, H, W, C] */
+    const REAL *theta, *rates, *support_inputs, *query_inputs; /* images [T, N, C, H, W] */
     const void *support_targets, *query_targets;
     REAL *task_losses, *predictions, *support_losses, *of_theta, *of_rates, *trajectory;
 } Problem;
@@ -119,7 +119,14 @@ static long meets(const Shape *s, long row, long tap) {
     return y >= s->to_height || x >= s->to_width ? -1 : (image * s->to_height + y) * s->to_width + x;
 }
 
-static int32_t *table(const Shape *s, long rows) {
+/* Which rows meet at each tap, [rows][TAPS]. */
+static int32_t *all_that_meet(const Shape *s, long rows) {
+    int32_t *met = malloc(rows * TAPS * sizeof(int32_t));
+    for (long i = 0; met && i < rows * TAPS; i++) met[i] = (int32_t)meets(s, i / TAPS, i % TAPS);
+    return met;
+}
+
+static int32_t *table(const int32_t *met, long rows) {
     int32_t *found = malloc((rows * (2 + 1 + TAPS * 2) + 1) * sizeof(int32_t)), *at = found;
     int16_t *masks = malloc(rows * sizeof(int16_t));
     if (!found || !masks) {
@@ -128,7 +135,7 @@ static int32_t *table(const Shape *s, long rows) {
     }
     for (long row = 0; row < rows; row++) {
         masks[row] = 0;
-        for (long tap = 0; tap < TAPS; tap++) masks[row] |= (meets(s, row, tap) >= 0) << tap;
+        for (long tap = 0; tap < TAPS; tap++) masks[row] |= (met[row * TAPS + tap] >= 0) << tap;
     }
     for (long first = 0; first < rows; first++) {
         const int16_t mask = masks[first];
@@ -146,7 +153,7 @@ static int32_t *table(const Shape *s, long rows) {
             for (long tap = 0; tap < TAPS; tap++)
                 if (mask >> tap & 1) {
                     *at++ = (int32_t)tap, taps++;
-                    for (long i = 0; i < count; i++) *at++ = (int32_t)meets(s, some[i], tap);
+                    for (long i = 0; i < count; i++) *at++ = met[some[i] * TAPS + tap];
                 }
             head[0] = (int32_t)count, head[1] = (int32_t)taps;
         }
@@ -158,21 +165,19 @@ static int32_t *table(const Shape *s, long rows) {
 
 static int make_tables(const Problem *p, const Layer *y, int first, long images, Tables *to) {
     const Shape forth = shape_of(p, y, first ? BORDERED : FORTH), back = shape_of(p, y, BACK);
-    const long rows = images * y->rows;
-    long count = 0;
-    to->forward = table(&forth, rows);
+    const long rows = images * y->rows, inputs = images * y->height * y->width;
+    int32_t *met = all_that_meet(&forth, rows), *met_back = first ? 0 : all_that_meet(&back, inputs);
     /* pairs of rows that meet at a tap, for the gradient of its weights: input, output, input, output, ... */
     int32_t *pairs = to->pairs = malloc((2 * y->taps * rows + 1) * sizeof(int32_t));
-    if (!to->forward || !pairs || (!first && !(to->back = table(&back, images * y->height * y->width)))) return 0;
-    for (long tap = 0; tap < y->taps; tap++) {
-        to->begin[tap] = count;
+    if (met) to->forward = table(met, rows);
+    if (met_back) to->back = table(met_back, inputs);
+    for (long tap = 0, count = 0; met && pairs && tap < y->taps; to->begin[++tap] = count)
         for (long row = 0; row < rows; row++) {
-            const long other = meets(&forth, row, tap);
-            if (other >= 0) pairs[2 * count] = (int32_t)other, pairs[2 * count++ + 1] = (int32_t)row;
+            const int32_t other = met[row * TAPS + tap];
+            if (other >= 0) pairs[2 * count] = other, pairs[2 * count++ + 1] = (int32_t)row;
         }
-    }
-    to->begin[y->taps] = count;
-    return 1;
+    free(met), free(met_back);
+    return to->forward && pairs && (first || to->back);
 }
 
 static int make_plan(const Problem *p, const Layer *layers, long images, Plan *plan) {
@@ -719,14 +724,14 @@ static long lay_task(const Problem *p, Task *t) {
     return at - t->memory;
 }
 
-/* [N, H, W, C] -> the same with a border of zeros */
+/* [N, C, H, W] -> [N, H + 2, W + 2, C] with a border of zeros */
 static void border(const Problem *p, long images, const REAL *from, REAL *to) {
-    const long numbers = p->width * p->channels, around = p->channels;
-    memset(to, 0, images * (p->height + 2) * (numbers + 2 * around) * sizeof(REAL));
-    for (long image = 0; image < images; image++)
-        for (long y = 0; y < p->height; y++, from += numbers)
-            memcpy(to + (image * (p->height + 2) + y + 1) * (numbers + 2 * around) + around, from,
-                   numbers * sizeof(REAL));
+    const long channels = p->channels, row = (p->width + 2) * channels, image = (p->height + 2) * row;
+    memset(to, 0, images * image * sizeof(REAL));
+    for (long n = 0; n < images; n++)
+        for (long c = 0; c < channels; c++)
+            for (long y = 0; y < p->height; y++, from += p->width)
+                for (long x = 0; x < p->width; x++) to[n * image + (y + 1) * row + (x + 1) * channels + c] = from[x];
 }
 
 /* to = from - the rates of a step times x, where there is no `from` of 0 */

@@ -56,10 +56,9 @@ def adapt(
     theta = _behind(theta, 0, 1)[there]
     if elementwise:
         rates = _behind(rates.expand(steps, network.size), 0, 0)[:, there]
-    images = (None if value is None else value.permute(0, 1, 3, 4, 2) for value in (support_inputs, query_inputs))
     given = [
         None if value is None else value.contiguous()
-        for value in (theta, rates, *images, support_targets, query_targets)
+        for value in (theta, rates, support_inputs, query_inputs, support_targets, query_targets)
     ]
     result = room(theta, rates, support_inputs, query_inputs, network.ways, rates_grad)
     kind = steps, LOSSES.index(loss), order, rates_grad, rates.shape[1]
@@ -90,7 +89,7 @@ def predict(phi: Tensor, inputs: Tensor, network: Network) -> Tensor:
     """
     library = library_of(SOURCE, phi.dtype, _Problem)
     there, _ = places_of(network, library.block())
-    given = _behind(phi, 0, 1)[:, there].contiguous(), inputs.permute(0, 1, 3, 4, 2).contiguous()
+    given = _behind(phi, 0, 1)[:, there].contiguous(), inputs.contiguous()
     found = phi.new_empty(*inputs.shape[:2], network.ways)
     nothing = (None,) * (len(Adaptation._fields) - 2)
     arrays = [given[0], None, None, given[1], None, None, None, found, *nothing]
