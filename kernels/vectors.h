@@ -18,7 +18,7 @@
 #endif
 #define LANES (BYTES / (long)sizeof(REAL))
 #define MOST_KEPT (64L << 20) /* bytes that a thread keeps for its next call */
-#define HUGE (2L << 20)       /* bytes of a huge page */
+#define HUGE_PAGE (2L << 20)  /* bytes of a huge page */
 #define INLINE static inline __attribute__((always_inline))
 
 enum { RETURNS };
@@ -39,13 +39,13 @@ static void *memory_of(long bytes) {
     static _Thread_local void *memory;
     static _Thread_local long held;
     if (held < bytes || (!bytes && held > MOST_KEPT)) {
-        const long page = bytes < HUGE ? 4096 : HUGE;
+        const long page = bytes < HUGE_PAGE ? 4096 : HUGE_PAGE;
         free(memory);
         held = (bytes + page - 1) / page * page;
         memory = bytes ? aligned_alloc(page, held) : 0;
         if (!memory) held = 0;
 #if defined(MADV_HUGEPAGE)
-        else if (page == HUGE) madvise(memory, held, MADV_HUGEPAGE);
+        else if (page == HUGE_PAGE) madvise(memory, held, MADV_HUGEPAGE);
 #endif
     }
 #ifdef POISON

@@ -1,5 +1,5 @@
 from lightning_maml import adaptation, checks, cli, data, engine, inner, learner, losses, meta_gradient, metrics
-from lightning_maml import networks, presets, rl, saving, tasks, training
+from lightning_maml import networks, presets, rl, saving, tasks, trained, training
 from lightning_maml.adaptation import Adapted, Evaluation, adapt, evaluate, meta_loss
 from lightning_maml.data import CIFARFSTasks, FC100Tasks, Learn2LearnTasks, MiniImagenetTasks
 from lightning_maml.data import OmniglotTasks, SinusoidTasks, TableTasks
@@ -12,6 +12,7 @@ from lightning_maml.presets import anil, boil, cavia, fomaml, imaml, lora, maml,
 from lightning_maml.presets import pretrained, proto_maml, reptile, unicorn_maml
 from lightning_maml.saving.weights import load_adapted, save_adapted
 from lightning_maml.tasks import TaskBatch, UnequalTasks
+from lightning_maml.trained import from_pretrained
 from lightning_maml.training.module import MetaModule
 
 __version__: str

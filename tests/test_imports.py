@@ -39,6 +39,7 @@ ORDER = (
     "saving",
     "data",
     "training",
+    "trained",
     "rl",
     "cli",
 )
