@@ -97,7 +97,7 @@ def about_test(cli: LightningCLI) -> dict[str, Any]:
         "ways": size.get("ways"),
         "test_queries": size.get("queries"),
         "transductive": is_transductive(module.network, module.algorithm.batch_norm),
-        "class_orders": 1,
+        "class_orders": module.class_orders,
         "inner_steps": module.test_steps,
     }
 
