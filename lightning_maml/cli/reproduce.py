@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_maml.checks import check_whole, did_you_mean
-from lightning_maml.cli.arguments import options_in, packaged
+from lightning_maml.cli.arguments import options_in, packaged, without
 from lightning_maml.cli.bases import latest, read_chain
 from lightning_maml.cli.complaints import complaint
 from lightning_maml.cli.meta_cli import MetaCLI
@@ -60,8 +60,9 @@ class Protocol:
         return Path(options.get("save_dir") or ".") / str(options.get("name", "lightning_logs"))
 
     def asked(self) -> dict[str, Any]:
-        """What tells its runs apart: the protocol, what differs from it, and whose code runs."""
-        own = {"protocol": self.name, "max_updates": self.max_updates, "overrides": list(self.overrides)}
+        """What tells its runs apart: the protocol, what differs from it but where the data lie, and whose code runs."""
+        where = [option for option, _, _ in options_in(self.overrides) if option in ("--data.root", "--data.download")]
+        own = {"protocol": self.name, "max_updates": self.max_updates, "overrides": without(self.overrides, *where)}
         return {**own, "version": version("lightning-maml"), "commit": commit()}
 
     def arguments(self, resumes: bool) -> list[str]:
@@ -146,8 +147,8 @@ def run(protocol: Protocol, command_line: CommandLine, resumes: bool = False) ->
     print(f"\n{_in_words(about)}")
     if not is_whole:
         print("No verdict on the protocol, which has more updates.")
-    if protocol.overrides:
-        print(f"With {' '.join(protocol.overrides)}")
+    if about["overrides"]:
+        print(f"With {' '.join(about['overrides'])}")
     written = Path(trainer.log_dir or trainer.default_root_dir) / FILE
     results = [{**vars(row), "verdict": verdict} for row, verdict in zip(rows, verdicts, strict=True)]
     write_json(written, {**about, "source": published and published.source, "results": results})

@@ -11,7 +11,7 @@ import yaml
 
 from lightning_maml import MLP, Conv4, cli
 from lightning_maml.cli.bases import latest, read_chain
-from lightning_maml.cli.reproduce import protocols
+from lightning_maml.cli.reproduce import Protocol, protocols
 from lightning_maml.cli.reproduction import FIELDS, Comparison, is_transductive
 from lightning_maml.networks import step_batch_norm
 from lightning_maml.training.results import Published
@@ -106,6 +106,14 @@ def test_wrong_requests(tmp_path, capsys):
     assert "a section `published`" in capsys.readouterr().err
     with pytest.raises(ValueError, match="Expected published numbers"):
         Published("nowhere", loss={1: [1.0, 2.0, 3.0]})
+
+
+def test_where_the_data_lie_is_not_written(tmp_path):
+    path = tmp_path / "mine.yaml"
+    overrides = ["--data.root", "somewhere", "--model.engine=eager", "--data.download=true", "--data.seed", "3"]
+    protocol = Protocol("mine", path, [{"trainer": {"max_steps": 5}}], None, overrides)
+    assert protocol.asked()["overrides"] == ["--model.engine=eager", "--data.seed", "3"]
+    assert "--data.root" in protocol.arguments(resumes=False)
 
 
 def test_what_depends_on_other_queries():
