@@ -105,6 +105,8 @@ def main(arguments: Sequence[str], command_line: CommandLine) -> int:
         parser.error(f"expected the name of a protocol or --all but got both, {options.name} and --all")
     if overrides and options.name is None and not several:
         parser.error(f"expected the name of a protocol before {overrides[0]}")
+    if options.resume and options.name is None and not several:
+        parser.error("expected the name of a protocol, or --all, to go on with but got none")
     if options.list or (options.name is None and not several):
         _print_protocols(known)
         return 0
@@ -217,4 +219,4 @@ def _print_protocols(known: Mapping[str, Path]) -> None:
             if value in published
         ]
         updates = f"{latest(contents, 'trainer', 'max_steps'):,} updates"
-        print(f"  {name:<31} {updates:>15}  {'; '.join(numbers):<36} {published.get('source', '')}".rstrip())
+        print(f"  {name:<31} {updates:>15}  {'; '.join(numbers):<36} {published.get('source', 'no number at hand')}")

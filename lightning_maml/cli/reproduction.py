@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LightningCLI
 from torch import nn
 
-from lightning_maml.saving.weights import checksum
+from lightning_maml.saving.weights import sha256_of
 from lightning_maml.training.results import Published
 
 FILE = "reproduction.json"
@@ -92,7 +92,7 @@ def about_test(cli: LightningCLI) -> dict[str, Any]:
     size = getattr(data, "sizes", {}).get("test", {})
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     return {
-        "weights": checksum({}, state),
+        "weights": sha256_of({}, state),
         "test_tasks": data.test_tasks,
         "ways": size.get("ways"),
         "test_queries": size.get("queries"),

@@ -39,7 +39,7 @@ def test_list(capsys):
         contents = read_chain(path)
         (line,) = [line for line in shown.splitlines() if line.split()[:1] == [name]]
         assert f"{latest(contents, 'trainer', 'max_steps'):,} updates" in line
-        assert contents[-1]["published"] is None or line.endswith(contents[-1]["published"]["source"])
+        assert line.endswith((contents[-1]["published"] or {"source": "no number at hand"})["source"])
 
 
 @pytest.mark.parametrize("name", protocols())
@@ -225,3 +225,6 @@ def test_all_of_a_beginning(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main(["reproduce", "a_good", "--all"])
     assert "but got both" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["reproduce", "--resume"])
+    assert "to go on with but got none" in capsys.readouterr().err
