@@ -47,6 +47,8 @@ def _rows(name: str, content: dict[str, Any]) -> list[list[str]]:
     machine, weights = content["machine"], content["weights"][:8]
     where = machine.get("gpu") or f"{machine['threads']} of {machine['cores']} cores of {machine['machine']}"
     ran = f"`{name}`: commit {content['commit']}, weights {weights}, {where}"
+    if content["overrides"]:
+        ran += f", with `{' '.join(content['overrides'])}`"
     about = [f"`{content['protocol']}`", str(content["seed"]), done, f"{content['minutes']:.0f}"]
     about.append(f"{content['test_tasks']:,} of {queries}, {kind}{orders}")
     rows = []

@@ -331,7 +331,7 @@ def test_a_result_that_nobody_can_check_is_none(tmp_path: Path, monkeypatch, cap
         "55.12 ± 1.21 %",
         "58.90 ± 1.90 %",
         "no verdict",
-        "`cut.json`: commit abc1234, weights 01234567, 2 of 2 cores of x86_64",
+        "`cut.json`: commit abc1234, weights 01234567, 2 of 2 cores of x86_64, with `--trainer.max_time=00:01:15:00`",
     ]
     for field in FIELDS:
         for content in ({**RESULT, field: None}, {name: RESULT[name] for name in RESULT if name != field}):

@@ -20,7 +20,19 @@ from lightning_maml.training.results import Published
 
 FILE = "reproduction.json"
 FIELDS = (
-    *("protocol", "seed", "updates", "of_updates", "cut_short", "minutes", "machine", "version", "commit", "weights"),
+    *(
+        "protocol",
+        "overrides",
+        "seed",
+        "updates",
+        "of_updates",
+        "cut_short",
+        "minutes",
+        "machine",
+        "version",
+        "commit",
+        "weights",
+    ),
     *("test_queries", "transductive", "class_orders", "test_tasks", "inner_steps", "results"),
 )
 """What a result needs to be one that others can check; each is in the file, and ``None`` where it is not known."""
