@@ -186,8 +186,8 @@ def _protocol(name: str, known: Mapping[str, Path], max_updates: int | None, ove
     """The protocol of this name, or in this file; FileNotFoundError or ValueError where it is none."""
     path = known.get(name, Path(name))
     if not path.is_file():
-        wanted = f"the name of a protocol, one of {list(known)}, or the file of one"
-        raise FileNotFoundError(f"Expected {wanted} but got {name!r}.")
+        wanted = "the name of a protocol, one of `lightning-maml reproduce --list`, or the file of one"
+        raise FileNotFoundError(f"Expected {wanted} but got {name!r}{did_you_mean(name, known)}.")
     contents = read_chain(path)
     if "published" not in contents[-1]:  # what another was published for is nothing to compare with
         raise ValueError(f"Expected {path} to have a section `published` with what to compare with but it has none.")
