@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import luck
+from benchmarks import luck, reproduced
 from benchmarks.__main__ import main
 from benchmarks.algorithms import OMNIGLOT, SINUSOID, markdown
 from benchmarks.contenders import CONTENDERS, of_engine
@@ -22,6 +22,7 @@ from benchmarks.result_file import ResultFile, about, read
 from benchmarks.sweep import fit, series
 from lightning_maml import TaskBatch
 from lightning_maml.cli import demo
+from lightning_maml.cli.reproduction import FIELDS
 
 
 def call(monkeypatch, *arguments):
@@ -270,3 +271,72 @@ def test_the_day_on_which_a_gpu_comes_is_rehearsed(repository: Path, tmp_path: P
         assert "left out" not in "".join(found)
     assert "## omniglot_5w1s, trained" in table
     assert "## sinusoid, trained" in table
+
+
+RESULT = {
+    "protocol": "cifar_fs_5w1s",
+    "max_updates": None,
+    "overrides": ["--trainer.max_time=00:01:15:00"],
+    "version": "0.1.0",
+    "commit": "abc1234",
+    "of_updates": 60_000,
+    "seed": 0,
+    "updates": 20_000,
+    "cut_short": True,
+    "minutes": 75.02,
+    "weights": "0123456789abcdef",
+    "test_tasks": 1000,
+    "ways": 5,
+    "test_queries": 15,
+    "transductive": True,
+    "class_orders": 1,
+    "inner_steps": 10,
+    "machine": {"machine": "x86_64", "cores": 2, "threads": 2},
+    "torch": "2.15.0",
+    "date": "2026-11-28",
+    "source": "Bertinetto et al. 2019, table 1",
+    "results": [
+        {
+            "value": "accuracy",
+            "inner_steps": 10,
+            "measured": 0.55123,
+            "measured_ci95": 0.0121,
+            "published": 0.589,
+            "published_ci95": 0.019,
+            "verdict": None,
+        }
+    ],
+}
+
+
+def test_the_page_of_results_shows_what_was_reproduced(repository: Path) -> None:
+    text = (repository / "docs/results.md").read_text()
+    found = reproduced.read()
+    assert reproduced.markdown(found) in text
+    older = {path.name for path in reproduced.FOLDER.glob("*.json")} - found.keys()
+    assert all(name in text for name in older)  # which have a sentence of their own, and no row
+    assert not any(f"`{name}`: commit" in text for name in older)
+
+
+def test_a_result_that_nobody_can_check_is_none(tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "cut.json").write_text(json.dumps(RESULT))
+    (line,) = reproduced.markdown(reproduced.read(tmp_path)).splitlines()[2:]
+    assert [cell.strip() for cell in line.strip("|").split("|")] == [
+        "`cifar_fs_5w1s`",
+        "0",
+        "20,000 of 60,000, cut short",
+        "75",
+        "1,000 of 15 queries a class, transductive",
+        "10",
+        "55.12 ± 1.21 %",
+        "58.90 ± 1.90 %",
+        "no verdict",
+        "`cut.json`: commit abc1234, weights 01234567, 2 of 2 cores of x86_64, with `--trainer.max_time=00:01:15:00`",
+    ]
+    for field in FIELDS:
+        for content in ({**RESULT, field: None}, {name: RESULT[name] for name in RESULT if name != field}):
+            (tmp_path / "cut.json").write_text(json.dumps(content))
+            assert reproduced.read(tmp_path) == {}
+    monkeypatch.setattr(sys, "argv", ["reproduced", str(tmp_path)])
+    reproduced.main()
+    assert capsys.readouterr().out == "No file in `benchmarks/results/reproduced/` says all of that yet.\n"

@@ -16,11 +16,12 @@ from pathlib import Path
 from lightning_maml import saving
 from lightning_maml.cli import COMMANDS, SUBCOMMANDS, demo, reproduce
 from lightning_maml.cli.arguments import CONFIG, as_meant, options_in
+from lightning_maml.cli.bases import read_chain
 from lightning_maml.cli.complaints import complaint
 from lightning_maml.cli.demo import quiet
 from lightning_maml.cli.meta_cli import MetaCLI
 from lightning_maml.rl import MetaRLModule
-from lightning_maml.saving.configuration import named_in, read_configuration
+from lightning_maml.saving.configuration import named_in
 from lightning_maml.training.module import MetaModule
 
 QUIET_WARNINGS = (
@@ -102,7 +103,7 @@ def _run(given: Sequence[str], allowed: Sequence[str], is_quiet: bool) -> int:
         given = [*as_meant(given)]
         files = [value for option, value, _ in options_in(given) if option in CONFIG and value]
         # before jsonargparse reads them, which knows no bounds
-        contents = [read_configuration(file) for file in files if Path(file).is_file()]
+        contents = [content for file in files if Path(file).is_file() for content in read_chain(Path(file))]
         learns_policy = any("policy" in (content.get("model") or ()) for content in contents)
         with saving.allowing([*allowed, *named_in(contents)]):
             MetaCLI(given, MetaRLModule if learns_policy else MetaModule, is_quiet, shown=shown)

@@ -19,6 +19,7 @@ from lightning_maml import saving
 from lightning_maml.checks import check_not_negative, check_positive, check_seed, check_whole
 from lightning_maml.cli import HELP, SUBCOMMANDS, predictions
 from lightning_maml.cli.arguments import fill_sizes, without
+from lightning_maml.cli.bases import with_bases, without_base
 from lightning_maml.cli.complaints import shortened
 from lightning_maml.cli.progress import ProgressLines, is_interactive
 from lightning_maml.data import TaskStream
@@ -60,6 +61,10 @@ class MetaParser(LightningArgumentParser):
         instead = "any class or\n" + " " * 24 + "function by its import path)"
         return re.sub(r"known\s+subclasses:[^,)]*(,[^,)]*){8,}\)", instead, super().format_help(*args, **kwargs))
 
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
+        """Parses a configuration without its ``base``, which has been parsed before it."""
+        return super().parse_string(without_base(content), *args, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """One line in place of the tree of all that was tried; the cause goes along, for ``--debug``."""
         if not self.exit_on_error:  # the parser of a class within another's: that one says it
@@ -90,6 +95,9 @@ class MetaCLI(LightningCLI):
     0 unless ``--seed_everything`` says otherwise. ``args`` are None for the command line's.
     """
 
+    resumed: Path | None = None
+    """The checkpoint that `fit` has found for ``--ckpt_path last``."""
+
     def __init__(
         self,
         args: Sequence[str] | None = None,
@@ -105,6 +113,7 @@ class MetaCLI(LightningCLI):
         jsonargparse.set_parsing_settings(subclasses_enabled=[Algorithm, Engine])
         bounded_parsing()
         usage = "lightning-maml {} --config FILE [--option VALUE ...]"
+        expanded = [*with_bases(self.given)]
         about = {name: {"usage": usage.format(name), "description": SUBCOMMANDS[name]} for name in self.subcommands()}
         super().__init__(
             module,
@@ -116,7 +125,7 @@ class MetaCLI(LightningCLI):
             save_config_kwargs={"save_to_log_dir": False},  # which would not write it in one piece
             parser_class=MetaParser,
             parser_kwargs={"prog": "lightning-maml", "description": HELP, **about},
-            args=None if args is None else list(args),
+            args=None if args is None and expanded == self.given else expanded,
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static there
@@ -231,7 +240,7 @@ class MetaCLI(LightningCLI):
             return {**options, "ckpt_path": None}
         path, content = found
         if training:
-            done = content["global_step"]
+            self.resumed, done = path, content["global_step"]
             left = ": none is left to train" if 0 <= trainer.max_steps <= done else ""
             rank_zero_info(f"Going on from {path}, after {done:,} of {trainer.max_steps:,} meta-updates{left}.")
             if trainer.is_global_zero:  # the run may be going on in another process

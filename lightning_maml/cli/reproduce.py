@@ -1,60 +1,88 @@
 """``lightning-maml reproduce NAME``: trains and tests by a published protocol, and prints measured beside published."""
 
 import argparse
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import torch
-from lightning.pytorch.cli import LightningCLI
-
-from lightning_maml.checks import check_whole
-from lightning_maml.cli.arguments import packaged
+from lightning_maml.checks import check_whole, did_you_mean
+from lightning_maml.cli.arguments import options_in, packaged, without
+from lightning_maml.cli.bases import latest, read_chain
+from lightning_maml.cli.complaints import complaint
+from lightning_maml.cli.meta_cli import MetaCLI
+from lightning_maml.cli.reproduction import (
+    FILE,
+    about_test,
+    about_training,
+    commit,
+    compared,
+    done_before,
+    machine,
+    versions,
+)
 from lightning_maml.saving.configuration import read_configuration
-from lightning_maml.training.results import Published, aligned, write_json
+from lightning_maml.saving.resume import last_of_this_run
+from lightning_maml.training.results import aligned, write_json
+
+CommandLine = Callable[[list[str]], MetaCLI]
+# Its interval is named: the default is an object, which no configuration can hold.
+TIMER = '{"class_path": "lightning.pytorch.callbacks.Timer", "init_args": {"interval": "step"}}'
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A measured number beside a published one; ``value`` is ``"loss"`` or ``"accuracy"``."""
+class Protocol:
+    """A configuration to be reproduced, and how; ``contents`` are those of its files, see :func:`read_chain`."""
 
-    value: str
-    inner_steps: int
-    measured: float
-    measured_ci95: float
-    published: float
-    published_ci95: float | None = None
+    name: str
+    path: Path
+    contents: list[dict[str, Any]]
+    max_updates: int | None = None
+    overrides: Sequence[str] = field(default_factory=list)
 
     @property
-    def verdict(self) -> str:
-        """``"reproduced"`` where the two 95% intervals meet, otherwise ``"better"`` or ``"worse"``.
+    def of_updates(self) -> int:
+        """How many meta-updates the protocol has."""
+        number: int = latest(self.contents, "trainer", "max_steps")
+        return number
 
-        Example:
-            >>> Comparison("accuracy", 3, 0.984, 0.004, 0.987, 0.004).verdict
-            'reproduced'
-            >>> Comparison("loss", 1, 0.80, 0.05, 0.67, None).verdict
-            'worse'
-        """
-        gain = (self.published - self.measured) if self.value == "loss" else (self.measured - self.published)
-        if abs(gain) <= self.measured_ci95 + (self.published_ci95 or 0.0):
-            return "reproduced"
-        return "better" if gain > 0 else "worse"  # as is a number that is not finite
+    @property
+    def updates(self) -> int:
+        """How many are asked for."""
+        return min(self.max_updates or self.of_updates, self.of_updates)
 
-    def cells(self) -> list[str]:
-        """Inner steps, measured and published, to be printed."""
-        factor, digits, unit = (100, 2, " %") if self.value == "accuracy" else (1, 3, "")
-        pairs = (self.measured, self.measured_ci95), (self.published, self.published_ci95)
-        shown = [[f"{factor * number:.{digits}f}" for number in pair if number is not None] for pair in pairs]
-        return [str(self.inner_steps), *(" ± ".join(numbers) + unit for numbers in shown)]
+    @property
+    def folder(self) -> Path:
+        """Where its runs are, by its first logger."""
+        loggers = latest(self.contents, "trainer", "logger")
+        options = loggers[0].get("init_args", {}) if isinstance(loggers, list) and loggers else {}
+        return Path(options.get("save_dir") or ".") / str(options.get("name", "lightning_logs"))
+
+    def asked(self) -> dict[str, Any]:
+        """What tells its runs apart: the protocol, what differs from it but where the data lie, and whose code runs."""
+        where = [option for option, _, _ in options_in(self.overrides) if option in ("--data.root", "--data.download")]
+        own = {"protocol": self.name, "max_updates": self.max_updates, "overrides": without(self.overrides, *where)}
+        return {**own, "version": version("lightning-maml"), "commit": commit()}
+
+    def arguments(self, resumes: bool) -> list[str]:
+        """Of `fit`."""
+        args = ["fit", "--config", str(self.path), *self.overrides, f"--trainer.max_steps={self.updates}"]
+        given = {option for option, _, _ in options_in(self.overrides)}
+        epoch = latest(self.contents, "data", "init_args", "batches_per_epoch")
+        if isinstance(epoch, int) and self.updates < epoch and "--data.batches_per_epoch" not in given:
+            args.append(f"--data.batches_per_epoch={self.updates}")  # or it would end before the first validation
+        if "--trainer.max_time" not in given and latest(self.contents, "trainer", "max_time") is None:
+            args.append(f"--trainer.callbacks+={TIMER}")  # with a limit the trainer has one
+        return [*args, "--ckpt_path=last"] if resumes else args
 
 
 def protocols() -> dict[str, Path]:
-    """The configurations of the package that say what was published for them, by name."""
+    """The configurations of the package that say what was published for them, or that nothing was, by name."""
     return {name: path for name, path in packaged().items() if "published" in read_configuration(path)}
 
 
-def main(arguments: Sequence[str], command_line: Callable[[list[str]], LightningCLI]) -> int:
+def main(arguments: Sequence[str], command_line: CommandLine) -> int:
     """The command, on ``lightning-maml``'s own command line; returns 1 where something published was not reached."""
     parser = argparse.ArgumentParser(
         prog="lightning-maml reproduce",
@@ -64,78 +92,131 @@ def main(arguments: Sequence[str], command_line: Callable[[list[str]], Lightning
     )
     parser.add_argument("name", nargs="?", help="a protocol's name, or a configuration with a section `published`")
     parser.add_argument("--list", action="store_true", help="the protocols, and what was published for them")
+    what = "all protocols whose names begin so, all there are by default, but for those whose result is there"
+    parser.add_argument("--all", nargs="?", const="", metavar="BEGINNING", help=what)
+    parser.add_argument("--resume", action="store_true", help="go on where the last run of the same stopped")
     parser.add_argument("--max_updates", type=int, help="train on fewer meta-updates: no verdict then")
     options, overrides = parser.parse_known_args(arguments)
     if options.max_updates is not None:
         check_whole(1, max_updates=options.max_updates)
     known = protocols()
-    if overrides and options.name is None:
+    several = options.all is not None
+    if several and options.name is not None:
+        parser.error(f"expected the name of a protocol or --all but got both, {options.name} and --all")
+    if overrides and options.name is None and not several:
         parser.error(f"expected the name of a protocol before {overrides[0]}")
-    if options.list or options.name is None:
+    if options.resume and options.name is None and not several:
+        parser.error("expected the name of a protocol, or --all, to go on with but got none")
+    if options.list or (options.name is None and not several):
         _print_protocols(known)
         return 0
-    path = known.get(options.name, Path(options.name))
-    if not path.is_file():
-        wanted = f"the name of a protocol, one of {list(known)}, or the file of one"
-        raise FileNotFoundError(f"Expected {wanted} but got {options.name!r}.")
-    content = read_configuration(path)
-    if "published" not in content:
-        raise ValueError(f"Expected {path} to have a section `published` with what to compare with but it has none.")
     if any(override.startswith("--trainer.max_steps") for override in overrides):
         raise ValueError("Expected fewer updates to be asked for by `--max_updates` but got `--trainer.max_steps`.")
-    try:
-        of, epoch = content["trainer"]["max_steps"], content["data"]["init_args"].get("batches_per_epoch", 0)
-        updates = min(options.max_updates or of, of)
-    except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"Expected {path} to say `trainer.max_steps` and `data.init_args` but it does not.") from None
+    if not several:
+        protocol = _protocol(options.name, known, options.max_updates, overrides)
+        return 1 if "worse" in run(protocol, command_line, options.resume) else 0
+    chosen = [name for name in known if name.startswith(options.all)]
+    if not chosen:
+        hint = did_you_mean(options.all, known)
+        raise ValueError(f"Expected --all with how the names of protocols begin but got {options.all!r}{hint}.")
+    return _all(
+        [_protocol(name, known, options.max_updates, overrides) for name in chosen], command_line, options.resume
+    )
 
-    start = time.perf_counter()
-    budget = [f"--trainer.max_steps={updates}"]
-    if updates < epoch:
-        budget.append(f"--data.batches_per_epoch={updates}")  # or it would end before the first validation
-    cli = command_line(["fit", "--config", str(path), *overrides, *budget])
-    seconds, trainer = time.perf_counter() - start, cli.trainer
-    checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
-    (tested,) = trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, verbose=False)
-    published = cli.config["fit"]["published"]
-    comparisons = list(_compare(published, tested))
-    verdicts = [row.verdict if updates == of else None for row in comparisons]
-    table = aligned([["inner steps", "measured", "published"], *(row.cells() for row in comparisons)])
-    print(f"\n{options.name}: {' and '.join(sorted({row.value for row in comparisons}))}, beside {published.source}\n")
+
+def run(protocol: Protocol, command_line: CommandLine, resumes: bool = False) -> list[str | None]:
+    """Trains, tests, prints, and writes ``reproduction.json``; returns the verdicts, None where there are none."""
+    asked = protocol.asked()  # before the training, in which files may change
+    cli = command_line(protocol.arguments(resumes))
+    trainer, config = cli.trainer, cli.config["fit"]
+    best = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
+    if best is None and cli.resumed is not None:  # none was left to train, so that none was taken along
+        found = last_of_this_run(cli.resumed.parent, "best*.ckpt", cli.model.configuration, training=True)
+        best = found and str(found[0])
+    about = {**asked, "of_updates": protocol.of_updates, "seed": config["seed_everything"], **about_training(cli)}
+    (tested,) = trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=best, verbose=False)
+    about |= {**about_test(cli), "machine": machine(), **versions()}
+
+    published = config["published"]
+    rows = list(compared(published, tested, about["inner_steps"]))
+    is_whole = about["updates"] == protocol.of_updates
+    verdicts = [row.verdict if is_whole else None for row in rows]
+    beside = f"beside {published.source}" if published else "without a published number"
+    print(f"\n{protocol.name}: {' and '.join(sorted({row.value for row in rows}))}, {beside}\n")
+    table = aligned([["inner steps", "measured", "published"], *(row.cells() for row in rows)])
     for line, verdict in zip(table, ["", *verdicts], strict=True):
         print(f"{line}  {'(no verdict)' if verdict is None else verdict}".rstrip())
-    if updates < of:
-        print(f"\nTrained on {updates:,} of {of:,} updates: no verdict on the protocol.")
-    if overrides:
-        print(f"\nWith {' '.join(overrides)}")
-    written = Path(trainer.log_dir or trainer.default_root_dir) / "reproduction.json"
-    about = {"protocol": options.name, "source": published.source, "updates": updates, "of_updates": of}
-    about |= {"overrides": overrides, "seed": cli.config["fit"]["seed_everything"]}
-    about |= {"training_seconds": round(seconds), "date": time.strftime("%Y-%m-%d"), "torch": torch.__version__}
-    results = [{**vars(row), "verdict": verdict} for row, verdict in zip(comparisons, verdicts, strict=True)]
-    write_json(written, {**about, "results": results})
+    print(f"\n{_in_words(about)}")
+    if not is_whole:
+        print("No verdict on the protocol, which has more updates.")
+    if about["overrides"]:
+        print(f"With {' '.join(about['overrides'])}")
+    written = Path(trainer.log_dir or trainer.default_root_dir) / FILE
+    results = [{**vars(row), "verdict": verdict} for row, verdict in zip(rows, verdicts, strict=True)]
+    write_json(written, {**about, "source": published and published.source, "results": results})
     print(f"Written to {written}")
-    return 1 if "worse" in verdicts else 0
+    return verdicts
 
 
-def _compare(published: Published, results: Mapping[str, float]) -> Iterator[Comparison]:
-    for value in ("loss", "accuracy"):
-        for steps, numbers in getattr(published, value).items():
-            name = f"test/{value}_step_{steps}"
-            if name not in results:
-                raise ValueError(f"Expected a test with {steps} inner steps and {value} but it has {sorted(results)}.")
-            yield Comparison(value, steps, results[name], results[f"{name}_ci95"], *numbers)
+def _all(chosen: Sequence[Protocol], command_line: CommandLine, resumes: bool) -> int:
+    """One after another; what fails is said at once, and again at the end."""
+    ends: dict[str, str] = {}
+    failed = False
+    for number, protocol in enumerate(chosen, start=1):
+        if (path := done_before(protocol.folder, protocol.asked())) is not None:
+            ends[protocol.name] = f"is there: {path}"
+            continue
+        print(f"\n{protocol.name}, {number} of {len(chosen)}", flush=True)
+        try:
+            verdicts = run(protocol, command_line, resumes)
+            ends[protocol.name] = ", ".join(sorted({verdict or "no verdict" for verdict in verdicts}))
+            failed = failed or "worse" in verdicts
+        except (Exception, SystemExit) as error:
+            failed = True
+            said = "its options could not be read" if isinstance(error, SystemExit) else complaint(error)
+            ends[protocol.name] = f"failed: {said}"
+            print(f"{protocol.name} {ends[protocol.name]}", flush=True)
+    print("\nAll of them:\n")
+    for name, end in ends.items():
+        print(f"  {name:<28} {end}")
+    return int(failed)
+
+
+def _protocol(name: str, known: Mapping[str, Path], max_updates: int | None, overrides: Sequence[str]) -> Protocol:
+    """The protocol of this name, or in this file; FileNotFoundError or ValueError where it is none."""
+    path = known.get(name, Path(name))
+    if not path.is_file():
+        wanted = "the name of a protocol, one of `lightning-maml reproduce --list`, or the file of one"
+        raise FileNotFoundError(f"Expected {wanted} but got {name!r}{did_you_mean(name, known)}.")
+    contents = read_chain(path)
+    if "published" not in contents[-1]:  # what another was published for is nothing to compare with
+        raise ValueError(f"Expected {path} to have a section `published` with what to compare with but it has none.")
+    if not isinstance(latest(contents, "trainer", "max_steps"), int):
+        raise ValueError(f"Expected {path} to say `trainer.max_steps` but it does not.")
+    return Protocol(name, path, contents, max_updates, overrides)
+
+
+def _in_words(about: Mapping[str, Any]) -> str:
+    """What a result is of."""
+    short = ", cut short by max_time" if about["cut_short"] else ""
+    queries = "" if about["test_queries"] is None else f" of {about['test_queries']} queries"
+    queries += " a class" if about["ways"] else ""
+    kind = "transductive" if about["transductive"] else "not transductive"
+    return (
+        f"{about['updates']:,} of {about['of_updates']:,} updates in {about['minutes']:g} minutes{short}; seed "
+        f"{about['seed']}; {about['test_tasks']:,} test tasks{queries}, {kind}; weights {about['weights'][:12]}."
+    )
 
 
 def _print_protocols(known: Mapping[str, Path]) -> None:
     print("Protocols, with what was published after so many inner steps:\n")
     for name, path in known.items():
-        content = read_configuration(path)
-        published = content["published"]
+        contents = read_chain(path)
+        published = contents[-1]["published"] or {}
         numbers = [
             f"{value} " + ", ".join(f"{mean:g} ({steps})" for steps, (mean, *_) in published[value].items())
             for value in ("loss", "accuracy")
             if value in published
         ]
-        updates = f"{content['trainer']['max_steps']:,} updates"
-        print(f"  {name:<24} {updates:>15}  {'; '.join(numbers):<36} {published['source']}")
+        updates = f"{latest(contents, 'trainer', 'max_steps'):,} updates"
+        print(f"  {name:<31} {updates:>15}  {'; '.join(numbers):<36} {published.get('source', 'no number at hand')}")

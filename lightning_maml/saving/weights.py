@@ -44,7 +44,7 @@ def save_adapted(adapted: Adapted, path: str | Path) -> None:
     plain = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     about = {"format": FORMAT, "algorithm": adapted.problem.algorithm.name}
     with whole_file(Path(path)) as file:
-        file.write(save(plain, about | {"sha256": _checksum(about, plain)}))
+        file.write(save(plain, about | {"sha256": sha256_of(about, plain)}))
 
 
 def load_adapted(
@@ -80,7 +80,7 @@ def load_adapted(
     if checksum is None and about["format"] == UNCHECKED:
         said = "was written without a checksum: damage to its numbers cannot be seen. Save it anew."
         warnings.warn(f"{path} {said}", stacklevel=2)
-    elif checksum != _checksum(about, tensors):
+    elif checksum != sha256_of(about, tensors):
         raise ValueError(f"Expected a whole file of safetensors but {path} is damaged: its checksum is wrong.")
     problem = Problem(copy.deepcopy(network), algorithm, task_loss(loss))
     own = _tensors(problem)
@@ -104,7 +104,7 @@ def load_adapted(
     return Adapted(parameters, losses, problem, named_engine(engine) or "auto")
 
 
-def _checksum(about: dict[str, str], tensors: dict[str, Tensor]) -> str:
+def sha256_of(about: dict[str, str], tensors: dict[str, Tensor]) -> str:
     """SHA-256 of all that a file says: names, types, shapes and numbers, in the order of the names."""
     digest = hashlib.sha256(repr(sorted(about.items())).encode())
     for name, value in sorted(tensors.items()):

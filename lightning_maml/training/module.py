@@ -21,6 +21,7 @@ from lightning_maml.losses import query_task_loss, task_loss
 from lightning_maml.metrics import Interval, judged, resolve_metric
 from lightning_maml.tasks import Inputs, TaskBatch, UnequalTasks
 from lightning_maml.training.base import ClipAlgorithm, LRSchedulerCallable, MetaTraining, OptimizerCallable
+from lightning_maml.training.class_orders import ClassOrders, check_class_orders, in_class_orders, mean_over_orders
 from lightning_maml.training.meta_update import MetaUpdate, OnDivergence, meta_update
 from lightning_maml.training.meter import Meter
 
@@ -68,6 +69,8 @@ class MetaModule(MetaTraining):
             meta-gradient is the same.
         safeguard: in validation, test and prediction, and never in training, halve a task's inner step where it does
             not lower the task's support loss, see :func:`~lightning_maml.adapt`.
+        test_class_orders: in how many orders of its classes each test task is tested, ``"all"`` for all of them; the
+            mean over these is reported (Ye and Chao 2022, section 4). 1 is the order in which a task comes.
         on_divergence: what becomes of a task whose loss or meta-gradient is not finite: ``"skip"`` leaves it out of the
             mean, ``"zero"`` counts its gradient as zero, ``"raise"`` is an error. Where more than half of a meta-batch
             diverges, any of them raises, with the cause.
@@ -100,6 +103,7 @@ class MetaModule(MetaTraining):
         on_divergence: OnDivergence = "skip",
         safeguard: bool = False,
         query_loss: Literal["mse", "cross_entropy"] | Callable[..., Any] | str | None = None,
+        test_class_orders: ClassOrders = 1,
     ) -> None:
         given = {**locals()}
         check_parts(network, algorithm)
@@ -107,6 +111,7 @@ class MetaModule(MetaTraining):
         if accumulate_tasks is not None:
             check_whole(1, accumulate_tasks=accumulate_tasks)
         check_one_of(get_args(OnDivergence), on_divergence=on_divergence)
+        check_class_orders(test_class_orders)
         task_loss(loss)
         named_engine(engine)
         query_task_loss(query_loss)
@@ -134,6 +139,7 @@ class MetaModule(MetaTraining):
         self.loss, self.query_loss, self.engine, self.safeguard = loss, query_loss, engine, safeguard
         self.updates_per_step, self.automatic_optimization = updates_per_step, updates_per_step == 1
         self.accumulate_tasks, self.on_divergence = accumulate_tasks, on_divergence
+        self.test_class_orders, self.class_orders = test_class_orders, 1  # the latter is how many the last test had
         self._metric, self._meter = chosen, Meter()
 
     def forward(self, inputs: Inputs) -> Tensor:
@@ -296,37 +302,42 @@ class MetaModule(MetaTraining):
         return every > 0 and self._meter.training_steps % every == 0
 
     def _evaluated(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
-        algorithm = self.algorithm.with_steps(self.test_steps)
-        losses: dict[str, Any] = {"loss": self.loss, "query_loss": self.query_loss}
-        values: dict[str, list[Tensor]] = {name: [] for name in self.task_means}
+        tasks = as_task_batch(batch)
+        found: list[dict[str, Tensor]] = []
+        for part in tasks.parts(len(tasks)):
+            orders = in_class_orders(part, self.test_class_orders if self.trainer.testing else 1)
+            self.class_orders = len(orders)
+            found.append(mean_over_orders([self._judged(ordered) for ordered in orders]))
+        values = {name: torch.cat([part[name] for part in found]) for name in found[0]}
+        return values, values.pop("diverged") > 0  # in any order
+
+    def _judged(self, tasks: TaskBatch) -> dict[str, Tensor]:
+        """Values before and after each inner step, ``[T, test_steps + 1]``, NaN where nothing is predicted."""
         # validation shows what is before and after all steps, a test what each of them does
         at = [*range(self.test_steps + 1)] if self.trainer.testing else [*{0, self.test_steps}]
-        options: dict[str, Any] = {"engine": self.engine, "at": at, "safeguard": self.safeguard}
-        diverged = []
-        tasks = as_task_batch(batch)
-        for part in tasks.parts(len(tasks)):
-            evaluation = evaluate(self.network, algorithm, part, **losses, **options)
-            diverged.append(evaluation.diverged)
-            found = {"loss": evaluation.query_losses}
-            if self._metric is not None:
-                steps = evaluation.predictions.unbind(1)
-                each = [judged(self._metric, predictions, part.query_targets) for predictions in steps]
-                found[self._metric[0]] = torch.stack(each, 1)
-            for name, value in found.items():
-                every = value.new_full(evaluation.support_losses.shape, torch.nan)
-                every[:, at] = value
-                values[name].append(every)
-        return {name: torch.cat(each) for name, each in values.items()}, torch.cat(diverged)
+        options: dict[str, Any] = {"loss": self.loss, "query_loss": self.query_loss, "safeguard": self.safeguard}
+        options |= {"engine": self.engine, "at": at, "steps": self.test_steps}
+        evaluation = evaluate(self.network, self.algorithm, tasks, **options)
+        found = {"loss": evaluation.query_losses}
+        if self._metric is not None:
+            each = [judged(self._metric, one, tasks.query_targets) for one in evaluation.predictions.unbind(1)]
+            found[self._metric[0]] = torch.stack(each, 1)
+        values = {"diverged": evaluation.diverged.to(found["loss"].dtype)}
+        for name, value in found.items():
+            values[name] = value.new_full(evaluation.support_losses.shape, torch.nan)
+            values[name][:, at] = value
+        return values
 
     def _about_test(self) -> dict[str, Any]:
-        return {"safeguard": self.safeguard}
+        return {"safeguard": self.safeguard, "class_orders": self.class_orders}
 
     def _place(self) -> dict[str, float]:
         # By itself Lightning would count training steps here, and then names no epoch where it is given a step.
         return {"step": float(self.trainer.global_step), "epoch": float(self.trainer.current_epoch)}
 
     def _tested(self, intervals: dict[str, Interval]) -> str:
-        return super()._tested(intervals) + (", with safeguard" if self.safeguard else "")
+        orders = f", each in {self.class_orders} orders of its classes" if self.class_orders > 1 else ""
+        return super()._tested(intervals) + orders + (", with safeguard" if self.safeguard else "")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor | list[Tensor]:
         """Adapts to each task's support set and predicts its query rows: ``[T, Nq, ...]``.
