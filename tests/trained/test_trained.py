@@ -1,0 +1,59 @@
+"""The weights that ship with the package: they are those of their card, and predict what they did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REAL_IMAGES
+from lightning.pytorch import Trainer
+from safetensors.torch import load_file
+
+from benchmarks.ship import predicted
+from lightning_maml import from_pretrained
+from lightning_maml.cli.reproduction import FIELDS
+from lightning_maml.data import CIFARFSTasks
+from lightning_maml.saving.weights import sha256_of
+from lightning_maml.trained import card, names, path_of
+
+CIFAR_FS = REAL_IMAGES / "cifar_fs"
+
+
+def test_some_ship():
+    assert names()
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_card_says_what_a_reader_needs(name):
+    assert not [field for field in FIELDS if card(name).get(field) is None]
+    assert card(name)["weights"] == sha256_of({}, from_pretrained(name).state_dict())
+    assert path_of(name).stat().st_size < 300_000
+    assert not from_pretrained(name).training
+
+
+@pytest.mark.parametrize("name", names())
+def test_predicts_what_it_did(name):
+    stored = load_file(Path(__file__).with_name(f"{name}.safetensors"))
+    found = predicted(from_pretrained(name), {part: stored[part] for part in ("support", "query")})
+    torch.testing.assert_close(found["predictions"], stored["predictions"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not CIFAR_FS.exists(), reason="needs CIFAR-FS")
+@pytest.mark.parametrize("name", names())
+def test_reaches_the_accuracy_of_its_card(name):
+    module, said = from_pretrained(name), card(name)
+    shots = 5 if name.endswith("5s") else 1
+    data = CIFARFSTasks(
+        root=CIFAR_FS, ways=said["ways"], shots=shots, queries=said["test_queries"], test_tasks=said["test_tasks"]
+    )
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    (found,) = trainer.test(module, datamodule=data, verbose=False)
+    for result in said["results"]:
+        step = f"test/{result['value']}_step_{result['inner_steps']}"
+        assert found[step] == pytest.approx(result["measured"], abs=0.001)
+
+
+def test_another_name_is_told_which_there_are():
+    with pytest.raises(ValueError, match=r"Expected one of .*cifar_fs_5w1s.* but got 'cifar_fs_5w1'.*did you mean"):
+        from_pretrained("cifar_fs_5w1")
