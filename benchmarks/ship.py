@@ -3,7 +3,8 @@
     python -m benchmarks.ship RUN
 
 RUN is the folder of a run of `lightning-maml reproduce`, with `reproduction.json` and `checkpoints/best.ckpt`. Of the
-checkpoint the weights stay, and what they are built by. Beside the test go random images, and what is predicted for them.
+checkpoint the weights stay, and what they are built by. Beside their test go random images, and what is predicted for
+them.
 """
 
 import argparse

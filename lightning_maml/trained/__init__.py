@@ -16,8 +16,8 @@ FOLDER = Path(__file__).parent
 def from_pretrained(name: str) -> MetaModule:
     """A trained module from the package, in evaluation mode: to adapt with, to test, or to go on from.
 
-    Its ``network`` and ``algorithm`` are what :func:`~lightning_maml.adapt` takes; :func:`card` says what it was trained
-    on and how well it does. A checkpoint of your own is read by ``MetaModule.load_from_checkpoint(path)``.
+    Its ``network`` and ``algorithm`` are what :func:`~lightning_maml.adapt` takes; :func:`card` says what it was
+    trained on and how well it does. A checkpoint of your own is read by ``MetaModule.load_from_checkpoint(path)``.
 
     Raises:
         ValueError: no weights of this name ship with the package; it says which do.

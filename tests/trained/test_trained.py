@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REAL_IMAGES
 from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 
 from benchmarks.ship import predicted
+from conftest import REAL_IMAGES
 from lightning_maml import from_pretrained
 from lightning_maml.cli.reproduction import FIELDS
 from lightning_maml.data import CIFARFSTasks
