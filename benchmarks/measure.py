@@ -36,15 +36,16 @@ def in_turn(runs: Mapping[str, Callable[[], Any]], rounds: int, limit: float = f
 
     A short one is the mean over a tenth of a second. After two rounds none begins once ``limit`` seconds are spent.
     """
-    times = {}
+    times, long = {}, {}
     for name, run in runs.items():
-        if (taken := seconds(run)) < 1:  # what is longer gains nothing by a second warm-up
-            taken = seconds(run)
-        times[name] = max(1, min(50, int(0.1 / taken)))
+        if (taken := seconds(run)) < 1:
+            times[name] = max(1, min(50, int(0.1 / seconds(run))))
+        else:
+            times[name], long[name] = 1, taken  # a warm-up would tell nothing else: it is the first round
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for _ in tries(rounds, limit, least=2):
         for name, run in runs.items():
-            samples[name].append(seconds(run, times[name]))
+            samples[name].append(long.pop(name) if name in long else seconds(run, times[name]))
     return samples
 
 

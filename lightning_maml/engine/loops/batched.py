@@ -25,7 +25,7 @@ LARGE = 2**17
 class LoopEngine(Engine):
     """An engine that runs a :class:`TaskLoop` on ``chunk_size`` tasks at once; None for all."""
 
-    chunk_size: int | None
+    chunk_size: int | None = None
 
     def one_by_one(self, problem: Problem, *inputs: Inputs) -> bool:
         """Whether the network is called as it is written, for one task after another."""
@@ -80,7 +80,6 @@ class Eager(LoopEngine):
     """A Python loop over the tasks that calls the network as it is written. Slow, and right for any network."""
 
     name = "eager"
-    chunk_size = 1
 
     def one_by_one(self, problem: Problem, *inputs: Inputs) -> bool:
         return True
