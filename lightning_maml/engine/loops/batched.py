@@ -6,8 +6,7 @@ from operator import itemgetter
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.nn.modules.conv import _ConvNd
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_maml.checks import check_one_of, check_whole
@@ -19,7 +18,7 @@ from lightning_maml.inner import Parameters
 from lightning_maml.tasks import Inputs, Set, TaskBatch, map_inputs, mean_over_tasks
 
 LARGE = 2**17
-"""The numbers in a task's inputs from which on a CPU convolves one task after another in less time than all at once."""
+"""Where a task brings a convolution more numbers than these, one task after another takes a CPU no longer than all."""
 
 
 class LoopEngine(Engine):
@@ -129,7 +128,7 @@ class Batched(LoopEngine):
         if problem.plain or self.chunk_size is not None or self.compile or not tree_leaves(inputs)[0].is_cpu:
             return False
         numbers = sum(value[0].numel() for value in tree_leaves(inputs))
-        return numbers > LARGE and any(isinstance(module, _ConvNd) for module in problem.modules)
+        return numbers > LARGE and any(isinstance(module, nn.modules.conv._ConvNd) for module in problem.modules)
 
     def loop(self, problem: Problem, support: Set, query: Set) -> Any:
         if self.compile:
