@@ -40,7 +40,7 @@ def main() -> int:
     parser = command_line(__doc__, "python -m benchmarks", inner_steps=[5], rounds=11)
     tasks_of = ", ".join(f"{tasks} of {workload}" for workload, tasks in TASKS.items())
     parser.add_argument("--tasks", type=at_least(1), nargs="+", help=f"25, but {tasks_of}")
-    parser.add_argument("--seconds", type=at_least(1), default=360, help="of contenders and rounds, about; 360")
+    parser.add_argument("--seconds", type=at_least(1), default=300, help="of contenders and rounds, about; 300")
     parser.add_argument("--workload", choices=WORKLOADS, default="sinusoid")
     parser.add_argument("--contenders", type=known_contenders, help="separated by commas; all that run on the device")
     parser.add_argument("--device", type=known_device, default="cpu")
