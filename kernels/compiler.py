@@ -36,6 +36,7 @@ PATIENCE = 120
 """Seconds that a call of the compiler may take: a large one takes ten."""
 RETURNS = ("done", "out_of_range", "no_memory", "unknown")
 """What ``adapt`` says, in the order of its numbers."""
+_LOADED: list[ctypes.CDLL] = []
 _REALS = {torch.float32: ("float", "int32_t"), torch.float64: ("double", "int64_t")}
 
 
@@ -113,7 +114,18 @@ def load(source: Path, dtype: torch.dtype, problem: type[Problem]) -> ctypes.CDL
         return f"the problem of {source.name} has {size} bytes where Python's has {ctypes.sizeof(problem)}"
     for function in filter(None, (library.adapt, getattr(library, "predict", None))):
         function.argtypes, function.restype = [ctypes.POINTER(problem)], ctypes.c_int
+    library.forget.restype = None
+    _LOADED.append(library)
     return library
+
+
+def forget() -> None:
+    """Free what the compiled operators keep for their next call: a thread's memory for the tasks that it runs.
+
+    Up to 64 MiB a thread stay its own; more stays until the system is short of memory, where it can be told so.
+    """
+    for library in _LOADED:
+        library.forget()
 
 
 def library_of(source: Path, dtype: torch.dtype, problem: type[Problem]) -> ctypes.CDLL:

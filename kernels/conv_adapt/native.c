@@ -862,7 +862,7 @@ int adapt(const Problem *p) {
                     for (long t = 0; t < count; t++) p->of_rates[i] += apart[t * each + aligned(s.P) + i] / p->tasks;
             }
         }
-        if (bytes > MOST_KEPT) memory_of(0);
+        leave_memory();
     }
     free(apart);
     free_plan(&support), free_plan(&query_plan);
@@ -900,7 +900,7 @@ int predict(const Problem *p) {
             forward(p, layers, &plan, memory, phi, phi, &a, 0);
             memcpy(p->predictions + task * each, a.logits, each * sizeof(REAL));
         }
-        if (bytes > MOST_KEPT) memory_of(0);
+        leave_memory();
     }
     free_plan(&plan);
     return failed ? NO_MEMORY : DONE;

@@ -220,7 +220,7 @@ int adapt(const Problem *p) {
             } else
                 group(p, places, g * LANES, memory, sums + g * each, sums + g * each + P);
         }
-        if (bytes > MOST_KEPT) memory_of(0);
+        leave_memory();
     }
     for (long i = 0; i < each && !failed && p->queries; i++) {
         REAL sum = 0;

@@ -226,7 +226,7 @@ int adapt(const Problem *p) {
                 for (long l = 0; l < LANES && g * LANES + l < p->tasks; l++)
                     p->result[(g * LANES + l) * P + places[i]] = total[l];
             }
-        if (bytes > MOST_KEPT) memory_of(0);
+        leave_memory();
     }
     free(parameters);
     free(places);

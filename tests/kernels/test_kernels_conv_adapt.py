@@ -263,3 +263,11 @@ def test_reads_nothing_that_it_did_not_write(tmp_path, monkeypatch):
             assert_predicts(network, tasks=2)
     finally:
         compiler.load.cache_clear()
+
+
+def test_memory_that_is_kept_can_be_given_back():
+    arguments = operands(OMNIGLOT, "mse")
+    first = outputs(arguments, OMNIGLOT, "mse")
+    compiler.forget()
+    for one, other in zip(outputs(arguments, OMNIGLOT, "mse"), first, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
