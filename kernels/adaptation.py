@@ -11,18 +11,12 @@ from torch import Tensor
 class Adaptation(NamedTuple):
     """A batch of adaptations and their meta-gradient; what was not asked for has no elements."""
 
-    task_losses: Tensor
-    """``[T]``: each task's query loss after adaptation."""
-    predictions: Tensor
-    """``[T, Nq, out]``, of the query inputs."""
-    support_losses: Tensor
-    """``[T, m + 1]``: before each inner step and after the last."""
-    of_theta: Tensor
-    """``[P]``: the gradient of the mean query loss."""
-    of_rates: Tensor
-    """``[m, 1]`` or ``[m, P]``."""
-    trajectory: Tensor
-    """``[T, m, P]``: the parameters after each inner step."""
+    task_losses: Tensor  # [T]: each task's query loss after adaptation
+    predictions: Tensor  # [T, Nq, out], of the query inputs
+    support_losses: Tensor  # [T, m + 1]: before each inner step and after the last
+    of_theta: Tensor  # [P]: the gradient of the mean query loss
+    of_rates: Tensor  # [m, 1] or [m, P]
+    trajectory: Tensor  # [T, m, P]: the parameters after each inner step
 
 
 def room(

@@ -15,13 +15,10 @@ class Chip:
     name: str
     multiprocessors: int
     hertz: float
-    precisions: tuple[str, ...]
-    """That it has products of."""
-    shared: int
-    """Bytes of shared memory that all programs resident on a multiprocessor divide."""
+    precisions: tuple[str, ...]  # that it has products of
+    shared: int  # bytes of shared memory that all programs resident on a multiprocessor divide
     shared_per_program: int
-    target: tuple[str, int | str, int]
-    """The compiler's name for it, of which Triton makes a ``GPUTarget``: backend, architecture, lanes of a warp."""
+    target: tuple[str, int | str, int]  # what Triton makes a GPUTarget of: backend, architecture, lanes of a warp
 
 
 class Nvidia(Chip):

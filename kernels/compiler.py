@@ -32,10 +32,8 @@ CHOICES: tuple[list[str], ...] = (
     ["-mcpu=native"],
     [],
 )
-PATIENCE = 120
-"""Seconds that a call of the compiler may take: a large one takes ten."""
-RETURNS = ("done", "out_of_range", "no_memory", "unknown")
-"""What ``adapt`` says, in the order of its numbers."""
+PATIENCE = 120  # seconds that a call of the compiler may take: a large one takes ten
+RETURNS = ("done", "out_of_range", "no_memory", "unknown")  # what adapt says, in the order of its numbers
 _REALS = {torch.float32: ("float", "int32_t"), torch.float64: ("double", "int64_t")}
 
 
@@ -71,9 +69,8 @@ def _run(call: list[str]) -> subprocess.CompletedProcess[str]:
 def build(name: str, source: str, flags: Sequence[str]) -> ctypes.CDLL:
     """The library of a source's text, kept between runs under a key that begins with ``name``.
 
-    Raises:
-        OSError: the folder of libraries is not the user's own, or cannot be written.
-        RuntimeError: there is no compiler, or it fails.
+    OSError where the folder of libraries is not the user's own, or cannot be written; RuntimeError where there is no
+    compiler, or it fails.
     """
     command, headers = _compiler(), Path(__file__).parent
     text = [source, *(header.read_text() for header in sorted(headers.glob("*.h")))]
@@ -117,11 +114,7 @@ def load(source: Path, dtype: torch.dtype, problem: type[Problem]) -> ctypes.CDL
 
 
 def library_of(source: Path, dtype: torch.dtype, problem: type[Problem]) -> ctypes.CDLL:
-    """As :func:`load`.
-
-    Raises:
-        RuntimeError: there is no library.
-    """
+    """As :func:`load`; RuntimeError where there is no library."""
     library = load(source, dtype, problem)
     if isinstance(library, str):
         raise RuntimeError(f"Expected to compile `{source.parent.name}` but {library}.")

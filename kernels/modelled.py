@@ -33,8 +33,7 @@ WORKLOADS = {
     (64, 128): Workload((128, 128, 128)),
 }
 """By ``BN`` and ``BC``, the sizes of tiles that networks of these widths get; the second is the sinusoid."""
-ELEMENTS = 1024
-"""That ``sgd_update`` updates."""
+ELEMENTS = 1024  # that sgd_update updates
 SECTOR = 32
 
 
@@ -42,16 +41,11 @@ SECTOR = 32
 class Modelled:
     """Of one program; ``None`` where it is not modelled, for the reason given."""
 
-    cycles: int | None
-    """Until it ends."""
-    barriers: int | None
-    """That its warps meet at."""
-    useful: float | None
-    """Multiply-adds of products without padding, as a share of those that are issued."""
-    bytes_moved: int | None
-    """That it loads from the L2 cache, and stores there, in sectors of 32."""
-    not_modelled: str
-    """Why something is ``None``."""
+    cycles: int | None  # until it ends
+    barriers: int | None  # that its warps meet at
+    useful: float | None  # multiply-adds of products without padding, as a share of those that are issued
+    bytes_moved: int | None  # that it loads from the L2 cache, and stores there, in sectors of 32
+    not_modelled: str  # why something is None
 
 
 NOTHING = Modelled(None, None, None, None, "only NVIDIA's PTX is emulated")

@@ -31,5 +31,3 @@ A line of ``operations.py`` is an operation; ``ptx.py`` decodes, ``order.py`` fi
 
 from lightning_maml.kernels.emulator.emulation import Emulation, Found, Launch
 from lightning_maml.kernels.emulator.ptx import UnsupportedError
-
-__all__ = ["Emulation", "Found", "Launch", "UnsupportedError"]

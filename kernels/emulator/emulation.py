@@ -22,13 +22,10 @@ from triton.runtime.jit import JITFunction
 from lightning_maml.kernels.emulator.engine import KINDS, READABLE, WRITABLE, WRITTEN, Cell, Emulator, engine
 from lightning_maml.kernels.emulator.ptx import Program, UnsupportedError, parse
 
-GLOBAL, SHARED = 0x7F0000000000, 1024
-"""Where global and shared memory begin."""
-GUARD = 4096
-"""Bytes around each tensor's storage that belong to nobody."""
+GLOBAL, SHARED = 0x7F0000000000, 1024  # where global and shared memory begin
+GUARD = 4096  # bytes around each tensor's storage that belong to nobody
 ALL = 0xFFFFFFFFFFFFFFFF
-POISON = 0x7FC0DEAD7FC0DEAD
-"""What registers hold until a kernel writes them."""
+POISON = 0x7FC0DEAD7FC0DEAD  # what registers hold until a kernel writes them
 COUNTED = ("count", "lanes", "sectors", "wavefronts", "missed", "stall")
 _decoded = lru_cache(None)(parse)
 

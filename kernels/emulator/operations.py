@@ -16,10 +16,8 @@ CLASSES = {
     "bar": (1, 1), "bra": (8, 1), "other": (1, 1),
 }  # fmt: skip
 """Of each class the cycles until a result can be used, and the issue slots that it takes of its scheduler."""
-FAR = 260
-"""Cycles of a load that comes from the L2 cache."""
-BARRIER = 25
-"""Cycles from the last warp's arrival until all go on."""
+FAR = 260  # cycles of a load that comes from the L2 cache
+BARRIER = 25  # cycles from the last warp's arrival until all go on
 OPS: dict[str, tuple[str, str, str]] = {}
 """Of each opcode its signature, a C expression of a, b, c, and its class."""
 

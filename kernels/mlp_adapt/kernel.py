@@ -35,8 +35,7 @@ from lightning_maml.kernels.mlp_adapt.products import (
 
 COMPILER = {"num_warps": 4, "num_stages": 1, "maxnreg": 128, "enable_fp_fusion": True}
 """128 registers: four programs of four warps share a multiprocessor."""
-SCRATCH_NUMBERS = 1 << 29
-"""Tasks are launched in chunks of at most this many numbers of scratch, 2 GiB."""
+SCRATCH_NUMBERS = 1 << 29  # tasks are launched in chunks of at most this many numbers of scratch, 2 GiB
 _RUNTIME = ["P", "S", "layers", "steps", "rows", "queries", "rate_step", "rate_stride"]
 
 

@@ -330,8 +330,7 @@ class _Plan:
 def _delta(logits: Tensor, targets: Tensor, loss: str, out: Tensor) -> Tensor:
     """The gradient of the loss at the logits ``[T, N, out]``, of half the square or the likelihood, into ``out``.
 
-    Returns:
-        The probabilities, or the logits where there are none.
+    Returns the probabilities, or the logits where there are none.
     """
     if loss == "mse":
         shares = logits

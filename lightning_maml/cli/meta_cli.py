@@ -95,8 +95,7 @@ class MetaCLI(LightningCLI):
     0 unless ``--seed_everything`` says otherwise. ``args`` are None for the command line's.
     """
 
-    resumed: Path | None = None
-    """The checkpoint that `fit` has found for ``--ckpt_path last``."""
+    resumed: Path | None = None  # the checkpoint that `fit` has found for --ckpt_path last
 
     def __init__(
         self,

@@ -20,14 +20,10 @@ class Environment(ABC):
     It lives on the device of ``tasks``. A state is whatever :meth:`step` needs; it is handed back as it was given.
     """
 
-    observation_size: int
-    """O, the numbers of an observation."""
-    action_size: int
-    """A, the numbers of an action; or how many actions there are, where ``discrete``."""
-    discrete: bool
-    """Whether actions are numbers from 0, ``[T, N]``, instead of vectors ``[T, N, A]``."""
-    horizon: int
-    """H, the most time steps of a trajectory."""
+    observation_size: int  # O, the numbers of an observation
+    action_size: int  # A, the numbers of an action; or how many actions there are, where `discrete`
+    discrete: bool  # whether actions are numbers from 0, [T, N], instead of vectors [T, N, A]
+    horizon: int  # H, the most time steps of a trajectory
 
     @abstractmethod
     def sample_tasks(self, tasks: int, generator: torch.Generator) -> Tensor:
@@ -49,26 +45,17 @@ class Environment(ABC):
 class Rollouts:
     """``N`` trajectories of up to ``H`` time steps in each of ``T`` tasks, and what the policy held of them then.
 
-    A trajectory that ends early is padded: ``mask`` is 0 there, and so are rewards and advantages.
-
-    Raises:
-        ValueError: the tensors do not fit each other.
+    A trajectory that ends early is padded: ``mask`` is 0 there, and so are rewards and advantages. ValueError where the
+    tensors do not fit each other.
     """
 
-    observations: Tensor
-    """``[T, N, H, O]``, what the policy saw before each action."""
-    actions: Tensor
-    """``[T, N, H, A]``, or ``[T, N, H]`` where actions are numbers from 0."""
-    outputs: Tensor
-    """``[T, N, H, P]``, the policy's outputs at sampling: what its distribution over actions is made of."""
-    log_probs: Tensor
-    """``[T, N, H]``, of the actions, at sampling."""
-    rewards: Tensor
-    """``[T, N, H]``."""
-    mask: Tensor
-    """``[T, N, H]``, 1 for time steps that happened and 0 for padding."""
-    advantages: Tensor
-    """``[T, N, H]``, see :class:`~lightning_maml.rl.Advantages`."""
+    observations: Tensor  # [T, N, H, O], what the policy saw before each action
+    actions: Tensor  # [T, N, H, A], or [T, N, H] where actions are numbers from 0
+    outputs: Tensor  # [T, N, H, P], the policy's outputs at sampling: what its distribution over actions is made of
+    log_probs: Tensor  # [T, N, H], of the actions, at sampling
+    rewards: Tensor  # [T, N, H]
+    mask: Tensor  # [T, N, H], 1 for time steps that happened and 0 for padding
+    advantages: Tensor  # [T, N, H], see Advantages
 
     def __post_init__(self) -> None:
         shape = list(self.rewards.shape)
@@ -113,8 +100,7 @@ class Collector:
         trajectories: ``N``, of each task and inner step.
         constants: the policy's parameters and buffers that do not adapt, ``{name: [*shape]}``.
 
-    Raises:
-        ValueError: policy and environment do not fit each other.
+    ValueError where policy and environment do not fit each other.
     """
 
     environment: Environment

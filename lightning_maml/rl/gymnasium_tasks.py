@@ -23,9 +23,8 @@ class GymnasiumTasks(Environment):
         name: of the environment, as ``"lightning_maml/HalfCheetahGoalVel-v0"``.
         horizon: H, the most time steps; None for the environment's own limit.
 
-    Raises:
-        ImportError: gymnasium or what the environment needs is not installed.
-        ValueError: the environment has no goals, or no limit, or spaces of another kind.
+    ImportError where gymnasium or what the environment needs is not installed, ValueError where the environment has no
+    goals, or no limit, or spaces of another kind.
     """
 
     def __init__(self, name: str, horizon: int | None = None) -> None:

@@ -31,10 +31,8 @@ class AdaptedPolicies:
     """The policies of a batch of tasks after adaptation."""
 
     template: Policy
-    parameters: Parameters
-    """``{name: [T, *shape]}``, of what adapted."""
-    returns: Tensor
-    """``[T, steps + 1]``, the mean return before and after each inner step."""
+    parameters: Parameters  # {name: [T, *shape]}, of what adapted
+    returns: Tensor  # [T, steps + 1], the mean return before and after each inner step
 
     def policy(self, task: int) -> Policy:
         """A copy of the policy with the parameters of one task: an ordinary module, to save, export or run."""

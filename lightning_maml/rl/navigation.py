@@ -9,6 +9,7 @@ from lightning_maml.rl.environments import Environment
 
 class Navigation2D(Environment):
     """2D navigation: a point starts at (0, 0) and moves to a goal of its task, by rewards alone.
+    Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", ICML 2017, 5.3.
 
     Observations are its place (x, y), and never the goal; actions are clipped to [-1, 1] and scaled to [-0.1, 0.1];
     the reward is minus the distance to the goal, after the move; a trajectory ends within 0.01 of it in both
@@ -20,11 +21,7 @@ class Navigation2D(Environment):
         horizon: H.
         spread: half the side of the goals' square.
 
-    Raises:
-        ValueError: an argument is out of range.
-
-    Reference:
-        Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", ICML 2017, 5.3.
+    ValueError where an argument is out of range.
 
     Example:
         >>> environment = Navigation2D()

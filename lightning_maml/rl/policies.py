@@ -76,8 +76,7 @@ class GaussianPolicy(Policy):
         init_std: the deviation at the start.
         learn_std: whether it is learned, and adapts; if not, it stays.
 
-    Raises:
-        ValueError: an argument is out of range.
+    ValueError where an argument is out of range.
 
     Example:
         >>> policy = GaussianPolicy(2, 2, hidden=[8])
@@ -129,8 +128,7 @@ class CategoricalPolicy(Policy):
         hidden: width of each hidden layer; an empty sequence makes the logits linear in the observation.
         activation: as of :class:`~lightning_maml.networks.MLP`.
 
-    Raises:
-        ValueError: an argument is out of range.
+    ValueError where an argument is out of range.
 
     Example:
         >>> policy = CategoricalPolicy(3, 4, hidden=[])

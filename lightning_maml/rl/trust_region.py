@@ -27,8 +27,7 @@ def trust_region_step(
         rollouts: before each inner step and after the last.
         mean: of a tensor over all processes.
 
-    Raises:
-        ValueError: the objective has something else outside, or its gradient is not finite.
+    ValueError where the objective has something else outside, or its gradient is not finite.
     """
     outer = objective.outer
     if not isinstance(outer, TRPO):

@@ -25,18 +25,12 @@ OnDivergence = Literal["skip", "zero", "raise"]
 class MetaUpdate:
     """Losses, predictions and meta-gradient of the finite tasks of a meta-batch, ``T'`` of ``T``; zeros without any."""
 
-    surrogate: Tensor
-    """Whose ``backward()`` gives the meta-gradient, and whose value is the mean query loss."""
-    task_losses: Tensor
-    """``[T']``, query losses after adaptation."""
-    support_losses: Tensor
-    """``[T', steps + 1]``."""
-    parts: list[tuple[TaskBatch, Tensor]]
-    """The finite tasks, as they ran together, and predictions ``[T, Nq, ...]`` of each part."""
-    finite: list[bool]
-    """Of each task of the meta-batch, ``[T]``."""
-    explanation: str
-    """Why the first task that is not finite is not; empty where all are."""
+    surrogate: Tensor  # whose backward() gives the meta-gradient, and whose value is the mean query loss
+    task_losses: Tensor  # [T'], query losses after adaptation
+    support_losses: Tensor  # [T', steps + 1]
+    parts: list[tuple[TaskBatch, Tensor]]  # finite tasks as they ran together, and their predictions [T, Nq, ...]
+    finite: list[bool]  # of each task of the meta-batch, [T]
+    explanation: str  # why the first task that is not finite is not; empty where all are
 
     @property
     def total_weight(self) -> float:
