@@ -25,13 +25,8 @@ from lightning_maml.kernels.cache import kept
 FLAGS = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
 FLAGS += ["-Werror=switch"]  # what Python has a name for and C no case
 # what not every compiler knows, the best first; without OpenMP all tasks run in one thread
-CHOICES: tuple[list[str], ...] = (
-    ["-march=native", "-fopenmp"],
-    ["-mcpu=native", "-fopenmp"],
-    ["-march=native"],
-    ["-mcpu=native"],
-    [],
-)
+_NATIVE = (["-march=native"], ["-mcpu=native"])
+CHOICES = (*([*native, "-fopenmp"] for native in _NATIVE), *_NATIVE, [])
 PATIENCE = 120  # seconds that a call of the compiler may take: a large one takes ten
 RETURNS = ("done", "out_of_range", "no_memory", "unknown")  # what adapt says, in the order of its numbers
 _REALS = {torch.float32: ("float", "int32_t"), torch.float64: ("double", "int64_t")}

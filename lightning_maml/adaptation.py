@@ -91,13 +91,10 @@ class Adapted:
 class Evaluation:
     """A batch of tasks before and after each inner step; everything ``[T, steps + 1]``, and detached."""
 
-    query_losses: Tensor
-    """``[T, len(at)]`` where :func:`evaluate` was given ``at``."""
+    query_losses: Tensor  # [T, len(at)] where `evaluate` was given `at`
     support_losses: Tensor
-    predictions: Tensor
-    """``[T, steps + 1, Nq, ...]``, for the query inputs; or ``[T, len(at), Nq, ...]``."""
-    diverged: Tensor
-    """Whose support loss is, after this step, not finite or higher than before the first one."""
+    predictions: Tensor  # [T, steps + 1, Nq, ...], for the query inputs; or [T, len(at), Nq, ...]
+    diverged: Tensor  # whose support loss is, after this step, not finite or higher than before the first one
 
 
 def meta_loss(

@@ -36,8 +36,7 @@ class Protocol:
     @property
     def of_updates(self) -> int:
         """How many meta-updates the protocol has."""
-        number: int = latest(self.contents, "trainer", "max_steps")
-        return number
+        return int(latest(self.contents, "trainer", "max_steps"))
 
     @property
     def updates(self) -> int:

@@ -91,7 +91,7 @@ has reached, and after how many inner steps, in place of fixed tensors."""
 
 @dataclass(frozen=True, eq=False)
 class Collector:
-    """A :data:`Collect` that runs a policy in an environment.
+    """A :data:`Collect` that runs a policy in an environment; ValueError where these do not fit each other.
 
     Args:
         environment: where.
@@ -99,8 +99,6 @@ class Collector:
         tasks: what tells the tasks apart, ``[T, G]``.
         trajectories: ``N``, of each task and inner step.
         constants: the policy's parameters and buffers that do not adapt, ``{name: [*shape]}``.
-
-    ValueError where policy and environment do not fit each other.
     """
 
     environment: Environment

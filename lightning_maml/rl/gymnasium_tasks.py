@@ -76,7 +76,6 @@ class GymnasiumTasks(Environment):
         return None, self._tensor(seen, tasks, trajectories)
 
     def step(self, tasks: Tensor, state: None, actions: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
-        """See :class:`~lightning_maml.rl.Environment`."""
         flat = actions.flatten(0, 1).cpu().numpy()
         if not self.discrete:
             flat = np.clip(flat, self._actions.low, self._actions.high).astype(self._actions.dtype)
