@@ -85,3 +85,5 @@ WORKLOADS: dict[str, Callable[[int], Built]] = {
     "anil_head": lambda tasks: classification(MLP(64, [], 5, init="default"), random_images(tasks, 5, 5, 15, 64), 0.1),
 }
 """One entry a workload: of a number of tasks."""
+TASKS = {"mini_imagenet": 4}
+"""How many tasks there are by default where 25 take minutes, and more memory than a machine has."""

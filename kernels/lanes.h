@@ -19,6 +19,8 @@ typedef INTEGER Bits __attribute__((vector_size(BYTES))); /* what comparing give
 typedef enum { ACTIVATIONS } Activation;
 enum { SET, SUBTRACT, DESCEND };
 
+#define UNROLL _Pragma("GCC unroll 8")
+
 /* A tile is 5 rows of as many columns as there are registers for: 32 of the widest, 16 of the others. */
 #define COLUMNS (BYTES == 64 ? 4 : 2)
 
@@ -44,33 +46,26 @@ static int is_curved(int64_t activation) { return activation != IDENTITY && acti
 INLINE void tile(const int A, const int B, const int mode, long K, V *c, long cs, const V *x, const V *x2, long xa,
                  long xk, const V *y, const V *y2, long yk, long yb, const V *base, const REAL *rate, long rate_step) {
     V sum[5][COLUMNS];
-#pragma GCC unroll 8
-    for (int a = 0; a < A; a++)
-#pragma GCC unroll 8
-        for (int b = 0; b < B; b++) sum[a][b] = (V){0};
+    UNROLL for (int a = 0; a < A; a++)
+        UNROLL for (int b = 0; b < B; b++) sum[a][b] = (V){0};
     for (;;) {
         for (long k = 0; k < K; k++) {
             V right[COLUMNS];
-#pragma GCC unroll 8
-            for (int b = 0; b < B; b++) {
+            UNROLL for (int b = 0; b < B; b++) {
                 right[b] = y[k * yk + b * yb];
                 KEEP(right[b]);
             }
-#pragma GCC unroll 8
-            for (int a = 0; a < A; a++) {
+            UNROLL for (int a = 0; a < A; a++) {
                 V left = x[a * xa + k * xk];
                 KEEP(left);
-#pragma GCC unroll 8
-                for (int b = 0; b < B; b++) sum[a][b] += left * right[b];
+                UNROLL for (int b = 0; b < B; b++) sum[a][b] += left * right[b];
             }
         }
         if (!x2) break;
         x = x2, y = y2, x2 = 0;
     }
-#pragma GCC unroll 8
-    for (int a = 0; a < A; a++)
-#pragma GCC unroll 8
-        for (int b = 0; b < B; b++) {
+    UNROLL for (int a = 0; a < A; a++)
+        UNROLL for (int b = 0; b < B; b++) {
             long at = a * cs + b;
             if (mode == SET) c[at] = sum[a][b];
             if (mode == SUBTRACT) c[at] -= sum[a][b];

@@ -5,19 +5,21 @@ import os
 import re
 import subprocess
 import sys
-from itertools import product
+import time
+from functools import partial
+from itertools import count, product
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import luck, reproduced
+from benchmarks import luck, measure, reproduced
 from benchmarks.__main__ import main
 from benchmarks.algorithms import OMNIGLOT, SINUSOID, markdown
 from benchmarks.contenders import CONTENDERS, of_engine
 from benchmarks.machine import peak_memory_mb
 from benchmarks.measure import relative_error, sensitivity
-from benchmarks.problem import Problem
+from benchmarks.problem import TASKS, WORKLOADS, Problem
 from benchmarks.result_file import ResultFile, about, read
 from benchmarks.sweep import fit, series
 from lightning_maml import TaskBatch
@@ -176,6 +178,65 @@ def test_a_gate_knows_a_meta_gradient_that_jumps():
     problem = Problem(network, TaskBatch(x, x[..., :1], x, x[..., :1]), "mse", 0.1, 1)
     exact = [value.clone() for value in of_engine(problem.in_float64(), "eager")()]
     assert sensitivity(problem, exact, draws=20) > 1e-3
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """What the benchmarks' clock says: every look at it is a second later, and so is every meta-gradient."""
+    now = [0.0]
+
+    def look() -> float:
+        now[0] += 1
+        return now[0]
+
+    monkeypatch.setattr(time, "perf_counter", look)
+    return now
+
+
+def test_tries_end_with_the_time(clock):
+    assert [*measure.tries(3, 100.0)] == [0, 1, 2]
+    assert [*measure.tries(9, 3.0)] == [0, 1, 2]  # a look at the clock in between
+    assert [*measure.tries(9, 0.0)] == [0]
+    assert [*measure.tries(9, 0.0, least=2)] == [0, 1]
+
+
+def test_a_problem_that_is_never_steady_is_the_nearest_one_found(monkeypatch, clock):
+    errors = iter([0.5, 0.1, 0.3, 0.2])
+    monkeypatch.setattr(measure, "relative_error", lambda found, exact: next(errors))
+    monkeypatch.setattr(measure, "LIMIT", 3.0)
+    problem, exact = measure.steady("sinusoid", 1, 1)
+    assert next(errors) == 0.2  # three were tried
+    torch.manual_seed(1)
+    nearest = Problem(*WORKLOADS["sinusoid"](1), 1)
+    assert torch.equal(problem.tasks.query_inputs, nearest.tasks.query_inputs)
+    torch.testing.assert_close(exact, measure.exact_gradient(nearest))
+    draws: list[Problem] = []
+    monkeypatch.setattr(measure, "exact_gradient", draws.append)
+    errors = iter([0.5, 0.1, 0.3, 0.2])
+    assert sensitivity(problem, exact, draws=4) == 0.5
+    assert len(draws) == 3
+
+
+def test_what_takes_long_is_cut_short_and_says_so(monkeypatch, tmp_path):
+    right = CONTENDERS["eager"]
+
+    def slow(problem):
+        monkeypatch.setattr(
+            time, "perf_counter", partial(next, count(1e6, 1e3))
+        )  # each look is a thousand seconds later
+        return right(problem)
+
+    monkeypatch.setitem(CONTENDERS, "eager", slow)
+    path = tmp_path / "rows.json"
+    monkeypatch.setitem(TASKS, "sinusoid", 3)  # the default
+    arguments = ("--inner-steps", "1", "--rounds", "5", "--contenders", "eager,batched")
+    assert call(monkeypatch, *arguments, "--json", str(path)) == 0
+    found = read(path)
+    assert [(row["contender"], row["tasks"], row["rounds"]) for row in found["rows"]] == [("eager", 3, 2)]
+    (left_out,) = found["left_out"]
+    assert re.fullmatch(
+        r"the others took \d+ s before its turn: a larger --seconds has time for it", left_out["reason"]
+    )
 
 
 def test_what_a_call_takes_of_the_memory():

@@ -19,13 +19,13 @@ Run = Callable[[], list[Tensor]]
 ENGINES: dict[str, Any] = {
     "eager": "eager",
     "batched": Batched(),
-    "batched_compile": Batched(compile=True),
     "batched_checkpoint": Batched(checkpoint="step"),
     "batched_graph": Graphed(Batched()),
     "fused": Fused(kernel="mlp_adapt"),
     "fused_tf32": Fused(kernel="mlp_adapt", precision="tf32"),
     "fused_graph": Graphed(Fused(kernel="mlp_adapt")),
     "fused_compile": Fused(compile=True),
+    "batched_compile": Batched(compile=True),  # whose first call takes minutes where a network is large
 }
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from lightning_maml import saving
+from lightning_maml import saving, trained
 from lightning_maml.checks import check_not_negative, check_positive, check_seed, check_whole
 from lightning_maml.cli import HELP, SUBCOMMANDS, predictions
 from lightning_maml.cli.arguments import fill_sizes, without
@@ -219,9 +219,14 @@ class MetaCLI(LightningCLI):
             print(f"Written to {path}")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """``--ckpt_path last`` or ``best`` is the newest of this configuration's runs; None where `fit` finds none."""
+        """``--ckpt_path last`` or ``best`` is the newest of this configuration's runs; None where `fit` finds none.
+
+        A name is of weights that ship with the package.
+        """
         options = super()._prepare_subcommand_kwargs(subcommand)
         which = options.get("ckpt_path")
+        if which in trained.names() and not Path(which).exists():
+            return {**options, "ckpt_path": str(trained.path_of(which))}
         if which not in ("last", "best"):
             return options
         trainer, logger, training = self.trainer, self.trainer.logger, subcommand == "fit"

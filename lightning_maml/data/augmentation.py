@@ -1,6 +1,6 @@
 """Training images mirrored, shifted and tinged at random: drawn on the CPU, applied on the images' device."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,7 +8,8 @@ from torch import Tensor
 from lightning_maml.checks import check_whole
 
 
-class Augmentation(NamedTuple):
+@dataclass(frozen=True)
+class Augmentation:
     """Each image mirrored or not, shifted by up to ``crops`` pixels to each side, and changed in its colours.
 
     Where a shifted image ends its border goes on, as if it were cut out of one with ``crops`` more pixels around it.
@@ -19,6 +20,8 @@ class Augmentation(NamedTuple):
         jitter: brightness, contrast and saturation change by factors from ``1 - jitter`` to ``1 + jitter``, in this
             order, as torchvision's ``adjust_brightness`` and the like change them; 0 for none. Images are in [0, 1], in
             colour or grey.
+
+    ValueError where one is out of range.
 
     Example:
         >>> images = torch.arange(4.0).view(1, 1, 2, 2)
@@ -32,8 +35,7 @@ class Augmentation(NamedTuple):
     crops: int = 0
     jitter: float = 0.0
 
-    def check(self) -> None:
-        """Raise ValueError where an option is out of range."""
+    def __post_init__(self) -> None:
         check_whole(0, crops=self.crops)
         if not 0 <= self.jitter <= 1:
             raise ValueError(f"Expected `jitter` to be from 0 to 1 but got {self.jitter!r}.")

@@ -3,7 +3,7 @@
 import hashlib
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,28 +46,8 @@ class CIFAR100Tasks(NaturalTasks):
 
     benchmark: Literal["cifar_fs", "fc100"]
 
-    def __init__(
-        self,
-        root: str | Path,
-        ways: int = 5,
-        shots: int = 1,
-        queries: int = 15,
-        flips: bool = True,
-        crops: int = 0,
-        jitter: float = 0.0,
-        tasks_per_batch: int = 4,
-        batches_per_epoch: int = 500,
-        val_tasks: int = 200,
-        test_tasks: int = 600,
-        test_ways: int | None = None,
-        test_shots: int | None = None,
-        test_queries: int | None = None,
-        seed: int = 0,
-        download: bool = False,
-    ) -> None:
-        numbers = (tasks_per_batch, batches_per_epoch, val_tasks, test_tasks)
-        test = (test_ways, test_shots, test_queries)
-        super().__init__(root, ways, shots, queries, flips, crops, jitter, *numbers, *test, seed)
+    def __init__(self, root: str | Path, *options: Any, download: bool = False, **more: Any) -> None:
+        super().__init__(root, *options, **more)
         self.download = download
 
     @cached_property

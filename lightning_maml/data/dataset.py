@@ -80,7 +80,6 @@ class DatasetTasks(ClassTasks):
         check_split(split)
         check_seed(split_seed=split_seed)
         self.augmentation = Augmentation(flips, crops)
-        self.augmentation.check()
         self.dataset, self.label, self.image, self.size = dataset, label, image, size
         self.rotations: Rotations = rotations
         self.split, self.split_seed, self.where = tuple(split), split_seed, "`dataset`"

@@ -98,7 +98,6 @@ class FolderTasks(ClassTasks):
         check_split(split)
         check_seed(split_seed=split_seed)
         self.augmentation = Augmentation(flips, crops)
-        self.augmentation.check()
         for name, value, other in (("new", new, "examples"), ("examples", examples, "new")):
             if value is None and (new, examples) != (None, None):
                 raise ValueError(f"Expected `{name}` beside `{other}` but got None: prediction needs both folders.")

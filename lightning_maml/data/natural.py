@@ -55,7 +55,6 @@ class NaturalTasks(ClassTasks):
         super().__init__(tasks_per_batch, batches_per_epoch, val_tasks, test_tasks, seed)
         self.sizes = sizes_of_stages(ways=(ways, test_ways), shots=(shots, test_shots), queries=(queries, test_queries))
         self.augmentation = Augmentation(flips, crops, jitter)
-        self.augmentation.check()
         self.root = Path(root).expanduser()
         self.where = str(self.root)
 

@@ -49,7 +49,6 @@ class Fused(LoopEngine):
     compile: bool = False
     verify: bool = True
     name = "fused"
-    chunk_size = None
 
     def __post_init__(self) -> None:
         check_one_of(("auto", "mlp_adapt", "sgd_update"), kernel=self.kernel)

@@ -6,7 +6,8 @@ from operator import itemgetter
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lightning_maml.checks import check_one_of, check_whole
 from lightning_maml.engine.base import Engine, MetaOutput, Problem, attach
@@ -16,21 +17,26 @@ from lightning_maml.engine.loops.loop import TaskLoop, networks_of
 from lightning_maml.inner import Parameters
 from lightning_maml.tasks import Inputs, Set, TaskBatch, map_inputs, mean_over_tasks
 
+LARGE = 2**17
+"""Where a task brings a convolution more numbers than these, one task after another takes a CPU no longer than all."""
+
 
 class LoopEngine(Engine):
     """An engine that runs a :class:`TaskLoop` on ``chunk_size`` tasks at once; None for all."""
 
-    chunk_size: int | None
-    one = False
-    """Whether the network is called as it is written, for one task after another."""
+    chunk_size: int | None = None
+
+    def one_by_one(self, problem: Problem, *inputs: Inputs) -> bool:
+        """Whether the network is called as it is written, for one task after another."""
+        return False
 
     def loop(self, problem: Problem, support: Set, query: Set) -> Any:
         """What trains on some of the tasks."""
-        return TaskLoop(problem, support, query, self.one)
+        return TaskLoop(problem, support, query, self.one_by_one(problem, support[0], query[0]))
 
     def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
         leaves, count, shares = problem.leaves(*tasks.sets), len(tasks), tasks.shares
-        size = self.chunk_size or count
+        size = 1 if self.one_by_one(problem, tasks.support_inputs, tasks.query_inputs) else self.chunk_size or count
         gradients: Sequence[Tensor] = ()
         outputs: list[tuple[Tensor, ...]] = []
         for start in range(0, count, size):
@@ -53,17 +59,18 @@ class LoopEngine(Engine):
 
     def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
         inputs, targets = support
-        size = self.chunk_size or len(targets)
+        one = self.one_by_one(problem, inputs)
+        size = 1 if one else self.chunk_size or len(targets)
         chunks = [slice(start, start + size) for start in range(0, len(targets), size)]
         parts = [(map_inputs(itemgetter(chunk), inputs), targets[chunk]) for chunk in chunks]
-        loops = [TaskLoop(problem, part, one=self.one).trajectory() for part in parts]
+        loops = [TaskLoop(problem, part, one=one).trajectory() for part in parts]
         for step in zip(*loops, strict=True):
             phis, losses = zip(*step, strict=True)
             every = {name: torch.cat([phi[name] for phi in phis]) for name in phis[0]} if len(phis) > 1 else phis[0]
             yield every, torch.cat(losses) if len(phis) > 1 else losses[0]
 
     def predict(self, problem: Problem, phi: Parameters, inputs: Inputs, step: int | None = None) -> Tensor:
-        _, networks = networks_of(problem, self.one)
+        _, networks = networks_of(problem, self.one_by_one(problem, inputs))
         return networks(phi, inputs, None if step is None else max(step - 1, 0))
 
 
@@ -72,8 +79,9 @@ class Eager(LoopEngine):
     """A Python loop over the tasks that calls the network as it is written. Slow, and right for any network."""
 
     name = "eager"
-    chunk_size = 1
-    one = True
+
+    def one_by_one(self, problem: Problem, *inputs: Inputs) -> bool:
+        return True
 
     def unsupported(self, problem: Problem, *sets: Set) -> str | None:
         return None
@@ -83,10 +91,13 @@ class Eager(LoopEngine):
 class Batched(LoopEngine):
     """The forward of all tasks is one batched call; the summed loss is differentiated outside of it.
 
+    On a CPU, tasks that bring a convolutional network more than 131,072 (2**17) numbers run one after another instead,
+    as on :class:`Eager`: a call then takes long beside what batching saves, and all activations at once fill no cache.
+
     Args:
         compile: run an inner step, its pull-back and the query set as graphs compiled by TorchInductor. The first
             call takes seconds, whatever the number of steps; needs a C++ compiler on a CPU.
-        chunk_size: how many tasks at once; None for all. Less memory, same gradient.
+        chunk_size: how many tasks at once, large ones too; None for all but those. Less memory, same gradient.
         checkpoint: ``"step"`` keeps only the parameters before an inner step and runs the step again in the
             backward: nearly flat memory in the number of steps, the same gradient to rounding. Of more than 8 steps
             every square-root-th is kept, and those between are run twice.
@@ -113,9 +124,16 @@ class Batched(LoopEngine):
             return f"all tasks run in one call of the network, but {what}. Use engine='eager'."
         return None
 
+    def one_by_one(self, problem: Problem, *inputs: Inputs) -> bool:
+        if problem.plain or self.chunk_size is not None or self.compile or not tree_leaves(inputs)[0].is_cpu:
+            return False
+        numbers = sum(value[0].numel() for value in tree_leaves(inputs))
+        return numbers > LARGE and any(isinstance(module, nn.modules.conv._ConvNd) for module in problem.modules)
+
     def loop(self, problem: Problem, support: Set, query: Set) -> Any:
         if self.compile:
             from lightning_maml.engine.loops.compiled import CompiledLoop  # torch's compiler takes a second to import
 
             return CompiledLoop(problem, support, query, keep=self.checkpoint is None)
-        return CheckpointedLoop(problem, support, query) if self.checkpoint else super().loop(problem, support, query)
+        kind = CheckpointedLoop if self.checkpoint else TaskLoop
+        return kind(problem, support, query, self.one_by_one(problem, support[0], query[0]))

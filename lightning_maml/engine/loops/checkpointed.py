@@ -45,8 +45,8 @@ class CheckpointedLoop(TaskLoop):
     :math:`\sqrt m`-th, and runs those between once more on the way back: their parameters alone would grow too.
     """
 
-    def __init__(self, problem: Problem, support: Set, query: Set | None = None) -> None:
-        super().__init__(problem, support, query)
+    def __init__(self, problem: Problem, support: Set, query: Set | None = None, one: bool = False) -> None:
+        super().__init__(problem, support, query, one)
         self.spacing = 1 if self.inner.steps <= 8 else math.isqrt(self.inner.steps)  # from a kept step to the next
         adapted = {id(value) for value in self.theta.values()}
         # what else the inner steps depend on: shared parameters, learned rates, support inputs that want a gradient
