@@ -63,7 +63,6 @@ def _run(call: list[str]) -> subprocess.CompletedProcess[str]:
 
 def build(name: str, source: str, flags: Sequence[str]) -> ctypes.CDLL:
     """The library of a source's text, kept between runs under a key that begins with ``name``.
-
     OSError where the folder of libraries is not the user's own, or cannot be written; RuntimeError where there is no
     compiler, or it fails.
     """

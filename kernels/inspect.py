@@ -127,8 +127,7 @@ def _module(kernel: str) -> Any:
     return sgd if kernel == "sgd_update_kernel" else mlp
 
 
-_KEPT: dict[str, tuple[Any, float]] = {}
-"""What was compiled, by name: what goes back wants what goes there to have run."""
+_KEPT: dict[str, tuple[Any, float]] = {}  # what was compiled, by name: the way back wants the way there to have run
 
 
 def _compiled(variant: Variant, architecture: str) -> tuple[Any, float]:

@@ -31,10 +31,8 @@ Network = TypeVar("Network", bound=nn.Module)
 class Adapted:
     """The adapted networks of a batch of tasks."""
 
-    parameters: Parameters
-    """``{name: [T, *shape]}``; under ``batch_norm="support"`` the support sets' statistics, too, as layers' buffers."""
-    support_losses: Tensor
-    """``[T, steps + 1]``: before each inner step and after the last."""
+    parameters: Parameters  # {name: [T, *shape]}, and under batch_norm="support" buffers: the support sets' statistics
+    support_losses: Tensor  # [T, steps + 1]: before each inner step and after the last
     problem: Problem
     engine: str | Engine
 

@@ -18,8 +18,7 @@ CLASSES = {
 """Of each class the cycles until a result can be used, and the issue slots that it takes of its scheduler."""
 FAR = 260  # cycles of a load that comes from the L2 cache
 BARRIER = 25  # cycles from the last warp's arrival until all go on
-OPS: dict[str, tuple[str, str, str]] = {}
-"""Of each opcode its signature, a C expression of a, b, c, and its class."""
+OPS: dict[str, tuple[str, str, str]] = {}  # of each opcode its signature, a C expression of a, b, c, and its class
 
 
 def _op(names: str, signature: str, expression: str, kind: str = "int") -> None:

@@ -15,13 +15,11 @@ from torch import Tensor
 from lightning_maml.kernels.adaptation import Adaptation
 
 ACTIVATIONS = ("identity", "relu", "tanh", "gelu", "silu")
-FROM_SUMS = ("gelu", "silu")
-"""Activations whose derivatives are taken at what goes in; those of the others are known from what comes out."""
+FROM_SUMS = ("gelu", "silu")  # their derivatives are taken at what goes in; the others' are known from what comes out
 LOSSES = ("mse", "cross_entropy", "bce")
 MOST_HIDDEN = 3
 
-Kind = tuple[Sequence[int], str, str, int, bool]
-"""Widths, activation, loss, order, and whether the gradient of the rates is wanted."""
+Kind = tuple[Sequence[int], str, str, int, bool]  # widths, activation, loss, order, whether rates get a gradient
 
 
 def size(widths: Sequence[int]) -> int:

@@ -67,11 +67,9 @@ class Rollouts:
                 )
 
     def __len__(self) -> int:
-        """The number of tasks."""
         return len(self.rewards)
 
     def __getitem__(self, tasks: slice) -> Rollouts:
-        """The rollouts of some of the tasks."""
         return Rollouts(*(getattr(self, field.name)[tasks] for field in fields(self)))
 
     @property

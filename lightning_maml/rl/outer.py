@@ -44,7 +44,6 @@ class PPO:
         check_whole(1, epochs=self.epochs)
 
     def loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-        """See :class:`Outer`."""
         ratios = (log_probs - old_log_probs).exp()
         clipped = ratios.clamp(1 - self.clip, 1 + self.clip)
         return mean_loss(torch.minimum(ratios * advantages, clipped * advantages), mask)

@@ -31,7 +31,6 @@ def in_class_orders(tasks: TaskBatch, number: ClassOrders) -> list[TaskBatch]:
 
     The others are drawn by a seed made of a task's support set: a task has the same ones in every batch and run. Where
     ``number`` is ``"all"``, or more than there are, it is all orders of the classes, 0 up to the greatest label.
-
     ValueError where targets are no class labels, or ``"all"`` are more than 5,040.
 
     Example:
