@@ -15,9 +15,7 @@ from pathlib import Path
 
 def kept(key: str, build: Callable[[Path], None]) -> Path:
     """The library of a key; ``build`` writes it to the path that it is given, where there is no whole one.
-
-    Raises:
-        OSError: the folder is not the user's own, or cannot be written.
+    OSError where the folder is not the user's own, or cannot be written.
     """
     folder = _own_folder()
     for path in sorted(folder.glob(f"{key}_*.so")):

@@ -71,10 +71,8 @@ def _run(call: list[str]) -> subprocess.CompletedProcess[str]:
 
 def build(name: str, source: str, flags: Sequence[str]) -> ctypes.CDLL:
     """The library of a source's text, kept between runs under a key that begins with ``name``.
-
-    Raises:
-        OSError: the folder of libraries is not the user's own, or cannot be written.
-        RuntimeError: there is no compiler, or it fails.
+    OSError where the folder of libraries is not the user's own, or cannot be written; RuntimeError where there is no
+    compiler, or it fails.
     """
     command, headers = _compiler(), Path(__file__).parent
     text = [source, *(header.read_text() for header in sorted(headers.glob("*.h")))]
@@ -129,11 +127,7 @@ def forget() -> None:
 
 
 def library_of(source: Path, dtype: torch.dtype, problem: type[Problem]) -> ctypes.CDLL:
-    """As :func:`load`.
-
-    Raises:
-        RuntimeError: there is no library.
-    """
+    """As :func:`load`; RuntimeError where there is no library."""
     library = load(source, dtype, problem)
     if isinstance(library, str):
         raise RuntimeError(f"Expected to compile `{source.parent.name}` but {library}.")

@@ -12,11 +12,19 @@ from difflib import get_close_matches
 from typing import Any
 
 
+def _check(values: dict[str, Any], fits: Callable[[Any], bool], wanted: str) -> None:
+    for name, value in values.items():
+        if not fits(value):
+            raise ValueError(f"Expected `{name}` to be {wanted} but got {value!r}.")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def check_whole(least: int, /, **values: Any) -> None:
     """Whole numbers (and no booleans) of at least ``least``."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"Expected `{name}` to be a whole number of at least {least} but got {value!r}.")
+    _check(values, lambda value: _is_whole(value) and value >= least, f"a whole number of at least {least}")
 
 
 def check_wholes(least: int, /, **lists: Any) -> None:
@@ -29,30 +37,22 @@ def check_wholes(least: int, /, **lists: Any) -> None:
 
 def check_seed(**values: Any) -> None:
     """Whole numbers that every generator of random numbers takes: numpy's takes 32 bits."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
-            raise ValueError(f"Expected `{name}` to be a whole number from 0 to {2**32 - 1} but got {value!r}.")
+    _check(values, lambda value: _is_whole(value) and 0 <= value < 2**32, f"a whole number from 0 to {2**32 - 1}")
 
 
 def check_positive(**values: float) -> None:
     """Numbers above 0, and finite."""
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"Expected `{name}` to be positive and finite but got {value!r}.")
+    _check(values, lambda value: 0 < value < math.inf, "positive and finite")
 
 
 def check_not_negative(**values: float) -> None:
     """Numbers of at least 0, and finite."""
-    for name, value in values.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"Expected `{name}` to be finite and not negative but got {value!r}.")
+    _check(values, lambda value: 0 <= value < math.inf, "finite and not negative")
 
 
 def check_one_of(choices: Sequence[Any], /, **values: Any) -> None:
     """Values that are among ``choices``."""
-    for name, value in values.items():
-        if value not in choices:
-            raise ValueError(f"Expected `{name}` to be one of {list(choices)} but got {value!r}.")
+    _check(values, lambda value: value in choices, f"one of {list(choices)}")
 
 
 def did_you_mean(name: str, known: Iterable[str], likeness: float = 0.6, shown: Callable[[str], str] = str) -> str:

@@ -1,14 +1,7 @@
 """An emulator of the PTX that Triton compiles for the kernels: no GPU is needed.
 
 It runs the project's own launch code with tensors on the CPU: Triton's JIT specialises and compiles as for a GPU, and
-the PTX that comes out is executed warp by warp.
-
-    from lightning_maml.kernels.emulator import Emulation
-    from lightning_maml.kernels.sgd_update.kernel import launch
-
-    with Emulation(90, schedule="backward") as emulation:
-        phi, _ = launch(theta, gradient, rate)  # tensors on the CPU
-    assert not emulation.faults()
+the PTX that comes out is executed warp by warp. CONTRIBUTING.md, "Adding a kernel", has an example.
 
 It needs Triton, outside of its interpreter (``TRITON_INTERPRET``), and a C compiler. It watches for
 
@@ -31,5 +24,3 @@ A line of ``operations.py`` is an operation; ``ptx.py`` decodes, ``order.py`` fi
 
 from lightning_maml.kernels.emulator.emulation import Emulation, Found, Launch
 from lightning_maml.kernels.emulator.ptx import UnsupportedError
-
-__all__ = ["Emulation", "Found", "Launch", "UnsupportedError"]

@@ -22,8 +22,7 @@ from triton.runtime.jit import JITFunction
 from lightning_maml.kernels.emulator.engine import KINDS, READABLE, WRITABLE, WRITTEN, Cell, Emulator, engine
 from lightning_maml.kernels.emulator.ptx import Program, UnsupportedError, parse
 
-GLOBAL, SHARED = 0x7F0000000000, 1024
-"""Where global and shared memory begin."""
+GLOBAL, SHARED = 0x7F0000000000, 1024  # where global and shared memory begin
 GUARD = 4096
 """Bytes around each tensor's storage that belong to nobody."""
 ALL = 0xFFFFFFFFFFFFFFFF

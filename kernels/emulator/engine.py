@@ -29,8 +29,7 @@ KINDS = {
     "ENDLESS": ("endless", True),
 }
 """What is found, by its name in C: in words, and whether it is a fault; what is not is a remark."""
-READABLE, WRITABLE, WRITTEN = 1, 2, 4
-"""The state of a cell of memory, one bit each."""
+READABLE, WRITABLE, WRITTEN = 1, 2, 4  # the state of a cell of memory, one bit each
 NUMBERS = {
     "READABLE": READABLE, "WRITABLE": WRITABLE, "WRITTEN": WRITTEN, "FAR": FAR, "BARRIER": BARRIER,
     "MOST_FINDINGS": 256, "MOST_WARPS": 32,

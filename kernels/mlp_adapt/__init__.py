@@ -3,17 +3,3 @@
 from lightning_maml.kernels.adaptation import Adaptation
 from lightning_maml.kernels.mlp_adapt.layout import ACTIVATIONS, LOSSES, MOST_HIDDEN, parameters_of, size
 from lightning_maml.kernels.mlp_adapt.op import MOST_ROWS, PRECISIONS, WIDEST, mlp_adapt, mlp_trajectory
-
-__all__ = [
-    "ACTIVATIONS",
-    "LOSSES",
-    "MOST_HIDDEN",
-    "MOST_ROWS",
-    "PRECISIONS",
-    "WIDEST",
-    "Adaptation",
-    "mlp_adapt",
-    "mlp_trajectory",
-    "parameters_of",
-    "size",
-]

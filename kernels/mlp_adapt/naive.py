@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,19 +66,8 @@ def adapt(
     return Adaptation(*(output.detach() for output in outputs))
 
 
-def mlp_adapt(
-    theta: Tensor,
-    rates: Tensor,
-    support_inputs: Tensor,
-    support_targets: Tensor,
-    query_inputs: Tensor,
-    query_targets: Tensor,
-    widths: Sequence[int],
-    activation: str,
-    loss: str,
-    order: int,
-) -> Adaptation:
-    """As the operator (``op.py``), and the parameters on the way."""
-    batch = (support_inputs, support_targets, query_inputs, query_targets)
+def mlp_adapt(theta: Tensor, rates: Tensor, *arguments: Any) -> Adaptation:
+    """As the operator (``op.py``) with its arguments up to the order, and the parameters on the way."""
+    *batch, widths, activation, loss, order = arguments
     network = partial(forward, widths=widths, activation=activation)
     return adapt(network, theta, rates, *batch, loss=loss, order=order)

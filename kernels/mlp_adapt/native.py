@@ -28,9 +28,8 @@ class _Problem(Problem):
 def adapt(theta: Tensor, rates: Tensor, *batch: Any, kind: Kind) -> Adaptation:
     """As :func:`lightning_maml.kernels.mlp_adapt.recursion.adapt`.
 
-    Raises:
-        RuntimeError: there is no compiler, or it fails, or a label is out of range.
-        MemoryError: no memory for the tasks of a thread.
+    RuntimeError where there is no compiler, or it fails, or a label is out of range; MemoryError where there is no
+    memory for the tasks of a thread.
     """
     support_inputs, support_targets, query_inputs, query_targets = batch
     widths, activation, loss, order, rates_grad = kind

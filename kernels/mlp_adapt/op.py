@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_maml.kernels.adaptation import Adaptation, operators
 from lightning_maml.kernels.checks import check_batch, check_choices, check_parameters, check_targets
 from lightning_maml.kernels.mlp_adapt import native, recursion
-from lightning_maml.kernels.mlp_adapt.layout import ACTIVATIONS, LOSSES, MOST_HIDDEN, size
+from lightning_maml.kernels.mlp_adapt.layout import ACTIVATIONS, LOSSES, MOST_HIDDEN, Kind, size
 
 PRECISIONS = ("ieee", "tf32", "bf16")
 WIDEST = 128
@@ -72,9 +72,9 @@ def mlp_adapt(
         RuntimeError: on differentiating an output, which the operator refuses; no compiler for ``compiled=True``.
     """
     batch = (support_inputs, support_targets, query_inputs, query_targets)
-    _check(theta, rates, batch, widths, activation, loss, precision, order)
-    kind = (list(widths), activation, loss, order, rates_grad, precision, compiled)
-    return Adaptation(*_mlp_adapt(theta, rates, *batch, *kind), theta.new_empty(0))
+    kind = (list(widths), activation, loss, order, rates_grad)
+    _check(theta, rates, batch, kind, precision)
+    return Adaptation(*_mlp_adapt(theta, rates, *batch, *kind, precision, compiled), theta.new_empty(0))
 
 
 def mlp_trajectory(
@@ -90,21 +90,13 @@ def mlp_trajectory(
 ) -> tuple[Tensor, Tensor]:
     """The parameters ``[T, m, P]`` after each inner step and the losses ``[T, m + 1]``, as :func:`mlp_adapt`."""
     batch = (support_inputs, support_targets)
-    _check(theta, rates, batch, widths, activation, loss, precision)
+    _check(theta, rates, batch, (widths, activation, loss, 1, False), precision)
     return _mlp_trajectory(theta, rates, *batch, list(widths), activation, loss, precision, compiled)
 
 
-def _check(
-    theta: Tensor,
-    rates: Tensor,
-    batch: Sequence[Tensor],
-    widths: Sequence[int],
-    activation: str,
-    loss: str,
-    precision: str,
-    order: int = 1,
-) -> None:
+def _check(theta: Tensor, rates: Tensor, batch: Sequence[Tensor], kind: Kind, precision: str) -> None:
     """Raise ValueError for what the operator does not cover; ``batch`` are inputs and targets, of one set or of two."""
+    widths, activation, loss, order, _ = kind
     check_choices(activation=(activation, ACTIVATIONS), loss=(loss, LOSSES), precision=(precision, PRECISIONS))
     if not 2 <= len(widths) <= MOST_HIDDEN + 2 or not all(1 <= width <= WIDEST for width in widths):
         raise ValueError(

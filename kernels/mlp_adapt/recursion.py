@@ -24,7 +24,6 @@ from lightning_maml.kernels.mlp_adapt.layout import LOSSES, Kind, in_torchs_orde
 
 CHUNK_NUMBERS = 1 << 21
 """Tasks are taken in chunks of about this many numbers, which stay in the cache from the way there to the way back."""
-
 PLANS = 8
 """Buffers of the kinds of problem met last are kept for the next call: it takes as long to make them as to use them."""
 
@@ -71,8 +70,7 @@ class _Hidden:
         self.rows = both[:, :, rows:].unbind(0)
         self.inner = both[:, :, rows:, :-1].unbind(0)
         self.slopes = empty(passes, tasks, rows, width).fill_(1).unbind(0)
-        self.bends = empty(passes, tasks, rows, width).unbind(0)
-        """The second derivative, times the gradient at the activations once that is known."""
+        self.bends = empty(passes, tasks, rows, width).unbind(0)  # second derivatives, later times what comes back
         self.sums = empty(tasks, rows, width)  # pre-activations, then gradients at the activations
         self.sum_tangents = empty(tasks, rows, width)
 
@@ -330,8 +328,7 @@ class _Plan:
 def _delta(logits: Tensor, targets: Tensor, loss: str, out: Tensor) -> Tensor:
     """The gradient of the loss at the logits ``[T, N, out]``, of half the square or the likelihood, into ``out``.
 
-    Returns:
-        The probabilities, or the logits where there are none.
+    Returns the probabilities, or the logits where there are none.
     """
     if loss == "mse":
         shares = logits

@@ -2,5 +2,3 @@
 
 from lightning_maml.kernels.policy_gradient.native import DISTRIBUTIONS, KINDS
 from lightning_maml.kernels.policy_gradient.op import policy_gradient
-
-__all__ = ["DISTRIBUTIONS", "KINDS", "policy_gradient"]

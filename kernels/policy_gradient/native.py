@@ -46,9 +46,8 @@ def run(
 ) -> Tensor:
     """The gradient ``[T, P]``; with a ``direction [T, P]`` the product of each task's Hessian and direction.
 
-    Raises:
-        RuntimeError: there is no compiler, or it fails, or an action is out of range.
-        MemoryError: no memory for the tasks.
+    RuntimeError where there is no compiler, or it fails, or an action is out of range; MemoryError where there is no
+    memory for the tasks.
     """
     library = library_of(SOURCE, phi.dtype, _Problem)
     result = torch.empty_like(phi, memory_format=torch.contiguous_format)

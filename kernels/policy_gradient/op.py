@@ -54,7 +54,7 @@ def policy_gradient(
     distribution: str = "gaussian",
     kind: str = "ratio",
 ) -> Tensor:
-    r"""The gradient of each task's :math:`-\sum_i w_i f_i(\phi)` at its parameters, differentiable once.
+    r"""The gradient ``[T, P]`` of each task's :math:`-\sum_i w_i f_i(\phi)` at its parameters, differentiable once.
 
     :math:`f_i` is :math:`\log \pi_\phi(a_i|s_i)`, or its ratio :math:`\pi_\phi(a_i|s_i) / \pi_{old}(a_i|s_i)`. The
     policy is a perceptron of the observations: of the logits of a softmax, or of the mean of a normal distribution,
@@ -71,9 +71,6 @@ def policy_gradient(
         activation: between the layers: one of ``lightning_maml.kernels.mlp_adapt.ACTIVATIONS``.
         distribution: one of :data:`DISTRIBUTIONS`.
         kind: one of :data:`KINDS`.
-
-    Returns:
-        ``[T, P]``.
 
     Raises:
         ValueError: shapes or dtypes that do not fit each other, or an argument outside of what is covered.

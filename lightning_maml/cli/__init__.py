@@ -61,10 +61,9 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"lightning-maml: error: Expected one of {list(COMMANDS)} but got {command!r}{hint}.", file=sys.stderr)
         return 2
     if command in ("-h", "--help", "--version"):
+        text = f"lightning-maml {version('lightning-maml')}\n" if command == "--version" else HELP
         try:
-            print(
-                f"lightning-maml {version('lightning-maml')}\n" if command == "--version" else HELP, end="", flush=True
-            )
+            print(text, end="", flush=True)
             return 0
         except OSError as error:
             from lightning_maml.cli import command_line

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,7 @@ from lightning_maml.cli.arguments import options_in, packaged, without
 from lightning_maml.cli.bases import latest, read_chain
 from lightning_maml.cli.complaints import complaint
 from lightning_maml.cli.meta_cli import MetaCLI
-from lightning_maml.cli.reproduction import (
-    FILE,
-    about_test,
-    about_training,
-    commit,
-    compared,
-    done_before,
-    machine,
-    versions,
-)
+from lightning_maml.cli.reproduction import FILE, about_test, about_training, commit, compared, done_before
 from lightning_maml.saving.configuration import read_configuration
 from lightning_maml.saving.resume import last_of_this_run
 from lightning_maml.training.results import aligned, write_json
@@ -44,8 +36,7 @@ class Protocol:
     @property
     def of_updates(self) -> int:
         """How many meta-updates the protocol has."""
-        number: int = latest(self.contents, "trainer", "max_steps")
-        return number
+        return int(latest(self.contents, "trainer", "max_steps"))
 
     @property
     def updates(self) -> int:
@@ -112,16 +103,14 @@ def main(arguments: Sequence[str], command_line: CommandLine) -> int:
         return 0
     if any(override.startswith("--trainer.max_steps") for override in overrides):
         raise ValueError("Expected fewer updates to be asked for by `--max_updates` but got `--trainer.max_steps`.")
+    protocol_of = partial(_protocol, known=known, max_updates=options.max_updates, overrides=overrides)
     if not several:
-        protocol = _protocol(options.name, known, options.max_updates, overrides)
-        return 1 if "worse" in run(protocol, command_line, options.resume) else 0
+        return int("worse" in run(protocol_of(options.name), command_line, options.resume))
     chosen = [name for name in known if name.startswith(options.all)]
     if not chosen:
         hint = did_you_mean(options.all, known)
         raise ValueError(f"Expected --all with how the names of protocols begin but got {options.all!r}{hint}.")
-    return _all(
-        [_protocol(name, known, options.max_updates, overrides) for name in chosen], command_line, options.resume
-    )
+    return _all([protocol_of(name) for name in chosen], command_line, options.resume)
 
 
 def run(protocol: Protocol, command_line: CommandLine, resumes: bool = False) -> list[str | None]:
@@ -135,7 +124,7 @@ def run(protocol: Protocol, command_line: CommandLine, resumes: bool = False) ->
         best = found and str(found[0])
     about = {**asked, "of_updates": protocol.of_updates, "seed": config["seed_everything"], **about_training(cli)}
     (tested,) = trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=best, verbose=False)
-    about |= {**about_test(cli), "machine": machine(), **versions()}
+    about |= about_test(cli)
 
     published = config["published"]
     rows = list(compared(published, tested, about["inner_steps"]))

@@ -20,20 +20,8 @@ from lightning_maml.training.results import Published
 
 FILE = "reproduction.json"
 FIELDS = (
-    *(
-        "protocol",
-        "overrides",
-        "seed",
-        "updates",
-        "of_updates",
-        "cut_short",
-        "minutes",
-        "machine",
-        "version",
-        "commit",
-        "weights",
-    ),
-    *("test_queries", "transductive", "class_orders", "test_tasks", "inner_steps", "results"),
+    *("protocol", "overrides", "seed", "updates", "of_updates", "cut_short", "minutes", "machine", "version", "commit"),
+    *("weights", "test_queries", "transductive", "class_orders", "test_tasks", "inner_steps", "results"),
 )
 """What a result needs to be one that others can check; each is in the file, and ``None`` where it is not known."""
 
@@ -99,10 +87,12 @@ def about_training(cli: LightningCLI) -> dict[str, Any]:
 
 
 def about_test(cli: LightningCLI) -> dict[str, Any]:
-    """How it was tested, and what: the SHA-256 of the weights."""
+    """How it was tested, and what: the SHA-256 of the weights; where, in the words of the files of ``benchmarks``."""
     module, data = cli.model, cli.datamodule
     size = getattr(data, "sizes", {}).get("test", {})
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    threads = torch.get_num_threads()
     return {
         "weights": sha256_of({}, state),
         "test_tasks": data.test_tasks,
@@ -111,6 +101,9 @@ def about_test(cli: LightningCLI) -> dict[str, Any]:
         "transductive": is_transductive(module.network, module.algorithm.batch_norm),
         "class_orders": module.class_orders,
         "inner_steps": module.test_steps,
+        "machine": {"machine": platform.machine(), **gpu, "cores": os.cpu_count(), "threads": threads},
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
     }
 
 
@@ -118,17 +111,6 @@ def is_transductive(network: nn.Module, batch_norm: str) -> bool:
     """Whether a query's prediction depends on the other queries of its task: by statistics of a batch-norm."""
     layers = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
     return layers and batch_norm == "batch"
-
-
-def machine() -> dict[str, Any]:
-    """The machine, in the words of the files of ``benchmarks``."""
-    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-    return {"machine": platform.machine(), **gpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-
-
-def versions() -> dict[str, str]:
-    """Of what the numbers hang on beside the library, and the date."""
-    return {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
 
 
 def commit() -> str | None:

@@ -99,7 +99,6 @@ class Nothing:
         return gradients
 
     def height(self, phi: Parameters, origin: Parameters) -> float:
-        """What it adds to the losses."""
         return 0.0
 
 

@@ -41,7 +41,6 @@ class MultiStep:
         check_not_negative(multi_step_updates=self.multi_step_updates or 0)
 
     def at(self, update: int) -> MultiStep:
-        """The rule at that meta-update."""
         return replace(self, update=update)
 
     @property

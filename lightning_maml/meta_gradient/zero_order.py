@@ -45,7 +45,6 @@ class ZeroOrder:
         check_seed(seed=self.seed)
 
     def at(self, update: int) -> ZeroOrder:
-        """The rule at that meta-update."""
         return replace(self, update=update)
 
     def __call__(self, loop: Loop) -> Query:

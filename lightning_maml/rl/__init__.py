@@ -11,24 +11,6 @@ from lightning_maml.rl.plots import PlotTrajectories, trajectories_figure
 from lightning_maml.rl.policies import CategoricalPolicy, GaussianPolicy, Policy
 from lightning_maml.rl.tasks import EnvironmentTasks
 
-__all__ = [
-    "PPO",
-    "TRPO",
-    "AdaptedPolicies",
-    "Advantages",
-    "CategoricalPolicy",
-    "Collect",
-    "Collector",
-    "Environment",
-    "EnvironmentTasks",
-    "GaussianPolicy",
-    "GymnasiumTasks",
-    "MetaObjective",
-    "MetaRLModule",
-    "MetaValue",
-    "Navigation2D",
-    "PlotTrajectories",
-    "Policy",
-    "Rollouts",
-    "trajectories_figure",
-]
+__all__ = ["PPO", "TRPO", "AdaptedPolicies", "Advantages", "CategoricalPolicy", "Collect", "Collector", "Environment"]
+__all__ += ["EnvironmentTasks", "GaussianPolicy", "GymnasiumTasks", "MetaObjective", "MetaRLModule", "MetaValue"]
+__all__ += ["Navigation2D", "PlotTrajectories", "Policy", "Rollouts", "trajectories_figure"]

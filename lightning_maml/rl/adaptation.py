@@ -41,6 +41,8 @@ class MetaValue:
 @dataclass(frozen=True, eq=False)
 class MetaObjective:
     r"""A policy, an algorithm, and the losses of inner and outer loop.
+    Rothfuss et al., "ProMP", ICLR 2019; Stadie et al., "Some Considerations on Learning to Explore via
+    Meta-Reinforcement Learning", NeurIPS 2018.
 
     The expected return after adaptation, of trajectories sampled after adaptation:
 
@@ -51,13 +53,8 @@ class MetaObjective:
         policy, algorithm, estimator, outer, advantages, kl_penalty, exploration, engine: as of
             :class:`~lightning_maml.rl.MetaRLModule`.
 
-    Raises:
-        ValueError: an argument is out of range.
-        NotImplementedError: the algorithm or the engine does not exist for rollouts; the message says why.
-
-    References:
-        Rothfuss et al., "ProMP", ICLR 2019; Stadie et al., "Some Considerations on Learning to Explore via
-        Meta-Reinforcement Learning", NeurIPS 2018.
+    ValueError where an argument is out of range, NotImplementedError, which says why, where the algorithm or the engine
+    does not exist for rollouts.
     """
 
     policy: Policy
@@ -146,8 +143,7 @@ class MetaObjective:
         Args:
             rollouts: of the parameters before each inner step of training, and after the last: as of :meth:`adapt`.
 
-        Raises:
-            ValueError: there is another number of them, or ``exploration`` has a single task to compare.
+        ValueError where there is another number of them, or ``exploration`` has a single task to compare.
         """
         if len(rollouts) != self.training_steps + 1:
             raise ValueError(
@@ -191,10 +187,8 @@ class MetaObjective:
     def fused(self, rollouts: Rollouts, few: bool = False) -> PolicyGradient | None:
         """What computes the inner gradients of these tasks on the engine ``"fused"``, or None on another one.
 
-        ``few`` says so however few tasks there are, which ``"auto"`` runs on ``"batched"``.
-
-        Raises:
-            NotImplementedError: the engine was asked for and cannot run this; the message says why.
+        ``few`` says so however few tasks there are, which ``"auto"`` runs on ``"batched"``. NotImplementedError, which
+        says why, where the engine was asked for and cannot run this.
         """
         operator, asked = self._fused, self.engine_name == "fused"
         if isinstance(operator, str) or not (asked or self.engine_name == "auto"):

@@ -18,8 +18,7 @@ class Advantages:
         baseline: subtract :func:`linear_feature_baseline`; without it the values are 0.
         normalize: to mean 0 and deviation 1 over the time steps of each task that happened.
 
-    Raises:
-        ValueError: an argument is out of range.
+    ValueError where an argument is out of range.
     """
 
     discount: float = 0.99
@@ -61,12 +60,10 @@ def discounted_returns(rewards: Tensor, discount: float) -> Tensor:
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, gae_lambda: float) -> Tensor:
     r"""Generalised advantages, all ``[T, N, H]``; after the last time step nothing more is expected.
+    Schulman, Moritz, Levine, Jordan, Abbeel, "High-Dimensional Continuous Control Using Generalized Advantage
+    Estimation", ICLR 2016.
 
     .. math:: A_t = \sum_{k \ge 0} (\gamma \lambda)^k \delta_{t+k}, \quad \delta_t = r_t + \gamma V_{t+1} - V_t
-
-    Reference:
-        Schulman, Moritz, Levine, Jordan, Abbeel, "High-Dimensional Continuous Control Using Generalized Advantage
-        Estimation", ICLR 2016.
     """
     values = values * mask
     following = torch.cat([values[..., 1:], torch.zeros_like(values[..., :1])], -1)
@@ -75,13 +72,11 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, gae_lamb
 
 def linear_feature_baseline(rollouts: Rollouts, returns: Tensor) -> Tensor:
     """The values ``[T, N, H]`` of a least-squares fit to ``returns [T, N, H]``, one fit for each task.
+    Duan, Chen, Houthooft, Schulman, Abbeel, "Benchmarking Deep Reinforcement Learning for Continuous
+    Control", ICML 2016.
 
     Features are the observation, clipped to 10 as in rllab, its square, the time ``t = step / 100``, its square and
     cube, and 1, with a ridge of 1e-5, solved in float64.
-
-    Reference:
-        Duan, Chen, Houthooft, Schulman, Abbeel, "Benchmarking Deep Reinforcement Learning for Continuous Control",
-        ICML 2016.
     """
     tasks, trajectories, horizon = returns.shape
     seen = rollouts.observations.double().clamp(-10, 10)

@@ -49,10 +49,8 @@ class Environment(ABC):
 class Rollouts:
     """``N`` trajectories of up to ``H`` time steps in each of ``T`` tasks, and what the policy held of them then.
 
-    A trajectory that ends early is padded: ``mask`` is 0 there, and so are rewards and advantages.
-
-    Raises:
-        ValueError: the tensors do not fit each other.
+    A trajectory that ends early is padded: ``mask`` is 0 there, and so are rewards and advantages. ValueError where the
+    tensors do not fit each other.
     """
 
     observations: Tensor
@@ -80,11 +78,9 @@ class Rollouts:
                 )
 
     def __len__(self) -> int:
-        """The number of tasks."""
         return len(self.rewards)
 
     def __getitem__(self, tasks: slice) -> Rollouts:
-        """The rollouts of some of the tasks."""
         return Rollouts(*(getattr(self, field.name)[tasks] for field in fields(self)))
 
     @property
@@ -104,7 +100,7 @@ has reached, and after how many inner steps, in place of fixed tensors."""
 
 @dataclass(frozen=True, eq=False)
 class Collector:
-    """A :data:`Collect` that runs a policy in an environment.
+    """A :data:`Collect` that runs a policy in an environment; ValueError where these do not fit each other.
 
     Args:
         environment: where.
@@ -112,9 +108,6 @@ class Collector:
         tasks: what tells the tasks apart, ``[T, G]``.
         trajectories: ``N``, of each task and inner step.
         constants: the policy's parameters and buffers that do not adapt, ``{name: [*shape]}``.
-
-    Raises:
-        ValueError: policy and environment do not fit each other.
     """
 
     environment: Environment

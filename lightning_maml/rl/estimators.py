@@ -18,11 +18,9 @@ Estimator = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def lvc(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
     r"""Low variance curvature: :math:`-\tfrac1H \sum_t \frac{\pi_\phi(a_t|s_t)}{\pi_{old}(a_t|s_t)} A_t`.
+    Rothfuss, Lee, Clavera, Asfour, Abbeel, "ProMP: Proximal Meta-Policy Search", ICLR 2019, equation 11.
 
     Its expected Hessian lacks the products of different time steps, and is exact at horizon 1; its variance is low.
-
-    Reference:
-        Rothfuss, Lee, Clavera, Asfour, Abbeel, "ProMP: Proximal Meta-Policy Search", ICLR 2019, equation 11.
     """
     return mean_loss((log_probs - old_log_probs).exp() * advantages, mask)
 
@@ -30,13 +28,11 @@ def lvc(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tens
 def loaded_dice(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
     r"""Loaded DiCE, exact to every order: :math:`-\tfrac1H \sum_t (\rho_{\le t} - \rho_{<t}) A_t`, with
     :math:`\rho_{\le t} = \prod_{u \le t} \pi_\phi(a_u|s_u) / \pi_{old}(a_u|s_u)`.
+    Farquhar, Whiteson, Foerster, "Loaded DiCE: Trading off Bias and Variance in Any-Order Score Function Estimators for
+    Reinforcement Learning", NeurIPS 2019.
 
     The products run over whole trajectories: after several outer steps on the same rollouts they spread widely,
     and their variance grows with the horizon.
-
-    Reference:
-        Farquhar, Whiteson, Foerster, "Loaded DiCE: Trading off Bias and Variance in Any-Order Score Function Estimators
-        for Reinforcement Learning", NeurIPS 2019.
     """
     ratios = (log_probs - old_log_probs) * mask
     before = ratios.cumsum(-1) - ratios
@@ -45,13 +41,11 @@ def loaded_dice(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, ma
 
 def maml(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
     r"""The original's surrogate, :math:`-\tfrac1H \sum_t \log \pi_\phi(a_t|s_t) A_t`.
+    Finn, Abbeel, Levine, ICML 2017, equation 4, with automatic differentiation.
 
     Its expected Hessian is :math:`-\tfrac1H \mathbb E \sum_t A_t \nabla^2 \log \pi`, which lacks every product of
     gradients. Of a softmax over linear logits it is 0 once the baseline is right: there :math:`\nabla^2 \log \pi`
     depends on the state alone, and the advantages of a state have mean 0.
-
-    Reference:
-        Finn, Abbeel, Levine, ICML 2017, equation 4, with automatic differentiation.
     """
     return mean_loss(log_probs * advantages, mask)
 

@@ -23,9 +23,8 @@ class GymnasiumTasks(Environment):
         name: of the environment, as ``"lightning_maml/HalfCheetahGoalVel-v0"``.
         horizon: H, the most time steps; None for the environment's own limit.
 
-    Raises:
-        ImportError: gymnasium or what the environment needs is not installed.
-        ValueError: the environment has no goals, or no limit, or spaces of another kind.
+    ImportError where gymnasium or what the environment needs is not installed, ValueError where the environment has no
+    goals, or no limit, or spaces of another kind.
     """
 
     def __init__(self, name: str, horizon: int | None = None) -> None:
@@ -77,7 +76,6 @@ class GymnasiumTasks(Environment):
         return None, self._tensor(seen, tasks, trajectories)
 
     def step(self, tasks: Tensor, state: None, actions: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
-        """See :class:`~lightning_maml.rl.Environment`."""
         flat = actions.flatten(0, 1).cpu().numpy()
         if not self.discrete:
             flat = np.clip(flat, self._actions.low, self._actions.high).astype(self._actions.dtype)

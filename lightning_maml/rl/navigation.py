@@ -9,22 +9,18 @@ from lightning_maml.rl.environments import Environment
 
 class Navigation2D(Environment):
     """2D navigation: a point starts at (0, 0) and moves to a goal of its task, by rewards alone.
+    Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", ICML 2017, 5.3.
 
     Observations are its place (x, y), and never the goal; actions are clipped to [-1, 1] and scaled to [-0.1, 0.1];
     the reward is minus the distance to the goal, after the move; a trajectory ends within 0.01 of it in both
-    coordinates, or after ``horizon`` steps. Goals are uniform in the square [-spread, spread]².
+    coordinates, or after ``horizon`` steps. Goals are uniform in the square [-spread, spread]². ValueError where an
+    argument is out of range.
 
     This is what the original code does: the paper's text says squared distance, its stored trajectories say distance.
 
     Args:
         horizon: H.
         spread: half the side of the goals' square.
-
-    Raises:
-        ValueError: an argument is out of range.
-
-    Reference:
-        Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", ICML 2017, 5.3.
 
     Example:
         >>> environment = Navigation2D()
@@ -53,7 +49,6 @@ class Navigation2D(Environment):
         return place, place
 
     def step(self, tasks: Tensor, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """See :class:`~lightning_maml.rl.Environment`."""
         place = state + 0.1 * actions.clamp(-1, 1)
         offset = place - tasks.unsqueeze(1)
         return place, place, -offset.norm(dim=-1), (offset.abs() < 0.01).all(-1)

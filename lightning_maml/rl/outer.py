@@ -24,6 +24,7 @@ class Outer(Protocol):
 @dataclass(frozen=True)
 class PPO:
     r"""Proximal policy optimisation: several steps of any optimiser on the clipped surrogate.
+    Schulman, Wolski, Dhariwal, Radford, Klimov, "Proximal Policy Optimization Algorithms", 2017, equation 7.
 
     .. math:: -\tfrac1H \sum_t \min\big(r_t A_t, \operatorname{clip}(r_t, 1 - \epsilon, 1 + \epsilon) A_t\big),
               \quad r_t = \pi_\phi(a_t|s_t) / \pi_{old}(a_t|s_t)
@@ -32,11 +33,7 @@ class PPO:
         clip: epsilon.
         epochs: outer steps with the same rollouts; each adapts anew from the meta-parameters it starts at.
 
-    Raises:
-        ValueError: an argument is out of range.
-
-    Reference:
-        Schulman, Wolski, Dhariwal, Radford, Klimov, "Proximal Policy Optimization Algorithms", 2017, equation 7.
+    ValueError where an argument is out of range.
     """
 
     clip: float = 0.2
@@ -47,7 +44,6 @@ class PPO:
         check_whole(1, epochs=self.epochs)
 
     def loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-        """See :class:`Outer`."""
         ratios = (log_probs - old_log_probs).exp()
         clipped = ratios.clamp(1 - self.clip, 1 + self.clip)
         return mean_loss(torch.minimum(ratios * advantages, clipped * advantages), mask)
@@ -56,6 +52,7 @@ class PPO:
 @dataclass(frozen=True)
 class TRPO:
     r"""Trust region policy optimisation: one natural-gradient step, as long as the mean divergence allows.
+    Schulman, Levine, Moritz, Jordan, Abbeel, "Trust Region Policy Optimization", ICML 2015.
 
     The direction solves :math:`(F + \text{damping}) x = -g` by conjugate gradients, ``F`` the Hessian of the mean
     :math:`KL(\pi_{old} \| \pi_\phi)` of the policies *after* adaptation; its length is
@@ -68,11 +65,7 @@ class TRPO:
         damping: added to the diagonal.
         backtracks, shrink: how often a step is shortened at most, and by what factor.
 
-    Raises:
-        ValueError: an argument is out of range.
-
-    Reference:
-        Schulman, Levine, Moritz, Jordan, Abbeel, "Trust Region Policy Optimization", ICML 2015.
+    ValueError where an argument is out of range.
     """
 
     epochs: ClassVar[int] = 1  # where the line search ends, at the trust region's border, old rollouts serve no more

@@ -24,9 +24,7 @@ def trajectories_figure(goals: Tensor, rollouts: Sequence[Rollouts], trajectorie
         rollouts: before and after each inner step, of observations ``[T, N, H, 2]`` that are places.
         trajectories: how many of each task and step are shown.
 
-    Raises:
-        ImportError: plotly is not installed.
-        ValueError: goals or observations are not places in the plane.
+    ImportError where plotly is not installed, ValueError where goals or observations are no places in the plane.
     """
     try:
         from plotly.subplots import make_subplots
@@ -67,10 +65,7 @@ class PlotTrajectories(Callback):
     ``report``, and an environment whose observations are places in the plane.
 
     Args:
-        tasks: how many are shown.
-
-    Raises:
-        ValueError: ``tasks`` is not positive.
+        tasks: how many are shown, 1 or more.
     """
 
     def __init__(self, tasks: int = 4) -> None:

@@ -67,7 +67,8 @@ class GaussianPolicy(Policy):
     .. math:: a \sim \mathcal N\big(\mu_\phi(s), \operatorname{diag}(e^{2 \log\sigma})\big)
 
     ``log_std`` does not depend on the state, and adapts like any other parameter, or stays as it is. Outputs are the
-    mean and then ``log_std``: ``P = 2 A``. Actions are not bounded; environments clip them.
+    mean and then ``log_std``: ``P = 2 A``. Actions are not bounded; environments clip them. ValueError where an
+    argument is out of range.
 
     Args:
         observation_size, action_size: O and A.
@@ -75,9 +76,6 @@ class GaussianPolicy(Policy):
         activation: as of :class:`~lightning_maml.networks.MLP`.
         init_std: the deviation at the start.
         learn_std: whether it is learned, and adapts; if not, it stays.
-
-    Raises:
-        ValueError: an argument is out of range.
 
     Example:
         >>> policy = GaussianPolicy(2, 2, hidden=[8])
@@ -129,8 +127,7 @@ class CategoricalPolicy(Policy):
         hidden: width of each hidden layer; an empty sequence makes the logits linear in the observation.
         activation: as of :class:`~lightning_maml.networks.MLP`.
 
-    Raises:
-        ValueError: an argument is out of range.
+    ValueError where an argument is out of range.
 
     Example:
         >>> policy = CategoricalPolicy(3, 4, hidden=[])

@@ -12,14 +12,9 @@ from lightning_maml.rl.environments import Environment
 class EnvironmentTasks(TaskStream):
     """Tasks of an environment for any :class:`~lightning.pytorch.Trainer`: batches ``[T, G]`` of goals or the like.
 
-    All but ``environment`` is as of :class:`~lightning_maml.data.TaskStream`: the other arguments, seeds, processes,
-    resuming, and the fixed lists of validation and test.
-
-    Args:
-        environment: whose tasks.
-
-    Raises:
-        ValueError: a number is out of range.
+    All but ``environment``, whose tasks these are, is as of :class:`~lightning_maml.data.TaskStream`: the other
+    arguments, seeds, processes, resuming, and the fixed lists of validation and test. ValueError where a number is out
+    of range.
 
     Example:
         >>> from lightning_maml.rl import Navigation2D

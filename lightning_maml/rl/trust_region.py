@@ -20,15 +20,13 @@ def trust_region_step(
     """What TRPO adds to each of ``objective.leaves``, and loss and mean divergence after it, scalars.
 
     Zeros where no step along the natural gradient makes the loss smaller within the trust region. The Hessian of the
-    divergence is taken through the adaptation, exactly: all tasks' graphs are held at once.
+    divergence is taken through the adaptation, exactly: all tasks' graphs are held at once. ValueError where the
+    objective has something else outside, or its gradient is not finite.
 
     Args:
         objective: with :class:`~lightning_maml.rl.TRPO` outside.
         rollouts: before each inner step and after the last.
         mean: of a tensor over all processes.
-
-    Raises:
-        ValueError: the objective has something else outside, or its gradient is not finite.
     """
     outer = objective.outer
     if not isinstance(outer, TRPO):

@@ -1,13 +1,11 @@
 """The last checkpoint: it holds where training is, whatever ends it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
@@ -18,9 +16,6 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_maml.saving.files import keep_previous
 from lightning_maml.saving.lock import ELSEWHERE, FolderInUseError, FolderLock
-
-if TYPE_CHECKING:
-    from lightning_maml.saving.best import BestCheckpoint
 
 NAME = "last.ckpt"
 
@@ -33,8 +28,9 @@ class LastCheckpoint(Checkpoint):
     Of several processes a signal to any ends all, at the same step: the module carries the word from one to another,
     where Lightning's own handler would send messages from within the signal.
 
-    A :class:`BestCheckpoint` makes one for its folder, which then belongs to this run (:class:`FolderLock`). Where the
-    trainer has other checkpoint callbacks, the module adds one that saves on signals alone.
+    A :class:`~lightning_maml.saving.BestCheckpoint` makes one for its folder, which then belongs to this run
+    (:class:`FolderLock`). Where the trainer has other checkpoint callbacks, the module adds one that saves on signals
+    alone.
 
     Args:
         best: whose folder it is; None for that of the trainer's ``ModelCheckpoint``, without a lock.
@@ -46,7 +42,7 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(
         self,
-        best: BestCheckpoint | None = None,
+        best: ModelCheckpoint | None = None,
         every_n_train_steps: int | None = None,
         seconds: float | None = None,
         on_exception: bool = False,

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
 from typing import Literal
@@ -31,9 +31,7 @@ def in_class_orders(tasks: TaskBatch, number: ClassOrders) -> list[TaskBatch]:
 
     The others are drawn by a seed made of a task's support set: a task has the same ones in every batch and run. Where
     ``number`` is ``"all"``, or more than there are, it is all orders of the classes, 0 up to the greatest label.
-
-    Raises:
-        ValueError: targets are no class labels, or ``"all"`` are more than 5,040.
+    ValueError where targets are no class labels, or ``"all"`` are more than 5,040.
 
     Example:
         >>> x, labels = torch.zeros(1, 3, 2), torch.tensor([[0, 1, 2]])
@@ -73,16 +71,9 @@ def _drawn(task: TaskBatch, classes: int, number: int) -> Tensor:
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     generator = torch.Generator().manual_seed(int.from_bytes(digest.digest()) % 2**63)
     found = {tuple(range(classes)): None}  # in the order in which they are drawn
-    for order in _shuffled(classes, generator):
-        if len(found) == number:
-            break
-        found[order] = None
+    while len(found) < number:
+        found[tuple(torch.randperm(classes, generator=generator).tolist())] = None
     return torch.tensor([*found])
-
-
-def _shuffled(classes: int, generator: torch.Generator) -> Iterator[tuple[int, ...]]:
-    while True:
-        yield tuple(torch.randperm(classes, generator=generator).tolist())
 
 
 def _relabelled(tasks: TaskBatch, order: Tensor) -> TaskBatch:

@@ -339,7 +339,7 @@ class MetaModule(MetaTraining):
         orders = f", each in {self.class_orders} orders of its classes" if self.class_orders > 1 else ""
         return super()._tested(intervals) + orders + (", with safeguard" if self.safeguard else "")
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor | list[Tensor]:
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor | list[Any]:
         """Adapts to each task's support set and predicts its query rows: ``[T, Nq, ...]``.
 
         ``batch`` is a :class:`TaskBatch`, whose query targets are not used, or a tuple ``(support_inputs,
@@ -347,10 +347,7 @@ class MetaModule(MetaTraining):
         predictions of each group, in a list. The module's own weights stay as they are.
         """
         if isinstance(batch, UnequalTasks):
-            return [self._predicted(group) for group in batch.groups]
-        return self._predicted(batch)
-
-    def _predicted(self, batch: Any) -> Tensor:
+            return [self.predict_step(group, batch_idx) for group in batch.groups]
         if _are_sets(batch, 3):
             inputs, targets, query_inputs = _as_sets(batch)
         else:

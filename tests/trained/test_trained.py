@@ -10,14 +10,11 @@ from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 
 from benchmarks.ship import predicted
-from conftest import REAL_IMAGES
 from lightning_maml import from_pretrained
 from lightning_maml.cli.reproduction import FIELDS
 from lightning_maml.data import CIFARFSTasks
 from lightning_maml.saving.weights import sha256_of
 from lightning_maml.trained import card, names, path_of
-
-CIFAR_FS = REAL_IMAGES / "cifar_fs"
 
 
 def test_some_ship():
@@ -39,13 +36,12 @@ def test_predicts_what_it_did(name):
     torch.testing.assert_close(found["predictions"], stored["predictions"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(not CIFAR_FS.exists(), reason="needs CIFAR-FS")
 @pytest.mark.parametrize("name", names())
-def test_reaches_the_accuracy_of_its_card(name):
+def test_reaches_the_accuracy_of_its_card(name, cifar100_root):
     module, said = from_pretrained(name), card(name)
     shots = 5 if name.endswith("5s") else 1
     data = CIFARFSTasks(
-        root=CIFAR_FS, ways=said["ways"], shots=shots, queries=said["test_queries"], test_tasks=said["test_tasks"]
+        root=cifar100_root, ways=said["ways"], shots=shots, queries=said["test_queries"], test_tasks=said["test_tasks"]
     )
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     (found,) = trainer.test(module, datamodule=data, verbose=False)
