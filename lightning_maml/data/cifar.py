@@ -3,7 +3,7 @@
 import hashlib
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -45,10 +45,7 @@ class CIFAR100Tasks(NaturalTasks):
     """
 
     benchmark: Literal["cifar_fs", "fc100"]
-
-    def __init__(self, root: str | Path, *options: Any, download: bool = False, **more: Any) -> None:
-        super().__init__(root, *options, **more)
-        self.download = download
+    has_archive = True
 
     @cached_property
     def data(self) -> Labelled:

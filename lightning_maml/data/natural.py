@@ -1,6 +1,7 @@
 """What the streams of natural images share: their options, and the splits by class that their papers published."""
 
 from pathlib import Path
+from typing import ClassVar
 
 from lightning_maml.data.augmentation import Augmentation
 from lightning_maml.data.class_tasks import ClassTasks
@@ -27,12 +28,15 @@ class NaturalTasks(ClassTasks):
         test_ways: classes of a validation or test task; None for ``ways``.
         test_shots: support images of each class in validation and test; None for ``shots``.
         test_queries: query images of each class in validation and test; None for ``queries``.
+        download: fetch the images into ``root`` where they are not there, of data that have an official archive.
 
     Raises:
-        ValueError: a number is out of range; when the images are first needed, that a file is damaged, or that classes
-            or images are too few for such tasks.
+        ValueError: a number is out of range, or there is nothing to ``download`` from; when the images are first
+            needed, that a file is damaged, or that classes or images are too few for such tasks.
         FileNotFoundError: a file is not there; when the images are first needed.
     """
+
+    has_archive: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -51,11 +55,14 @@ class NaturalTasks(ClassTasks):
         test_shots: int | None = None,
         test_queries: int | None = None,
         seed: int = 0,
+        download: bool = False,
     ) -> None:
+        if download and not self.has_archive:
+            raise ValueError(f"Expected `download` to be False, as {type(self).__name__} has no official archive.")
         super().__init__(tasks_per_batch, batches_per_epoch, val_tasks, test_tasks, seed)
         self.sizes = sizes_of_stages(ways=(ways, test_ways), shots=(shots, test_shots), queries=(queries, test_queries))
         self.augmentation = Augmentation(flips, crops, jitter)
-        self.root = Path(root).expanduser()
+        self.root, self.download = Path(root).expanduser(), download
         self.where = str(self.root)
 
     def prepare_data(self) -> None:

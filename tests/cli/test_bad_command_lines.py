@@ -286,7 +286,7 @@ WHOLE = {
     "reproduce list.yaml": "list.yaml to be a configuration of sections but got list",
     "reproduce open.yaml": "expected ',' or ']'",
     "reproduce garbage": "it is no text in UTF-8 (byte 128 is 0x80)",
-    "reproduce empty.yaml": "empty.yaml to say `trainer.max_steps` and `data.init_args`",
+    "reproduce empty.yaml": "empty.yaml to say `trainer.max_steps`",
 }
 
 TRAINED = {  # of each of validate, test and predict

@@ -464,3 +464,10 @@ def test_missing_data_say_what_was_looked_for(little: Path, stream: Any, parts: 
     with pytest.raises(FileNotFoundError) as raised:
         stream(little).setup("fit")
     assert all(part in str(raised.value) for part in [str(little), "train_a.npz", *parts])
+
+
+def test_what_has_no_archive_is_not_downloaded(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="Expected `download` to be False, as MiniImagenetTasks has no official archive"
+    ):
+        mini_imagenet(tmp_path, download=True)

@@ -132,10 +132,9 @@ def test_limits_are_pythons(monkeypatch, tmp_path):
 
 def test_what_python_has_no_case_for_is_refused():
     arguments = perceptrons.operands([3, 4, 2], "mse")
-    kind = {"widths": [3, 4, 2], "activation": "tanh", "order": 2}
     logits = torch.zeros(1, 2, 3)
     for unknown in (
-        partial(mlp_formula.mlp_adapt, *arguments, loss="hinge", **kind),
+        partial(mlp_formula.mlp_adapt, *arguments, [3, 4, 2], "tanh", "hinge", 2),
         partial(recursion.adapt, *arguments, kind=([3, 4, 2], "tanh", "hinge", 2, False)),
         partial(recursion._losses, logits, logits, "hinge"),
         partial(recursion._delta_tangent, logits, logits, "hinge", logits),
