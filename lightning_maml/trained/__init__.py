@@ -23,6 +23,7 @@ def from_pretrained(name: str) -> MetaModule:
         ValueError: no weights of this name ship with the package; it says which do.
 
     Example:
+        >>> import torch
         >>> from lightning_maml import adapt
         >>> module = from_pretrained("cifar_fs_5w1s")
         >>> images, labels = torch.rand(1, 5, 3, 32, 32), torch.arange(5)[None]  # one task: [T, N, C, H, W], [T, N]

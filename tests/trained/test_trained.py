@@ -37,13 +37,14 @@ def test_predicts_what_it_did(name):
 
 
 @pytest.mark.parametrize("name", names())
-def test_reaches_the_accuracy_of_its_card(name, cifar100_root):
+def test_reaches_the_accuracy_of_its_card(name, cifar100_root, tmp_path):
     module, said = from_pretrained(name), card(name)
     shots = 5 if name.endswith("5s") else 1
     data = CIFARFSTasks(
         root=cifar100_root, ways=said["ways"], shots=shots, queries=said["test_queries"], test_tasks=said["test_tasks"]
     )
-    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, **quiet)
     (found,) = trainer.test(module, datamodule=data, verbose=False)
     for result in said["results"]:
         step = f"test/{result['value']}_step_{result['inner_steps']}"
