@@ -29,6 +29,7 @@ if "OMP_NUM_THREADS" not in os.environ:
 LONGEST = (
     "tests/cli/test_cli.py",
     "tests/test_benchmarks.py",
+    "tests/cli/test_configurations.py",
     "tests/meta_gradient/test_meta_gradients.py",
     "tests/cli/test_bad_command_lines.py",
     "tests/saving/test_before.py",
