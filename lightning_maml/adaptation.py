@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
-from lightning_maml.engine import Engine, MetaOutput, Problem, run_on
+from lightning_maml.engine import Engine, MetaOutput, Problem, in_a_row, run_on
 from lightning_maml.engine.base import autocast_on
 from lightning_maml.engine.divergence import bad_tasks, diverged, warning_of_divergence
 from lightning_maml.engine.functional.statistics import batch_norm_mode, training_is
 from lightning_maml.engine.functional.stored import detach_from_mode, say_once
+from lightning_maml.engine.fused.in_a_row import InARow
 from lightning_maml.engine.misfits import misfit
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import Loss, query_task_loss, task_loss
-from lightning_maml.tasks import Inputs, TaskBatch, UnequalTasks, map_inputs
+from lightning_maml.tasks import Inputs, TaskBatch, UnequalTasks, map_inputs, tensors_in
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -133,15 +134,46 @@ def meta_loss(
         >>> network.weight.grad.shape, output.support_losses.shape
         (torch.Size([1, 1]), torch.Size([4, 3]))
     """
+    return meta_loss_of(Problem(network, algorithm, task_loss(loss), query_task_loss(query_loss)), tasks, engine)
+
+
+def meta_loss_of(problem: Problem, tasks: TaskBatch, engine: str | Engine = "auto") -> MetaOutput:
+    """:func:`meta_loss` of a problem, which may be that of a meta-batch before."""
     if not torch.is_grad_enabled():
         raise RuntimeError("Expected gradients to be enabled for `meta_loss`; where they are not, use `evaluate`.")
     _check_tasks(tasks)
-    weighted = tasks.task_weights is not None
-    problem = Problem(network, algorithm, task_loss(loss), query_task_loss(query_loss), weighted=weighted)
+    problem = problem.with_weights(tasks.task_weights is not None)
     _check_data(problem, [*tasks.named()])
     sets = tasks.sets
     with _running(problem, *sets):
         return run_on(engine, problem, sets, lambda chosen: chosen.meta_loss(problem, tasks))[1]
+
+
+def in_a_row_of(problem: Problem, batches: Sequence[TaskBatch], engine: str | Engine) -> InARow | None:
+    """What takes the :func:`meta_loss` of these meta-batches in turn, if an engine has more for many than for one."""
+    if any(batch.task_weights is not None or not _alike(batch, batches[0]) for batch in batches):
+        return None
+    if any(not value.is_cpu for value in (next(iter(problem.names.values())), *tensors_in(*batches[0].sets))):
+        return None
+    if (found := in_a_row(engine, problem, batches[0])) is not None:
+        floats = [value for batch in batches for value in tensors_in(*batch.sets) if value.is_floating_point()]
+        if not math.isfinite(torch.stack(torch._foreach_norm(floats, 1)).sum().item()):
+            for batch in batches:  # unless a sum of finite numbers overflowed
+                _check_data(problem, [*batch.named()])
+    return found
+
+
+def _alike(one: TaskBatch, other: TaskBatch) -> bool:
+    """Whether an engine that runs one meta-batch runs another, as far as their tensors decide."""
+    pairs = zip(tensors_in(*one.sets), tensors_in(*other.sets), strict=True)
+    return all(
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and a.device == b.device
+        and type(a) is type(b)
+        and a.requires_grad == b.requires_grad
+        for a, b in pairs
+    )
 
 
 def adapt(

@@ -105,6 +105,8 @@ class TaskBatch:
     task_weights: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if self._fits():
+            return
         if type(self.support_inputs) is not Tensor or type(self.query_inputs) is not Tensor:
             self._check_structures()
         for name, value in self._named_sets():
@@ -127,6 +129,24 @@ class TaskBatch:
                     raise ValueError(f"Expected as many {part} targets as {name} in each task but got {rows}.")
         if self.task_weights is not None:
             self._check_weights(self.task_weights)
+
+    def _fits(self) -> bool:
+        """Whether all is well, of tensors alone: streams make thousands of batches in a second."""
+        if self.task_weights is not None:
+            return False
+        shapes = []
+        for value in (self.support_inputs, self.support_targets, self.query_inputs, self.query_targets):
+            if type(value) is not Tensor or len(shape := value.shape) < 2:
+                return False
+            shapes.append(shape)
+        (tasks, rows, *_), support, asked, query = shapes
+        return (
+            tasks > 0 < rows
+            and support[:2] == (tasks, rows)
+            and query[0] == tasks
+            and query[1] > 0
+            and asked[:2] == query[:2]
+        )
 
     def _check_structures(self) -> None:
         for name, inputs in (("support_inputs", self.support_inputs), ("query_inputs", self.query_inputs)):

@@ -57,12 +57,14 @@ class SinusoidTasks(TaskStream):
         """Amplitudes ``[T, 1, 1]``, phases ``[T, 1, 1]`` and inputs ``[T, Ns + Nq, 1]``."""
         intervals = ((1, self.amplitude), (1, self.phase), (sum(self.sizes[stage].values()), self.inputs))
         return tuple(
-            low + (high - low) * torch.rand(tasks, rows, 1, generator=generator) for rows, (low, high) in intervals
+            torch.rand(tasks, rows, 1, generator=generator).mul_(high - low).add_(low)
+            for rows, (low, high) in intervals
         )
 
     def build(self, stage: Stage, drawn: tuple[Tensor, ...], device: torch.device) -> TaskBatch:
         """Inputs and targets ``[T, N, 1]``."""
         amplitude, phase, inputs = (part.to(device) for part in drawn)
-        targets = amplitude * torch.sin(inputs - phase)
-        shots = self.sizes[stage]["shots"]
-        return TaskBatch(inputs[:, :shots], targets[:, :shots], inputs[:, shots:], targets[:, shots:])
+        targets = (inputs - phase).sin_().mul_(amplitude)
+        sizes = [*self.sizes[stage].values()]
+        (support, query), (of_support, of_query) = inputs.split(sizes, 1), targets.split(sizes, 1)
+        return TaskBatch(support, of_support, query, of_query)

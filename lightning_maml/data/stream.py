@@ -120,7 +120,9 @@ class TaskStream(LightningDataModule):
                 raise ValueError(f"Expected `position` to be 0 or more but got {position}.")
             start, stop = _share(self.tasks_per_batch, rank, world_size)
             drawn = self.draw(stage, self.tasks_per_batch, self._generator(stage, position))
-            return self.build(stage, tuple(part[start:stop] for part in drawn), torch.device(device))
+            if world_size > 1:
+                drawn = tuple(part[start:stop] for part in drawn)
+            return self.build(stage, drawn, torch.device(device))
         check_one_of(("train", "val", "test"), stage=stage)
         tasks = self.val_tasks if stage == "val" else self.test_tasks
         batches = range(0, tasks, self.tasks_per_batch)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -19,24 +19,33 @@ from lightning_maml.tasks import Inputs, Set, TaskBatch, tensors_in
 
 
 @dataclass(frozen=True, eq=False)
-class MetaOutput:
-    """One meta-batch: its losses, and the meta-gradient waiting in ``surrogate``."""
+class LossAndGradient:
+    """The meta-gradient of a mean query loss, waiting in ``surrogate``."""
 
     loss: Tensor
     """Scalar: the mean query loss over the tasks, by their weights where they have any, detached, for logging."""
-    surrogate: Tensor
-    """Scalar whose ``.backward()`` leaves the meta-gradient in the parameters' ``.grad``."""
+    gradients: Sequence[Tensor]
+    """The meta-gradient, one tensor for each of ``leaves``."""
+    leaves: Sequence[Tensor]
+    """Every tensor that gets a meta-gradient, see :meth:`Problem.leaves`."""
+
+    @cached_property
+    def surrogate(self) -> Tensor:
+        """Scalar of the value of ``loss`` whose ``.backward()`` adds the meta-gradient to the leaves' ``.grad``."""
+        with torch.enable_grad():
+            return attach(self.loss, self.gradients, self.leaves)
+
+
+@dataclass(frozen=True, eq=False)
+class MetaOutput(LossAndGradient):
+    """One meta-batch: its losses, and its meta-gradient."""
+
     task_losses: Tensor
     """``[T]``, detached: each task's query loss after adaptation."""
     predictions: Tensor
     """``[T, Nq, ...]``, detached."""
     support_losses: Tensor
     """``[T, steps + 1]``, detached: before each inner step and after the last."""
-
-    @property
-    def gradients(self) -> tuple[Tensor, ...]:
-        """The meta-gradient as ``surrogate`` holds it: one tensor for each of :meth:`Problem.leaves`."""
-        return attached(self.surrogate)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +183,12 @@ class Problem:
             [("task weights", True)] if self.weighted else [],
         )
 
+    def with_weights(self, weighted: bool) -> "Problem":
+        """The same problem of tasks that have weights, or have none."""
+        if weighted == self.weighted:
+            return self
+        return self.memo.get("other") or self.memo.setdefault("other", replace(self, weighted=weighted))
+
     @property
     def fingerprint(self) -> tuple[object, ...]:
         """What its network and loss compute by, but for tensors' values."""
@@ -183,11 +198,18 @@ class Problem:
         losses = [(type(loss), loss.function) for loss in (self.loss, self.judge)]
         return *losses, cast, *map(fingerprint, self.modules)
 
-    def leaves(self, *sets: Set) -> list[Tensor]:
+    @cached_property
+    def own_leaves(self) -> list[Tensor]:
         """Every tensor that gets a meta-gradient: parameters, learned rates, and whatever else asks for one."""
         held = (*tensors_of(self.algorithm.holders), *self.held_by_losses)
-        every = {id(value): value for value in (*self.parameters.values(), *held, *tensors_in(*sets))}
+        every = {id(value): value for value in (*self.parameters.values(), *held)}
         return [value for value in every.values() if value.requires_grad]
+
+    def leaves(self, *sets: Set) -> list[Tensor]:
+        """:attr:`own_leaves`, and those of the tasks' tensors that ask for a gradient."""
+        known = {id(value) for value in self.own_leaves}
+        asking = {id(value): value for value in tensors_in(*sets) if value.requires_grad}
+        return [*self.own_leaves, *(value for key, value in asking.items() if key not in known)]
 
 
 def autocast_on(device: torch.device) -> bool:
@@ -243,19 +265,14 @@ class _Attach(torch.autograd.Function):
         return None, None, *torch._foreach_mul(ctx.saved_tensors, upstream)
 
 
-def attached(surrogate: Tensor) -> tuple[Tensor, ...]:
-    """The gradients that :func:`attach` put behind a ``surrogate``; TypeError where it did not make it."""
-    holder: Any = surrogate.grad_fn
-    if not isinstance(holder, torch.autograd.function.BackwardCFunction):
-        raise TypeError(f"Expected a `surrogate` that `attach` made but got one of {type(holder).__name__}.")
-    return holder.saved_tensors
+def in_layout(gradients: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients in their leaves' own layout, which DDP's buffers have: it copies others, and warns."""
+    return [
+        gradient if gradient.stride() == leaf.stride() else torch.empty_like(leaf).copy_(gradient)
+        for gradient, leaf in zip(gradients, leaves, strict=True)
+    ]
 
 
 def attach(loss: Tensor, gradients: Sequence[Tensor], leaves: Sequence[Tensor]) -> Tensor:
     """A scalar of the value of ``loss`` whose ``.backward()`` adds ``gradients`` to ``leaves``."""
-    # in the leaves' own layout, which DDP's buffers have: it copies others, and warns
-    gradients = [
-        gradient if gradient.stride() == leaf.stride() else torch.empty_like(leaf).copy_(gradient)
-        for gradient, leaf in zip(gradients, leaves, strict=True)
-    ]
-    return _Attach.apply(loss, gradients, *leaves)
+    return _Attach.apply(loss, in_layout(gradients, leaves), *leaves)

@@ -13,9 +13,10 @@ from torch import nn
 
 from lightning_maml.engine.base import Engine, Problem
 from lightning_maml.engine.fused import Fused
+from lightning_maml.engine.fused.in_a_row import InARow
 from lightning_maml.engine.generators import way_back
 from lightning_maml.engine.loops.batched import Batched, Eager
-from lightning_maml.tasks import Set
+from lightning_maml.tasks import Set, TaskBatch
 
 _NAMED: dict[str, type[Engine]] = {"eager": Eager, "batched": Batched, "fused": Fused}
 # The fused operators where they have been measured to be faster: on the CPU so far, and compiled above all.
@@ -38,6 +39,17 @@ def named_engine(engine: str | Engine) -> Engine | None:
         error = ValueError if isinstance(engine, str) else TypeError
         raise error(f"Expected `engine` to be one of {['auto', *_NAMED]} or an Engine but got {engine!r}.")
     return None if engine == "auto" else _NAMED[engine]()
+
+
+def in_a_row(engine: str | Engine, problem: Problem, tasks: TaskBatch) -> InARow | None:
+    """What runs meta-batches like this one in turn on the engine that :func:`run_on` takes; None where it has none."""
+    asked = named_engine(engine)
+    if not tasks.support_targets.is_cpu:
+        return None
+    for chosen in _ON_CPU if asked is None else (asked,):
+        if chosen.unsupported(problem, *tasks.sets) is None:
+            return chosen.in_a_row(problem, tasks) if isinstance(chosen, Fused) else None
+    return None
 
 
 def run_on(

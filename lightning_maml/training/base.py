@@ -22,6 +22,7 @@ from lightning_maml.learner import Algorithm
 from lightning_maml.metrics import Interval, TaskMean
 from lightning_maml.saving.resume import CONFIGURATION
 from lightning_maml.saving.states import check_fits, check_optimization, check_states
+from lightning_maml.training.fused_step import fuse_step
 from lightning_maml.training.results import results_table, test_results, write_json
 
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
@@ -108,6 +109,7 @@ class MetaTraining(LightningModule):
             got = f"one that returns {type(optimizer).__name__}"
             raise TypeError(f"Expected `optimizer` to be a function that returns a torch optimizer but got {got}.")
         _check_half_precision(optimizer)
+        fuse_step(optimizer)
         scheduler = None if self.scheduler is None else self.scheduler(optimizer)
         if self._resumed is not None:  # what the checkpoint has for these is loaded next
             check_optimization(self._resumed, optimizer, scheduler, self.trainer.ckpt_path)

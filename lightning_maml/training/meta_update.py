@@ -1,6 +1,7 @@
 """One meta-update's gradient from as many tasks as there are: a few at a time, and without those that diverge."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -8,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_maml.adaptation import meta_loss
+from lightning_maml.adaptation import meta_loss_of
 from lightning_maml.engine import Engine, MetaOutput, Problem
-from lightning_maml.engine.base import attach
+from lightning_maml.engine.base import LossAndGradient
 from lightning_maml.engine.divergence import bad_tasks, some_tasks
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import Loss, query_task_loss, task_loss
@@ -22,11 +23,9 @@ OnDivergence = Literal["skip", "zero", "raise"]
 
 
 @dataclass(frozen=True, eq=False)
-class MetaUpdate:
+class MetaUpdate(LossAndGradient):
     """Losses, predictions and meta-gradient of the finite tasks of a meta-batch, ``T'`` of ``T``; zeros without any."""
 
-    surrogate: Tensor
-    """Whose ``backward()`` gives the meta-gradient, and whose value is the mean query loss."""
     task_losses: Tensor
     """``[T']``, query losses after adaptation."""
     support_losses: Tensor
@@ -76,30 +75,41 @@ def meta_update(
         >>> update.finite, len(update.task_losses)
         ([True, True, True, False, True], 4)
     """
-    run = _Run(algorithm, partial(meta_loss, network, algorithm, loss=loss, query_loss=query_loss, engine=engine))
+    problem = Problem(network, algorithm, task_loss(loss), query_task_loss(query_loss))
+    return meta_update_of(problem, tasks, engine, accumulate_tasks)
+
+
+def meta_update_of(
+    problem: Problem, tasks: TaskBatch | UnequalTasks, engine: Engine | str = "auto", at_once: int | None = None
+) -> MetaUpdate:
+    """:func:`meta_update` of a problem, which may be that of the meta-batch before: what does not depend on the tasks'
+    numbers is then known already. Nothing may have changed its network since, but parameters' values.
+    """
+    run = _Run(problem.algorithm, partial(meta_loss_of, problem, engine=engine))
     losses: list[tuple[Tensor, Tensor]] = []
     parts: list[tuple[TaskBatch, Tensor]] = []
     total: tuple[Tensor, ...] | None = None
     means: list[Tensor] = []
-    for part in tasks.parts(accumulate_tasks or len(tasks)):
+    for part in tasks.parts(at_once or len(tasks)):
         for chosen, output in run.finite_parts(part):
             losses.append((output.task_losses, output.support_losses))
             parts.append((chosen, output.predictions))
             if len(chosen) == len(tasks):  # the ordinary case: all at once, and all finite
-                return MetaUpdate(output.surrogate, *losses[0], parts, run.finite, "")
+                found = output.loss, output.gradients, output.leaves
+                return MetaUpdate(*found, *losses[0], parts, run.finite, "")
             weight = chosen.total_weight
             means.append(weight * output.loss)
-            share = torch._foreach_mul(output.gradients, weight)
+            share = torch._foreach_mul([*output.gradients], weight)
             total = share if total is None else torch._foreach_add(total, share)
-    leaves = Problem(network, algorithm, task_loss(loss), query_task_loss(query_loss)).leaves()
+    leaves = problem.own_leaves
     if total is None:
-        task_losses = leaves[0].new_zeros(0)
-        surrogate = attach(task_losses.sum(), tuple(torch.zeros_like(leaf) for leaf in leaves), leaves)
-        return MetaUpdate(surrogate, task_losses, task_losses.unsqueeze(1), parts, run.finite, run.explanation)
+        task_losses, zeros = leaves[0].new_zeros(0), [torch.zeros_like(leaf) for leaf in leaves]
+        of_none = task_losses, task_losses.unsqueeze(1)
+        return MetaUpdate(task_losses.sum(), zeros, leaves, *of_none, parts, run.finite, run.explanation)
     task_losses, support_losses = (torch.cat(each) for each in zip(*losses, strict=True))
     weights = sum(chosen.total_weight for chosen, _ in parts) or 1.0  # only tasks of weight 0 may be left
-    surrogate = attach(torch.stack(means).sum() / weights, torch._foreach_div(total, weights), leaves)
-    return MetaUpdate(surrogate, task_losses, support_losses, parts, run.finite, run.explanation)
+    found = torch.stack(means).sum() / weights, torch._foreach_div(total, weights), leaves
+    return MetaUpdate(*found, task_losses, support_losses, parts, run.finite, run.explanation)
 
 
 @dataclass
@@ -143,8 +153,18 @@ class _Run:
 
 def _is_finite(output: MetaOutput) -> bool:
     # one number for all of them, so that an accelerator is waited for once
-    norms = torch._foreach_norm(output.gradients)
-    return bool(torch.stack([output.loss.to(norms[0].dtype), *norms]).sum().isfinite()) if norms else True
+    if (row := _row_of(output.gradients)) is not None:
+        return math.isfinite((row.sum() + output.loss).item())
+    norms = torch._foreach_norm([*output.gradients])
+    return math.isfinite(torch.stack([output.loss.to(norms[0].dtype), *norms]).sum().item()) if norms else True
+
+
+def _row_of(gradients: Sequence[Tensor]) -> Tensor | None:
+    """The tensor of which gradients are the parts, if there is one: an operator leaves them in one row."""
+    row = gradients[0]._base if gradients else None
+    if row is None or any(part._base is not row for part in gradients):
+        return None
+    return row if sum(part.numel() for part in gradients) == row.numel() else None
 
 
 def explain_divergence(

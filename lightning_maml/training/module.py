@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,17 +14,18 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_maml.adaptation import adapt, evaluate
+from lightning_maml.adaptation import adapt, evaluate, in_a_row_of
 from lightning_maml.checks import check_one_of, check_whole
-from lightning_maml.engine import Engine, named_engine
+from lightning_maml.engine import Engine, Problem, named_engine
 from lightning_maml.learner import Algorithm, check_parts
 from lightning_maml.losses import query_task_loss, task_loss
 from lightning_maml.metrics import Interval, judged, resolve_metric
 from lightning_maml.tasks import Inputs, TaskBatch, UnequalTasks
 from lightning_maml.training.base import ClipAlgorithm, LRSchedulerCallable, MetaTraining, OptimizerCallable
 from lightning_maml.training.class_orders import ClassOrders, check_class_orders, in_class_orders, mean_over_orders
-from lightning_maml.training.meta_update import MetaUpdate, OnDivergence, meta_update
+from lightning_maml.training.meta_update import MetaUpdate, OnDivergence, meta_update_of
 from lightning_maml.training.meter import Meter
+from lightning_maml.training.several_updates import Steps
 
 
 class MetaModule(MetaTraining):
@@ -141,6 +143,7 @@ class MetaModule(MetaTraining):
         self.accumulate_tasks, self.on_divergence = accumulate_tasks, on_divergence
         self.test_class_orders, self.class_orders = test_class_orders, 1  # the latter is how many the last test had
         self._metric, self._meter = chosen, Meter()
+        self._problem: Problem | None = None
 
     def forward(self, inputs: Inputs) -> Tensor:
         """The network before any adaptation: inputs of one task, ``[N, ...]`` each, to predictions ``[N, ...]``."""
@@ -200,21 +203,63 @@ class MetaModule(MetaTraining):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """One meta-update (returns the surrogate loss), or ``updates_per_step`` of them."""
         self._meter.training_steps += 1
-        if self.automatic_optimization:
-            return self._surrogate(as_task_batch(batch))
+        try:
+            if self.automatic_optimization:
+                return _surrogate(*self._weighted(as_task_batch(batch)))
+            return self._several_updates(batch)
+        finally:
+            self._problem = None  # between training steps anything may change
+
+    def _several_updates(self, batch: Any) -> None:
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
-        for tasks in self._task_batches(batch):
-            surrogate = self._surrogate(tasks)
-            optimizer.zero_grad()
-            self.manual_backward(surrogate)
-            optimizer.step()
+        steps = Steps(self, optimizer)
+        batches = self._task_batches(batch)
+        done = self._in_a_row(steps, batches)
+        for tasks in batches[done:]:
+            update, weight = self._weighted(tasks)
+            if not steps.take(update, weight):
+                optimizer.zero_grad()
+                self.manual_backward(_surrogate(update, weight))
+                optimizer.step()
             if scheduler is not None:
                 scheduler.step()
-        return None
 
-    def _surrogate(self, tasks: TaskBatch | UnequalTasks) -> Tensor:
-        """What backward is to be called on, so that the average over processes is the mean over all finite tasks."""
+    def _in_a_row(self, steps: Steps, batches: Sequence[TaskBatch | UnequalTasks]) -> int:
+        """How many of these meta-updates it made, from the first on, where nothing is to be done between them."""
+        algorithm, at = self.algorithm.at(self.global_step), self.global_step
+        plain = [
+            tasks
+            for tasks in batches
+            if isinstance(tasks, TaskBatch) and len(tasks) <= (self.accumulate_tasks or len(tasks))
+        ]
+        hook = type(self).on_before_optimizer_step is MetaModule.on_before_optimizer_step
+        if not hook or self._logs_now() or self.gradient_clip_val is not None or len(plain) < len(batches):
+            return 0
+        if steps.in_one_call is None or any(self.algorithm.at(at + k) is not algorithm for k in range(len(batches))):
+            return 0
+        problem = self._problem_of(algorithm)
+        if (ways := in_a_row_of(problem, plain, self.engine)) is None:
+            return 0
+        scheduler: Any = self.lr_schedulers()
+        done = 0
+        with closing(steps.take_in_a_row(ways, plain)) as outputs:
+            for output, tasks in zip(outputs, plain, strict=False):
+                done += 1
+                metric = judged(self._metric, output.predictions, tasks.query_targets) if self._metric else None
+                self._meter.add(len(tasks), output.task_losses, output.support_losses, metric)
+                if scheduler is not None:
+                    scheduler.step()
+        return done
+
+    def _problem_of(self, algorithm: Algorithm) -> Problem:
+        """One problem for as long as a training step goes on."""
+        if self._problem is None or self._problem.algorithm is not algorithm:
+            self._problem = Problem(self.network, algorithm, task_loss(self.loss), query_task_loss(self.query_loss))
+        return self._problem
+
+    def _weighted(self, tasks: TaskBatch | UnequalTasks) -> tuple[MetaUpdate, float]:
+        """A meta-update, and by what its gradient counts so that processes' average is the mean over finite tasks."""
         update = self._meta_update(tasks)
         kept, own = len(update.task_losses), update.total_weight
         counts = self._counts(kept, len(tasks), own, tasks.total_weight)
@@ -226,14 +271,13 @@ class MetaModule(MetaTraining):
         if self._metric and kept:
             metric = torch.cat([judged(self._metric, found, tasks.query_targets) for tasks, found in update.parts])
         self._meter.add(len(tasks), update.task_losses, update.support_losses, metric)
-        return update.surrogate if weight == 1 else update.surrogate * weight
+        return update, weight
 
     def _meta_update(self, tasks: TaskBatch | UnequalTasks) -> MetaUpdate:
         algorithm = self.algorithm.at(self.global_step)  # which counts meta-updates, and goes on after resuming
         at_once = min(len(tasks), self.accumulate_tasks or len(tasks))
-        losses: dict[str, Any] = {"loss": self.loss, "query_loss": self.query_loss}
         try:
-            return meta_update(self.network, algorithm, tasks, **losses, engine=self.engine, accumulate_tasks=at_once)
+            return meta_update_of(self._problem_of(algorithm), tasks, self.engine, at_once)
         except torch.OutOfMemoryError as error:
             how = f"run fewer at once by MetaModule(accumulate_tasks={at_once // 2}) or" if at_once > 1 else "use"
             raise torch.OutOfMemoryError(
@@ -357,6 +401,10 @@ class MetaModule(MetaTraining):
             self.network, algorithm, inputs, targets, loss=self.loss, engine=self.engine, safeguard=self.safeguard
         )
         return adapted.predict(query_inputs)
+
+
+def _surrogate(update: MetaUpdate, weight: float) -> Tensor:
+    return update.surrogate if weight == 1 else update.surrogate * weight
 
 
 def _on_host(values: dict[str, Any]) -> dict[str, float]:

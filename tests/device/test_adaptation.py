@@ -27,7 +27,6 @@ from lightning_maml import (
     meta_loss,
     save_adapted,
 )
-from lightning_maml.engine.base import attached
 from lightning_maml.training.meta_update import meta_update
 from problems import make_problem
 from same import assert_same
@@ -186,7 +185,7 @@ def test_a_meta_update_waits_once(preset: str, engine: str) -> None:
         network, tasks = problem("mlp", "mse", device)
         algorithm = learned(PRESETS[preset]("mlp"), network, device)[0].at(3)
         update = meta_update(network, algorithm, tasks, loss="mse", engine=ENGINES.get(engine, engine))
-        return [update.surrogate.detach(), update.task_losses, *attached(update.surrogate)]
+        return [update.surrogate.detach(), update.task_losses, *update.gradients]
 
     # "auto" takes compiled operators on the CPU
     copies = assert_same(run, off=1e-12 if engine == "auto" else 0.0, host=1)
@@ -198,7 +197,7 @@ def test_a_meta_update_in_parts_waits_once_for_each(accumulate: int, parts: int)
     def run(device: torch.device) -> list[Any]:
         network, tasks = problem("mlp", "mse", device)
         update = meta_update(network, maml(0.1, 2), tasks, loss="mse", accumulate_tasks=accumulate)
-        return [update.surrogate.detach(), update.task_losses, *attached(update.surrogate)]
+        return [update.surrogate.detach(), update.task_losses, *update.gradients]
 
     assert_same(run, off=1e-12, host=parts)
 
@@ -208,7 +207,7 @@ def test_a_task_that_diverges_is_left_out() -> None:
         network, tasks = problem("mlp", "mse", device)
         tasks.support_targets[1] = 1e200
         update = meta_update(network, maml(0.1, 2), tasks, loss="mse", engine="batched")
-        return [update.finite, update.explanation, update.surrogate.detach(), *attached(update.surrogate)]
+        return [update.finite, update.explanation, update.surrogate.detach(), *update.gradients]
 
     assert_same(run)
 
@@ -258,7 +257,7 @@ def test_tasks_of_whole_numbers_alone() -> None:
         tasks = TaskBatch(rows, labels, rows.flip(1), labels.flip(1)).to(device)
         update = meta_update(network, maml(0.1, 2), tasks, loss="cross_entropy", engine="batched")
         adapted = adapt(network, maml(0.1, 2), *tasks.sets[0], loss="cross_entropy")
-        return [update.surrogate.detach(), *attached(update.surrogate), adapted.predict(tasks.query_inputs)]
+        return [update.surrogate.detach(), *update.gradients, adapted.predict(tasks.query_inputs)]
 
     assert_same(run)
 

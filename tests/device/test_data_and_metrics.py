@@ -22,7 +22,6 @@ from lightning_maml import (
     maml,
 )
 from lightning_maml.data import EpisodeSampler, TaskStream
-from lightning_maml.engine.base import attached
 from lightning_maml.metrics import TaskMean, accuracy, mse
 from lightning_maml.rl import EnvironmentTasks, Navigation2D
 from lightning_maml.training.meta_update import meta_update
@@ -120,7 +119,7 @@ def test_a_tables_rows_are_gathered_there(tmp_path: Path, stage: str) -> None:
         moved = [value.float() for group in tasks.groups for _, value in group.named()]
         assert {value.device.type for value in moved} == {device.type}
         there, doubles = network.to(device), UnequalTasks([group.to(torch.float64) for group in tasks.groups])
-        return [*moved, attached(meta_update(there, maml(0.1, 2), doubles, loss="mse").surrogate)[0]]
+        return [*moved, meta_update(there, maml(0.1, 2), doubles, loss="mse").gradients[0]]
 
     assert_same(run)
 

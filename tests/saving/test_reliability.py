@@ -8,7 +8,6 @@ import math
 import os
 import pickle
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,17 +102,6 @@ def test_the_explanation_says_what_is_not_finite() -> None:
     assert "all losses are, but the meta-gradient is not" in update.explanation
     network, tasks = tasks_with({1: "overflow"})
     assert "the support loss of task 1 is inf" in meta_update(network, maml(0.1, 3), tasks, loss="mse").explanation
-
-
-def test_an_engine_of_ones_own_has_to_attach_its_gradients() -> None:
-    class Own(Batched):
-        def meta_loss(self, problem: Any, tasks: TaskBatch) -> MetaOutput:
-            output = super().meta_loss(problem, tasks)
-            return replace(output, surrogate=output.surrogate * 1)
-
-    network, tasks = tasks_with({})
-    with pytest.raises(TypeError, match="`surrogate` that `attach` made but got one of MulBackward0"):
-        meta_update(network, maml(0.1, 3), tasks, loss="mse", engine=Own())
 
 
 def test_no_finite_task_gives_zeros() -> None:

@@ -13,12 +13,13 @@ from lightning_maml.engine.base import MetaOutput, Problem, autocast_on
 from lightning_maml.engine.coverage import SGD_UPDATE, refused
 from lightning_maml.engine.fused import first_call
 from lightning_maml.engine.fused.conv_adapt import ConvAdapt
+from lightning_maml.engine.fused.in_a_row import InARow
 from lightning_maml.engine.fused.mlp_adapt import MlpAdapt, Precision
 from lightning_maml.engine.fused.operator import Operator, OperatorLoop, UnrecognisedError, without_triton
 from lightning_maml.engine.fused.sgd_update import FlatLoop
 from lightning_maml.engine.loops.batched import Batched, LoopEngine
 from lightning_maml.inner import Parameters
-from lightning_maml.tasks import Set, TaskBatch
+from lightning_maml.tasks import Set, TaskBatch, tensors_in
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ class Fused(LoopEngine):
         return (perceptrons, ConvAdapt()) if self.compile and self.kernel == "auto" else (perceptrons,)
 
     def unsupported(self, problem: Problem, *sets: Set) -> str | None:
-        operator, _, reason = problem.memo[self] = self._find(problem, *sets)
+        key = self, tuple([(v.shape, v.dtype, v.device, v.requires_grad, type(v)) for v in tensors_in(*sets)])
+        found = problem.memo.get(key) or problem.memo.setdefault(key, self._find(problem, *sets))
+        operator, _, reason = problem.memo[self] = found
         if operator is not None:
             return reason
         if self.kernel == "mlp_adapt" or self.compile:
@@ -112,6 +115,17 @@ class Fused(LoopEngine):
     def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
         agrees = self._agrees(first_call.meta_gradient, problem, *tasks.sets)
         return super().meta_loss(problem, tasks) if agrees else Batched().meta_loss(problem, tasks)
+
+    def in_a_row(self, problem: Problem, tasks: TaskBatch) -> InARow | None:
+        """What runs meta-batches like this one in turn; None but for a whole operator on a CPU, of parameters alone."""
+        operator, found, reason = self._found(problem, *tasks.sets)
+        if operator is None or reason is not None or not tasks.support_targets.is_cpu:
+            return None
+        loop = OperatorLoop(problem, operator, found, *tasks.sets)
+        leaves, own = problem.leaves(*tasks.sets), [*loop.parameters.values()]
+        if loop.starts is not loop.parameters or [*map(id, leaves)] != [*map(id, own)]:
+            return None
+        return InARow(loop)
 
     def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
         operator, found, _ = self._found(problem, support)

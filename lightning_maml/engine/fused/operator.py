@@ -91,14 +91,19 @@ class OperatorLoop:
 
     def __init__(self, problem: Problem, operator: Operator, found: Any, *sets: Set) -> None:
         self.problem, self.operator, self.found = problem, operator, found
-        self.batch = [value for pair in sets for value in pair]
         self.inner, self.loss = problem.inner, problem.loss
+        self.take(*sets)
         self.parameters = {name: problem.parameters[name] for name in found.shapes}
         self.starts = self._starts()
         self.theta = self._row(self.starts)
+
+    def take(self, *sets: Set) -> None:
+        """Has the loop run on these sets; ValueError where their targets are not what the loss takes."""
+        outputs: int = self.found.outputs
         for inputs, targets in sets:
-            self.loss.check_shapes((*inputs.shape[:2], found.outputs), targets)
-            self.loss.check_values(found.outputs, targets)
+            self.loss.check_shapes((*inputs.shape[:2], outputs), targets)
+            self.loss.check_values(outputs, targets)
+        self.batch = [value for pair in sets for value in pair]
 
     def _starts(self) -> Parameters:
         """What all tasks start from: coverage.py allows no start that looks at a task."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_maml.checks import check_one_of, check_whole
-from lightning_maml.engine.base import Engine, MetaOutput, Problem, attach
+from lightning_maml.engine.base import Engine, MetaOutput, Problem
 from lightning_maml.engine.coverage import BATCHED, COMPILED, refused
 from lightning_maml.engine.loops.checkpointed import CheckpointedLoop
 from lightning_maml.engine.loops.loop import TaskLoop, networks_of
@@ -55,7 +55,7 @@ class LoopEngine(Engine):
         each = zip(*outputs, strict=True)
         task_losses, predictions, support_losses = map(torch.cat, each) if len(outputs) > 1 else outputs[0]
         loss = mean_over_tasks(task_losses, shares) if mean is None else mean
-        return MetaOutput(loss, attach(loss, gradients, leaves), task_losses, predictions, support_losses)
+        return MetaOutput(loss, gradients, leaves, task_losses, predictions, support_losses)
 
     def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
         inputs, targets = support

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lightning_maml.engine.base import Engine, MetaOutput, Problem, attach
+from lightning_maml.engine.base import Engine, MetaOutput, Problem
 from lightning_maml.engine.coverage import GRAPHED, refused
 from lightning_maml.engine.loops.batched import Batched
 from lightning_maml.inner import Parameters
@@ -80,7 +80,7 @@ class Graphed(Engine):
         parts = row.split([leaf.numel() for leaf in leaves])
         gradients = [part.view(leaf.shape).to(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
         loss = mean_over_tasks(task_losses, tasks.shares)
-        return MetaOutput(loss, attach(loss, gradients, leaves), task_losses, predictions, support_losses)
+        return MetaOutput(loss, gradients, leaves, task_losses, predictions, support_losses)
 
     def _record(self, problem: Problem, tasks: TaskBatch) -> _Recording:
         static = tasks.each(Tensor.clone)

@@ -1,0 +1,81 @@
+"""Adam's step on a CPU in torch's one fused call: of a small network, all else that a step does takes far longer."""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import optimizer as of_optimizers
+
+_DTYPES = {torch.float32, torch.float64}
+
+
+def fuse_step(optimizer: Optimizer) -> None:
+    """Chooses torch's fused step on a CPU for an Adam that leaves it to torch which one to take.
+
+    Example:
+        >>> optimizer = Adam([Parameter(torch.zeros(3))])
+        >>> fuse_step(optimizer)
+        >>> optimizer.param_groups[0]["fused"]
+        True
+    """
+    if type(optimizer) not in (Adam, AdamW):
+        return
+    for group in optimizer.param_groups:
+        undecided = group["fused"] is None and group["foreach"] is None
+        ordinary = not (group["capturable"] or group["differentiable"])
+        if undecided and ordinary and all(map(_on_cpu, group["params"])):
+            group["fused"] = True
+
+
+class StepInOneCall:
+    """The steps that an Adam's ``step`` would take, with all that it looks up at each looked up once.
+
+    It is good as long as nobody changes the optimiser's parameters and state, but for their values; rates may change.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.groups = [(group, _state(optimizer, group)) for group in optimizer.param_groups]
+        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    @classmethod
+    def of(cls, optimizer: Optimizer) -> Self | None:
+        """None but for an Adam of fused steps on a CPU that has taken one already, where no hooks are to see more."""
+        hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+        hooks = hooks or of_optimizers._global_optimizer_pre_hooks or of_optimizers._global_optimizer_post_hooks
+        if type(optimizer) not in (Adam, AdamW) or hooks or not all(map(_known, optimizer.param_groups)):
+            return None
+        found = all(parameter in optimizer.state for group in optimizer.param_groups for parameter in group["params"])
+        return cls(optimizer) if found else None
+
+    @torch.no_grad()
+    def take(self, parameters: Any, gradients: Any) -> None:
+        """Steps the optimiser's parameters, or what stands for them, by a gradient for each of these."""
+        end = 0
+        for group, (exp_avgs, exp_avg_sqs, largest, steps) in self.groups:
+            start, end = end, end + len(steps)
+            call = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+            torch._foreach_add_(steps, 1)
+            call(
+                parameters[start:end], gradients[start:end], exp_avgs, exp_avg_sqs, largest, steps, lr=group["lr"],
+                beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"],
+                eps=group["eps"], amsgrad=group["amsgrad"], maximize=group["maximize"],
+            )  # fmt: skip
+
+
+def _on_cpu(parameter: Tensor) -> bool:
+    return parameter.is_cpu and type(parameter) is Parameter and parameter.dtype in _DTYPES
+
+
+def _known(group: dict[str, Any]) -> bool:
+    """Whether a group is one whose step is the call below."""
+    numbers = group["lr"], *group["betas"]
+    plain = all(map(_on_cpu, group["params"])) and len({parameter.dtype for parameter in group["params"]}) == 1
+    return group["fused"] is True and plain and all(isinstance(number, float | int) for number in numbers)
+
+
+def _state(optimizer: Optimizer, group: dict[str, Any]) -> list[list[Tensor]]:
+    states = [optimizer.state[parameter] for parameter in group["params"]]
+    names = ["exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step"]
+    return [[state[name] for state in states if name in state] for name in names]

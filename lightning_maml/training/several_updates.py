@@ -1,0 +1,113 @@
+"""Several meta-updates in one training step, past what Lightning does around each where nothing of it is in use."""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_maml.engine.base import LossAndGradient, MetaOutput, in_layout
+from lightning_maml.engine.fused.in_a_row import InARow
+from lightning_maml.tasks import TaskBatch
+from lightning_maml.training.fused_step import StepInOneCall
+
+_OF_CALLBACKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
+_OF_MODULES = ("manual_backward", "backward", "on_before_backward", "on_after_backward")
+
+
+class Steps:
+    """The optimiser's steps of one training step, by meta-gradients that are known already.
+
+    Lightning's calls around a backward and a step take longer than a small meta-update. They may be left out where
+    there is one device, full precision and no profiler, and no callback, override or hook that would see them; anywhere
+    else :meth:`take` does nothing and says so.
+    """
+
+    def __init__(self, module: LightningModule, optimizer: Any) -> None:
+        """Of a Lightning optimiser."""
+        self.module, self.optimizer, self.own = module, optimizer, optimizer.optimizer
+        self.alone = _nothing_listens(module, self.own)
+        self.in_one_call = StepInOneCall.of(self.own) if self.alone else None
+
+    def take(self, found: LossAndGradient, weight: float) -> bool:
+        """Whether it took a step by ``weight`` times the meta-gradient."""
+        if not self.alone or _have_hooks(found.leaves):
+            return False
+        gradients: Sequence[Tensor] = in_layout(found.gradients, found.leaves)
+        if weight != 1:
+            gradients = torch._foreach_mul([*gradients], weight)
+        for group in self.own.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+        for leaf, gradient in zip(found.leaves, gradients, strict=True):
+            leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+        before = partial(self.module.on_before_optimizer_step, self.own)
+        with self._counted():
+            if self.in_one_call is None:
+                self.own.step(closure=before)
+                return True
+            before()
+            parameters = self.in_one_call.parameters
+            trained = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            if len(trained) == len(parameters):
+                self.in_one_call.take(parameters, trained)
+            else:
+                self.own.step()
+        return True
+
+    def take_in_a_row(self, ways: InARow, batches: Sequence[TaskBatch]) -> Generator[MetaOutput]:
+        """Steps from one meta-batch to the next until one's numbers are not finite; ends there, before its step.
+
+        The parameters have what came of it once the iterator is closed.
+        """
+        call = self.in_one_call
+        if call is None or [*map(id, call.parameters)] != [*map(id, ways.leaves)] or _have_hooks(ways.leaves):
+            return
+        output = None
+        try:
+            for tasks in batches:
+                if (found := ways.meta_loss(tasks)) is None:
+                    return
+                output = found
+                with self._counted():
+                    call.take(ways.parameters, output.gradients)
+                yield output
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(ways.leaves, [*ways.parameters])
+            for leaf, gradient in zip(ways.leaves, () if output is None else output.gradients, strict=False):
+                leaf.grad = gradient
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Around a step, by which Lightning counts."""
+        self.optimizer._on_before_step()
+        yield
+        self.optimizer._on_after_step()
+
+
+def _have_hooks(leaves: Sequence[Any]) -> bool:
+    return any(leaf._backward_hooks or leaf._post_accumulate_grad_hooks for leaf in leaves)
+
+
+def _nothing_listens(module: LightningModule, optimizer: Optimizer) -> bool:
+    trainer: Any = module.trainer
+    return (
+        type(trainer.strategy) is SingleDeviceStrategy
+        and type(trainer.precision_plugin) is Precision
+        and type(trainer.profiler) is PassThroughProfiler
+        and type(optimizer).zero_grad is Optimizer.zero_grad
+        and all(_inherits(module, LightningModule, name) for name in _OF_MODULES)
+        and all(_inherits(callback, Callback, name) for callback in trainer.callbacks for name in _OF_CALLBACKS)
+    )
+
+
+def _inherits(one: Any, base: type, name: str) -> bool:
+    return getattr(getattr(one, name), "__func__", None) is getattr(base, name)
