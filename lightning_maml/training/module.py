@@ -2,8 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,14 +13,15 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_maml.adaptation import adapt, evaluate, in_a_row_of
+from lightning_maml.adaptation import adapt, evaluate
 from lightning_maml.checks import check_one_of, check_whole
-from lightning_maml.engine import Engine, Problem, named_engine
+from lightning_maml.engine import Engine, MetaOutput, Problem, named_engine
 from lightning_maml.learner import Algorithm, check_parts
 from lightning_maml.losses import query_task_loss, task_loss
 from lightning_maml.metrics import Interval, judged, resolve_metric
 from lightning_maml.tasks import Inputs, TaskBatch, UnequalTasks
 from lightning_maml.training.base import ClipAlgorithm, LRSchedulerCallable, MetaTraining, OptimizerCallable
+from lightning_maml.training.batches import are_sets, as_sets, as_task_batch
 from lightning_maml.training.class_orders import ClassOrders, check_class_orders, in_class_orders, mean_over_orders
 from lightning_maml.training.meta_update import MetaUpdate, OnDivergence, meta_update_of
 from lightning_maml.training.meter import Meter
@@ -206,16 +206,22 @@ class MetaModule(MetaTraining):
         try:
             if self.automatic_optimization:
                 return _surrogate(*self._weighted(as_task_batch(batch)))
-            return self._several_updates(batch)
+            self._several_updates(self._task_batches(batch))
+            return None
         finally:
             self._problem = None  # between training steps anything may change
 
-    def _several_updates(self, batch: Any) -> None:
+    def _several_updates(self, batches: Sequence[TaskBatch | UnequalTasks]) -> None:
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
         steps = Steps(self, optimizer)
-        batches = self._task_batches(batch)
-        done = self._in_a_row(steps, batches)
+        done = 0
+        for own, output in self._in_a_row(steps, batches):
+            done += 1
+            metric = judged(self._metric, output.predictions, own.query_targets) if self._metric else None
+            self._meter.add(len(own), output.task_losses, output.support_losses, metric)
+            if scheduler is not None:
+                scheduler.step()
         for tasks in batches[done:]:
             update, weight = self._weighted(tasks)
             if not steps.take(update, weight):
@@ -225,32 +231,17 @@ class MetaModule(MetaTraining):
             if scheduler is not None:
                 scheduler.step()
 
-    def _in_a_row(self, steps: Steps, batches: Sequence[TaskBatch | UnequalTasks]) -> int:
-        """How many of these meta-updates it made, from the first on, where nothing is to be done between them."""
+    def _in_a_row(
+        self, steps: Steps, batches: Sequence[TaskBatch | UnequalTasks]
+    ) -> Iterator[tuple[TaskBatch, MetaOutput]]:
+        """The first of these meta-updates, as many as are finite, where nothing is to be done between them."""
+        if type(self).on_before_optimizer_step is not MetaModule.on_before_optimizer_step or self._logs_now():
+            return
         algorithm, at = self.algorithm.at(self.global_step), self.global_step
-        plain = [
-            tasks
-            for tasks in batches
-            if isinstance(tasks, TaskBatch) and len(tasks) <= (self.accumulate_tasks or len(tasks))
-        ]
-        hook = type(self).on_before_optimizer_step is MetaModule.on_before_optimizer_step
-        if not hook or self._logs_now() or self.gradient_clip_val is not None or len(plain) < len(batches):
-            return 0
-        if steps.in_one_call is None or any(self.algorithm.at(at + k) is not algorithm for k in range(len(batches))):
-            return 0
-        problem = self._problem_of(algorithm)
-        if (ways := in_a_row_of(problem, plain, self.engine)) is None:
-            return 0
-        scheduler: Any = self.lr_schedulers()
-        done = 0
-        with closing(steps.take_in_a_row(ways, plain)) as outputs:
-            for output, tasks in zip(outputs, plain, strict=False):
-                done += 1
-                metric = judged(self._metric, output.predictions, tasks.query_targets) if self._metric else None
-                self._meter.add(len(tasks), output.task_losses, output.support_losses, metric)
-                if scheduler is not None:
-                    scheduler.step()
-        return done
+        changes = any(self.algorithm.at(at + update) is not algorithm for update in range(len(batches)))
+        if changes or self.gradient_clip_val is not None or self.accumulate_tasks is not None:
+            return
+        yield from steps.take_in_a_row(self._problem_of(algorithm), batches, self.engine)
 
     def _problem_of(self, algorithm: Algorithm) -> Problem:
         """One problem for as long as a training step goes on."""
@@ -392,8 +383,8 @@ class MetaModule(MetaTraining):
         """
         if isinstance(batch, UnequalTasks):
             return [self.predict_step(group, batch_idx) for group in batch.groups]
-        if _are_sets(batch, 3):
-            inputs, targets, query_inputs = _as_sets(batch)
+        if are_sets(batch, 3):
+            inputs, targets, query_inputs = as_sets(batch)
         else:
             (inputs, targets), (query_inputs, _) = as_task_batch(batch).sets
         algorithm = self.algorithm.with_steps(self.test_steps)
@@ -412,33 +403,3 @@ def _on_host(values: dict[str, Any]) -> dict[str, float]:
     there = {name: value for name, value in values.items() if isinstance(value, Tensor) and not value.is_cpu}
     numbers = dict(zip(there, torch.stack([*there.values()]).tolist(), strict=True)) if there else {}
     return {name: numbers[name] if name in numbers else float(value) for name, value in values.items()}
-
-
-def as_task_batch(batch: Any) -> Any:
-    """A :class:`TaskBatch` or :class:`UnequalTasks` as it is, or one built of four in a tuple; else ValueError."""
-    if isinstance(batch, TaskBatch | UnequalTasks):
-        return batch
-    if _are_sets(batch, 4):
-        return TaskBatch(*_as_sets(batch))
-    got = type(batch).__name__
-    if isinstance(batch, list | tuple | dict):
-        parts = batch.values() if isinstance(batch, dict) else batch
-        shapes = [str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
-        got += f" of {len(batch)}: {', '.join(shapes)}"
-    raise ValueError(
-        "Expected a batch of tasks, TaskBatch(support_inputs, support_targets, query_inputs, query_targets) with "
-        f"tensors [tasks, rows, ...], or those four in a tuple, but got {got}."
-    )
-
-
-def _are_sets(batch: Any, number: int) -> bool:
-    """Whether a batch is so many of inputs and targets by turns, and no sequence of batches."""
-    several = isinstance(batch, list | tuple) and len(batch) == number
-    return several and all(
-        isinstance(part, Tensor if place % 2 else Tensor | tuple | list | dict) for place, part in enumerate(batch)
-    )
-
-
-def _as_sets(batch: Sequence[Any]) -> list[Any]:
-    # a data loader makes lists of the tuples in a batch that is a tuple itself
-    return [tuple(part) if isinstance(part, list) else part for part in batch]

@@ -1,6 +1,6 @@
 """Several meta-updates in one training step, past what Lightning does around each where nothing of it is in use."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,9 +13,10 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_maml.engine.base import LossAndGradient, MetaOutput, in_layout
-from lightning_maml.engine.fused.in_a_row import InARow
-from lightning_maml.tasks import TaskBatch
+from lightning_maml.adaptation import in_a_row_of
+from lightning_maml.engine import Engine, MetaOutput, Problem
+from lightning_maml.engine.base import LossAndGradient, in_layout
+from lightning_maml.tasks import TaskBatch, UnequalTasks
 from lightning_maml.training.fused_step import StepInOneCall
 
 _OF_CALLBACKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
@@ -62,27 +63,31 @@ class Steps:
                 self.own.step()
         return True
 
-    def take_in_a_row(self, ways: InARow, batches: Sequence[TaskBatch]) -> Generator[MetaOutput]:
+    def take_in_a_row(
+        self, problem: Problem, batches: Sequence[TaskBatch | UnequalTasks], engine: str | Engine
+    ) -> Iterator[tuple[TaskBatch, MetaOutput]]:
         """Steps from one meta-batch to the next until one's numbers are not finite; ends there, before its step.
 
-        The parameters have what came of it once the iterator is closed.
+        The parameters have what came of it once the iterator has ended.
         """
-        call = self.in_one_call
-        if call is None or [*map(id, call.parameters)] != [*map(id, ways.leaves)] or _have_hooks(ways.leaves):
+        call, plain = self.in_one_call, [tasks for tasks in batches if isinstance(tasks, TaskBatch)]
+        if call is None or len(plain) < len(batches) or (row := in_a_row_of(problem, plain, engine)) is None:
             return
-        output = None
+        if [*map(id, call.parameters)] != [*map(id, row.leaves)] or _have_hooks(row.leaves):
+            return
+        gradients: Sequence[Tensor] = ()
         try:
-            for tasks in batches:
-                if (found := ways.meta_loss(tasks)) is None:
+            for tasks in plain:
+                if (output := row.meta_loss(tasks)) is None:
                     return
-                output = found
+                gradients = output.gradients
                 with self._counted():
-                    call.take(ways.parameters, output.gradients)
-                yield output
+                    call.take(row.parameters, gradients)
+                yield tasks, output
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(ways.leaves, [*ways.parameters])
-            for leaf, gradient in zip(ways.leaves, () if output is None else output.gradients, strict=False):
+                torch._foreach_copy_(row.leaves, [*row.parameters])
+            for leaf, gradient in zip(row.leaves, gradients, strict=False):
                 leaf.grad = gradient
 
     @contextmanager

@@ -1,6 +1,6 @@
 """Many meta-updates in one training step, past Lightning's calls: the same numbers, and only where nobody listens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -32,9 +32,11 @@ def in_a_row(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     made = MetaModule._in_a_row
 
-    def counted(*arguments: Any) -> int:
-        found.append(made(*arguments))
-        return found[-1]
+    def counted(*arguments: Any) -> Iterator[Any]:
+        found.append(0)
+        for each in made(*arguments):
+            found[-1] += 1
+            yield each
 
     monkeypatch.setattr(MetaModule, "_in_a_row", counted)
     return found
@@ -127,7 +129,6 @@ def test_the_short_way_leaves_the_very_numbers_of_the_long_one(name: str, schedu
         (maml(0.01, 0), {}, UPDATES),
         (anil(0.01, 2), {}, UPDATES),
         (maml(0.01, 2), {"engine": Fused(compile=True)}, UPDATES),
-        (maml(0.01, 2), {"accumulate_tasks": 5}, UPDATES),
         (maml(0.01, 2), {"accumulate_tasks": 3}, 0),
         (maml(0.01, 2), {"engine": "batched"}, 0),
         (maml(0.01, 2), {"gradient_clip_val": 0.1}, 0),
