@@ -19,14 +19,14 @@ from lightning_maml.engine.loops.batched import Batched, Eager
 from lightning_maml.tasks import Set, TaskBatch
 
 _NAMED: dict[str, type[Engine]] = {"eager": Eager, "batched": Batched, "fused": Fused}
-# The fused operators where they have been measured to be faster: on the CPU so far, and compiled above all.
-_ON_CPU = (Fused(compile=True), Fused(kernel="mlp_adapt"))
+# What runs whole adaptations, by the kind of device. On a GPU each kernel is compared with `batched` before it counts.
+_FUSED = {"cpu": (Fused(compile=True), Fused(kernel="mlp_adapt")), "cuda": (Fused(),)}
 _TORCH = str(Path(torch.__file__).parent)
 
 Result = TypeVar("Result")
 
-# Of each network the problems on it, and what "auto" has run them on.
-_KNOWN: WeakKeyDictionary[nn.Module, dict[Any, Engine]] = WeakKeyDictionary()
+# Of each network the problems on it, and what "auto" has run them on; None where that failed.
+_KNOWN: WeakKeyDictionary[nn.Module, dict[Any, Engine | None]] = WeakKeyDictionary()
 
 logger = logging.getLogger("lightning_maml")
 
@@ -46,9 +46,9 @@ def in_a_row(engine: str | Engine, problem: Problem, tasks: TaskBatch) -> InARow
     asked = named_engine(engine)
     if not tasks.support_targets.is_cpu:
         return None
-    for chosen in _ON_CPU if asked is None else (asked,):
-        if chosen.unsupported(problem, *tasks.sets) is None:
-            return chosen.in_a_row(problem, tasks) if isinstance(chosen, Fused) else None
+    for chosen in _FUSED["cpu"] if asked is None else (asked,):
+        if isinstance(chosen, Fused) and chosen.covers(problem, *tasks.sets):
+            return chosen.in_a_row(problem, tasks)
     return None
 
 
@@ -58,18 +58,19 @@ def run_on(
     """What ``run`` makes of an engine, and that engine; ``"auto"`` chooses, any other runs or raises.
 
     ``"auto"`` takes the first of the fused operators that runs the problem, else ``batched``, and where torch refuses
-    to run all tasks in one call, ``eager``: that it says once, in a warning, and knows as long as the network lives.
-    There are no ``sets`` where adapted networks are only to predict.
+    to run all tasks in one call, ``eager``: that it says once, in a warning, and knows as long as the network lives. So
+    it does where a GPU's kernel fails, or is not what ``batched`` computes, which then takes its place. There are no
+    ``sets`` where adapted networks are only to predict.
 
     Raises:
         ValueError, TypeError: it is no engine.
         NotImplementedError: the engine asked for cannot run this problem; the message says why.
     """
     asked = named_engine(engine)
-    if asked is None and sets and sets[0][1].is_cpu:
-        for fused in _ON_CPU:
-            if fused.unsupported(problem, *sets) is None:
-                return fused, run(fused)
+    if asked is None and sets:
+        for fused in _FUSED.get(sets[0][1].device.type, ()):
+            if fused.covers(problem, *sets) and (found := _run_operator(fused, problem, sets, run)) is not None:
+                return found
     chosen = asked or Batched()
     reason = chosen.unsupported(problem, *sets) if sets or asked is None else None
     refusal: Exception | None = None
@@ -78,8 +79,8 @@ def run_on(
         modes = tuple([module.training for module in problem.modules])
         losses = [(type(loss), loss.kind) for loss in (problem.loss, problem.judge)]
         key = algorithm.needs, algorithm.batch_norm, *losses, modes, reason
-        if isinstance(known.get(key), Eager):
-            return known[key], run(known[key])
+        if isinstance(eager := known.get(key), Eager):
+            return eager, run(eager)
         back = way_back(next(iter(problem.names.values())).device)
     elif reason is not None:
         raise NotImplementedError(f"Engine {chosen.name!r} cannot run this: {reason}")
@@ -108,6 +109,32 @@ def run_on(
         logger.info("engine 'auto' chose %r for %s", chosen.name, name)
         known[key] = chosen
     return chosen, result
+
+
+def _run_operator(
+    fused: Fused, problem: Problem, sets: tuple[Set, ...], run: Callable[[Engine], Result]
+) -> tuple[Engine, Result] | None:
+    """What "auto" has of an operator; None where a GPU's kernel fails, then or before, which is said once."""
+    known, key = _KNOWN.setdefault(problem.network, {}), (fused, problem.algorithm.needs)
+    if known.get(key, fused) is None:
+        return None
+    name, device = type(problem.network).__name__, sets[0][1].device
+    back = None if device.type == "cpu" else way_back(device)
+    try:
+        result = run(fused)
+    except Exception as error:
+        # the CPU's are compiled by now, and of what the problem itself has wrong the next engine would say the same
+        if back is None or isinstance(error, ValueError | TypeError | torch.OutOfMemoryError):
+            raise
+        back()
+        known[key] = None
+        said = f"Engine 'auto' goes on without {fused.name!r}, which fails on {name} there ({first_sentence(error)})."
+        warnings.warn(f"{said} This is said once.", stacklevel=4)
+        return None
+    if key not in known:
+        logger.info("engine 'auto' chose %r for %s", fused.name, name)
+        known[key] = fused
+    return fused, result
 
 
 def first_sentence(error: Exception) -> str:

@@ -581,16 +581,18 @@ def install() -> None:
 @contextmanager
 def as_a_gpu() -> Iterator[None]:
     """The engine fused takes the device for a GPU, and its tensors for such as have nothing of their own."""
-    from lightning_maml.engine import coverage
+    from lightning_maml.engine import choice, coverage
 
     devices: Any = coverage.SGD_UPDATE["device"]  # of all operators that run on CUDA
     devices.add(NAME)
     coverage.PLAIN.add(StandIn)
+    choice._FUSED[NAME] = choice._FUSED["cuda"]
     try:
         yield
     finally:
         devices.remove(NAME)
         coverage.PLAIN.remove(StandIn)
+        del choice._FUSED[NAME]
 
 
 # Lightning

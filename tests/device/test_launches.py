@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -211,7 +212,54 @@ def test_what_is_of_cuda_by_name_is_refused() -> None:
         meta_loss(network, maml(0.1, 2), tasks, loss="mse", engine=Graphed())
 
 
-def test_auto_takes_no_operator_that_nobody_has_measured_there() -> None:
+# What "auto" takes
+
+
+@pytest.mark.usefixtures("checked")
+def test_auto_takes_the_operator_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     network, tasks = problem(DEVICE, "mse")
+    with caplog.at_level("INFO", "lightning_maml"):
+        found = [meta_loss(network, maml(0.1, 2), tasks, loss="mse") for _ in range(2)]
+    assert [each.operator for each in standin.launches] == ["mlp_adapt"] * 3  # the first one is compared
+    assert [record.getMessage() for record in caplog.records] == ["engine 'auto' chose 'fused' for MLP"]
+    expected = meta_loss(network, maml(0.1, 2), tasks, loss="mse", engine=unverified())
+    assert torch.equal(found[1].task_losses, expected.task_losses)
+
+
+def test_auto_leaves_to_batched_what_no_operator_covers() -> None:
+    network, tasks = problem(DEVICE, "mse", lambda: nn.Sequential(nn.Linear(2, 4), nn.ELU(), nn.Linear(4, 3)))
     meta_loss(network, maml(0.1, 2), tasks, loss="mse")
     assert not standin.launches
+
+
+@pytest.mark.usefixtures("checked")
+def test_auto_goes_on_with_batched_where_a_kernel_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(standin.fault, "of PTX", lambda text: re.sub(r"sub\.f32", "add.f32", text))
+    network, tasks = problem(DEVICE, "mse")
+    expected = meta_loss(network, maml(0.1, 2), tasks, loss="mse", engine="batched")
+    with pytest.warns(UserWarning, match="Engine='batched' ran this call"):
+        found = [meta_loss(network, maml(0.1, 2), tasks, loss="mse")]
+    with pytest.warns(
+        UserWarning, match=r"'auto' goes on without 'fused', which fails on MLP there \(A kernel of Fused"
+    ):
+        found.append(meta_loss(network, maml(0.1, 2), tasks, loss="mse"))
+    launched = len(standin.launches)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found.append(meta_loss(network, maml(0.1, 2), tasks, loss="mse"))
+    assert len(standin.launches) == launched
+    for each in found:
+        assert torch.equal(each.task_losses, expected.task_losses)
+
+
+@pytest.mark.usefixtures("checked")
+def test_auto_goes_on_with_batched_where_a_kernel_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(text: str) -> str:
+        raise RuntimeError("PTX was compiled with an unsupported toolchain. See the log")
+
+    monkeypatch.setitem(standin.fault, "of PTX", broken)
+    network, tasks = problem(DEVICE, "mse")
+    with pytest.warns(UserWarning, match=r"fails on MLP there \(PTX was compiled with an unsupported toolchain\)"):
+        found = meta_loss(network, maml(0.1, 2), tasks, loss="mse")
+    expected = meta_loss(network, maml(0.1, 2), tasks, loss="mse", engine="batched")
+    assert torch.equal(found.task_losses, expected.task_losses)

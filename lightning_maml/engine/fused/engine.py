@@ -81,6 +81,10 @@ class Fused(LoopEngine):
             return f"{what}. Use engine='batched'."
         return None if sets[0][1].is_cpu else without_triton()
 
+    def covers(self, problem: Problem, *sets: Set) -> bool:
+        """Whether an operator runs the whole problem here."""
+        return self.unsupported(problem, *sets) is None and self.why_not_covered(problem, *sets) is None
+
     def why_not_covered(self, problem: Problem, *sets: Set) -> str | None:
         """Why no operator covers the whole problem, or None where one does."""
         return self._found(problem, *sets)[2]
