@@ -35,6 +35,7 @@ from lightning_maml.engine import Problem, run_on
 from lightning_maml.engine.fused.mlp_adapt import recognise
 from lightning_maml.engine.fused.operator import UnrecognisedError
 from lightning_maml.kernels import compiler
+from lightning_maml.kernels.mlp_adapt import ON_GPU
 from lightning_maml.losses import task_loss
 from problems import make_problem, meta_gradient, reference, relative_error
 
@@ -149,12 +150,12 @@ class Renamed(nn.Sequential):
 
 
 def test_recognised_by_structure():
-    found = recognise(Renamed(nn.Sequential(nn.Linear(3, 8), nn.GELU()), nn.Identity(), nn.Linear(8, 2)))
+    found = recognise(Renamed(nn.Sequential(nn.Linear(3, 8), nn.GELU()), nn.Identity(), nn.Linear(8, 2)), ON_GPU)
     assert (found.widths, found.activation) == ([3, 8, 2], "gelu")
     assert [*found.shapes] == ["0.0.weight", "0.0.bias", "2.weight", "2.bias"]
-    assert [*recognise(nn.Linear(3, 2)).shapes] == ["weight", "bias"]
-    assert recognise(MLP(1, [40, 40], 1)).widths == [1, 40, 40, 1]
-    assert recognise(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))).activation == "identity"
+    assert [*recognise(nn.Linear(3, 2), ON_GPU).shapes] == ["weight", "bias"]
+    assert recognise(MLP(1, [40, 40], 1), ON_GPU).widths == [1, 40, 40, 1]
+    assert recognise(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), ON_GPU).activation == "identity"
 
 
 class Scaled(nn.Sequential):
@@ -195,7 +196,7 @@ REFUSED = {
 @pytest.mark.parametrize("reason", REFUSED)
 def test_not_recognised(reason):
     with pytest.raises(UnrecognisedError, match=reason):
-        recognise(REFUSED[reason]())
+        recognise(REFUSED[reason](), ON_GPU)
 
 
 def test_reasons_beside_the_network():
@@ -210,7 +211,8 @@ def test_reasons_beside_the_network():
     assert "parameters, inputs and targets are of float32 and float64" in reason(tasks=tasks.to(torch.float32))
     parts = [value for _, value in tasks.named()]
     assert "ask for a gradient" in reason(tasks=TaskBatch(parts[0].clone().requires_grad_(), *parts[1:]))
-    assert "a task has 150 rows, more than 128" in reason(tasks=TaskBatch(*(value.repeat(1, 30, 1) for value in parts)))
+    assert reason(tasks=TaskBatch(*(value.repeat(1, 30, 1) for value in parts))) is None  # of 150 rows
+    assert "a task has 0 rows" in reason(tasks=TaskBatch(*(value[:, :0] for value in parts)))
     assert "are not [tasks, rows, 3]" in reason(tasks=TaskBatch(parts[0][..., :2], *parts[1:]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert reason() == "autocast is on"
