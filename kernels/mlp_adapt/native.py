@@ -1,7 +1,9 @@
 """The operator on the CPU, compiled: calls ``native.c`` or ``wide.c``."""
 
 import ctypes
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -49,7 +51,8 @@ def adapt(
     widths, activation, loss, order, rates_grad = kind
     (tasks, rows), steps, out = support_inputs.shape[:2], len(rates), widths[-1]
     queries = 0 if query_inputs is None else query_inputs.shape[1]
-    library = library_of(source or faster(widths, tasks, rows + queries), theta.dtype, _Problem)
+    mean_rows = (rows + queries) / (2 if queries else 1)
+    library = library_of(source or faster(tuple(widths), tasks, mean_rows, theta.dtype), theta.dtype, _Problem)
     given = [
         None if value is None else value.contiguous()
         for value in (theta, rates, support_inputs, query_inputs, support_targets, query_targets)
@@ -72,9 +75,16 @@ def adapt(
     return result
 
 
-def faster(widths: Sequence[int], tasks: int, rows: int) -> Path:
-    """The source that runs a problem in less time (README.md)."""
-    return WIDE if max(widths) > 128 or len(widths) > 5 else SOURCE
+@lru_cache(256)
+def faster(widths: tuple[int, ...], tasks: int, rows: float, dtype: torch.dtype) -> Path:
+    """The source that runs a problem in less time, by what was measured (README.md); ``rows`` are a set's.
+
+    It does not look at the number of threads, of which the bits of a result do not depend.
+    """
+    lanes = library_of(SOURCE, dtype, _Problem).lanes()
+    filled = size(widths) / sum(math.ceil(out / lanes) * lanes for out in widths[1:])
+    equal = math.sqrt(filled * rows / 10)  # so many tasks of wide.c take as long as the lanes of native.c
+    return WIDE if tasks < math.ceil(tasks / lanes) * equal else SOURCE
 
 
 def unavailable(dtype: torch.dtype = torch.float32) -> str | None:

@@ -28,7 +28,11 @@ def _run(*arguments: Any) -> Adaptation:
 
 
 _mlp_adapt, _mlp_trajectory = operators(
-    "mlp", "int[] widths, str activation, str loss, float[] frequencies", ", str precision, bool compiled", _run, ("cpu", "cuda")
+    "mlp",
+    "int[] widths, str activation, str loss, float[] frequencies",
+    ", str precision, bool compiled",
+    _run,
+    ("cpu", "cuda"),
 )
 
 

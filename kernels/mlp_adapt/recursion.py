@@ -28,9 +28,7 @@ PLANS = 8
 """Buffers of the kinds of problem met last are kept for the next call: it takes as long to make them as to use them."""
 
 
-def adapt(
-    theta: Tensor, rates: Tensor, *batch: Any, kind: Kind, frequencies: Sequence[float] = ()
-) -> Adaptation:
+def adapt(theta: Tensor, rates: Tensor, *batch: Any, kind: Kind, frequencies: Sequence[float] = ()) -> Adaptation:
     """As the operator (``op.py``); without a query set, the trajectory ``[T, m, P]`` and the support losses alone."""
     support_inputs, support_targets, query_inputs, query_targets = batch
     widths, activation, loss, order, rates_grad = kind
