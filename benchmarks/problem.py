@@ -63,7 +63,7 @@ def regression(tasks: int, rows: int, size: int, hidden: list[int]) -> Built:
 
 
 def signals(tasks: int, points: int, hidden: list[int]) -> Built:
-    """SIREN (Sitzmann et al., 2020) with its weights, from places in the square to colours of ``points`` + ``points``."""
+    """SIREN (Sitzmann et al., 2020) with its weights, from places to colours, at ``points`` + ``points``."""
     widths, frequency = [2, *hidden, 3], 30.0
     layers: list[nn.Module] = []
     for number, (inputs, outputs) in enumerate(pairwise(widths)):

@@ -1,4 +1,4 @@
-"""JAX, ``jit(grad(vmap))`` in full float32, in a process of its own, on the same arrays. Perceptrons with ReLU or sines."""
+"""JAX, ``jit(grad(vmap))`` in full float32, in a process of its own, on the same arrays. ReLU or sines only."""
 
 import multiprocessing
 import time

@@ -128,7 +128,7 @@ def _check(
         raise ValueError(f"Expected float32 on a GPU but got {theta.dtype}.")
     for inputs, targets in zip(batch[::2], batch[1::2], strict=True):
         if inputs.ndim != 3 or inputs.shape[2] != widths[0] or not 1 <= inputs.shape[1] <= (limits.rows or math.inf):
-            rows = f"N from 1 to {limits.rows}" if limits.rows else "N of at least 1"
+            rows = "N of at least 1" if limits.rows is None else f"N from 1 to {limits.rows}"
             raise ValueError(f"Expected inputs [T, N, {widths[0]}] with {rows} but got {list(inputs.shape)}.")
         check_targets(theta, rates, inputs, targets, widths[-1], loss, "inputs")
     check_batch(batch, order)

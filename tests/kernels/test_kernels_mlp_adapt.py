@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lightning_maml.kernels import compiler
 from lightning_maml.kernels.mlp_adapt import (
-    ACTIVATIONS,
     LOSSES,
     ON_CPU,
     Adaptation,

@@ -55,9 +55,8 @@ class MlpAdapt(operator.Operator):
         for inputs, targets in sets:
             if inputs.ndim != 3 or inputs.shape[2] != found.widths[0]:
                 raise UnrecognisedError(f"the inputs {list(inputs.shape)} are not [tasks, rows, {found.widths[0]}]")
-            if inputs.shape[1] < 1 or (limits.rows and inputs.shape[1] > limits.rows):
-                most = f"more than {limits.rows}" if inputs.shape[1] else "and no loss"
-                raise UnrecognisedError(f"a task has {inputs.shape[1]} rows, {most}")
+            if limits.rows is not None and inputs.shape[1] > limits.rows:
+                raise UnrecognisedError(f"a task has {inputs.shape[1]} rows, more than {limits.rows}")
             if loss == "bce" and targets.shape != (*inputs.shape[:2], found.outputs):
                 raise UnrecognisedError(f"the targets {list(targets.shape)} are not [tasks, rows, {found.outputs}]")
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from lightning_maml import (
     Conv4,
     Fused,
     MetaModule,
+    Sine,
     SinusoidTasks,
     TaskBatch,
     adapt,
@@ -32,10 +34,10 @@ from lightning_maml import (
     pretrained,
 )
 from lightning_maml.engine import Problem, run_on
-from lightning_maml.engine.fused.mlp_adapt import recognise
+from lightning_maml.engine.fused.mlp_adapt import MlpAdapt, recognise
 from lightning_maml.engine.fused.operator import UnrecognisedError
 from lightning_maml.kernels import compiler
-from lightning_maml.kernels.mlp_adapt import ON_GPU
+from lightning_maml.kernels.mlp_adapt import ON_CPU, ON_GPU
 from lightning_maml.losses import task_loss
 from problems import make_problem, meta_gradient, reference, relative_error
 
@@ -212,10 +214,50 @@ def test_reasons_beside_the_network():
     parts = [value for _, value in tasks.named()]
     assert "ask for a gradient" in reason(tasks=TaskBatch(parts[0].clone().requires_grad_(), *parts[1:]))
     assert reason(tasks=TaskBatch(*(value.repeat(1, 30, 1) for value in parts))) is None  # of 150 rows
-    assert "a task has 0 rows" in reason(tasks=TaskBatch(*(value[:, :0] for value in parts)))
     assert "are not [tasks, rows, 3]" in reason(tasks=TaskBatch(parts[0][..., :2], *parts[1:]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert reason() == "autocast is on"
+
+
+def siren(*hidden: int, frequency: float = 3.0) -> nn.Module:
+    widths = [3, *hidden, 2]
+    layers = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), Sine(frequency))]
+    return nn.Sequential(*layers[:-1])
+
+
+def test_sines_have_frequencies_of_their_own():
+    network = siren(5, 4).double()
+    network[3].frequency = 0.7
+    assert recognise(network, ON_CPU).frequencies == [3.0, 0.7]
+    x, y = torch.randn(2, 4, 3).double(), torch.randn(2, 4, 2).double()
+    tasks = TaskBatch(x, y, x + 1, y)
+    exact = reference(network, tasks, "mse", LR, 2)
+    assert chosen_by_auto(network, "mse", tasks) == Fused(compile=True)
+    for engine in (Fused(compile=True), Fused(kernel="mlp_adapt"), Batched()):
+        output = meta_loss(network, maml(LR, 2), tasks, loss="mse", engine=engine)
+        assert relative_error(meta_gradient(network, output), exact) < 1e-10
+
+
+def test_limits_are_those_of_the_device():
+    """Wider, deeper, with more rows and sines: the CPU's own, and said in one line where it is a GPU."""
+    x, y = torch.zeros(2, 129, 3), torch.zeros(2, 129, 2)
+
+    def reason(network: nn.Module, device: str) -> str | None:
+        sets = [(x.to(device), y.to(device))] * 2
+        try:
+            MlpAdapt().recognise(Problem(network.to(device), maml(LR, 1), task_loss("mse")), *sets)
+        except UnrecognisedError as error:
+            return str(error)
+        return None
+
+    for network in (siren(256), siren(*[4] * 8), MLP(3, [256], 2), MLP(3, [4], 2)):
+        assert reason(network, "cpu") is None
+    assert reason(MLP(3, [257], 2), "cpu") == "its widths [3, 257, 2] exceed 8 hidden layers or 256 units"
+    assert reason(MLP(3, [4] * 9, 2), "cpu").endswith("exceed 8 hidden layers or 256 units")
+    known = "['GELU', 'Linear', 'ReLU', 'SiLU', 'Tanh']"
+    assert reason(siren(4), "meta") == f"layer '1' is a Sine, none of {known}"
+    assert reason(MLP(3, [129], 2), "meta") == "its widths [3, 129, 2] exceed 3 hidden layers or 128 units"
+    assert reason(MLP(3, [4], 2), "meta") == "a task has 129 rows, more than 128"
 
 
 def test_unsupported_raises_with_the_reason():
