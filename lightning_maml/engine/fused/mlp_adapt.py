@@ -78,15 +78,16 @@ class MlpAdapt(operator.Operator):
             # past torch's dispatcher, which costs a tenth of a small meta-batch: what it checks is known by now
             return native.adapt(loop.theta, rates, *loop.batch, kind=kind, frequencies=loop.found.frequencies)
         return mlp_adapt(
-            loop.theta, rates.detach(), *loop.batch, *kind, self.precision, frequencies=loop.found.frequencies
+            loop.theta, rates.detach(), *loop.batch, *kind, self.precision, self.compile, loop.found.frequencies
         )
 
     def trajectory(self, loop: OperatorLoop, rates: Tensor) -> tuple[Tensor, Tensor]:
         from lightning_maml.kernels.mlp_adapt import mlp_trajectory
 
         kind = (loop.found.widths, loop.found.activation, loop.loss.kind)
-        how = {"precision": self.precision, "compiled": self.compile, "frequencies": loop.found.frequencies}
-        return mlp_trajectory(loop.theta, rates, *loop.batch, *kind, **how)
+        return mlp_trajectory(
+            loop.theta, rates, *loop.batch, *kind, self.precision, self.compile, loop.found.frequencies
+        )
 
 
 def recognise(network: nn.Module, limits: Limits) -> Perceptron:
