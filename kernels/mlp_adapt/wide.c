@@ -6,12 +6,8 @@
  * parts are in their order, and those over tasks in the order of the tasks.
  */
 #include "functions.h"
+#include "tiles.h"
 
-#if BYTES == 64
-#define ROWS 12 /* of a tile: 24 sums, 2 weights and 1 broadcast in 32 registers */
-#else
-#define ROWS 6 /* 12 sums, 2 weights and 1 broadcast in 16 registers */
-#endif
 #ifndef PART
 #define PART 96 /* rows of a part, at most */
 #endif
@@ -20,8 +16,6 @@
 #endif
 #define LINE (64 / (long)sizeof(REAL)) /* numbers of a cache line */
 #define TASKS 16 /* whose gradients are kept apart before they are summed */
-
-typedef REAL V __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
 
 typedef enum { LOSSES } Loss;
 
@@ -86,21 +80,6 @@ static void out_of_panels(long P, const int32_t *places, const REAL *from, REAL 
 }
 
 /* ---- products ---- */
-
-#define UNROLL _Pragma("GCC unroll 12")
-
-/* TILE for as many rows as a tile has: a constant, so that its sums stay in registers. */
-#if ROWS == 12
-#define LARGE CASE(12) CASE(11) CASE(10) CASE(9) CASE(8) CASE(7)
-#else
-#define LARGE
-#endif
-#define CASE(N) case N: TILE(N); break;
-#define TILES(rows)                                   \
-    switch (rows) {                                   \
-        LARGE CASE(6) CASE(5) CASE(4) CASE(3) CASE(2) \
-        default: TILE(1);                             \
-    }
 
 /* `count` rows in tiles about as large as each other, at most ROWS: `tiles` of them, first `longer` of least + 1 */
 #define FOR_TILES(count)                                                                                       \
