@@ -79,7 +79,7 @@ def adapt(
 def faster(widths: tuple[int, ...], tasks: int, rows: float, dtype: torch.dtype) -> Path:
     """The source that runs a problem in less time, by what was measured (README.md); ``rows`` are a set's.
 
-    It does not look at the number of threads, of which the bits of a result do not depend.
+    It does not look at the number of threads: the bits of a result do not depend on it.
     """
     lanes = library_of(SOURCE, dtype, _Problem).lanes()
     filled = size(widths) / sum(math.ceil(out / lanes) * lanes for out in widths[1:])
