@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_maml import MLP, Conv4, TaskBatch
+from lightning_maml import MLP, Conv4, Sine, TaskBatch
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "cross_entropy": F.cross_entropy}
 
@@ -61,6 +62,19 @@ def regression(tasks: int, rows: int, size: int, hidden: list[int]) -> Built:
     return MLP(size, hidden, size, init="default"), points, "mse", 0.01
 
 
+def signals(tasks: int, points: int, hidden: list[int]) -> Built:
+    """SIREN (Sitzmann et al., 2020) with its weights, from places to colours, at ``points`` + ``points``."""
+    widths, frequency = [2, *hidden, 3], 30.0
+    layers: list[nn.Module] = []
+    for number, (inputs, outputs) in enumerate(pairwise(widths)):
+        linear = nn.Linear(inputs, outputs)
+        bound = (6 / inputs) ** 0.5 / frequency if number else 1 / inputs
+        nn.init.uniform_(linear.weight, -bound, bound)
+        layers += [linear, Sine(frequency)]
+    places, colours = ([torch.rand(tasks, points, size) * 2 - 1 for _ in range(2)] for size in (2, 3))
+    return nn.Sequential(*layers[:-1]), TaskBatch(places[0], colours[0], places[1], colours[1]), "mse", 0.01
+
+
 def classification(network: nn.Module, images: TaskBatch, lr: float) -> Built:
     """Few-shot classification of random images."""
     return network, images, "cross_entropy", lr
@@ -70,6 +84,8 @@ WORKLOADS: dict[str, Callable[[int], Built]] = {
     "sinusoid": lambda tasks: regression(tasks, 10, 1, [40, 40]),
     # the size of a reinforcement learning policy
     "wide_mlp": lambda tasks: regression(tasks, 20, 2, [100, 100]),
+    # a signal by its values at places, which a wide and deep network represents
+    "siren": lambda tasks: signals(tasks, 1024, [256] * 4),
     "omniglot_5w1s": lambda tasks: classification(Conv4(5), random_images(tasks, 5, 1, 5, 1, 28, 28), 0.4),
     # with a larger rate five steps on random images are chaos, and no float32 is near float64
     "omniglot_20w1s": lambda tasks: classification(Conv4(20), random_images(tasks, 20, 1, 1, 1, 28, 28), 0.05),
@@ -85,5 +101,5 @@ WORKLOADS: dict[str, Callable[[int], Built]] = {
     "anil_head": lambda tasks: classification(MLP(64, [], 5, init="default"), random_images(tasks, 5, 5, 15, 64), 0.1),
 }
 """One entry a workload: of a number of tasks."""
-TASKS = {"mini_imagenet": 4}
+TASKS = {"mini_imagenet": 4, "siren": 16}
 """How many tasks there are by default where 25 take minutes, and more memory than a machine has."""

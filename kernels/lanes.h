@@ -4,7 +4,7 @@
  * the tasks in the lanes every product is the same few instructions for any width, needs no padding and no transposed
  * copy, and each task's numbers stay apart: one that overflows harms no other.
  */
-#include "vectors.h"
+#include "functions.h"
 
 typedef REAL V __attribute__((vector_size(BYTES)));
 typedef INTEGER Bits __attribute__((vector_size(BYTES))); /* what comparing gives */
@@ -16,7 +16,6 @@ typedef INTEGER Bits __attribute__((vector_size(BYTES))); /* what comparing give
 #define KEEP(v) (void)0
 #endif
 
-typedef enum { ACTIVATIONS } Activation;
 enum { SET, SUBTRACT, DESCEND };
 
 #define UNROLL _Pragma("GCC unroll 8")
@@ -24,21 +23,10 @@ enum { SET, SUBTRACT, DESCEND };
 /* A tile is 5 rows of as many columns as there are registers for: 32 of the widest, 16 of the others. */
 #define COLUMNS (BYTES == 64 ? 4 : 2)
 
-typedef struct {
-    int64_t layers, activation, widths[LAYERS + 1];
-} Network;
-
 /* Each layer l of a network: how many numbers come in and go out, and where its matrix begins. */
 #define FOR_LAYERS(net)                                                                                                \
     for (long l = 0, begin = 0, in, out; l < (net)->layers && (in = (net)->widths[l], out = (net)->widths[l + 1], 1); \
          begin += (in + 1) * out, l++)
-
-static int is_known(const Network *net) {
-    return net->layers >= 1 && net->layers <= LAYERS && IS_ONE_OF(net->activation, ACTIVATIONS);
-}
-
-/* Whether its slopes vary: then a pass keeps them, and the second derivatives. */
-static int is_curved(int64_t activation) { return activation != IDENTITY && activation != RELU; }
 
 /* ---- products: c[a][b] from the sum over k of x[a][k] y[k][b], each element a vector of tasks, and of the same of a
  * second pair of operands where there is one ---- */
@@ -122,75 +110,16 @@ static void descend(long rows, long in, long out, V *c, const V *x, const V *y, 
     product(DESCEND, in, out, rows, c, out, x, 0, 1, in, y, 0, out, 1, base, rate, rate_step);
 }
 
-/* ---- activations and losses, number by number ---- */
-
-/* In single precision these are Cephes' polynomials, to 2 units in the last place, which compilers turn into vector
- * instructions; libm's are ten times slower. The argument of the exponential is never above 88. */
-INLINE float exp_single(float x) {
-    x = x < -87 ? -87 : x;
-    float n = rintf(x * 1.44269504f), r = x - n * 0.693359375f + n * 2.12194440e-4f, p = 1.9875691500e-4f, power;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    int32_t bits = ((int32_t)n + 127) * (1 << 23);
-    memcpy(&power, &bits, sizeof power);
-    return (p * r * r + r + 1) * power;
-}
-INLINE float tanh_single(float x) {
-    float far = x < 0 ? -x : x, z = x * x, p = -5.70498872745e-3f;
-    p = p * z + 2.06390887954e-2f;
-    p = p * z - 5.37397155531e-2f;
-    p = p * z + 1.33314422036e-1f;
-    p = p * z - 3.33332819422e-1f;
-    float large = 1 - 2 / (exp_single(2 * (far > 10 ? 10 : far)) + 1);
-    return far < 0.625f ? p * z * x + x : x < 0 ? -large : large;
-}
-#define IS_SINGLE (sizeof(REAL) == 4)
-#define EXP(x) (IS_SINGLE ? (REAL)exp_single((float)(x)) : (REAL)exp(x))
-#define TANH(x) (IS_SINGLE ? (REAL)tanh_single((float)(x)) : (REAL)tanh(x))
-#define LOG(x) (IS_SINGLE ? (REAL)logf((float)(x)) : (REAL)log(x))
-#define LOG1P(x) (IS_SINGLE ? (REAL)log1pf((float)(x)) : (REAL)log1p(x))
-#define ERFC(x) (IS_SINGLE ? (REAL)erfcf((float)(x)) : (REAL)erfc(x))
+/* ---- activations and losses ---- */
 
 /* sums [rows, width] -> activations [rows, width + 1], a one behind each row; where they are curved, their slopes and
  * second derivatives */
-static void activate(Activation kind, long rows, long width, const V *sums, V *values, V *slopes, V *bends) {
-    long n = width * LANES;
+static void activate(Activation kind, REAL frequency, long rows, long width, const V *sums, V *values, V *slopes,
+                     V *bends) {
+    const long n = width * LANES;
     for (long r = 0; r < rows; r++) {
-        const REAL *s = (const REAL *)(sums + r * width);
-        REAL *a = (REAL *)(values + r * (width + 1));
-        REAL *d = (REAL *)(slopes + r * width), *dd = (REAL *)(bends + r * width);
-        switch (kind) {
-            case IDENTITY: memcpy(a, s, n * sizeof(REAL)); break;
-            case RELU:
-                for (long i = 0; i < n; i++) a[i] = s[i] < 0 ? 0 : s[i]; /* as torch, NaN stays NaN */
-                break;
-            case TANH:
-                for (long i = 0; i < n; i++) {
-                    a[i] = TANH(s[i]);
-                    d[i] = 1 - a[i] * a[i];
-                    dd[i] = -2 * a[i] * d[i];
-                }
-                break;
-            case GELU:
-                for (long i = 0; i < n; i++) {
-                    REAL density = EXP(s[i] * s[i] * (REAL)-0.5) * (REAL)0.3989422804014326779;
-                    REAL below = ERFC(s[i] * (REAL)-0.7071067811865475244) * (REAL)0.5;
-                    a[i] = s[i] * below;
-                    d[i] = below + s[i] * density;
-                    dd[i] = density * (2 - s[i] * s[i]);
-                }
-                break;
-            case SILU:
-                for (long i = 0; i < n; i++) {
-                    REAL small = EXP(s[i] < 0 ? s[i] : -s[i]), share = (s[i] < 0 ? small : 1) / (1 + small);
-                    a[i] = s[i] * share;
-                    d[i] = share * (1 + s[i] * (1 - share));
-                    dd[i] = share * (1 - share) * (2 + s[i] * (1 - 2 * share));
-                }
-        }
+        REAL *a = (REAL *)(values + r * (width + 1)), *d = (REAL *)(slopes + r * width), *dd = (REAL *)(bends + r * width);
+        activate_numbers(kind, frequency, n, (const REAL *)(sums + r * width), a, d, dd);
         for (long i = n; i < n + LANES; i++) a[i] = 1;
     }
 }
@@ -281,7 +210,8 @@ static void forward(const Network *net, long rows, const V *phi, Pass *pass, V *
         const long last = l + 1 == net->layers;
         forward_product(rows, in + 1, out, last ? logits : sums, pass->values[l], phi + begin, 0, 0);
         if (!last)
-            activate(net->activation, rows, out, sums, pass->values[l + 1], pass->slopes[l + 1], pass->bends[l + 1]);
+            activate(net->activation, (REAL)net->frequencies[l], rows, out, sums, pass->values[l + 1], pass->slopes[l + 1],
+                     pass->bends[l + 1]);
     }
 }
 

@@ -1,5 +1,6 @@
 /* How wide this processor's vectors are. For sources that compiler.py compiles with -DREAL=float -DINTEGER=int32_t, or
  * -DREAL=double -DINTEGER=int64_t, and with limits and names in the order of their numbers, as Python has them. */
+#pragma once
 #define _DEFAULT_SOURCE /* for madvise */
 #include <math.h>
 #include <stdint.h>

@@ -7,7 +7,7 @@ from lightning_maml.engine import Batched, Eager, Engine, Fused, Graphed, MetaOu
 from lightning_maml.inner import SGD, Adam, OneHead, Part, Prototypes, Rates, SharpnessAware, Sign, Zeros
 from lightning_maml.learner import Algorithm
 from lightning_maml.meta_gradient import FirstOrder, Implicit, Joint, MultiStep, Reptile, Unrolled, ZeroOrder
-from lightning_maml.networks import MLP, Conv4, ResNet12
+from lightning_maml.networks import MLP, Conv4, ResNet12, Sine
 from lightning_maml.presets import anil, boil, cavia, fomaml, imaml, lora, maml, maml_pp, meta_curvature, meta_sgd
 from lightning_maml.presets import pretrained, proto_maml, reptile, unicorn_maml
 from lightning_maml.saving.weights import load_adapted, save_adapted

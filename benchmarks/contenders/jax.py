@@ -1,4 +1,4 @@
-"""JAX, ``jit(grad(vmap))`` in full float32, in a process of its own, on the same arrays. Perceptrons with ReLU only."""
+"""JAX, ``jit(grad(vmap))`` in full float32, in a process of its own, on the same arrays. ReLU or sines only."""
 
 import multiprocessing
 import time
@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.problem import Problem
-from lightning_maml import MLP
+from lightning_maml import Sine
 
 
 class _Process:
@@ -33,14 +33,23 @@ class _Process:
 def prepare(problem: Problem) -> _Process:
     if find_spec("jax") is None:
         raise ModuleNotFoundError("No module named 'jax'")
-    if not isinstance(problem.network, MLP) or problem.loss != "mse":
-        raise NotImplementedError("written for perceptrons with mean squared error only")
+    between = [layer for layer in problem.network.children() if not isinstance(layer, nn.Linear)]
+    if {type(layer) for layer in between} not in ({nn.ReLU}, {Sine}, set()) or problem.loss != "mse":
+        raise NotImplementedError("written for perceptrons with ReLU or sines, and mean squared error, only")
+    frequencies = [layer.frequency if isinstance(layer, Sine) else None for layer in between]
     theta = {name: value.detach().cpu().numpy() for name, value in problem.network.named_parameters()}
     batch = [value.cpu().numpy() for _, value in problem.tasks.named()]
-    return _Process(theta, batch, problem.lr, problem.steps)
+    return _Process(theta, batch, problem.lr, problem.steps, frequencies)
 
 
-def _serve(connection: Connection, theta: dict[str, np.ndarray], batch: list[np.ndarray], lr: float, m: int) -> None:
+def _serve(
+    connection: Connection,
+    theta: dict[str, np.ndarray],
+    batch: list[np.ndarray],
+    lr: float,
+    m: int,
+    frequencies: list[float | None],
+) -> None:
     import jax
     import jax.numpy as jnp
 
@@ -48,7 +57,9 @@ def _serve(connection: Connection, theta: dict[str, np.ndarray], batch: list[np.
 
     def loss(phi: Any, x: Any, y: Any) -> Any:
         for index, name in enumerate(names):
-            x = jax.nn.relu(x) if index else x
+            if index:
+                frequency = frequencies[index - 1]
+                x = jax.nn.relu(x) if frequency is None else jnp.sin(frequency * x)
             x = jnp.matmul(x, phi[f"{name}.weight"].T, precision="highest") + phi[f"{name}.bias"]
         return ((x - y) ** 2).mean()
 

@@ -7,16 +7,10 @@
  * what the border or the stride leaves out is not multiplied. A layer goes through its images in groups that the cache
  * holds. Sums over tasks are in the order of the tasks.
  */
-#include "vectors.h"
+#include "tiles.h"
 
 #define BLOCK (2 * LANES) /* channels of a block: two vectors */
-#if BYTES == 64
-#define ROWS 12 /* of a tile of the product: 24 sums, 2 weights and 1 broadcast in 32 registers */
-#define WIDE 64
-#else
-#define ROWS 6 /* 12 sums, 2 weights and 1 broadcast in 16 registers */
-#define WIDE (2 * BYTES)
-#endif
+#define WIDE (BYTES == 64 ? BYTES : 2 * BYTES)
 #define LINE (WIDE / (long)sizeof(REAL))
 #define CHUNK 48       /* rows that a weight gradient takes at once: with their weights' block they stay in the cache */
 #define GROUP_ROWS 512 /* about as many as a layer's group of images has: with two gradients they stay in the second cache */
@@ -24,7 +18,6 @@
 #define TAPS 9
 #define TASKS 16 /* whose gradients are kept apart before they are summed */
 
-typedef REAL V __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
 /* A cache line, where vectors are of 32 bytes or more: what goes through memory row by row takes whole ones. */
 typedef REAL W __attribute__((vector_size(WIDE), aligned(sizeof(REAL)), may_alias));
 typedef INTEGER Bits __attribute__((vector_size(WIDE))); /* what comparing gives */
@@ -204,22 +197,6 @@ static void free_plan(Plan *plan) {
         if ((count = (plan)->images - first < (plan)->group[l] ? (plan)->images - first : (plan)->group[l]))
 
 /* ---- products ---- */
-
-#define UNROLL _Pragma("GCC unroll 12")
-
-/* TILE for as many rows as a tile has: a constant, so that its sums stay in registers. */
-#if ROWS == 12
-#define LARGE           \
-    CASE(12) CASE(11) CASE(10) CASE(9) CASE(8) CASE(7)
-#else
-#define LARGE
-#endif
-#define CASE(N) case N: TILE(N); break;
-#define TILES(rows)                       \
-    switch (rows) {                       \
-        LARGE CASE(6) CASE(5) CASE(4) CASE(3) CASE(2) \
-        default: TILE(1);                 \
-    }
 
 /* out[rows of the tile][BLOCK] = the sum over taps and `terms` pairs of operands of rows x weights */
 INLINE const int32_t *tile(const int n, const int32_t *at, long taps, const int terms, const REAL *x, const REAL *x2,

@@ -1,5 +1,14 @@
 """The whole inner loop of a multilayer perceptron and its exact meta-gradient, for all tasks at once."""
 
 from lightning_maml.kernels.adaptation import Adaptation
-from lightning_maml.kernels.mlp_adapt.layout import ACTIVATIONS, LOSSES, MOST_HIDDEN, parameters_of, size
-from lightning_maml.kernels.mlp_adapt.op import MOST_ROWS, PRECISIONS, WIDEST, mlp_adapt, mlp_trajectory
+from lightning_maml.kernels.mlp_adapt.layout import (
+    ACTIVATIONS,
+    LOSSES,
+    MOST_HIDDEN,
+    ON_CPU,
+    ON_GPU,
+    Limits,
+    parameters_of,
+    size,
+)
+from lightning_maml.kernels.mlp_adapt.op import PRECISIONS, mlp_adapt, mlp_trajectory

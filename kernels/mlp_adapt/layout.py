@@ -8,6 +8,7 @@ behind it times this matrix is the layer.
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +18,27 @@ from lightning_maml.kernels.adaptation import Adaptation
 ACTIVATIONS = ("identity", "relu", "tanh", "gelu", "silu")
 FROM_SUMS = ("gelu", "silu")
 """Activations whose derivatives are taken at what goes in; those of the others are known from what comes out."""
+WITH_FREQUENCIES = ("sine",)
+"""Activations ``sin(frequency * sum)``, with a frequency of its own behind each hidden layer."""
 LOSSES = ("mse", "cross_entropy", "bce")
 MOST_HIDDEN = 3
+
+
+class Limits(NamedTuple):
+    """What an implementation runs, at most."""
+
+    hidden: int
+    """Layers."""
+    width: int
+    """Numbers of any layer, the inputs and the outputs among them."""
+    rows: int | None
+    """Of a set of a task; None: any number."""
+    activations: tuple[str, ...]
+
+
+ON_CPU = Limits(8, 256, None, (*ACTIVATIONS, *WITH_FREQUENCIES))
+"""In torch, and both sources in C."""
+ON_GPU = Limits(MOST_HIDDEN, 128, 128, ACTIVATIONS)
 
 Kind = tuple[Sequence[int], str, str, int, bool]
 """Widths, activation, loss, order, and whether the gradient of the rates is wanted."""

@@ -18,14 +18,18 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "gelu": F.gelu,
     "silu": F.silu,
+    "sine": torch.sin,
 }
 
 
-def forward(phi: Tensor, inputs: Tensor, widths: Sequence[int], activation: str) -> Tensor:
-    """``phi [T, P]``, ``inputs [T, N, in]`` -> ``[T, N, out]``."""
+def forward(
+    phi: Tensor, inputs: Tensor, widths: Sequence[int], activation: str, frequencies: Sequence[float] = ()
+) -> Tensor:
+    """``phi [T, P]``, ``inputs [T, N, in]`` -> ``[T, N, out]``; sums are multiplied by ``frequencies``, where given."""
     rows = inputs
     for index, (weight, bias) in enumerate(parameters_of(phi, widths)):
-        rows = rows if index == 0 else ACTIVATIONS[activation](rows)
+        if index:
+            rows = ACTIVATIONS[activation](rows * frequencies[index - 1] if frequencies else rows)
         rows = rows @ weight.mT + bias.unsqueeze(1)
     return rows
 
@@ -66,8 +70,8 @@ def adapt(
     return Adaptation(*(output.detach() for output in outputs))
 
 
-def mlp_adapt(theta: Tensor, rates: Tensor, *arguments: Any) -> Adaptation:
+def mlp_adapt(theta: Tensor, rates: Tensor, *arguments: Any, frequencies: Sequence[float] = ()) -> Adaptation:
     """As the operator (``op.py``) with its arguments up to the order, and the parameters on the way."""
     *batch, widths, activation, loss, order = arguments
-    network = partial(forward, widths=widths, activation=activation)
+    network = partial(forward, widths=widths, activation=activation, frequencies=frequencies)
     return adapt(network, theta, rates, *batch, loss=loss, order=order)

@@ -17,6 +17,8 @@ typedef struct {
 
 int64_t size_of_problem(void) { return sizeof(Problem); }
 
+int lanes(void) { return LANES; }
+
 /* The loss of each task, a mean, into losses [LANES]; the gradient at the logits [rows, out], of half the squares or of
  * the likelihood; the probabilities, or the logits where there are none. */
 static void delta_of(Loss loss, long rows, long out, const V *logits, const V *targets, V *delta, V *shares,
@@ -24,9 +26,13 @@ static void delta_of(Loss loss, long rows, long out, const V *logits, const V *t
     V total = {0};
     switch (loss) {
         case MSE:
-            for (long i = 0; i < rows * out; i++) {
-                delta[i] = logits[i] - targets[i];
-                total += delta[i] * delta[i];
+            for (long r = 0; r < rows; r++) {
+                V of_row = {0};
+                for (long i = r * out; i < (r + 1) * out; i++) {
+                    delta[i] = logits[i] - targets[i];
+                    of_row += delta[i] * delta[i];
+                }
+                total += of_row;
             }
             break;
         case CROSS_ENTROPY:

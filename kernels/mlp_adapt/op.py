@@ -1,5 +1,6 @@
 """The operators ``lightning_maml::mlp_adapt`` and ``lightning_maml::mlp_trajectory``."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,17 +10,17 @@ from torch import Tensor
 from lightning_maml.kernels.adaptation import Adaptation, operators
 from lightning_maml.kernels.checks import check_batch, check_choices, check_parameters, check_targets
 from lightning_maml.kernels.mlp_adapt import native, recursion
-from lightning_maml.kernels.mlp_adapt.layout import ACTIVATIONS, LOSSES, MOST_HIDDEN, Kind, size
+from lightning_maml.kernels.mlp_adapt.layout import LOSSES, ON_CPU, ON_GPU, WITH_FREQUENCIES, Kind, size
 
 PRECISIONS = ("ieee", "tf32", "bf16")
-WIDEST = 128
-MOST_ROWS = 128
 
 
 def _run(*arguments: Any) -> Adaptation:
-    operands, kind, (precision, compiled) = arguments[:6], arguments[6:11], arguments[11:]
+    operands, (widths, activation, loss, frequencies), how = arguments[:6], arguments[6:10], arguments[10:]
+    order, rates_grad, precision, compiled = how
+    kind = widths, activation, loss, order, rates_grad
     if operands[0].is_cpu:
-        return (native if compiled else recursion).adapt(*operands, kind=kind)
+        return (native if compiled else recursion).adapt(*operands, kind=kind, frequencies=frequencies)
     from lightning_maml.kernels.mlp_adapt.kernel import launch  # Triton is not on every machine
 
     with torch.cuda.device(operands[0].device):
@@ -27,7 +28,11 @@ def _run(*arguments: Any) -> Adaptation:
 
 
 _mlp_adapt, _mlp_trajectory = operators(
-    "mlp", "int[] widths, str activation, str loss", ", str precision, bool compiled", _run, ("cpu", "cuda")
+    "mlp",
+    "int[] widths, str activation, str loss, float[] frequencies",
+    ", str precision, bool compiled",
+    _run,
+    ("cpu", "cuda"),
 )
 
 
@@ -45,6 +50,7 @@ def mlp_adapt(
     rates_grad: bool = False,
     precision: str = "ieee",
     compiled: bool = False,
+    frequencies: Sequence[float] = (),
 ) -> Adaptation:
     """The inner loops of all tasks on a multilayer perceptron, and the meta-gradient of the mean query loss.
 
@@ -52,20 +58,21 @@ def mlp_adapt(
         theta: ``[P]``: of each layer the weight ``[out, in]``, then the bias ``[out]``, as torch has them.
         rates: ``[m, 1]``, a rate for each of the m inner steps, or ``[m, P]``, one for each element too. A rate of 0
             keeps an element out of the inner loop.
-        support_inputs: ``[T, N, in]``; N up to 128.
+        support_inputs: ``[T, N, in]``; N up to 128 on a GPU.
         support_targets: ``[T, N, out]``, or labels ``[T, N]`` for the cross-entropy.
         query_inputs: ``[T, Nq, in]``.
         query_targets: ``[T, Nq, out]``, or labels ``[T, Nq]``.
-        widths: ``[in, hidden ..., out]``, up to 3 hidden layers, up to 128 each.
-        activation: one of :data:`ACTIVATIONS`, between the layers.
+        widths: ``[in, hidden ..., out]``, up to 8 hidden layers, up to 256 each; on a GPU 3 and 128.
+        activation: one of :data:`ACTIVATIONS`, between the layers, or on the CPU ``"sine"``.
         loss: one of :data:`LOSSES`, as means over a task's rows; ``"bce"`` takes logits.
         order: 2, or 1 for inner gradients taken as constants.
         rates_grad: whether to return the gradient of the rates too.
         precision: of the products on a GPU, one of :data:`PRECISIONS`; sums and parameters stay in float32. Of the
             sinusoid's meta-gradients ``"ieee"``, float32's own, was up to 2e-6 off, ``"tf32"`` 9e-2 and ``"bf16"``
             3e-1, relative to the largest element (README.md). The CPU computes in the dtype of ``theta``.
-        compiled: on the CPU, run ``native.c``, which the machine's C compiler builds on the first call, instead of
-            torch's own products. On a GPU the kernels are compiled in any case.
+        compiled: on the CPU, run ``native.c`` or ``wide.c``, which the machine's C compiler builds on the first call,
+            instead of torch's own products. On a GPU the kernels are compiled in any case.
+        frequencies: of ``"sine"``, which is the sine of a frequency times a sum: one for each hidden layer.
 
     Raises:
         ValueError: shapes that do not fit each other, or an argument outside of what is covered.
@@ -73,8 +80,9 @@ def mlp_adapt(
     """
     batch = (support_inputs, support_targets, query_inputs, query_targets)
     kind = (list(widths), activation, loss, order, rates_grad)
-    _check(theta, rates, batch, kind, precision)
-    return Adaptation(*_mlp_adapt(theta, rates, *batch, *kind, precision, compiled), theta.new_empty(0))
+    _check(theta, rates, batch, kind, precision, frequencies)
+    kind_and_how = (*kind[:3], list(frequencies), *kind[3:], precision, compiled)
+    return Adaptation(*_mlp_adapt(theta, rates, *batch, *kind_and_how), theta.new_empty(0))
 
 
 def mlp_trajectory(
@@ -87,29 +95,40 @@ def mlp_trajectory(
     loss: str = "mse",
     precision: str = "ieee",
     compiled: bool = False,
+    frequencies: Sequence[float] = (),
 ) -> tuple[Tensor, Tensor]:
     """The parameters ``[T, m, P]`` after each inner step and the losses ``[T, m + 1]``, as :func:`mlp_adapt`."""
     batch = (support_inputs, support_targets)
-    _check(theta, rates, batch, (widths, activation, loss, 1, False), precision)
-    return _mlp_trajectory(theta, rates, *batch, list(widths), activation, loss, precision, compiled)
+    _check(theta, rates, batch, (widths, activation, loss, 1, False), precision, frequencies)
+    kind = list(widths), activation, loss, list(frequencies)
+    return _mlp_trajectory(theta, rates, *batch, *kind, precision, compiled)
 
 
-def _check(theta: Tensor, rates: Tensor, batch: Sequence[Tensor], kind: Kind, precision: str) -> None:
+def _check(
+    theta: Tensor,
+    rates: Tensor,
+    batch: Sequence[Tensor],
+    kind: Kind,
+    precision: str,
+    frequencies: Sequence[float],
+) -> None:
     """Raise ValueError for what the operator does not cover; ``batch`` are inputs and targets, of one set or of two."""
     widths, activation, loss, order, _ = kind
-    check_choices(activation=(activation, ACTIVATIONS), loss=(loss, LOSSES), precision=(precision, PRECISIONS))
-    if not 2 <= len(widths) <= MOST_HIDDEN + 2 or not all(1 <= width <= WIDEST for width in widths):
+    limits = ON_CPU if theta.is_cpu else ON_GPU
+    check_choices(activation=(activation, limits.activations), loss=(loss, LOSSES), precision=(precision, PRECISIONS))
+    if not 2 <= len(widths) <= limits.hidden + 2 or not all(1 <= width <= limits.width for width in widths):
         raise ValueError(
-            f"Expected `widths` to be inputs, up to {MOST_HIDDEN} hidden layers and outputs, of 1 to {WIDEST} each, "
-            f"but got {list(widths)}."
+            f"Expected `widths` to be inputs, up to {limits.hidden} hidden layers and outputs, of 1 to {limits.width} "
+            f"each, but got {list(widths)}."
         )
+    if len(frequencies) != (expected := len(widths) - 2 if activation in WITH_FREQUENCIES else 0):
+        raise ValueError(f"Expected {expected} `frequencies` for {activation!r} but got {list(frequencies)}.")
     check_parameters(theta, rates, size(widths), f"the widths {list(widths)}")
     if not theta.is_cpu and theta.dtype != torch.float32:
         raise ValueError(f"Expected float32 on a GPU but got {theta.dtype}.")
     for inputs, targets in zip(batch[::2], batch[1::2], strict=True):
-        if inputs.ndim != 3 or inputs.shape[2] != widths[0] or not 1 <= inputs.shape[1] <= MOST_ROWS:
-            raise ValueError(
-                f"Expected inputs [T, N, {widths[0]}] with N from 1 to {MOST_ROWS} but got {list(inputs.shape)}."
-            )
+        if inputs.ndim != 3 or inputs.shape[2] != widths[0] or not 1 <= inputs.shape[1] <= (limits.rows or math.inf):
+            rows = "N of at least 1" if limits.rows is None else f"N from 1 to {limits.rows}"
+            raise ValueError(f"Expected inputs [T, N, {widths[0]}] with {rows} but got {list(inputs.shape)}.")
         check_targets(theta, rates, inputs, targets, widths[-1], loss, "inputs")
     check_batch(batch, order)

@@ -28,7 +28,7 @@ PLANS = 8
 """Buffers of the kinds of problem met last are kept for the next call: it takes as long to make them as to use them."""
 
 
-def adapt(theta: Tensor, rates: Tensor, *batch: Any, kind: Kind) -> Adaptation:
+def adapt(theta: Tensor, rates: Tensor, *batch: Any, kind: Kind, frequencies: Sequence[float] = ()) -> Adaptation:
     """As the operator (``op.py``); without a query set, the trajectory ``[T, m, P]`` and the support losses alone."""
     support_inputs, support_targets, query_inputs, query_targets = batch
     widths, activation, loss, order, rates_grad = kind
@@ -43,7 +43,7 @@ def adapt(theta: Tensor, rates: Tensor, *batch: Any, kind: Kind) -> Adaptation:
     parts, sets = [], (support_inputs, targets[0], query_inputs, targets[1])
     chunks: Any = ([None] * count if part is None else part.tensor_split(count) for part in sets)
     for chunk in zip(*chunks, strict=True):
-        key = (len(chunk[0]), rows, queries, steps), tuple(widths), activation, loss, theta.dtype
+        key = (len(chunk[0]), rows, queries, steps), tuple(widths), activation, tuple(frequencies), loss, theta.dtype
         # the plan's buffers are one thread's own
         parts.append(_plan(threading.get_ident(), *key).run(theta, rates, chunk, order, rates_grad, tasks))
     if count == 1:
@@ -111,7 +111,15 @@ def _silu(sums: Tensor, inner: Tensor, slope: Tensor, bend: Tensor) -> None:
     torch.mul(share * (1 - share), (1 - 2 * share).mul_(sums).add_(2), out=bend)
 
 
+def _sine(frequency: float, sums: Tensor, inner: Tensor, slope: Tensor, bend: Tensor) -> None:
+    sums.mul_(frequency)
+    inner.copy_(torch.sin(sums))
+    torch.cos(sums, out=slope).mul_(frequency)
+    torch.mul(inner, -(frequency**2), out=bend)
+
+
 _ACTIVATIONS = {"identity": _identity, "relu": _relu, "tanh": _tanh, "gelu": _gelu, "silu": _silu}
+_WITH_FREQUENCIES = {"sine": _sine}
 
 
 # Products as calls with everything bound. With a single output they are thin: a row times a matrix is several times
@@ -154,11 +162,21 @@ class _Plan:
     """Buffers for one kind of problem, and all products on them."""
 
     def __init__(
-        self, sizes: tuple[int, ...], widths: tuple[int, ...], activation: str, loss: str, dtype: torch.dtype
+        self,
+        sizes: tuple[int, ...],
+        widths: tuple[int, ...],
+        activation: str,
+        frequencies: tuple[float, ...],
+        loss: str,
+        dtype: torch.dtype,
     ) -> None:
         tasks, rows, queries, steps = sizes
         self.rows, self.steps, self.widths, self.loss = rows, steps, widths, loss
-        self.activate, self.curved = _ACTIVATIONS[activation], activation not in ("identity", "relu")
+        if activation in _WITH_FREQUENCIES:
+            self.activate: Any = [partial(_WITH_FREQUENCIES[activation], frequency) for frequency in frequencies]
+        else:
+            self.activate = [_ACTIVATIONS[activation]] * (len(widths) - 2)
+        self.curved = activation not in ("identity", "relu")
         self.layers = layers = len(widths) - 1
         empty = partial(torch.empty, dtype=dtype)
         passes = max(steps, 1)
@@ -248,7 +266,7 @@ class _Plan:
         for k in range(steps):
             for layer, hidden in enumerate(self.hidden):
                 self.forward[k][layer]()
-                self.activate(hidden.sums, hidden.inner[k], hidden.slopes[k], hidden.bends[k])
+                self.activate[layer](hidden.sums, hidden.inner[k], hidden.slopes[k], hidden.bends[k])
             self.forward[k][-1]()
             shares.append(_delta(self.each_logits[k], support_targets, self.loss, self.deltas[-1][k]))
             for layer in range(layers - 1, 0, -1):
@@ -268,7 +286,7 @@ class _Plan:
 
         for layer, hidden in enumerate(self.last):
             self.forward_last[layer]()
-            self.activate(hidden.sums, hidden.inner[0], hidden.slopes[0], hidden.bends[0])
+            self.activate[layer](hidden.sums, hidden.inner[0], hidden.slopes[0], hidden.bends[0])
         self.forward_last[-1]()
         self.each_logits[steps].copy_(self.outputs[:, :rows])
         support_losses = _losses(self.logits, support_targets, self.loss).T.contiguous()

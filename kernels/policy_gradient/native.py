@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from lightning_maml.kernels.compiler import Problem, addresses, failure, library_of, why_unavailable
-from lightning_maml.kernels.mlp_adapt.layout import ACTIVATIONS, MOST_HIDDEN
+from lightning_maml.kernels.mlp_adapt.layout import MOST_HIDDEN, ON_CPU
 
 SOURCE = Path(__file__).with_name("native.c")
+ACTIVATIONS = ON_CPU.activations
+"""``lanes.h`` has a case for each; the operator has those without frequencies."""
 DISTRIBUTIONS = ("gaussian", "categorical")
 KINDS = ("log_probability", "ratio")
 
@@ -27,6 +29,7 @@ class _Problem(Problem):
         *((name, ctypes.c_int64) for name in ("tasks", "rows", "distribution", "kind", "threads")),
         *((name, ctypes.c_int64) for name in ("layers", "activation")),
         ("widths", ctypes.c_int64 * (MOST_HIDDEN + 2)),
+        ("frequencies", ctypes.c_double * (MOST_HIDDEN + 1)),
         *((name, ctypes.c_void_p) for name in ("phi", "direction", "observations", "weights", "old_log_probs")),
         *((name, ctypes.c_void_p) for name in ("actions", "result")),
     ]
@@ -60,6 +63,7 @@ def run(
     problem = _Problem(
         *(*weights.shape, DISTRIBUTIONS.index(distribution), KINDS.index(kind), torch.get_num_threads()),
         *(len(widths) - 1, ACTIVATIONS.index(activation), (ctypes.c_int64 * (MOST_HIDDEN + 2))(*widths)),
+        (ctypes.c_double * (MOST_HIDDEN + 1))(),
         *addresses([*values, result]),
     )
     if failed := library.adapt(ctypes.byref(problem)):

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from lightning_maml.kernels.checks import check_choices
-from lightning_maml.kernels.mlp_adapt import ACTIVATIONS, MOST_HIDDEN
+from lightning_maml.kernels.mlp_adapt import ACTIVATIONS, MOST_HIDDEN, Limits
 from lightning_maml.kernels.mlp_adapt.layout import size
 from lightning_maml.kernels.policy_gradient import native
 from lightning_maml.kernels.policy_gradient.native import DISTRIBUTIONS, KINDS
+
+LIMITS = Limits(MOST_HIDDEN, 128, None, ACTIVATIONS)
 
 _policy_gradient = torch.library.custom_op(
     "lightning_maml::policy_gradient",

@@ -89,8 +89,10 @@ def find(policy: Policy, estimator: str | Estimator, outer: Outer, adapted: Para
         deviation, distribution = layers.pop("deviation", None), "gaussian"
         if type(deviation) is not Deviation or changed(deviation):
             return "the policy's deviation was changed."
+    from lightning_maml.kernels.policy_gradient import LIMITS
+
     try:
-        found = recognise(nn.Sequential(layers))
+        found = recognise(nn.Sequential(layers), LIMITS)
     except UnrecognisedError as error:
         return str(error)
     shapes = found.shapes | {name: value.shape for name, value in policy.named_parameters()}  # with log_std at the end

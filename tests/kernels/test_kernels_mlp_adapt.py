@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
 from torch import Tensor
 
 from lightning_maml.kernels import compiler
 from lightning_maml.kernels.mlp_adapt import (
-    ACTIVATIONS,
     LOSSES,
+    ON_CPU,
     Adaptation,
     mlp_adapt,
     mlp_trajectory,
@@ -59,36 +61,165 @@ def launch(arguments, widths, activation, loss, order=2, rates_grad=True, precis
     return kernel.launch(*arguments, kind=(widths, activation, loss, order, rates_grad), precision=precision)
 
 
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """An empty folder for what is compiled, and nothing remembered."""
+    monkeypatch.setenv("LIGHTNING_MAML_CACHE", str(tmp_path / "cache"))
+    compiler.load.cache_clear()
+    native.faster.cache_clear()
+    yield tmp_path / "cache"
+    compiler.load.cache_clear()
+
+
+@pytest.fixture
+def own_flags(monkeypatch):
+    """A function by which what is compiled from now on is compiled with further flags; kept, as other libraries are."""
+
+    def compile_with(flags: list[str]) -> None:
+        compiler.load.cache_clear()
+        monkeypatch.setattr(compiler, "FLAGS", [*FLAGS, *flags])
+        # last, behind what is for the processor at hand
+        monkeypatch.setattr(compiler, "CHOICES", tuple([*choice, *flags] for choice in CHOICES))
+
+    yield compile_with
+    compiler.load.cache_clear()
+
+
+FLAGS, CHOICES = compiler.FLAGS, compiler.CHOICES
+
 # the operator on the CPU: in torch's products, and compiled from C
 
 BOTH = pytest.mark.parametrize("compiled", [False, True], ids=["torch", "compiled"])
 
 
-@BOTH
+def frequencies_of(widths, activation) -> list[float]:
+    return [0.5 + index % 3 / 2 for index in range(len(widths) - 2)] if activation == "sine" else []
+
+
+def of_both(source, arguments, widths, activation, loss="mse", order=2, rates_grad=True, query=True):
+    """By one of the sources in C, whichever would be faster."""
+    arguments = arguments if query else [*arguments[:4], None, None]
+    kind = (widths, activation, loss, order, rates_grad)
+    return native.adapt(*arguments, kind=kind, frequencies=frequencies_of(widths, activation), source=source)
+
+
+SOURCES = pytest.mark.parametrize("source", [native.SOURCE, native.WIDE], ids=lambda source: source.name)
+EVERY_WAY = ((2, False, 3), (2, True, 2), (1, False, 2), (1, True, 3), (2, False, 0))
+"""Order, rates an element, steps."""
+
+
 @pytest.mark.parametrize("widths", [[3, 4], [1, 5, 1], [3, 7, 5, 2], [2, 3, 4, 5, 3]], ids=str)
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_operator(activation, loss, widths, compiled):
-    for order, elements, steps in ((2, False, 3), (2, True, 2), (1, False, 2), (1, True, 3), (2, False, 0)):
+@pytest.mark.parametrize("activation", ON_CPU.activations)
+def test_operator(activation, loss, widths):
+    for order, elements, steps in EVERY_WAY:
         arguments = operands(widths, loss, steps=steps, elements=elements)
-        expected = naive(*arguments, widths, activation, loss, order)
-        output = mlp_adapt(*arguments, widths, activation, loss, order, rates_grad=True, compiled=compiled)
+        frequencies = frequencies_of(widths, activation)
+        expected = naive(*arguments, widths, activation, loss, order, frequencies=frequencies)
+        kind = (widths, activation, loss)
+        output = mlp_adapt(*arguments, *kind, order, rates_grad=True, frequencies=frequencies)
         assert_equal(output, expected, 1e-12)
-        trajectory, support_losses = mlp_trajectory(*arguments[:4], widths, activation, loss, compiled=compiled)
+        trajectory, support_losses = mlp_trajectory(*arguments[:4], *kind, frequencies=frequencies)
         torch.testing.assert_close(trajectory, expected[5])
         torch.testing.assert_close(support_losses, expected[2])
+        for source in (native.SOURCE, native.WIDE):
+            assert_equal(of_both(source, arguments, *kind, order), expected, 1e-12)
+            path = of_both(source, arguments, *kind, 1, rates_grad=False, query=False)
+            torch.testing.assert_close(path.trajectory, expected[5])
+            torch.testing.assert_close(path.support_losses, expected[2])
 
 
-@BOTH
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ON_CPU.activations)
 @pytest.mark.parametrize("loss", LOSSES)
-def test_operator_in_float32(activation, loss, compiled, poisoned):
+def test_operator_in_float32(activation, loss, poisoned):
     widths = [1, 40, 40, 3]
     arguments = operands(widths, loss, tasks=13, support=10, query=11, steps=5)
-    expected = naive(*arguments, widths, activation, loss, 2)
+    frequencies = frequencies_of(widths, activation)
+    expected = naive(*arguments, widths, activation, loss, 2, frequencies=frequencies)
     arguments = [value.float() if value.is_floating_point() else value for value in arguments]
-    output = mlp_adapt(*arguments, widths, activation, loss, rates_grad=True, compiled=compiled)
+    output = mlp_adapt(*arguments, widths, activation, loss, rates_grad=True, frequencies=frequencies)
     assert_equal(output, expected, 1e-5)
+    for source in (native.SOURCE, native.WIDE):
+        assert_equal(of_both(source, arguments, widths, activation, loss), expected, 1e-5)
+
+
+SIZES = {
+    "one of each": ([1, 1, 1], {"tasks": 1, "support": 1, "query": 1}),
+    "no hidden layer": ([256, 255], {"tasks": 2, "support": 13, "query": 97}),
+    "wide": ([7, 255, 256, 3], {"tasks": 1, "support": 97, "query": 13}),
+    "as wide as can be": ([256, 256, 256], {"tasks": 1, "support": 5, "query": 1}),
+    "deep": ([2, *[7] * 8, 3], {"tasks": 5, "support": 11, "query": 3}),
+    "many rows": ([2, 17, 9, 1], {"tasks": 2, "support": 1037, "query": 193}),
+    "few rows of many tasks": ([3, 17, 2], {"tasks": 37, "support": 1, "query": 2}),
+}
+
+
+@SOURCES
+@pytest.mark.parametrize("activation", ["relu", "tanh", "sine"])
+@pytest.mark.parametrize("size_of", SIZES)
+def test_sources_at_any_size(size_of, activation, source, own_flags):
+    """Of what was never written there are NaN, and what steps leave behind is kept, or computed again."""
+    widths, sizes = SIZES[size_of]
+    arguments = operands(widths, "mse", **sizes, elements=size_of == "deep")
+    expected = naive(*arguments, widths, activation, "mse", 2, frequencies=frequencies_of(widths, activation))
+    single = [value.float() for value in arguments]
+    for flags in ([], ["-DMOST_TAPE=0"]) if source == native.WIDE else ([],):
+        own_flags(["-DPOISON", *flags])
+        assert_equal(of_both(source, arguments, widths, activation), expected, 1e-11)
+        assert_equal(of_both(source, single, widths, activation), expected, 1e-4)
+        path = of_both(source, arguments, widths, activation, order=1, rates_grad=False, query=False)
+        torch.testing.assert_close(path.trajectory, expected.trajectory)
+
+
+@pytest.mark.parametrize("flags", [["-mno-avx512f"], ["-mno-avx"]], ids=str)
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of another processor")
+def test_sources_with_narrower_vectors(flags, own_flags):
+    own_flags(flags)
+    for widths, activation in (([3, 33, 18, 2], "sine"), ([1, 5, 1], "gelu")):
+        arguments = operands(widths, "cross_entropy", tasks=19, support=101, query=7, elements=True)
+        frequencies = frequencies_of(widths, activation)
+        expected = naive(*arguments, widths, activation, "cross_entropy", 2, frequencies=frequencies)
+        single = [value.float() if value.is_floating_point() else value for value in arguments]
+        for source in (native.SOURCE, native.WIDE):
+            assert_equal(of_both(source, arguments, widths, activation, "cross_entropy"), expected, 1e-12)
+            assert_equal(of_both(source, single, widths, activation, "cross_entropy"), expected, 1e-4)
+
+
+@SOURCES
+def test_sines_of_large_numbers(source):
+    """Beyond what the polynomials are for, and of what is no number."""
+    arguments = [value.float() for value in operands([1, 1, 1], "mse", tasks=3, support=2, query=4, steps=0)]
+    arguments[0] = torch.tensor([1.0, 0.0, 1.0, 0.0])  # the network is the sine
+    arguments[4] = torch.tensor([1e3, 8e3, -2e4, 1e7, 0.0, float("nan"), float("inf"), -3e5, 1.0, -1.0, 50.0, 0.01])
+    arguments[4] = arguments[4].view(3, 4, 1)
+    kind = ([1, 1, 1], "sine", "mse", 2, False)
+    predictions = native.adapt(*arguments, kind=kind, frequencies=[2.0], source=source).predictions
+    expected = (2 * arguments[4].double()).sin().float()
+    torch.testing.assert_close(predictions, expected, rtol=2e-6, atol=2e-6, equal_nan=True)
+
+
+def test_the_faster_source():
+    """One task after another where layers fill vectors, or where tasks do not."""
+
+    def chosen(widths, tasks, rows=10.0, dtype=torch.float32):
+        return native.faster(tuple(widths), tasks, rows, dtype)
+
+    lanes = compiler.library_of(native.SOURCE, torch.float32, native._Problem).lanes()
+    assert chosen([1, 40, 40, 1], 25) == chosen([1, 40, 40, 1], 256) == native.SOURCE
+    assert chosen([1, 40, 40, 1], 1) == native.WIDE
+    assert chosen([2, *[256] * 4, 3], 16 * lanes, 1024) == native.WIDE
+    assert chosen([1, 5, 1], lanes, 100) == native.SOURCE
+
+
+def test_frequencies_are_checked():
+    arguments = operands([3, 4, 2], "mse")
+    with pytest.raises(ValueError, match=r"Expected 1 `frequencies` for 'sine' but got \[\]"):
+        mlp_adapt(*arguments, [3, 4, 2], "sine")
+    with pytest.raises(ValueError, match=r"Expected 0 `frequencies` for 'tanh' but got \[1.0\]"):
+        mlp_adapt(*arguments, [3, 4, 2], "tanh", frequencies=[1.0])
+    away = [value.to("meta") for value in arguments]
+    with pytest.raises(ValueError, match="Expected `activation` to be one of .* but got 'sine'"):
+        mlp_adapt(*away, [3, 4, 2], "sine", frequencies=[1.0])
 
 
 def test_all_give_the_same_record():
@@ -98,33 +229,36 @@ def test_all_give_the_same_record():
     assert {type(result) for result in given} == {Adaptation}
 
 
-def test_compiled_tasks_keep_to_themselves():
+@SOURCES
+def test_compiled_tasks_keep_to_themselves(source):
     """One task in a register overflows, or has a NaN: the others' numbers are the same bits."""
     arguments = operands([2, 5, 1], "mse", tasks=7, dtype=torch.float32)
-    clean = mlp_adapt(*arguments, [2, 5, 1], "tanh", compiled=True)
+    clean = of_both(source, arguments, [2, 5, 1], "tanh")
     for value in (float("nan"), 1e30):
         arguments[3][3] = value
-        spoilt = mlp_adapt(*arguments, [2, 5, 1], "tanh", compiled=True)
+        spoilt = of_both(source, arguments, [2, 5, 1], "tanh")
         others = torch.arange(7) != 3
         assert spoilt.task_losses.isfinite().tolist() == others.tolist()
         for a, b in zip(spoilt[:3], clean[:3], strict=True):
             assert torch.equal(a[others], b[others])
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
-def test_compiled_activations_show_a_nan(activation):
+@SOURCES
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "sine"])
+def test_compiled_activations_show_a_nan(activation, source):
     arguments = operands([2, 5, 1], "mse", tasks=1, dtype=torch.float32)
     arguments[4][0, 0, 0] = float("nan")
-    assert mlp_adapt(*arguments, [2, 5, 1], activation, compiled=True).predictions[0, 0].isnan().all()
+    assert of_both(source, arguments, [2, 5, 1], activation).predictions[0, 0].isnan().all()
 
 
-def test_compiled_gives_the_same_bits_on_any_number_of_threads():
+@SOURCES
+def test_compiled_gives_the_same_bits_on_any_number_of_threads(source):
     arguments = operands([1, 40, 40, 1], "mse", tasks=53, elements=True, dtype=torch.float32)
     threads, found = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append(mlp_adapt(*arguments, [1, 40, 40, 1], rates_grad=True, compiled=True))
+            found.append(of_both(source, arguments, [1, 40, 40, 1], "relu"))
     finally:
         torch.set_num_threads(threads)
     for other in found[1:]:
@@ -141,20 +275,11 @@ def test_labels_out_of_range(compiled):
         labels[1, 0] = 0
 
 
-@pytest.fixture
-def own_cache(tmp_path, monkeypatch):
-    """An empty folder for what is compiled, and nothing remembered."""
-    monkeypatch.setenv("LIGHTNING_MAML_CACHE", str(tmp_path / "cache"))
-    compiler.load.cache_clear()
-    yield tmp_path / "cache"
-    compiler.load.cache_clear()
-
-
 def test_compiled_once_on_a_machine(own_cache, monkeypatch):
     arguments = operands([2, 3], "mse", tasks=1)
     mlp_adapt(*arguments, [2, 3], compiled=True)
-    (library,) = own_cache.iterdir()
-    assert library.name.startswith("mlp_adapt_double_")
+    for library in own_cache.iterdir():
+        assert library.name.startswith("mlp_adapt_double_")
     compiler.load.cache_clear()
     calls = []
     run = compiler._run
@@ -163,8 +288,8 @@ def test_compiled_once_on_a_machine(own_cache, monkeypatch):
     assert [call for call in calls if "-o" in call] == []
 
 
-def test_compiled_reads_nothing_that_it_did_not_write(own_cache, monkeypatch):
-    monkeypatch.setattr(compiler, "FLAGS", [*compiler.FLAGS, "-DPOISON"])
+def test_compiled_reads_nothing_that_it_did_not_write(own_flags):
+    own_flags(["-DPOISON"])
     for widths, activation in (([3, 7, 5, 2], "tanh"), ([3, 5, 2], "relu"), ([3, 2], "identity")):
         for order, elements, steps in ((2, False, 3), (1, True, 2), (2, True, 0)):
             arguments = operands(widths, "mse", tasks=5, steps=steps, elements=elements)
@@ -223,11 +348,11 @@ def test_differentiating_an_output_raises():
 @BOTH
 @pytest.mark.parametrize("rates_grad", [False, True])
 def test_opcheck(rates_grad, compiled):
-    kind = ([3, 4, 2], "tanh", "cross_entropy", 2, rates_grad, "ieee", compiled)
+    kind = ([3, 4, 2], "tanh", "cross_entropy", [], 2, rates_grad, "ieee", compiled)
     arguments = (*operands([3, 4, 2], "cross_entropy"), *kind)
     results = torch.library.opcheck(torch.ops.lightning_maml.mlp_adapt.default, arguments)
     assert set(results.values()) == {"SUCCESS"}
-    arguments = (*operands([3, 4, 2], "mse")[:4], [3, 4, 2], "relu", "mse", "ieee", compiled)
+    arguments = (*operands([3, 4, 2], "mse")[:4], [3, 4, 2], "sine", "mse", [0.5], "ieee", compiled)
     results = torch.library.opcheck(torch.ops.lightning_maml.mlp_trajectory.default, arguments)
     assert set(results.values()) == {"SUCCESS"}
 
@@ -279,7 +404,7 @@ def test_matrices_are_the_transposed_weights_with_the_biases_below():
 @pytest.mark.parametrize(
     "change,match",
     [
-        ({"widths": [3, 200, 2]}, "Expected `widths`"),
+        ({"widths": [3, 257, 2]}, "Expected `widths`"),
         ({"widths": [3, 5, 2]}, "Expected `theta`"),
         ({"activation": "swish"}, "Expected `activation`"),
         ({"loss": "hinge"}, "Expected `loss`"),
@@ -295,8 +420,8 @@ def test_what_is_not_covered_is_refused(change, match):
 
 
 def test_rows_and_dtypes_are_checked():
-    arguments = operands([3, 4, 2], "mse", support=129)
-    with pytest.raises(ValueError, match="with N from 1 to 128"):
+    arguments = operands([3, 4, 2], "mse", support=0)
+    with pytest.raises(ValueError, match="with N of at least 1"):
         mlp_adapt(*arguments, [3, 4, 2])
     theta, *rest = operands([3, 4, 2], "mse")
     with pytest.raises(ValueError, match="the same everywhere"):
@@ -402,13 +527,13 @@ def test_the_limits_themselves_are_covered_and_no_number_beyond(compiled):
         ]
         return mlp_adapt(changed.get("theta", theta), changed.get("rates", rates), *batch, widths, compiled=compiled)
 
-    for widths, rows, queries in (([128, 128], 1, 128), ([2, 1, 2, 1, 2], 128, 1)):
+    for widths, rows, queries in (([256, 256], 1, 1037), ([2, *[1, 2] * 4, 1], 1037, 1)):
         assert call(widths, rows, queries).task_losses.isfinite().all()
-    for widths in ([129, 1], [1, 129], [2, 2, 2, 2, 2, 2], [2], [2, 0]):
-        with pytest.raises(ValueError, match=r"up to 3 hidden layers and outputs, of 1 to 128 each"):
+    for widths in ([257, 1], [1, 257], [2] * 11, [2], [2, 0]):
+        with pytest.raises(ValueError, match=r"up to 8 hidden layers and outputs, of 1 to 256 each"):
             call(widths)
-    for rows, queries in ((0, 2), (129, 2), (2, 0), (2, 129)):
-        with pytest.raises(ValueError, match=r"Expected inputs \[T, N, 5\] with N from 1 to 128"):
+    for rows, queries in ((0, 2), (2, 0)):
+        with pytest.raises(ValueError, match=r"Expected inputs \[T, N, 5\] with N of at least 1"):
             call([5, 3, 2], rows, queries)
     for rates in (torch.zeros(1, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.float64)):
         with pytest.raises(ValueError, match=r"`rates` \[m, 1\]"):

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_maml.inner import Parameters
+from lightning_maml.networks.sine import Sine
 
 Layer = Callable[[Any, Parameters, Parameters, Tensor], Tensor | None]
 """``(module, its adapted parameters, its shared ones, inputs [T, N, ...]) -> outputs [T, N, ...]``; None: it cannot."""
 
 POINTWISE = {nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Hardtanh}
-POINTWISE |= {nn.Identity}
+POINTWISE |= {nn.Identity, Sine}
 """Layers without parameters that act on every number by itself, in any mode."""
 
 

@@ -1,23 +1,28 @@
 """The operator ``mlp_adapt``: perceptrons, on the CPU in plain torch or compiled from C, on a GPU in Triton."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_maml.engine.base import Problem
-from lightning_maml.engine.coverage import ADAPTATION, Runs
+from lightning_maml.engine.coverage import ADAPTATION
 from lightning_maml.engine.fused import operator
 from lightning_maml.engine.fused.operator import NEEDS_COMPILER, OperatorLoop, Recognised, UnrecognisedError
+from lightning_maml.networks.sine import Sine
 from lightning_maml.tasks import Set
+
+if TYPE_CHECKING:
+    from lightning_maml.kernels.mlp_adapt import Limits
 
 Precision = Literal["ieee", "tf32", "bf16", "tf32x3"]
 """Files of before name the last, which is ``"ieee"`` today: tensor cores made it five times as wrong, hardly faster."""
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.GELU: "gelu", nn.SiLU: "silu"}
-_KNOWN: set[type[nn.Module]] = {nn.Linear, *_ACTIVATIONS}
+_ACTIVATIONS |= {Sine: "sine"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +32,8 @@ class Perceptron(Recognised):
     widths: list[int]
     """``[in, hidden ..., out]``."""
     activation: str
+    frequencies: list[float]
+    """Of a sine behind each hidden layer; else none."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +43,20 @@ class MlpAdapt(operator.Operator):
     precision: Precision = "ieee"
     compile: bool = False
     name = "mlp_adapt"
-
-    @cached_property
-    def runs(self) -> Runs:  # type: ignore[override]
-        from lightning_maml.kernels.mlp_adapt import MOST_ROWS
-
-        return ADAPTATION | {"rows of a set": range(1, MOST_ROWS + 1)}
+    runs = ADAPTATION
 
     def recognise(self, problem: Problem, *sets: Set) -> Perceptron:
-        found, loss = recognise(problem.network), problem.loss.kind
+        from lightning_maml.kernels.mlp_adapt import ON_CPU, ON_GPU
+
+        limits = ON_CPU if sets[0][0].is_cpu else ON_GPU
+        found, loss = recognise(problem.network, limits), problem.loss.kind
         if not sets[0][0].is_cpu and next(iter(problem.parameters.values())).dtype != torch.float32:
             raise UnrecognisedError("on a GPU it computes in float32 alone")
         for inputs, targets in sets:
             if inputs.ndim != 3 or inputs.shape[2] != found.widths[0]:
                 raise UnrecognisedError(f"the inputs {list(inputs.shape)} are not [tasks, rows, {found.widths[0]}]")
+            if limits.rows is not None and inputs.shape[1] > limits.rows:
+                raise UnrecognisedError(f"a task has {inputs.shape[1]} rows, more than {limits.rows}")
             if loss == "bce" and targets.shape != (*inputs.shape[:2], found.outputs):
                 raise UnrecognisedError(f"the targets {list(targets.shape)} are not [tasks, rows, {found.outputs}]")
         return found
@@ -69,32 +76,37 @@ class MlpAdapt(operator.Operator):
         kind = (loop.found.widths, loop.found.activation, loop.loss.kind, order, rates.requires_grad)
         if self.compile and loop.theta.is_cpu:
             # past torch's dispatcher, which costs a tenth of a small meta-batch: what it checks is known by now
-            return native.adapt(loop.theta, rates, *loop.batch, kind=kind)
-        return mlp_adapt(loop.theta, rates.detach(), *loop.batch, *kind, self.precision)
+            return native.adapt(loop.theta, rates, *loop.batch, kind=kind, frequencies=loop.found.frequencies)
+        return mlp_adapt(
+            loop.theta, rates.detach(), *loop.batch, *kind, self.precision, self.compile, loop.found.frequencies
+        )
 
     def trajectory(self, loop: OperatorLoop, rates: Tensor) -> tuple[Tensor, Tensor]:
         from lightning_maml.kernels.mlp_adapt import mlp_trajectory
 
         kind = (loop.found.widths, loop.found.activation, loop.loss.kind)
-        return mlp_trajectory(loop.theta, rates, *loop.batch, *kind, precision=self.precision, compiled=self.compile)
+        return mlp_trajectory(
+            loop.theta, rates, *loop.batch, *kind, self.precision, self.compile, loop.found.frequencies
+        )
 
 
-def recognise(network: nn.Module) -> Perceptron:
+def recognise(network: nn.Module, limits: Limits) -> Perceptron:
     """The perceptron that a network is, by its structure and never by its name; UnrecognisedError where it is none.
 
     Example:
-        >>> recognise(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))).widths
+        >>> from lightning_maml.kernels.mlp_adapt import ON_GPU
+        >>> recognise(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)), ON_GPU).widths
         [3, 8, 2]
-        >>> recognise(nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 2)))  # doctest: +ELLIPSIS
+        >>> recognise(nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 2)), ON_GPU)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
         lightning_maml...UnrecognisedError: layer '1' is a Dropout, none of ['GELU', 'Linear', 'ReLU', 'SiLU', 'Tanh']
     """
-    from lightning_maml.kernels.mlp_adapt import MOST_HIDDEN, WIDEST
-
     widths: list[int] = []  # of the inputs, and of every linear layer up to here
     between: list[str] = []
-    layers, shapes = operator.known_layers(network, _KNOWN)
+    frequencies: list[float] = []
+    known: set[type[nn.Module]] = {kind for kind, name in _ACTIVATIONS.items() if name in limits.activations}
+    layers, shapes = operator.known_layers(network, known | {nn.Linear})
     for name, module in layers:
         if type(module) is nn.Linear:
             if module._parameters.get("bias") is None:
@@ -106,6 +118,8 @@ def recognise(network: nn.Module) -> Perceptron:
         elif len(widths) == len(between) + 2:
             if type(module) is nn.GELU and module.approximate != "none":
                 raise UnrecognisedError(f"layer {name!r} is an approximate GELU")
+            if isinstance(module, Sine):
+                frequencies.append(module.frequency)
             between.append(_ACTIVATIONS[type(module)])
         else:
             raise UnrecognisedError(f"layer {name!r} does not stand between two linear layers")
@@ -113,7 +127,7 @@ def recognise(network: nn.Module) -> Perceptron:
         raise UnrecognisedError("its last layer is not linear")
     if len(set(between)) > 1:
         raise UnrecognisedError(f"its activations differ: {between}")
-    if len(between) > MOST_HIDDEN or max(widths) > WIDEST:
-        raise UnrecognisedError(f"its widths {widths} exceed {MOST_HIDDEN} hidden layers or {WIDEST} units")
+    if len(between) > limits.hidden or max(widths) > limits.width:
+        raise UnrecognisedError(f"its widths {widths} exceed {limits.hidden} hidden layers or {limits.width} units")
     activation = between[0] if between else "identity"
-    return Perceptron(shapes, widths[-1], (activation, *widths), widths, activation)
+    return Perceptron(shapes, widths[-1], (activation, *widths), widths, activation, frequencies)

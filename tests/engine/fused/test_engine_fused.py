@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from lightning_maml import (
     Conv4,
     Fused,
     MetaModule,
+    Sine,
     SinusoidTasks,
     TaskBatch,
     adapt,
@@ -32,9 +34,10 @@ from lightning_maml import (
     pretrained,
 )
 from lightning_maml.engine import Problem, run_on
-from lightning_maml.engine.fused.mlp_adapt import recognise
+from lightning_maml.engine.fused.mlp_adapt import MlpAdapt, recognise
 from lightning_maml.engine.fused.operator import UnrecognisedError
 from lightning_maml.kernels import compiler
+from lightning_maml.kernels.mlp_adapt import ON_CPU, ON_GPU
 from lightning_maml.losses import task_loss
 from problems import make_problem, meta_gradient, reference, relative_error
 
@@ -149,12 +152,12 @@ class Renamed(nn.Sequential):
 
 
 def test_recognised_by_structure():
-    found = recognise(Renamed(nn.Sequential(nn.Linear(3, 8), nn.GELU()), nn.Identity(), nn.Linear(8, 2)))
+    found = recognise(Renamed(nn.Sequential(nn.Linear(3, 8), nn.GELU()), nn.Identity(), nn.Linear(8, 2)), ON_GPU)
     assert (found.widths, found.activation) == ([3, 8, 2], "gelu")
     assert [*found.shapes] == ["0.0.weight", "0.0.bias", "2.weight", "2.bias"]
-    assert [*recognise(nn.Linear(3, 2)).shapes] == ["weight", "bias"]
-    assert recognise(MLP(1, [40, 40], 1)).widths == [1, 40, 40, 1]
-    assert recognise(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))).activation == "identity"
+    assert [*recognise(nn.Linear(3, 2), ON_GPU).shapes] == ["weight", "bias"]
+    assert recognise(MLP(1, [40, 40], 1), ON_GPU).widths == [1, 40, 40, 1]
+    assert recognise(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), ON_GPU).activation == "identity"
 
 
 class Scaled(nn.Sequential):
@@ -195,7 +198,7 @@ REFUSED = {
 @pytest.mark.parametrize("reason", REFUSED)
 def test_not_recognised(reason):
     with pytest.raises(UnrecognisedError, match=reason):
-        recognise(REFUSED[reason]())
+        recognise(REFUSED[reason](), ON_GPU)
 
 
 def test_reasons_beside_the_network():
@@ -210,10 +213,51 @@ def test_reasons_beside_the_network():
     assert "parameters, inputs and targets are of float32 and float64" in reason(tasks=tasks.to(torch.float32))
     parts = [value for _, value in tasks.named()]
     assert "ask for a gradient" in reason(tasks=TaskBatch(parts[0].clone().requires_grad_(), *parts[1:]))
-    assert "a task has 150 rows, more than 128" in reason(tasks=TaskBatch(*(value.repeat(1, 30, 1) for value in parts)))
+    assert reason(tasks=TaskBatch(*(value.repeat(1, 30, 1) for value in parts))) is None  # of 150 rows
     assert "are not [tasks, rows, 3]" in reason(tasks=TaskBatch(parts[0][..., :2], *parts[1:]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert reason() == "autocast is on"
+
+
+def siren(*hidden: int, frequency: float = 3.0) -> nn.Module:
+    widths = [3, *hidden, 2]
+    layers = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), Sine(frequency))]
+    return nn.Sequential(*layers[:-1])
+
+
+def test_sines_have_frequencies_of_their_own():
+    network = siren(5, 4).double()
+    network[3].frequency = 0.7
+    assert recognise(network, ON_CPU).frequencies == [3.0, 0.7]
+    x, y = torch.randn(2, 4, 3).double(), torch.randn(2, 4, 2).double()
+    tasks = TaskBatch(x, y, x + 1, y)
+    exact = reference(network, tasks, "mse", LR, 2)
+    assert chosen_by_auto(network, "mse", tasks) == Fused(compile=True)
+    for engine in (Fused(compile=True), Fused(kernel="mlp_adapt"), Batched()):
+        output = meta_loss(network, maml(LR, 2), tasks, loss="mse", engine=engine)
+        assert relative_error(meta_gradient(network, output), exact) < 1e-10
+
+
+def test_limits_are_those_of_the_device():
+    """Wider, deeper, with more rows and sines: the CPU's own, and said in one line where it is a GPU."""
+    x, y = torch.zeros(2, 129, 3), torch.zeros(2, 129, 2)
+
+    def reason(network: nn.Module, device: str) -> str | None:
+        sets = [(x.to(device), y.to(device))] * 2
+        try:
+            MlpAdapt().recognise(Problem(network.to(device), maml(LR, 1), task_loss("mse")), *sets)
+        except UnrecognisedError as error:
+            return str(error)
+        return None
+
+    for network in (siren(256), siren(*[4] * 8), MLP(3, [256], 2), MLP(3, [4], 2)):
+        assert reason(network, "cpu") is None
+    assert reason(MLP(3, [257], 2), "cpu") == "its widths [3, 257, 2] exceed 8 hidden layers or 256 units"
+    assert reason(MLP(3, [4] * 9, 2), "cpu").endswith("exceed 8 hidden layers or 256 units")
+    known = "['GELU', 'Linear', 'ReLU', 'SiLU', 'Tanh']"
+    assert reason(siren(4), "meta") == f"layer '1' is a Sine, none of {known}"
+    assert reason(MLP(3, [129], 2), "meta") == "its widths [3, 129, 2] exceed 3 hidden layers or 128 units"
+    assert reason(MLP(3, [4], 2), "meta") == "a task has 129 rows, more than 128"
 
 
 def test_unsupported_raises_with_the_reason():

@@ -43,9 +43,9 @@ def corrupted(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any], tim
     """``mlp_adapt`` with ``change`` made to what it gives, the first so many times."""
     run, calls = kernels.mlp_adapt, []
 
-    def wrong(*args: Any) -> Any:
+    def wrong(*args: Any, **how: Any) -> Any:
         calls.append(1)
-        output = run(*args)
+        output = run(*args, **how)
         return output if times is not None and len(calls) > times else change(output)
 
     monkeypatch.setattr(kernels, "mlp_adapt", wrong)
