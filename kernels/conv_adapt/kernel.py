@@ -1,12 +1,12 @@
 """The Triton kernels: a layer forward, the head and the loss, a layer's two products back, a step of the parameters.
 
-One program has some rows of a task's layer, or some columns. Each product's operands are gathered from where they lie, so
-that no patches are in memory; what stands between two convolutions happens where an operand is loaded or a result stored:
-batch-norm, ReLU and pooling have no launch of their own, and no array. Sums over a task's rows are kept in parts, which
-the next launch adds up in their order.
+One program has some rows of a task's layer, or some columns. Each product's operands are gathered from where they
+lie, so that no patches are in memory; what stands between two convolutions happens where an operand is loaded or a
+result stored: batch-norm, ReLU and pooling have no launch of their own, and no array. Sums over a task's rows are kept
+in parts, which the next launch adds up in their order.
 
-With ``TANGENT`` a kernel is of the tangents in the direction u, by README.md's formulas: ``p_*2`` are tangents, and what
-has no 2 was left by the pass without. Parameters lie as ``layout.places_of`` says, in one block of all filters.
+With ``TANGENT`` a kernel is of the tangents in the direction u, by README.md's formulas: ``p_*2`` are tangents, and
+what has no 2 was left by the pass without. Parameters lie as ``layout.places_of`` says, in one block of all filters.
 """
 
 import triton
@@ -150,11 +150,11 @@ def conv_forward(
 
         m_tile = m_row[:, None] & m_out[None, :]
         o_tile = o_row[:, None] * OUT + o_out[None, :]
-        o_window = (first // (SIDE * SIDE)) + tl.arange(0, BM // (SIDE * SIDE))
+        o_window = (first >> (2 * SIDE - 2)) + tl.arange(0, BM // (SIDE * SIDE))
         _image, o_window_y, o_window_x, m_window = place_of(
             o_window, images, windows_of(to_height, SIDE), windows_of(to_width, SIDE), 1
         )
-        m_window = m_window & (o_window_y < to_height // SIDE) & (o_window_x < to_width // SIDE)
+        m_window = m_window & (o_window_y < (to_height >> (SIDE - 1))) & (o_window_x < (to_width >> (SIDE - 1)))
         m_window = m_window[:, None] & m_out[None, :]
         o_window = o_window[:, None] * OUT + o_out[None, :]
         if TANGENT:
@@ -377,7 +377,7 @@ def conv_gradient(
     FIRST: tl.constexpr, TANGENT: tl.constexpr, NORM: tl.constexpr, STRIDE: tl.constexpr, SIDE: tl.constexpr,
     IN: tl.constexpr, OUT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """``groups`` slices of BM taps and channels are shared out to ``spans`` programs, each of which reads the rows once."""
+    """``groups`` slices of BM taps and channels are shared out to ``spans`` programs, which read all rows of a part."""
     COLUMNS: tl.constexpr = (OUT + BN - 1) // BN
     program = tl.program_id(0)
     o_out = program % COLUMNS * BN + tl.arange(0, BN)
@@ -445,11 +445,11 @@ def conv_gradient(
             o_image, o_y, o_x, m_row = place_of(o_row, images, to_height, to_width, SIDE)
             m_tile = m_row[:, None] & m_out[None, :]
             o_tile = o_row[:, None] * OUT + o_out[None, :]
-            o_window = (first // (SIDE * SIDE)) + tl.arange(0, BK // (SIDE * SIDE))
+            o_window = (first >> (2 * SIDE - 2)) + tl.arange(0, BK // (SIDE * SIDE))
             _image, o_window_y, o_window_x, m_window = place_of(
                 o_window, images, windows_of(to_height, SIDE), windows_of(to_width, SIDE), 1
             )
-            m_window = m_window & (o_window_y < to_height // SIDE) & (o_window_x < to_width // SIDE)
+            m_window = m_window & (o_window_y < (to_height >> (SIDE - 1))) & (o_window_x < (to_width >> (SIDE - 1)))
             m_window = m_window[:, None] & m_out[None, :]
             o_window = o_window[:, None] * OUT + o_out[None, :]
             b_z = tl.load(p_z + o_tile, mask=m_tile, other=0.0)
@@ -471,7 +471,7 @@ def conv_gradient(
                 b_normal2 = b_inverse[None, :] * (b_z2 - b_mean2[None, :] - b_normal * b_along[None, :])
                 b_e2 = b_dy2 - b_b2[None, :] - b_normal2 * b_g[None, :] - b_normal * b_g2[None, :]
                 b_dz2 = tl.where(m_tile, b_scale2[None, :] * b_e + b_scale[None, :] * b_e2, 0.0)
-            if not FIRST:
+            if not FIRST:  # noqa: SIM102 - compiled or not, while the other decides as it runs
                 if group == 0:
                     tl.store((p_dz2 if TANGENT else p_dz) + o_tile, b_dz2, mask=m_tile)
 
@@ -512,10 +512,11 @@ def conv_back(
     p_sums2,
     images, height, width, in_high, in_wide, to_height, to_width, part_rows, parts, in_parts, phi_stride, P,
     o_weight, o_in_gamma, in_total, eps,
-    TANGENT: tl.constexpr, NORM: tl.constexpr, STRIDE: tl.constexpr, SIDE: tl.constexpr,
+    FIRST: tl.constexpr, TANGENT: tl.constexpr, NORM: tl.constexpr, STRIDE: tl.constexpr, SIDE: tl.constexpr,
     IN: tl.constexpr, OUT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """With a stride of 2 an input's place meets 1, 2 or 4 of the 9 taps: programs have places of one kind alone."""
+    tl.static_assert(not FIRST, "Expected a layer below")
     COLUMNS: tl.constexpr = (IN + BN - 1) // BN
     program = tl.program_id(0)
     o_in = program % COLUMNS * BN + tl.arange(0, BN)

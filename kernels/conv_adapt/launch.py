@@ -26,6 +26,8 @@ MOVED = 1.5
 """Of the bytes that a launch would move with one program a task: up to so many times as many, for more programs."""
 BLOCK = 1024
 """Of parameters, in a program that steps."""
+WIDE = 64 * 64
+"""A tile of so many numbers is held by twice as many warps: four would have no registers for its tangents."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,12 @@ class Layer:
     """In which the sums of the gradient in front of its ReLU are, that the layer above leaves."""
 
 
+def compiler(constants: dict[str, Any]) -> dict[str, Any]:
+    """The compiler's options for a kernel with these compile-time arguments."""
+    wide = constants.get("BM", 1) * constants.get("BN", 1) >= WIDE
+    return {**COMPILER, "num_warps": 2 * COMPILER["num_warps"] if wide else COMPILER["num_warps"]}
+
+
 def _power(number: int, least: int = 16, most: int = 64) -> int:
     return min(most, max(least, triton.next_power_of_2(number)))
 
@@ -83,8 +91,10 @@ def _in_parts(rows: int, parts: int, tile: int) -> tuple[int, int]:
 
 
 def _split(tasks: int, rows: int, out: int, most: int, inputs: int, weights: int, others: int, slice: int) -> Split:
-    """As many programs as are wanted and :data:`MOVED` allows: each part of the rows reads all weights, and each block of
-    columns all ``inputs``."""
+    """As many programs as are wanted and :data:`MOVED` allows.
+
+    Each part of the rows reads all ``weights``, and each block of columns all ``inputs``.
+    """
     best, found = 0, None
     for columns in sorted({_power(out), 32, 16} & set(range(_power(out) + 1)), reverse=True):
         blocks = ceil(out / columns)
@@ -226,11 +236,22 @@ class Tasks:
             "to_height": to_height, "to_width": to_width,
         }  # fmt: skip
 
-    def _kind(self, layer: Layer, split: Split) -> dict[str, Any]:
+    def of_layer(self, layer: Layer, split: Split, tangent: bool) -> dict[str, Any]:
+        """The compile-time arguments of a layer's kernels; ``conv_back`` is of no first one."""
         network = self.network
         return {
-            "NORM": network.norm, "STRIDE": network.stride, "SIDE": layer.side, "IN": layer.channels,
-            "OUT": layer.filters, "PRECISION": self.precision, **split.constants(), **COMPILER,
+            "FIRST": layer.first, "TANGENT": tangent, "NORM": network.norm, "STRIDE": network.stride,
+            "SIDE": layer.side, "IN": layer.channels, "OUT": layer.filters, "PRECISION": self.precision,
+            **split.constants(),
+        }  # fmt: skip
+
+    def of_head(self, back: bool, tangent: bool) -> dict[str, Any]:
+        """The compile-time arguments of the head's kernel."""
+        network, images = self.network, self.images.shape[1]
+        return {
+            "LOSS": self.loss, "BACK": back, "TANGENT": tangent, "NORM": network.norm, "FLAT": network.flat,
+            "IN": network.filters, "PRECISION": self.precision, "BM": _power(images, most=32),
+            "BW": _power(network.ways, most=1 << 20), "BK": _power(network.filters, most=32),
         }  # fmt: skip
 
     def _total(self, layer: Layer) -> int:
@@ -252,13 +273,14 @@ class Tasks:
         for index, layer in enumerate(self.layers):
             below, counts = self._below(index, a, t)
             split = layer.forward
+            kind = self.of_layer(layer, split, t is not None)
             grid = len(self.images) * split.parts * ceil(layer.filters / split.columns)
             conv_forward[(grid,)](
                 *below, phi, u, a.z[index], b.z[index], a.chosen[index], b.chosen[index], a.moments[index],
                 b.moments[index], **self._sizes(layer), part_rows=split.part_rows, parts=split.parts, **counts,
                 phi_stride=_stride(phi), P=self.P, o_weight=layer.weight, o_gamma=layer.gamma,
-                o_in_gamma=layer.in_gamma, total=self._total(layer), eps=self.network.eps, FIRST=layer.first,
-                TANGENT=t is not None, **self._kind(layer, split),
+                o_in_gamma=layer.in_gamma, total=self._total(layer), eps=self.network.eps,
+                **kind, **compiler(kind),
             )  # fmt: skip
 
     def head_and_loss(
@@ -273,9 +295,7 @@ class Tasks:
             b.sums[-1], gradient, images=self.images.shape[1], height=height, width=width, in_high=in_high,
             in_wide=in_wide, most_parts=gradient.shape[1], phi_stride=_stride(phi), P=self.P, o_weight=self.head,
             o_in_gamma=last.gamma, ways=self.network.ways, loss_stride=losses.stride(0), eps=self.network.eps, **counts,
-            LOSS=self.loss, BACK=back, TANGENT=t is not None, NORM=self.network.norm, FLAT=self.network.flat,
-            IN=last.filters, PRECISION=self.precision, BM=_power(self.images.shape[1], most=32),
-            BW=_power(self.network.ways, most=1 << 20), BK=_power(last.filters, most=32), **COMPILER,
+            **self.of_head(back, t is not None), **COMPILER,
         )  # fmt: skip
 
     def back(self, phi: Tensor, u: Tensor, a: Pass, t: Pass | None, gradient: Tensor) -> None:
@@ -286,23 +306,25 @@ class Tasks:
             below, counts = self._below(index, a, t)
             split, sizes = layer.gradient, self._sizes(layer)
             places = {"o_weight": layer.weight, "o_in_gamma": layer.in_gamma, "phi_stride": _stride(phi), "P": self.P}
+            kind = self.of_layer(layer, split, t is not None)
             grid = len(self.images) * split.parts * split.spans * ceil(layer.filters / split.columns)
             conv_gradient[(grid,)](
                 *below, phi, u, a.z[index], b.z[index], a.chosen[index], a.moments[index], b.moments[index],
                 a.dy[index], b.dy[index], a.sums[index], b.sums[index], a.dz[index], b.dz[index], gradient, **sizes,
                 part_rows=split.part_rows, parts=split.parts, own_parts=layer.forward.parts, out_parts=layer.out_parts,
                 groups=split.groups, spans=split.spans, most_parts=gradient.shape[1], o_gamma=layer.gamma,
-                total=self._total(layer), eps=self.network.eps, **counts, **places, FIRST=layer.first,
-                TANGENT=t is not None, **self._kind(layer, split),
+                total=self._total(layer), eps=self.network.eps, **counts, **places,
+                **kind, **compiler(kind),
             )  # fmt: skip
             if layer.first:
                 continue
             split = layer.back
+            kind = self.of_layer(layer, split, t is not None)
             grid = len(self.images) * split.parts * self.network.stride**2 * ceil(layer.channels / split.columns)
             conv_back[(grid,)](
                 a.dz[index], b.dz[index], phi, u, *below, a.dy[index - 1], b.dy[index - 1], a.sums[index - 1],
                 b.sums[index - 1], **sizes, part_rows=split.part_rows, parts=split.parts, eps=self.network.eps,
-                **counts, **places, TANGENT=t is not None, **self._kind(layer, split),
+                **counts, **places, **kind, **compiler(kind),
             )  # fmt: skip
 
     def update(
@@ -366,10 +388,10 @@ def launch(
 def scratch(network: Network, rows: int, queries: int, steps: int, order: int, rates_grad: bool) -> int:
     """About how many numbers a task takes."""
     passes = (steps if order == 2 and queries else 1) + 1
-    each = [numbers_of(layers_of(network, images, 1), images, network.ways) if images else 0 for images in (rows, queries)]
-    parts = max(
-        layer.gradient.parts for images in (rows, queries) if images for layer in layers_of(network, images, 1)
-    )
+    each = [
+        numbers_of(layers_of(network, images, 1), images, network.ways) if images else 0 for images in (rows, queries)
+    ]
+    parts = max(layer.gradient.parts for images in (rows, queries) if images for layer in layers_of(network, images, 1))
     return passes * each[0] + each[1] + (steps * (1 + rates_grad) + parts + 2) * network.size
 
 

@@ -69,6 +69,11 @@ class Network:
         """How many places of an image the smallest output of a convolution has."""
         return min(prod((side - 1) // self.stride + 1 for side in self.places(block)) for block in range(self.blocks))
 
+    def most_numbers(self, images: int) -> int:
+        """How many numbers the largest array of a layer has, for so many images."""
+        sides = [[(side - 1) // self.stride + 2 for side in self.places(block)] for block in range(self.blocks)]
+        return images * max(self.channels * self.height * self.width, self.filters * max(map(prod, sides)))
+
     def shapes(self) -> list[tuple[int, ...]]:
         """The shapes of the parameters in turn: each block's convolution and batch-norm, then the linear layer's."""
         found: list[tuple[int, ...]] = []

@@ -1,7 +1,7 @@
 """What the kernels are made of: places of images, batch-norm from partial sums, activations and their tangents.
 
-Rows are places of a convolution's output, channels last. Where windows of ``SIDE x SIDE`` places are pooled, the rows of
-a window stand together; a window that the image's rim cuts off keeps its place, and nothing is read or written there.
+Rows are places of a convolution's output, channels last. Where windows of ``SIDE x SIDE`` places are pooled, the rows
+of a window stand together; one that the image's rim cuts off keeps its place, and nothing is read or written there.
 """
 
 import triton
@@ -23,16 +23,17 @@ def dot(b_a, b_b, b_sum, PRECISION: tl.constexpr):
 @triton.jit
 def windows_of(side, SIDE: tl.constexpr):
     """How many windows a side of an image has, one that its end cuts off included."""
-    return (side + SIDE - 1) // SIDE
+    return (side + SIDE - 1) >> (SIDE - 1)
 
 
 @triton.jit
 def place_of(o_row, images, height, width, SIDE: tl.constexpr):
     """Of rows in the order of windows the image, y, x, and whether there is such a place."""
+    SHIFT: tl.constexpr = SIDE - 1  # the side is 1 or 2
     high, wide = windows_of(height, SIDE), windows_of(width, SIDE)
-    o_window, o_inside = o_row // (SIDE * SIDE), o_row % (SIDE * SIDE)
-    o_y = o_window // wide % high * SIDE + o_inside // SIDE
-    o_x = o_window % wide * SIDE + o_inside % SIDE
+    o_window, o_inside = o_row >> (2 * SHIFT), o_row & (SIDE * SIDE - 1)
+    o_y = o_window // wide % high * SIDE + (o_inside >> SHIFT)
+    o_x = o_window % wide * SIDE + (o_inside & SHIFT)
     o_image = o_window // (wide * high)
     return o_image, o_y, o_x, (o_image < images) & (o_y < height) & (o_x < width)
 
@@ -40,18 +41,19 @@ def place_of(o_row, images, height, width, SIDE: tl.constexpr):
 @triton.jit
 def row_of(o_image, o_y, o_x, height, width, SIDE: tl.constexpr):
     """The other way round."""
+    SHIFT: tl.constexpr = SIDE - 1
     high, wide = windows_of(height, SIDE), windows_of(width, SIDE)
-    o_window = (o_image * high + o_y // SIDE) * wide + o_x // SIDE
-    return o_window * (SIDE * SIDE) + o_y % SIDE * SIDE + o_x % SIDE
+    o_window = (o_image * high + (o_y >> SHIFT)) * wide + (o_x >> SHIFT)
+    return o_window * (SIDE * SIDE) + (o_y & SHIFT) * SIDE + (o_x & SHIFT)
 
 
 @triton.jit
 def moments_of(p_moments, parts, o_channel, eps, CHANNELS: tl.constexpr, NORM: tl.constexpr):
     """The means of channels and the inverses of their deviations; 0 and 1 without a norm.
 
-    ``p_moments``: ``[parts, 2, CHANNELS]``, each part's mean and sum of squares about it, then ``[parts]`` its number of
-    rows. They are merged as Chan, Golub and LeVeque (1983) do. What is summed over lanes is masked in front of the sum:
-    a product that the sum fused would be rounded differently in lanes that hold the same sum.
+    ``p_moments``: ``[parts, 2, CHANNELS]``, each part's mean and sum of squares about it, then ``[parts]`` its number
+    of rows. They are merged as Chan, Golub and LeVeque (1983) do. What is summed over lanes is masked in front of the
+    sum: a product that the sum fused would be rounded differently in lanes that hold the same sum.
     """
     if NORM:
         o_part = tl.arange(0, MOST_PARTS)

@@ -190,9 +190,9 @@ def test_opcheck(operator):
     network = NETWORKS["no bias"]
     arguments = operands(network, "mse", tasks=2)
     if operator is torch.ops.lightning_maml.conv_adapt:
-        torch.library.opcheck(operator, (*arguments, network.plain(), network.eps, "mse", 2, True))
+        torch.library.opcheck(operator, (*arguments, network.plain(), network.eps, "mse", 2, True, "ieee"))
     else:
-        torch.library.opcheck(operator, (*arguments[:4], network.plain(), network.eps, "mse"))
+        torch.library.opcheck(operator, (*arguments[:4], network.plain(), network.eps, "mse", "ieee"))
 
 
 def test_differentiating_an_output_is_refused():
