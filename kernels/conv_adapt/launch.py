@@ -353,6 +353,24 @@ def _table(ranges: tuple[tuple[int, int, int], ...], device: torch.device) -> Te
     return torch.tensor(ranges, dtype=torch.int32, device=device)
 
 
+def constants_of(
+    network: Network, images: int, tasks: int, precision: str, tangent: bool, loss: str = "cross_entropy"
+) -> list[tuple[str, dict[str, Any]]]:
+    """The kernels of a pass over so many images of each task, there and back, with their compile-time arguments.
+
+    Each kernel of the first layer, and of the one behind it, whose tiles are the largest.
+    """
+    nobody = torch.empty(tasks, images, network.channels, network.height, network.width, device="meta")
+    of = Tasks(layers_of(network, images, tasks), nobody, nobody, network, loss, precision, 0)
+    found = [("conv_head", of.of_head(True, tangent))]
+    for layer in of.layers[:2]:
+        found.append(("conv_forward", of.of_layer(layer, layer.forward, tangent)))
+        found.append(("conv_gradient", of.of_layer(layer, layer.gradient, tangent)))
+        if not layer.first:
+            found.append(("conv_back", of.of_layer(layer, layer.back, tangent)))
+    return found
+
+
 def launch(
     theta: Tensor,
     rates: Tensor,

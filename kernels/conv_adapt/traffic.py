@@ -4,9 +4,9 @@
 
 Moved is what programs load and store: each number once a program, however often that program takes it, as the emulator
 counts sectors that a program had not loaded before. At least is what has to move where every layer of every step, all
-programs of a task together, reads its inputs, weights, tape and gradients once and writes each once, one time forward and
-one time back; the gradient of a convolution's output, which a layer could keep to itself, is not in it. Useful are the
-multiply-adds of rows, taps and channels that there are, neither padding nor border, as a share of those that are issued.
+programs of a task together, reads its inputs, weights, tape and gradients once and writes each once, one time forward
+and one time back; the gradient of a convolution's output, which a layer could keep to itself, is not in it. Useful are
+the multiply-adds of rows, taps and channels that there are, neither padding nor border, of those that are issued.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ def of_gradient(layer: Layer, below: Layer | None, stride: int, images: int, tan
             groups = [split.groups * (span + end) // split.spans * split.tile for end in (0, 1)]
             own = np.unique(tap[groups[0] : groups[1]])
             met, seen = place[part][:, own], there[part][:, own]
-            share = layer.channels if len(own) * layer.channels >= groups[1] - groups[0] or below is None else split.tile
+            share = (
+                layer.channels if len(own) * layer.channels >= groups[1] - groups[0] or below is None else split.tile
+            )
             found.moved += blocks * len(np.unique(met[seen])) * min(share, layer.channels) * terms + stats
             slices = ceil((part.stop - part.start) / split.slice) * split.slice
             found.issued += slices * (groups[1] - groups[0]) * blocks * split.columns * terms
@@ -120,7 +122,9 @@ def of_back(layer: Layer, below: Layer, stride: int, images: int, tangent: bool)
     stats = _stats(below.forward.parts, layer.channels, tangent) + 2 * layer.channels
     for kind in range(stride * stride):
         from_y, from_x = divmod(kind, stride)
-        high, wide = ((side - start + stride - 1) // stride for side, start in zip(layer.size, (from_y, from_x)))
+        high, wide = (
+            (side - start + stride - 1) // stride for side, start in zip(layer.size, (from_y, from_x), strict=True)
+        )
         count = images * high * wide
         taps = prod(len(range((start + 1) % stride, 3, stride)) for start in (from_y, from_x))
         own = there & (y % stride == from_y) & (x % stride == from_x)
@@ -151,9 +155,11 @@ def of_head(network: Network, last: Layer, images: int, tangent: bool, back: boo
     return Count(moved, once * (3 if back else 1), padded * both * (3 if back else 1))
 
 
-def of_update(network: Network, layers: Sequence[Layer], numbers: int, way: str) -> Count:
+def of_update(network: Network, layers: Sequence[Layer], numbers: int, way: str, rated: bool) -> Count:
+    """A step of the parameters; ``rated``, with v times a rate, u, where it is v that steps."""
     parts = sum((layer.gradient.parts - 1) * 9 * layer.channels * layer.filters for layer in layers)
-    return Count(numbers + parts + {"down": 2, "seed": 2, "back": 3}[way] * numbers + 4 * ceil(numbers / BLOCK))
+    each = {"down": 2, "seed": 1 + rated, "back": 2 + rated}[way]
+    return Count((1 + each) * numbers + parts + ceil(numbers / BLOCK))
 
 
 def least(layer: Layer, below: Layer | None, images: int, tangent: bool) -> int:
@@ -181,9 +187,9 @@ def of_meta_gradient(network: Network, rows: int, queries: int, steps: int, task
     total, stride = Total(), network.stride
     numbers = sum(map(prod, network.shapes()))
 
-    def both_ways(images: int, way: str, tangent: bool) -> None:
+    def both_ways(images: int, way: str, tangent: bool, rated: bool) -> None:
         layers = layers_of(network, images, tasks)
-        for below, layer in zip([None, *layers], layers):
+        for below, layer in zip([None, *layers], layers, strict=False):
             found = of_forward(layer, below, stride, images, tangent)
             found += of_gradient(layer, below, stride, images, tangent)
             if below:
@@ -193,13 +199,13 @@ def of_meta_gradient(network: Network, rows: int, queries: int, steps: int, task
         head = of_head(network, layers[-1], images, tangent)
         total.__iadd__(head)
         total.least += head.moved
-        total.__iadd__(of_update(network, layers, numbers, way))
-        total.least += {"down": 3, "seed": 3, "back": 4}[way] * numbers
+        total.__iadd__(of_update(network, layers, numbers, way, rated))
+        total.least += {"down": 3, "seed": 2 + rated, "back": 3 + rated}[way] * numbers
 
     for _ in range(steps):
-        both_ways(rows, "down", False)
+        both_ways(rows, "down", False, True)
     layers = layers_of(network, rows, tasks)
-    for below, layer in zip([None, *layers], layers):
+    for below, layer in zip([None, *layers], layers, strict=False):
         found = of_forward(layer, below, stride, rows, False)
         total.__iadd__(found)
         inputs, pooled = rows * prod(layer.size) * layer.channels, rows * prod(layer.pooled) * layer.filters
@@ -208,9 +214,9 @@ def of_meta_gradient(network: Network, rows: int, queries: int, steps: int, task
     head = of_head(network, layers[-1], rows, False, back=False)
     total.__iadd__(head)
     total.least += head.moved
-    both_ways(queries, "seed", False)
-    for _ in range(steps if order == 2 else 0):
-        both_ways(rows, "back", True)
+    both_ways(queries, "seed", False, order == 2 and steps > 0)
+    for step in range(steps if order == 2 else 0):
+        both_ways(rows, "back", True, step > 0)
     return total
 
 

@@ -85,12 +85,14 @@ _op("shl.b16", "rrr", "b>15?0:(a<<b)&0xffff")
 _op("cvt.u16.u64", "rq", "(uint32_t)a&0xffff")
 _op("cvt.u16.u32", "rr", "a&0xffff")
 _op("cvt.u32.u16", "rr", "a&0xffff")
+_op("cvt.u64.u16", "qr", "(uint64_t)(a&0xffff)")
 for _name, _e in _LOGIC.items():
     _op(f"{_name}.pred", "ppp", _e)  # of whole masks
 _op("not.pred", "pp", "~a")
 _op("mov.pred", "pp", "a", "mov")
 _op("mov.b16 mov.u16", "rr", "a", "mov")
 _op("pack", "qrr", _BOTH, "mov")
+_op("pack.b32", "rrr", "(a&0xffff)|b<<16", "mov")
 _op("cvta.shared.u64", "qq", "a+0x500000000000ull")  # good for comparisons; generic loads are not known
 _op("cvta.to.global.u64 cvta.global.u64", "qq", "a", "mov")  # generic addresses of global memory are the same
 _op("cvt.s64.s32", "qr", f"(uint64_t){_S64}a")
@@ -135,7 +137,7 @@ TOGETHER = [
 """Operations that all lanes of a warp have to take part in."""
 SPECIAL = [
     *TOGETHER, "ld.global", "st.global", "ld.shared", "st.shared", "bra", "warpsync", "ret", "fence", "unpack",
-    "cp", "cp.commit", "cp.wait",
+    "unpack.b32", "cp", "cp.commit", "cp.wait",
 ]  # fmt: skip
 CODES = {name: number for number, name in enumerate([*SPECIAL, *OPS])}
 
