@@ -24,8 +24,13 @@ PROGRAMS = 264
 """So many are wanted of a launch: two for each multiprocessor of an H100."""
 MOVED = 1.5
 """Of the bytes that a launch would move with one program a task: up to so many times as many, for more programs."""
+SLICE = 16
+"""Of what a product sums over: as many numbers of each operand as a tile takes at once."""
 BLOCK = 1024
 """Of parameters, in a program that steps."""
+TALLEST = {"ieee": 64, "tf32": 32, "bf16": 32}
+"""Rows of a tile, by precision. For more of them Triton takes instructions of whole warp groups on sm_90 and sm_100,
+which no test without a GPU runs."""
 WIDE = 64 * 64
 """A tile of so many numbers is held by twice as many warps: four would have no registers for its tangents."""
 
@@ -90,7 +95,7 @@ def _in_parts(rows: int, parts: int, tile: int) -> tuple[int, int]:
     return ceil(rows / part_rows), part_rows
 
 
-def _split(tasks: int, rows: int, out: int, most: int, inputs: int, weights: int, others: int, slice: int) -> Split:
+def _split(tasks: int, rows: int, out: int, most: int, inputs: int, weights: int, others: int, tallest: int) -> Split:
     """As many programs as are wanted and :data:`MOVED` allows.
 
     Each part of the rows reads all ``weights``, and each block of columns all ``inputs``.
@@ -99,39 +104,42 @@ def _split(tasks: int, rows: int, out: int, most: int, inputs: int, weights: int
     for columns in sorted({_power(out), 32, 16} & set(range(_power(out) + 1)), reverse=True):
         blocks = ceil(out / columns)
         for wanted in range(1, most + 1):
-            tile = _power(ceil(rows / wanted))
+            tile = _power(ceil(rows / wanted), most=tallest)
             parts, part_rows = _in_parts(rows, wanted, tile)
             moved = blocks * inputs + parts * weights + others
             allowed = blocks * parts == 1 or moved <= MOVED * (inputs + weights + others)
             if allowed and best < min(tasks * blocks * parts, PROGRAMS):
-                best, found = min(tasks * blocks * parts, PROGRAMS), Split(tile, columns, slice, parts, part_rows)
+                best, found = min(tasks * blocks * parts, PROGRAMS), Split(tile, columns, SLICE, parts, part_rows)
     if found is None:  # more filters than a tile has columns
-        tile = _power(rows)
-        found = Split(tile, _power(out), slice, *_in_parts(rows, 1, tile))
+        tile = _power(rows, most=tallest)
+        found = Split(tile, _power(out), SLICE, *_in_parts(rows, 1, tile))
     return found
 
 
-def _split_gradient(tasks: int, rows: int, channels: int, filters: int, outputs: int, inputs: int, slice: int) -> Split:
+def _split_gradient(
+    tasks: int, rows: int, channels: int, filters: int, outputs: int, inputs: int, tallest: int
+) -> Split:
     """As :func:`_split`: each span of taps and channels reads all rows, and each part of the rows leaves a gradient."""
     taps = 9 * channels
-    tile, columns = _power(taps if taps < 64 else channels), _power(filters)
+    tile, columns = _power(taps if taps < 64 else channels, most=tallest), _power(filters)
     groups, gradient = ceil(taps / tile), 2 * taps * filters
     best, found = 0, None
     for spans in (span for span in (1, 3, 9) if span <= groups):
         for wanted in range(1, MOST_PARTS.value + 1):
-            parts, part_rows = _in_parts(rows, wanted, slice)
+            parts, part_rows = _in_parts(rows, wanted, SLICE)
             moved = spans * (outputs + inputs) + parts * gradient
             allowed = spans * parts == 1 or moved <= MOVED * (outputs + inputs + gradient)
             programs = min(tasks * spans * parts * ceil(filters / columns), PROGRAMS)
             if allowed and best < programs:
-                best, found = programs, Split(tile, columns, slice, parts, part_rows, spans, groups)
+                best, found = programs, Split(tile, columns, SLICE, parts, part_rows, spans, groups)
     assert found is not None
     return found
 
 
 @lru_cache(64)
-def layers_of(network: Network, images: int, tasks: int, slice: int = 16) -> tuple[Layer, ...]:
+def layers_of(network: Network, images: int, tasks: int, precision: str = "ieee") -> tuple[Layer, ...]:
     """The convolutions, for so many images of each task."""
+    tallest = TALLEST[precision]
     side, stride, filters = 2 if network.pool else 1, network.stride, network.filters
     size = stored = network.height, network.width
     channels, at, in_gamma = network.channels, 0, 0
@@ -150,12 +158,12 @@ def layers_of(network: Network, images: int, tasks: int, slice: int = 16) -> tup
                 "windows": windows, "pooled": pooled, "side": side, "rows": rows, "weight": at, "gamma": at + weights,
                 "in_gamma": in_gamma,
                 "forward": _split(
-                    tasks, rows, filters, MOST_PARTS.value, inputs, weights, outputs + others // 2 * (side > 1), slice
+                    tasks, rows, filters, MOST_PARTS.value, inputs, weights, outputs + others // 2 * (side > 1), tallest
                 ),
-                "gradient": _split_gradient(tasks, rows, channels, filters, 2 * outputs + others, inputs, slice),
+                "gradient": _split_gradient(tasks, rows, channels, filters, 2 * outputs + others, inputs, tallest),
                 "back": _split(
                     tasks * stride * stride, kind_rows, channels, MOST_PARTS.value // stride**2, outputs, weights,
-                    2 * inputs, slice,
+                    2 * inputs, tallest,
                 ),
             }
         )  # fmt: skip
@@ -251,7 +259,7 @@ class Tasks:
         return {
             "LOSS": self.loss, "BACK": back, "TANGENT": tangent, "NORM": network.norm, "FLAT": network.flat,
             "IN": network.filters, "PRECISION": self.precision, "BM": _power(images, most=32),
-            "BW": _power(network.ways, most=1 << 20), "BK": _power(network.filters, most=32),
+            "BW": _power(network.ways, most=1 << 20), "BK": 16,
         }  # fmt: skip
 
     def _total(self, layer: Layer) -> int:
@@ -361,7 +369,7 @@ def constants_of(
     Each kernel of the first layer, and of the one behind it, whose tiles are the largest.
     """
     nobody = torch.empty(tasks, images, network.channels, network.height, network.width, device="meta")
-    of = Tasks(layers_of(network, images, tasks), nobody, nobody, network, loss, precision, 0)
+    of = Tasks(layers_of(network, images, tasks, precision), nobody, nobody, network, loss, precision, 0)
     found = [("conv_head", of.of_head(True, tangent))]
     for layer in of.layers[:2]:
         found.append(("conv_forward", of.of_layer(layer, layer.forward, tangent)))
@@ -421,8 +429,10 @@ def _adapt(
     images, targets, asked, answers = batch
     tasks, steps, P = len(images), len(rates), theta.numel()
     rows, sets = images.shape[1], [network, loss, precision, P]
-    support = Tasks(layers_of(network, rows, tasks), images, targets, *sets)
-    query = support if asked is None else Tasks(layers_of(network, asked.shape[1], tasks), asked, answers, *sets)
+    support = Tasks(layers_of(network, rows, tasks, precision), images, targets, *sets)
+    query = (
+        support if asked is None else Tasks(layers_of(network, asked.shape[1], tasks, precision), asked, answers, *sets)
+    )
     gradient = theta.new_empty(tasks, max(support.most_parts, query.most_parts), P)
     path = theta.new_empty(tasks, steps, P) if asked is not None else result.trajectory
     rates_grad = result.of_rates.numel() > 0

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_maml.kernels.conv_adapt.launch import BLOCK, Layer, layers_of
+from lightning_maml.kernels.conv_adapt.launch import BLOCK, SLICE, Layer, layers_of
 from lightning_maml.kernels.conv_adapt.layout import Network
 
 BYTES = 4
@@ -146,8 +146,7 @@ def of_head(network: Network, last: Layer, images: int, tangent: bool, back: boo
     numbers = images * places * width
     once = images * places * width * network.ways * both
     tile = ceil(images / 32) * 32 if images > 16 else 16
-    padded = tile * places * ceil(width / 32) * 32 * max(16, network.ways)
-    padded = padded if width >= 32 else tile * places * 16 * max(16, network.ways)
+    padded = tile * places * ceil(width / SLICE) * SLICE * max(16, network.ways)
     stats = _stats(last.forward.parts, width, tangent) + 2 * width * both
     moved = numbers * both + weights * both + stats + 2 * images * network.ways + images
     if back:
