@@ -168,7 +168,7 @@ def layers_of(network: Network, images: int, tasks: int, precision: str = "ieee"
             }
         )  # fmt: skip
         in_gamma, at = at + weights, at + weights + 2 * filters
-        channels, size, stored = filters, pooled, windows  # type: ignore[assignment]
+        channels, size, stored = filters, pooled, windows
     above = [stride * stride * layer["back"].parts for layer in found[1:]]
     return tuple(Layer(**layer, out_parts=parts) for layer, parts in zip(found, [*above, 1], strict=True))
 
@@ -400,7 +400,7 @@ def launch(
     result = room(theta, rates, support_inputs, query_inputs, network.ways, rates_grad)
     result.of_theta.zero_(), result.of_rates.zero_()
     tasks, sizes = len(support_inputs), [0 if value is None else value.shape[1] for value in given[::2]]
-    chunk = max(1, min(tasks, SCRATCH_NUMBERS // scratch(network, *sizes, len(rates), order, rates_grad)))
+    chunk = max(1, min(tasks, SCRATCH_NUMBERS // scratch(network, sizes, len(rates), order, rates_grad)))
     for start in range(0, tasks, chunk):
         part = slice(start, min(start + chunk, tasks))
         own = [None if value is None else value[part] for value in batch]
@@ -411,8 +411,9 @@ def launch(
     return in_torchs_order(result, *as_torch, network, network.filters)
 
 
-def scratch(network: Network, rows: int, queries: int, steps: int, order: int, rates_grad: bool) -> int:
-    """About how many numbers a task takes."""
+def scratch(network: Network, sizes: Sequence[int], steps: int, order: int, rates_grad: bool) -> int:
+    """About how many numbers a task takes, with so many images in its two sets."""
+    rows, queries = sizes
     passes = (steps if order == 2 and queries else 1) + 1
     each = [
         numbers_of(layers_of(network, images, 1), images, network.ways) if images else 0 for images in (rows, queries)
