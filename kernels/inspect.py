@@ -1,11 +1,11 @@
 """What the compiler makes of the kernels, on any machine: no GPU is needed.
 
-    python -m lightning_maml.kernels.inspect [--arch sm_90] [--json FILE]
+    python -m lightning_maml.kernels.inspect [--family conv_adapt] [--arch sm_90] [--json FILE]
 
 Every variant is compiled for every architecture that has products of its precision; registers and stack are what
 ``cuobjdump`` reads in the result, or what stands at the end of AMD's assembly. Cycles, barriers, the share of useful
 multiply-adds and the bytes moved are of one program in the emulator: a model, not a measurement (``modelled.py``). Only
-NVIDIA's PTX is emulated.
+NVIDIA's PTX is emulated. The family ``conv_adapt`` has its own table, and its bytes in ``conv_adapt/traffic.py``.
 
 The exit code is 1 where a variant has more than 272 bytes of stack, exceeds the shared memory of a program, or takes
 more than 60 s to compile. AMD's architecture is reported, and fails nothing.
@@ -17,6 +17,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -55,8 +56,15 @@ class Report(Modelled, Variant):
     faults: list[str]
 
 
-def variants() -> list[Variant]:
-    """What ships: every activation with every loss, every precision, every size of tiles, with and without rates."""
+def variants(family: str = "mlp_adapt") -> list[Variant]:
+    """What ships of a family of :data:`FAMILIES`."""
+    return FAMILIES[family]()
+
+
+def _perceptrons() -> list[Variant]:
+    """Of ``mlp_adapt`` and ``sgd_update``: every activation with every loss, every precision, every size of tiles, with
+    and without rates.
+    """
     from lightning_maml.kernels.mlp_adapt import ACTIVATIONS, LOSSES, PRECISIONS
     from lightning_maml.kernels.mlp_adapt.kernel import options
     from lightning_maml.kernels.sgd_update.kernel import BLOCK, OPTIONS
@@ -80,11 +88,39 @@ def variants() -> list[Variant]:
     return found
 
 
-def ships() -> list[tuple[Variant, str]]:
+def _convolutional() -> list[Variant]:
+    """Of ``conv_adapt`` the largest kernels that adapt Conv4 to 5-way 1-shot tasks. A network compiles its own.
+
+    All with tangents on color images, the products without; where the other form differs, or the precision is another.
+    """
+    from lightning_maml.kernels.conv_adapt.launch import BLOCK, constants_of
+    from lightning_maml.kernels.conv_adapt.traffic import CONV4
+
+    strided, pooled = CONV4.values()
+
+    def second(network: Any, precision: str, tangent: bool, *kernels: str) -> list[tuple[str, dict[str, Any]]]:
+        every = constants_of(network, 5, 8, precision, tangent)
+        return [(name, of) for name, of in every if not of.get("FIRST") and name in kernels]
+
+    found = [
+        *constants_of(pooled, 5, 8, "ieee", True),
+        *second(pooled, "ieee", False, "conv_forward", "conv_gradient", "conv_back"),
+        *second(strided, "ieee", True, "conv_back"),
+        *second(pooled, "tf32", True, "conv_forward"),
+        *second(pooled, "bf16", True, "conv_forward"),
+        ("conv_update", {"WAY": "back", "KEEP": False, "RATED": True, "BLOCK": BLOCK}),
+    ]
+    return [Variant(*each) for each in found]
+
+
+FAMILIES: dict[str, Callable[[], list[Variant]]] = {"mlp_adapt": _perceptrons, "conv_adapt": _convolutional}
+
+
+def ships(family: str = "mlp_adapt") -> list[tuple[Variant, str]]:
     """Every variant with every architecture that has products of its precision."""
     return [
         (variant, architecture)
-        for variant in variants()
+        for variant in variants(family)
         for architecture, chip in CHIPS.items()
         if variant.constants.get("PRECISION", "ieee") in chip.precisions
     ]
@@ -92,7 +128,7 @@ def ships() -> list[tuple[Variant, str]]:
 
 def inspect(variant: Variant, architecture: str) -> Report:
     """Compile a variant for an architecture of :data:`~lightning_maml.kernels.chips.CHIPS`, and read what came out."""
-    chip, warps = CHIPS[architecture], _module(variant.kernel).COMPILER["num_warps"]
+    chip, warps = CHIPS[architecture], _options(variant)["num_warps"]
     faults = []
     registers = stack = instructions = shared = 0
     start = time.perf_counter()
@@ -100,12 +136,14 @@ def inspect(variant: Variant, architecture: str) -> Report:
         compiled, seconds = _compiled(variant, architecture)
         registers, stack, instructions = chip.usage(compiled)
         shared = compiled.metadata.shared
-        model = modelled(
-            variant.kernel,
-            variant.constants,
-            chip,
-            lambda function, constants: _compiled(Variant(function.__name__, constants), architecture)[0],
-        )
+        model = replace(NOTHING, not_modelled="conv_adapt/traffic.py counts its bytes")
+        if not variant.kernel.startswith("conv_"):
+            model = modelled(
+                variant.kernel,
+                variant.constants,
+                chip,
+                lambda function, constants: _compiled(Variant(function.__name__, constants), architecture)[0],
+            )
     except RuntimeError as error:  # the compiler's own failures
         seconds = time.perf_counter() - start
         faults.append(f"does not compile: {error}")
@@ -121,10 +159,23 @@ def inspect(variant: Variant, architecture: str) -> Report:
 
 
 def _module(kernel: str) -> Any:
+    if kernel.startswith("conv_"):
+        from lightning_maml.kernels.conv_adapt import kernel as conv
+
+        return conv
     from lightning_maml.kernels.mlp_adapt import kernel as mlp
     from lightning_maml.kernels.sgd_update import kernel as sgd
 
     return sgd if kernel == "sgd_update_kernel" else mlp
+
+
+def _options(variant: Variant) -> dict[str, Any]:
+    """Of the compiler."""
+    if variant.kernel.startswith("conv_"):
+        from lightning_maml.kernels.conv_adapt.launch import compiler
+
+        return compiler(variant.constants)
+    return dict(_module(variant.kernel).COMPILER)
 
 
 _KEPT: dict[str, tuple[Any, float]] = {}
@@ -140,7 +191,7 @@ def _compiled(variant: Variant, architecture: str) -> tuple[Any, float]:
     name = f"{architecture} {variant}"
     if name not in _KEPT:
         chip, module = CHIPS[architecture], _module(variant.kernel)
-        function, options = getattr(module, variant.kernel), dict(module.COMPILER)
+        function, options = getattr(module, variant.kernel), _options(variant)
         if isinstance(chip, Amd):
             options.pop("maxnreg", None)  # it has no such limit
         signature = {part: "constexpr" if part in variant.constants else _kind(part) for part in function.arg_names}
@@ -155,12 +206,13 @@ def _compiled(variant: Variant, architecture: str) -> tuple[Any, float]:
 def _kind(name: str) -> str:
     if name.startswith("p_"):
         return "*i32" if name == "p_table" else "*fp32"
-    return "fp32" if name in ("weight_decay", "momentum") else "i32"
+    return "fp32" if name in ("weight_decay", "momentum", "eps") else "i32"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=list(FAMILIES), default="mlp_adapt", help="of the operator's kernels")
     parser.add_argument("--arch", choices=list(CHIPS), action="append", help="all of them where it is not given")
     parser.add_argument("--json", type=Path, help="where to write the table")
     parser.add_argument("--only", action="append", help="variants whose description holds this text")
@@ -169,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
     import triton
 
     reports = []
-    for variant, architecture in ships():
+    for variant, architecture in ships(chosen.family):
         if architecture not in (chosen.arch or CHIPS) or not any(text in str(variant) for text in chosen.only or [""]):
             continue
         report = inspect(variant, architecture)

@@ -9,6 +9,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from lightning_maml.kernels.adaptation import Adaptation
+
 MOST_BLOCKS = 8
 
 
@@ -67,6 +69,11 @@ class Network:
         """How many places of an image the smallest output of a convolution has."""
         return min(prod((side - 1) // self.stride + 1 for side in self.places(block)) for block in range(self.blocks))
 
+    def most_numbers(self, images: int) -> int:
+        """How many numbers the largest array of a layer has, for so many images."""
+        sides = [[(side - 1) // self.stride + 2 for side in self.places(block)] for block in range(self.blocks)]
+        return images * max(self.channels * self.height * self.width, self.filters * max(map(prod, sides)))
+
     def shapes(self) -> list[tuple[int, ...]]:
         """The shapes of the parameters in turn: each block's convolution and batch-norm, then the linear layer's."""
         found: list[tuple[int, ...]] = []
@@ -122,3 +129,52 @@ def places_of(network: Network, block: int) -> tuple[Tensor, Tensor]:
     back = torch.full((network.size + 2,), len(there))
     back[there] = torch.arange(len(there))
     return there, back[: network.size]
+
+
+@lru_cache(64)
+def _places_on(network: Network, block: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):
+        there, back = places_of(network, block)
+        return there.to(device), back.to(device)
+
+
+def in_row(theta: Tensor, network: Network, block: int) -> Tensor:
+    """Parameters ``[..., P]`` as :func:`places_of` orders them."""
+    there, _ = _places_on(network, block, theta.device)
+    return _behind(theta, 0, 1)[..., there]
+
+
+def in_rows(theta: Tensor, rates: Tensor, network: Network, block: int) -> tuple[Tensor, Tensor]:
+    """``theta`` and ``rates`` as :func:`places_of` orders numbers.
+
+    What a kernel has weights for and the network has not stays as it is, by a rate of 0.
+    """
+    if rates.shape[1] > 1 or not _has_all(network):
+        there, _ = _places_on(network, block, theta.device)
+        rates = _behind(rates.expand(len(rates), network.size), 0, 0)[:, there]
+    return in_row(theta, network, block), rates
+
+
+def in_torchs_order(result: Adaptation, theta: Tensor, rates: Tensor, network: Network, block: int) -> Adaptation:
+    """What a kernel gives for the ``theta`` and ``rates`` of :func:`in_rows`, as torch has parameters."""
+    there, back = _places_on(network, block, theta.device)
+    of_theta, of_rates, trajectory = result[3:]
+    if of_theta.numel():
+        of_theta = _behind(of_theta, 0)[back]
+    if of_rates.ndim > 1 and not (rates.shape[1] == 1 and _has_all(network)):
+        of_rates = _behind(of_rates, 0)[:, back]
+        of_rates = of_rates.sum(1, keepdim=True) if rates.shape[1] == 1 else of_rates
+    if trajectory.ndim > 1:
+        stays = back == len(there)  # the biases that batch-norm takes away
+        trajectory = torch.where(stays, theta, _behind(trajectory, 0)[..., back])
+    return result._replace(of_theta=of_theta, of_rates=of_rates, trajectory=trajectory)
+
+
+def _has_all(network: Network) -> bool:
+    """Whether the network has a weight and a bias behind each convolution, as a kernel has."""
+    return network.affine if network.norm else network.bias
+
+
+def _behind(values: Tensor, *numbers: int) -> Tensor:
+    """The ``values [..., n]`` with these numbers behind each row."""
+    return torch.cat([values, values.new_tensor(numbers, dtype=values.dtype).expand(*values.shape[:-1], -1)], -1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_maml.kernels.adaptation import Adaptation, room
 from lightning_maml.kernels.compiler import Problem, addresses, failure, library_of, why_unavailable
-from lightning_maml.kernels.conv_adapt.layout import MOST_BLOCKS, Network, places_of
+from lightning_maml.kernels.conv_adapt.layout import MOST_BLOCKS, Network, in_row, in_rows, in_torchs_order
 
 SOURCE = Path(__file__).with_name("native.c")
 LOSSES = ("mse", "cross_entropy")
@@ -48,14 +48,9 @@ def adapt(
     RuntimeError without a compiler, or with a label out of range; MemoryError without memory for a thread's tasks.
     """
     library = library_of(SOURCE, theta.dtype, _Problem)
-    there, back = places_of(network, library.block())
-    (tasks, rows), steps, shared, original = support_inputs.shape[:2], len(rates), rates.shape[1] == 1, theta
+    (tasks, rows), steps, as_torch, block = support_inputs.shape[:2], len(rates), (theta, rates), library.block()
     queries = 0 if query_inputs is None else query_inputs.shape[1]
-    # what native.c has weights for and the network has not stays as it is, by a rate of 0
-    elementwise = not shared or not (network.affine if network.norm else network.bias)
-    theta = _behind(theta, 0, 1)[there]
-    if elementwise:
-        rates = _behind(rates.expand(steps, network.size), 0, 0)[:, there]
+    theta, rates = in_rows(theta, rates, network, block)
     given = [
         None if value is None else value.contiguous()
         for value in (theta, rates, support_inputs, query_inputs, support_targets, query_targets)
@@ -71,14 +66,7 @@ def adapt(
             f"Class values must be smaller than num_classes: labels from 0 to {network.ways - 1}.",
             f"No memory for {steps} steps of a network of {network.size} parameters.",
         )
-    if queries:
-        of_rates = result.of_rates
-        if rates_grad and elementwise:
-            of_rates = _behind(of_rates, 0)[:, back]
-            of_rates = of_rates.sum(1, keepdim=True) if shared else of_rates
-        return result._replace(of_theta=_behind(result.of_theta, 0)[back], of_rates=of_rates)
-    stays = back == len(there)  # the biases that batch-norm takes away
-    return result._replace(trajectory=torch.where(stays, original, _behind(result.trajectory, 0)[..., back]))
+    return in_torchs_order(result, *as_torch, network, block)
 
 
 def predict(phi: Tensor, inputs: Tensor, network: Network) -> Tensor:
@@ -88,8 +76,7 @@ def predict(phi: Tensor, inputs: Tensor, network: Network) -> Tensor:
         RuntimeError, MemoryError: as :func:`adapt`.
     """
     library = library_of(SOURCE, phi.dtype, _Problem)
-    there, _ = places_of(network, library.block())
-    given = _behind(phi, 0, 1)[:, there].contiguous(), inputs.contiguous()
+    given = in_row(phi, network, library.block()).contiguous(), inputs.contiguous()
     found = phi.new_empty(*inputs.shape[:2], network.ways)
     nothing = (None,) * (len(Adaptation._fields) - 2)
     arrays = [given[0], None, None, given[1], None, None, None, found, *nothing]
@@ -111,8 +98,3 @@ def _problem(network: Network, sizes: Sequence[int], kind: Sequence[int], arrays
 def unavailable(dtype: torch.dtype = torch.float32) -> str | None:
     """Why the operator cannot be compiled on this machine, or None; compiles it where that was not done before."""
     return why_unavailable(SOURCE, dtype, _Problem)
-
-
-def _behind(values: Tensor, *numbers: int) -> Tensor:
-    """The ``values [..., n]`` with these numbers behind each row."""
-    return torch.cat([values, values.new_tensor(numbers, dtype=values.dtype).expand(*values.shape[:-1], -1)], -1)

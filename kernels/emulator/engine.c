@@ -424,6 +424,12 @@ static void run(Emulator *e, Warp *w, int64_t most) {
                     D(0)[l] = (uint32_t)v, D(1)[l] = v >> 32;
                 }
                 break;
+            case OP_UNPACK_B32:
+                EACH(m) {
+                    const uint32_t v = S(0)[l];
+                    D(0)[l] = v & 0xffff, D(1)[l] = v >> 16;
+                }
+                break;
             case OP_BRA: {
                 uint32_t others = top->mask & ~m;
                 if (!others) {

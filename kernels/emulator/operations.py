@@ -66,6 +66,7 @@ _op("mad.wide.s32", "qrrq", f"(uint64_t)({_S64}a*{_S64}b)+c")
 _op("mad.wide.u32", "qrrq", "(uint64_t)a*b+c")
 _op("bfe.u32", "rrrr", "bfe_u(a,b,c)")
 _op("bfe.s32", "rrrr", "bfe_s(a,b,c)")
+_op("popc.b32", "rr", "(uint32_t)__builtin_popcount(a)")
 _op("prmt.b32", "rrrr", "prmt(a,b,c)")
 _op("shf.l.wrap.b32", "rrrr", f"(uint32_t)(({_BOTH}<<(c&31))>>32)")
 _op("shf.r.wrap.b32", "rrrr", f"(uint32_t)({_BOTH}>>(c&31))")
@@ -74,12 +75,24 @@ _op("setp.ne.b16 setp.ne.s16 setp.ne.u16", "prr", "(a&0xffff)!=(b&0xffff)")
 _op("setp.eq.b16 setp.eq.s16 setp.eq.u16", "prr", "(a&0xffff)==(b&0xffff)")
 _op("and.b16", "rrr", "a&b")
 _op("or.b16", "rrr", "a|b")
+for _name, _e in {"add": "a+b", "sub": "a-b", "mul.lo": "a*b"}.items():
+    _op(f"{_name}.s16 {_name}.u16", "rrr", f"({_e})&0xffff")
+_op("mul.hi.u16", "rrr", "((a&0xffff)*(b&0xffff))>>16")
+_op("mul.wide.u16", "rrr", "(a&0xffff)*(b&0xffff)")
+_op("mad.wide.u16", "rrrr", "(a&0xffff)*(b&0xffff)+c")
+_op("shr.u16", "rrr", "b>15?0:(a&0xffff)>>b")
+_op("shl.b16", "rrr", "b>15?0:(a<<b)&0xffff")
+_op("cvt.u16.u64", "rq", "(uint32_t)a&0xffff")
+_op("cvt.u16.u32", "rr", "a&0xffff")
+_op("cvt.u32.u16", "rr", "a&0xffff")
+_op("cvt.u64.u16", "qr", "(uint64_t)(a&0xffff)")
 for _name, _e in _LOGIC.items():
     _op(f"{_name}.pred", "ppp", _e)  # of whole masks
 _op("not.pred", "pp", "~a")
 _op("mov.pred", "pp", "a", "mov")
 _op("mov.b16 mov.u16", "rr", "a", "mov")
 _op("pack", "qrr", _BOTH, "mov")
+_op("pack.b32", "rrr", "(a&0xffff)|b<<16", "mov")
 _op("cvta.shared.u64", "qq", "a+0x500000000000ull")  # good for comparisons; generic loads are not known
 _op("cvta.to.global.u64 cvta.global.u64", "qq", "a", "mov")  # generic addresses of global memory are the same
 _op("cvt.s64.s32", "qr", f"(uint64_t){_S64}a")
@@ -124,7 +137,7 @@ TOGETHER = [
 """Operations that all lanes of a warp have to take part in."""
 SPECIAL = [
     *TOGETHER, "ld.global", "st.global", "ld.shared", "st.shared", "bra", "warpsync", "ret", "fence", "unpack",
-    "cp", "cp.commit", "cp.wait",
+    "unpack.b32", "cp", "cp.commit", "cp.wait",
 ]  # fmt: skip
 CODES = {name: number for number, name in enumerate([*SPECIAL, *OPS])}
 

@@ -146,8 +146,8 @@ class _Decoder:
                 name = self._parameter(instruction, tokens)
             case "ld" | "st" | "ldmatrix" | "stmatrix":
                 name = self._access(instruction, parts, tokens)
-            case "mov" if opcode == "mov.b64" and "{" in tail:
-                name = self._halves(instruction, tokens)
+            case "mov" if opcode in ("mov.b64", "mov.b32") and "{" in tail:
+                name = self._halves(instruction, tokens, opcode == "mov.b64")
             case "mma":
                 name = self._product(instruction, parts, tokens)
             case "cp":
@@ -230,12 +230,13 @@ class _Decoder:
         (instruction.results if loads else instruction.operands).extend(self._operands(listed, kind))
         return name
 
-    def _halves(self, instruction: Instruction, tokens: list[str]) -> str:
+    def _halves(self, instruction: Instruction, tokens: list[str], wide: bool) -> str:
         packs, instruction.kind = tokens[1].startswith("{"), "mov"
-        kinds = ("q", "r") if packs else ("r", "q")
+        whole = "q" if wide else "r"
+        kinds = (whole, "r") if packs else ("r", whole)
         registers = (self._operands(_vector(token), kind) for token, kind in zip(tokens, kinds, strict=True))
         instruction.results, instruction.operands = registers
-        return "pack" if packs else "unpack"
+        return ("pack" if packs else "unpack") + ("" if wide else ".b32")
 
     def _product(self, instruction: Instruction, parts: list[str], tokens: list[str]) -> str:
         shape = next(part for part in parts if re.match(r"m\d+n\d+k\d+", part))

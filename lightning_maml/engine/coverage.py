@@ -136,7 +136,7 @@ ADAPTATION: Runs = SGD_UPDATE | {  # a whole adaptation, and its meta-gradient, 
     "task weights": set(),
     **{kind: {False} for kind in ("autocast", "gradient of data", "gradient of the loss")},
 }
-CONV_ADAPT: Runs = ADAPTATION | {"device": {"cpu"}, "loss": {"mse", "cross_entropy"}, "batch-norm": {"batch"}}
+CONV_ADAPT: Runs = ADAPTATION | {"loss": {"mse", "cross_entropy"}, "batch-norm": {"batch"}}
 
 COMPILED_PARTS = _PLAIN.union(_KNOWN_STEPS, {inner.SecondMoment, inner.Sign, inner.SharpnessAware})
 COMPILED: Runs = STEPS | {

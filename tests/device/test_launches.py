@@ -98,6 +98,20 @@ def test_ieee_products_and_two_hidden_layers() -> None:
     assert_same(run, off=1e-5, host=0)
 
 
+def test_a_convolutional_networks_adaptation_is_one_operator() -> None:
+    def run(device: torch.device) -> list[Any]:
+        block = nn.Conv2d(1, 3, 3, 2, 1), nn.BatchNorm2d(3, track_running_stats=False), nn.ReLU()
+        network = nn.Sequential(*block, nn.Flatten(), nn.Linear(12, 3)).to(device)
+        images, labels = torch.randn(2, 2, 5, 1, 4, 4), torch.randint(3, (2, 2, 5))
+        tasks = TaskBatch(images[0], labels[0], images[1], labels[1]).to(device)
+        return meta_gradient(network, maml(0.1, 1), tasks, "cross_entropy", unverified())
+
+    assert_same(run, off=1e-5, host=0)
+    there = ["conv_forward", "conv_head"]
+    step = [*there, "conv_gradient", "conv_update"]
+    assert standin.launches == [("conv_adapt", [*step, *there, *step, *step])]
+
+
 @pytest.mark.parametrize("safeguard", [False, True])
 def test_trajectories(safeguard: bool) -> None:
     def run(device: torch.device) -> list[Any]:

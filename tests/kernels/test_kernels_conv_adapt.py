@@ -190,9 +190,9 @@ def test_opcheck(operator):
     network = NETWORKS["no bias"]
     arguments = operands(network, "mse", tasks=2)
     if operator is torch.ops.lightning_maml.conv_adapt:
-        torch.library.opcheck(operator, (*arguments, network.plain(), network.eps, "mse", 2, True))
+        torch.library.opcheck(operator, (*arguments, network.plain(), network.eps, "mse", 2, True, "ieee"))
     else:
-        torch.library.opcheck(operator, (*arguments[:4], network.plain(), network.eps, "mse"))
+        torch.library.opcheck(operator, (*arguments[:4], network.plain(), network.eps, "mse", "ieee"))
 
 
 def test_differentiating_an_output_is_refused():
@@ -271,3 +271,40 @@ def test_memory_that_is_kept_can_be_given_back():
     compiler.forget()
     for one, other in zip(outputs(arguments, OMNIGLOT, "mse"), first, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+# the Triton kernels: on the CPU in Triton's interpreter; as compiled, in tests/kernels/emulator
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def launched(arguments: list[Tensor], network: Network, loss: str, order: int = 2) -> tuple[Tensor, ...]:
+    """As :func:`outputs`, by the kernels, in float32."""
+    kernels = pytest.importorskip("lightning_maml.kernels.conv_adapt.launch", reason="needs Triton")
+    given = [value.to(DEVICE, torch.float32 if value.is_floating_point() else None) for value in arguments]
+    output = kernels.launch(*given, network, loss, order, True, "ieee")
+    path = kernels.launch(*given[:4], None, None, network, loss, 1, False, "ieee")
+    return tuple(value.cpu().double() for value in output._replace(trajectory=path.trajectory))
+
+
+@pytest.mark.parametrize("name", ["one block", "no bias"])
+def test_kernels_equal_autograd(name, poisoned):
+    network = NETWORKS[name]
+    arguments = operands(network, "cross_entropy", tasks=2, rows=3, queries=2, steps=1, elements=True)
+    assert_equal(launched(arguments, network, "cross_entropy"), naive(*arguments, network, "cross_entropy", 2), 2e-5)
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_each_launch_fits_what_it_is_given(name):
+    """Of the sums that a launch leaves no more parts than the next one reads; every row in one part."""
+    kernels = pytest.importorskip("lightning_maml.kernels.conv_adapt.launch", reason="needs Triton")
+    most = kernels.MOST_PARTS.value
+    for images, tasks in ((1, 1), (5, 8), (25, 1), (75, 3)):
+        layers = kernels.layers_of(NETWORKS[name], images, tasks)
+        for layer, above in zip(layers, [*layers[1:], None], strict=True):
+            parts = above.back.parts * NETWORKS[name].stride ** 2 if above else 1
+            assert layer.out_parts == parts
+            assert max(layer.forward.parts, layer.gradient.parts, parts) <= most
+            for split in (layer.forward, layer.gradient):
+                assert (split.parts - 1) * split.part_rows < layer.rows <= split.parts * split.part_rows
+                assert split.part_rows % layer.side**2 == 0

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("triton", reason="needs Triton")
 
 from lightning_maml.kernels.chips import CHIPS
+from lightning_maml.kernels.conv_adapt import traffic
 from lightning_maml.kernels.inspect import MOST_SECONDS, MOST_STACK, Report, main, ships
 from lightning_maml.kernels.modelled import WORKLOADS, Workload, multiply_adds
 
@@ -80,6 +81,25 @@ def test_the_committed_table_is_of_what_ships(repository: Path):
         assert (None in model) == bool(report.not_modelled), report
         if row["architecture"].startswith("sm_"):
             assert report.not_modelled == ("there are no products" if report.kernel == "sgd_update_kernel" else "")
+
+
+def test_the_committed_table_of_conv_adapt_is_of_what_ships(repository: Path):
+    table = json.loads((repository / "benchmarks/results/kernels_conv_adapt.json").read_text())
+    seen = {(row["kernel"], json.dumps(row["constants"]), row["architecture"]) for row in table["variants"]}
+    assert seen == {(each.kernel, json.dumps(each.constants), chip) for each, chip in ships("conv_adapt")}
+    for row in table["variants"]:
+        assert row["stack_bytes"] <= 64
+        assert row["shared_bytes"] <= CHIPS[row["architecture"]].shared_per_program
+
+
+def test_conv_adapt_moves_at_most_twice_what_has_to_move(repository: Path):
+    """As the committed table says, and Conv4 on 28 x 28 still does."""
+    table = json.loads((repository / "benchmarks/results/kernels_conv_adapt_traffic.json").read_text())
+    for row in table["problems"]:
+        assert row["times_least"] <= 2
+        assert row["useful"] >= 0.4
+    total = traffic.of_meta_gradient(traffic.CONV4["Conv4 28 x 28 x 1, strided"], 5, 75, 5, 8)
+    assert total.moved * traffic.BYTES * 8 == table["problems"][0]["bytes_moved"]
 
 
 def test_resident_programs():

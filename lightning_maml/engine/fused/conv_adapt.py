@@ -1,8 +1,9 @@
-"""The operator ``conv_adapt``: equal blocks of convolutions, compiled from C on the CPU."""
+"""The operator ``conv_adapt``: equal blocks of convolutions, compiled from C on the CPU, on a GPU in Triton."""
 
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_maml.engine.base import Problem
@@ -45,17 +46,32 @@ class Convolutional(Recognised):
         return network
 
 
+@dataclass(frozen=True)
 class ConvAdapt(operator.Operator):
+    """See :class:`~lightning_maml.Fused` for its argument."""
+
+    precision: str = "ieee"
     name = "conv_adapt"
     runs = CONV_ADAPT
+    only_compiled = True
 
     def recognise(self, problem: Problem, *sets: Set) -> Convolutional:
+        from lightning_maml.kernels.conv_adapt import MOST_WAYS
+
         found = recognise(problem.network)
+        if not sets[0][1].is_cpu:
+            single = next(iter(problem.parameters.values())).dtype == torch.float32
+            require(single, "on a GPU it computes in float32 alone")
+            require(
+                found.outputs <= MOST_WAYS, f"on a GPU it has up to {MOST_WAYS} ways, and the network {found.outputs}"
+            )
         sizes = {found.network(inputs) for inputs, _ in sets}
         require(len(sizes) == 1, "images of the support and of the query set differ in size")
         return found
 
     def unavailable(self, like: Tensor) -> str | None:
+        if not like.is_cpu:
+            return operator.unavailable_on_a_gpu(self.precision)
         from lightning_maml.kernels.conv_adapt import native
 
         return (reason := native.unavailable(like.dtype)) and NEEDS_COMPILER.format(reason)
@@ -64,12 +80,14 @@ class ConvAdapt(operator.Operator):
         from lightning_maml.kernels.conv_adapt import conv_adapt
 
         network = loop.found.network(loop.batch[0])
-        return conv_adapt(loop.theta, rates.detach(), *loop.batch, network, loop.loss.kind, order, rates.requires_grad)
+        kind = (network, loop.loss.kind, order, rates.requires_grad, self.precision)
+        return conv_adapt(loop.theta, rates.detach(), *loop.batch, *kind)
 
     def trajectory(self, loop: OperatorLoop, rates: Tensor) -> tuple[Tensor, Tensor]:
         from lightning_maml.kernels.conv_adapt import conv_trajectory
 
-        return conv_trajectory(loop.theta, rates, *loop.batch, loop.found.network(loop.batch[0]), loop.loss.kind)
+        kind = (loop.found.network(loop.batch[0]), loop.loss.kind, self.precision)
+        return conv_trajectory(loop.theta, rates, *loop.batch, *kind)
 
     def predict(self, found: Convolutional, phi: Tensor, inputs: Tensor) -> Tensor | None:
         from lightning_maml.kernels.conv_adapt import predict

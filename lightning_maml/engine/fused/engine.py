@@ -27,13 +27,13 @@ class Fused(LoopEngine):
     """The engine of the project's own kernels; the CPU runs the same operators in plain torch, or compiled from C.
 
     On a multilayer perceptron the operator ``mlp_adapt`` runs all inner steps, the query loss and the exact
-    meta-gradient, and ``conv_adapt`` on a convolutional network where ``compile=True`` on a CPU. Any other network runs
-    as on :class:`Batched`, with the inner update of all parameters as one operator, ``sgd_update``.
+    meta-gradient, and ``conv_adapt`` on a convolutional network; on a CPU that one where ``compile=True``. Any other
+    network runs as on :class:`Batched`, with the inner update of all parameters as one operator, ``sgd_update``.
 
     Args:
         kernel: ``"auto"``; ``"mlp_adapt"`` raises where that operator does not cover the problem;
             ``"sgd_update"`` leaves it out.
-        precision: of ``mlp_adapt``'s products on a GPU. Of the sinusoid's meta-gradients ``"ieee"``, float32's own,
+        precision: of these operators' products on a GPU. Of the sinusoid's meta-gradients ``"ieee"``, float32's own,
             was up to 2e-6 off, ``"tf32"`` 9e-2 and ``"bf16"`` 3e-1, relative to the largest element: measured in an
             emulation of the kernels. The CPU computes in the parameters' dtype.
         compile: on a CPU, these operators compiled by the machine's C compiler: some seconds, once on a machine. What
@@ -65,7 +65,7 @@ class Fused(LoopEngine):
         if self.kernel == "sgd_update":
             return ()
         perceptrons = MlpAdapt(self.precision, self.compile)
-        return (perceptrons, ConvAdapt()) if self.compile and self.kernel == "auto" else (perceptrons,)
+        return (perceptrons, ConvAdapt(self.precision)) if self.kernel == "auto" else (perceptrons,)
 
     def unsupported(self, problem: Problem, *sets: Set) -> str | None:
         key = self, tuple([(v.shape, v.dtype, v.device, v.requires_grad, type(v)) for v in tensors_in(*sets)])
@@ -96,7 +96,10 @@ class Fused(LoopEngine):
     def _find(self, problem: Problem, *sets: Set) -> tuple[Operator | None, Any, str | None]:
         """The first operator that covers the problem, the network as it sees it, and why it cannot run, or only why."""
         needs, loss, reasons = problem.needs(*sets), problem.loss.kind, []
+        uncompiled = sets[0][1].is_cpu and not self.compile
         for operator in self.operators:
+            if uncompiled and operator.only_compiled:
+                continue
             try:
                 if (reason := refused(needs, operator.runs)) is not None:
                     raise UnrecognisedError(reason)

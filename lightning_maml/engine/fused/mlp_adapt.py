@@ -62,10 +62,10 @@ class MlpAdapt(operator.Operator):
         return found
 
     def unavailable(self, like: Tensor) -> str | None:
-        if torch.version.hip is not None and self.precision == "tf32" and not like.is_cpu:
-            return f"AMD's GPUs have no products of {self.precision!r}. Use precision='ieee' or 'bf16'."
-        if not (self.compile and like.is_cpu):
-            return None if like.is_cpu else operator.without_triton()
+        if not like.is_cpu:
+            return operator.unavailable_on_a_gpu(self.precision)
+        if not self.compile:
+            return None
         from lightning_maml.kernels.mlp_adapt import native
 
         return (reason := native.unavailable(like.dtype)) and NEEDS_COMPILER.format(reason)

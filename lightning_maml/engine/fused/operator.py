@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,13 @@ class UnrecognisedError(ValueError):
 def require(met: bool, reason: str) -> None:
     if not met:
         raise UnrecognisedError(reason)
+
+
+def unavailable_on_a_gpu(precision: str) -> str | None:
+    """Why no kernel of a precision runs on this machine's GPU, or None."""
+    if torch.version.hip is not None and precision == "tf32":
+        return f"AMD's GPUs have no products of {precision!r}. Use precision='ieee' or 'bf16'."
+    return without_triton()
 
 
 def without_triton() -> str | None:
@@ -61,6 +68,8 @@ class Operator(ABC):
 
     name: str
     runs: Runs
+    only_compiled: ClassVar[bool] = False
+    """Whether a CPU runs it with ``compile=True`` alone."""
 
     @abstractmethod
     def recognise(self, problem: Problem, *sets: Set) -> Any:
