@@ -21,7 +21,7 @@ FAR = 260
 BARRIER = 25
 """Cycles from the last warp's arrival until all go on."""
 OPS: dict[str, tuple[str, str, str]] = {}
-"""Of each opcode its signature, a C expression of a, b, c, and its class."""
+"""Of each opcode its signature, a C expression of a, b, c, d, and its class."""
 
 
 def _op(names: str, signature: str, expression: str, kind: str = "int") -> None:
@@ -66,6 +66,7 @@ _op("mad.wide.s32", "qrrq", f"(uint64_t)({_S64}a*{_S64}b)+c")
 _op("mad.wide.u32", "qrrq", "(uint64_t)a*b+c")
 _op("bfe.u32", "rrrr", "bfe_u(a,b,c)")
 _op("bfe.s32", "rrrr", "bfe_s(a,b,c)")
+_op("bfi.b32", "rrrrr", "bfi(a,b,c,d)")
 _op("prmt.b32", "rrrr", "prmt(a,b,c)")
 _op("shf.l.wrap.b32", "rrrr", f"(uint32_t)(({_BOTH}<<(c&31))>>32)")
 _op("shf.r.wrap.b32", "rrrr", f"(uint32_t)({_BOTH}>>(c&31))")
@@ -88,6 +89,10 @@ _op("cvt.u32.u64 cvt.s32.s64", "rq", "(uint32_t)a")
 _op("cvt.rn.f32.s32", "rr", f"B((float){_S32}a)", "cvt")
 _op("cvt.rn.f32.u32", "rr", "B((float)a)", "cvt")
 _op("cvt.rzi.s32.f32", "rr", "f2i(F(a))", "cvt")
+_op("cvt.sat.f32.f32", "rr", "B(F(a)>0?fminf(F(a),1):0)", "cvt")  # NaN becomes 0
+_op("add.rz.f32", "rrr", "B(towards_zero((double)F(a)+F(b)))", "fp")
+_op("fma.rm.f32", "rrrr", "B(downwards(fma(F(a),F(b),F(c))))", "fp")  # exact in double, as CUDA's expf has it
+_op("copysign.f32", "rrr", "a&0x80000000u|b&0x7fffffffu", "fp")
 _op("cvt.rn.bf16x2.f32", "rrr", "(bf16(a)<<16)|bf16(b)", "cvt")
 _op("cvt.rn.bf16.f32", "rr", "bf16(a)", "cvt")
 _op("cvt.rna.tf32.f32", "rr", "rna_tf32(a)", "cvt")
@@ -135,7 +140,7 @@ def cases() -> str:
 
 
 def _case(signature: str, expression: str) -> str:
-    result, sources = signature[0], list(zip("abc", signature[1:], range(3), strict=False))
+    result, sources = signature[0], list(zip("abcd", signature[1:], range(4), strict=False))
     if set(signature) == {"p"}:  # whole masks
         masks = "".join(f"uint32_t {name}=*S({i});" for name, _, i in sources)
         return f"{masks} PUT_MASK({expression})"

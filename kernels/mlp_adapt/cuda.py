@@ -1,0 +1,179 @@
+"""The CUDA C++ kernel (``kernel.cu``): a task there and back in one launch, with its state in shared memory.
+
+Every network, with its numbers of rows, gets a variant of its own: sizes are constants of the compiler, so that products
+need no padding. A plan says what has its place in shared memory, and what lies in scratch, in the L2 cache.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightning_maml.kernels import nvrtc
+from lightning_maml.kernels.adaptation import Adaptation, room
+from lightning_maml.kernels.mlp_adapt.layout import FROM_SUMS, LOSSES, Kind, size
+
+ACTIVATIONS = ("identity", "relu", "tanh", "gelu", "silu")
+PRECISIONS = ("ieee",)
+THREADS = 128
+SEGMENT = 5
+"""Of so many steps at a time are weights and activations kept; longer adaptations are computed again from there."""
+MOST_SUMS = 72
+"""That a thread has in registers."""
+UNROLLED = 128
+"""Instructions of a product's loop, about."""
+SCRATCH_NUMBERS = 1 << 29
+"""Programs are as many as have at most 2 GiB of scratch; each adapts one task after the other."""
+FAR = {"V": 1.5, "U": 1.3, "SUMS": 1.2, "ARCHIVE": 1.1}
+"""By how much a task takes longer, about, for what lies in the L2 cache."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Of a variant: rows of a tile, which of :data:`FAR` is in shared memory, bytes of that, numbers of scratch."""
+
+    tile: int
+    near: frozenset[str]
+    shared: int
+    scratch: int
+    cost: float
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the kernel is compiled for."""
+
+    widths: tuple[int, ...]
+    activation: str
+    loss: str
+    order: int
+    rates_grad: bool
+    own_rates: bool
+    rows: int
+    queries: int
+    """0 for a trajectory."""
+    segment: int
+
+    @property
+    def goes_back(self) -> bool:
+        return self.queries > 0 and (self.order == 2 or self.rates_grad)
+
+    def plan(self, limit: int) -> Plan | None:
+        """The best one within ``limit`` bytes of shared memory, or None where the weights alone are too many."""
+        plans = (self._with_tile(tile, limit) for tile in range(1, max(self.rows, self.queries) + 1))
+        return min(filter(None, plans), key=lambda plan: plan.cost, default=None)
+
+    def _with_tile(self, tile: int, limit: int) -> Plan | None:
+        widths, tiles = self.widths, -(-self.rows // tile)
+        weights = _to_four(sum((a + 1) * (b | 1) for a, b in pairwise(widths)))
+        lengths = [tile * _row(width) for width in widths]
+        sections = 4 if self.activation in FROM_SUMS else 2
+        tape = sections * sum(lengths[1:-1]) + lengths[-1]
+        targets = tile * (1 if self.loss == "cross_entropy" else widths[-1])
+        floats = THREADS + lengths[0] + _to_four(targets) + weights + tape
+        wanted = {"V": weights if self.queries else 0, "SUMS": weights if tiles > 1 else 0}
+        wanted["U"] = weights if self.goes_back and self.own_rates and self.order == 2 else 0
+        kept = self.segment * (weights + tiles * tape) if self.goes_back else 0
+        near, scratch, cost = set(), 0, float(45 * tiles + 3 * -(-self.queries // tile)) * (tile + 8)
+        for what, numbers in (*wanted.items(), ("ARCHIVE", kept)):
+            far = tape if what == "ARCHIVE" and kept else 0  # a step is fetched to where it can be worked on
+            if 4 * (floats + numbers) <= limit:
+                near.add(what)
+                floats += numbers
+            else:
+                floats, scratch, cost = floats + far, scratch + numbers, cost * FAR[what]
+        return Plan(tile, frozenset(near), 4 * floats, scratch, cost) if 4 * floats <= limit else None
+
+    def kernel(self, limit: int) -> "tuple[nvrtc.Kernel, int, int]":
+        """With the numbers of scratch of a program, and those that it needs more for each segment of steps."""
+        plan = self.plan(limit)
+        if plan is None:
+            raise ValueError(f"Expected weights that fit into {limit} bytes of shared memory but got {self.widths}.")
+        constants: dict[str, Any] = {
+            "LAYERS": len(self.widths) - 1, "WIDTHS": ",".join(map(str, self.widths)),
+            "ACTIVATIONS": ",".join(ACTIVATIONS).upper(), "LOSSES": ",".join(LOSSES).upper(),
+            "ACTIVATION": self.activation.upper(), "LOSS": self.loss.upper(), "ORDER": self.order,
+            "RATES_GRAD": int(self.rates_grad), "OWN_RATES": int(self.own_rates), "QUERY": int(self.queries > 0),
+            "ROWS": self.rows, "QUERIES": max(self.queries, 1), "SEGMENT": self.segment, "TILE": plan.tile,
+            "ARCHIVE": 0 if not self.goes_back else 1 if "ARCHIVE" in plan.near else 2,
+            **{f"{what}_SHARED": int(what in plan.near) for what in ("V", "SUMS", "U")},
+            "THREADS": THREADS, "MOST_SUMS": MOST_SUMS, "UNROLLED": UNROLLED,
+        }  # fmt: skip
+        options = [f"-D{name}={value}" for name, value in constants.items()]
+        weights = _to_four(sum((a + 1) * (b | 1) for a, b in pairwise(self.widths)))
+        return nvrtc.Kernel(_source("kernel"), "mlp_adapt", options, THREADS, plan.shared), plan.scratch, weights
+
+
+def _row(width: int) -> int:
+    """Numbers from a row of activations to the next: one more than there are, an odd number of 16 bytes."""
+    return 4 * ((width + 4) // 4 | 1)
+
+
+def _to_four(numbers: int) -> int:
+    return -(-numbers // 4) * 4
+
+
+def _source(name: str) -> str:
+    return Path(__file__).with_name(f"{name}.cu").read_text()
+
+
+@lru_cache(256)
+def _kernel(limit: int, *variant: Any) -> "tuple[nvrtc.Kernel, int, int]":
+    return Variant(*variant).kernel(limit)
+
+
+@lru_cache
+def _mean() -> nvrtc.Kernel:
+    return nvrtc.Kernel(_source("mean"), "mean_over_tasks", (), 256, 1024)
+
+
+def _variant(theta: Tensor, rates: Tensor, sets: Sequence[Any], kind: Kind) -> tuple[Any, ...]:
+    widths, activation, loss, order, rates_grad = kind
+    queries = 0 if sets[2] is None else sets[2].shape[1]
+    segment = max(1, min(SEGMENT, rates.shape[0]))
+    return (
+        tuple(widths), activation, loss, order, rates_grad and queries > 0, rates.shape[1] > 1, sets[0].shape[1],
+        queries, segment,
+    )  # fmt: skip
+
+
+@lru_cache(256)
+def _why_not(limit: int, precision: str, *variant: Any) -> str | None:
+    if precision not in PRECISIONS or variant[1] not in ACTIVATIONS:
+        return f"{precision!r} products and {variant[1]!r} are Triton's"
+    return None if Variant(*variant).plan(limit) else "the weights exceed a program's shared memory"
+
+
+def why_not(theta: Tensor, rates: Tensor, *sets: Any, kind: Kind, precision: str) -> str | None:
+    """Why Triton's kernels run this, or None: AMD's GPUs, rounded products, weights that exceed shared memory."""
+    if reason := nvrtc.why_unavailable():
+        return reason
+    return _why_not(nvrtc.most_shared(theta.device.index), precision, *_variant(theta, rates, sets, kind))
+
+
+def launch(theta: Tensor, rates: Tensor, *sets: Any, kind: Kind) -> Adaptation:
+    """As the operator (``op.py``); without a query set, the trajectory ``[T, m, P]`` and the support losses alone."""
+    variant = _variant(theta, rates, sets, kind)
+    kernel, scratch, weights = _kernel(nvrtc.most_shared(theta.device.index), *variant)
+    rates_grad = variant[4]
+    tasks, steps, P, new = sets[0].shape[0], rates.shape[0], theta.shape[0], theta.new_empty
+    result = room(theta, rates, sets[0], sets[2], kind[0][-1], rates_grad)
+    numbers = scratch + weights * max(0, -(-steps // SEGMENT) - 2)
+    programs = min(tasks, max(1, SCRATCH_NUMBERS // numbers)) if numbers else tasks
+    each = new(tasks, P) if sets[2] is not None else None
+    each_rates = new(tasks, rates.numel()) if rates_grad else None
+    batch = [None if part is None else part.contiguous() for part in sets]
+    kernel(
+        programs, theta.device, theta.contiguous(), rates.contiguous(), *batch, result.task_losses, result.predictions,
+        result.support_losses, each, each_rates, result.trajectory, new(programs * numbers) if numbers else None,
+        tasks, steps, numbers,
+    )  # fmt: skip
+    if each is not None:
+        _mean()(-(-P // 32), theta.device, each, result.of_theta, tasks, P)
+    if each_rates is not None and steps:
+        _mean()(-(-rates.numel() // 32), theta.device, each_rates, result.of_rates, tasks, rates.numel())
+    return result
