@@ -71,10 +71,30 @@ _op("prmt.b32", "rrrr", "prmt(a,b,c)")
 _op("shf.l.wrap.b32", "rrrr", f"(uint32_t)(({_BOTH}<<(c&31))>>32)")
 _op("shf.r.wrap.b32", "rrrr", f"(uint32_t)({_BOTH}>>(c&31))")
 _op("selp.b16 selp.s16 selp.u16", "rrrp", "c?a:b")
-_op("setp.ne.b16 setp.ne.s16 setp.ne.u16", "prr", "(a&0xffff)!=(b&0xffff)")
-_op("setp.eq.b16 setp.eq.s16 setp.eq.u16", "prr", "(a&0xffff)==(b&0xffff)")
-_op("and.b16", "rrr", "a&b")
-_op("or.b16", "rrr", "a|b")
+# of 16 bits, in registers whose upper half nobody looks at
+_U16, _S16 = "(uint16_t)", "(int16_t)"
+for _name, _e in _ORDER.items():
+    _op(f"setp.{_name}.s16", "prr", f"{_S16}a{_e}{_S16}b")
+    _op(f"setp.{_name}.u16 setp.{_name}.b16", "prr", f"{_U16}a{_e}{_U16}b")
+for _name, _e in {"add": "+", "sub": "-", "mul.lo": "*"}.items():
+    _op(f"{_name}.s16 {_name}.u16", "rrr", f"a{_e}b")
+for _name, _e in _LOGIC.items():
+    _op(f"{_name}.b16", "rrr", _e)
+_op("mul.wide.u16", "rrr", f"(uint32_t){_U16}a*{_U16}b")
+_op("mul.wide.s16", "rrr", f"{_S16}a*{_S16}b")
+_op("mul.hi.u16", "rrr", f"(uint32_t){_U16}a*{_U16}b>>16")
+_op("mul.hi.s16", "rrr", f"{_S16}a*{_S16}b>>16")
+_op("mad.lo.s16 mad.lo.u16", "rrrr", "a*b+c")
+_op("shl.b16", "rrr", "b>15?0:a<<b")
+_op("shr.u16 shr.b16", "rrr", f"b>15?0:{_U16}a>>b")
+_op("shr.s16", "rrr", f"{_S16}a>>(b>15?15:b)")
+_op("neg.s16", "rr", "-a")
+_op("not.b16", "rr", "~a")
+_op("cvt.u32.u16", "rr", f"{_U16}a")
+_op("cvt.u64.u16", "qr", f"(uint64_t){_U16}a")
+_op("cvt.s64.s16", "qr", f"(uint64_t)(int64_t){_S16}a")
+_op("cvt.s32.s16", "rr", f"(uint32_t){_S16}a")
+_op("cvt.u16.u32 cvt.s16.s32 cvt.u16.u16", "rr", "a")
 for _name, _e in _LOGIC.items():
     _op(f"{_name}.pred", "ppp", _e)  # of whole masks
 _op("not.pred", "pp", "~a")

@@ -69,7 +69,7 @@ class Variant:
 
     def _with_tile(self, tile: int, limit: int) -> Plan | None:
         widths, tiles = self.widths, -(-self.rows // tile)
-        weights = _to_four(sum((a + 1) * (b | 1) for a, b in pairwise(widths)))
+        weights = _weights(widths)
         lengths = [tile * _row(width) for width in widths]
         sections = 4 if self.activation in FROM_SUMS else 2
         tape = sections * sum(lengths[1:-1]) + lengths[-1]
@@ -88,11 +88,11 @@ class Variant:
                 floats, scratch, cost = floats + far, scratch + numbers, cost * FAR[what]
         return Plan(tile, frozenset(near), 4 * floats, scratch, cost) if 4 * floats <= limit else None
 
-    def kernel(self, limit: int) -> "tuple[nvrtc.Kernel, int, int]":
-        """With the numbers of scratch of a program, and those that it needs more for each segment of steps."""
+    def compiled(self, limit: int) -> "Compiled | None":
+        """The kernel within ``limit`` bytes of shared memory, or None where there is no plan."""
         plan = self.plan(limit)
         if plan is None:
-            raise ValueError(f"Expected weights that fit into {limit} bytes of shared memory but got {self.widths}.")
+            return None
         constants: dict[str, Any] = {
             "LAYERS": len(self.widths) - 1, "WIDTHS": ",".join(map(str, self.widths)),
             "ACTIVATIONS": ",".join(ACTIVATIONS).upper(), "LOSSES": ",".join(LOSSES).upper(),
@@ -104,8 +104,28 @@ class Variant:
             "THREADS": THREADS, "MOST_SUMS": MOST_SUMS, "UNROLLED": UNROLLED,
         }  # fmt: skip
         options = [f"-D{name}={value}" for name, value in constants.items()]
-        weights = _to_four(sum((a + 1) * (b | 1) for a, b in pairwise(self.widths)))
-        return nvrtc.Kernel(_source("kernel"), "mlp_adapt", options, THREADS, plan.shared), plan.scratch, weights
+        kernel = nvrtc.Kernel(_source("kernel"), "mlp_adapt", options, THREADS, plan.shared)
+        return Compiled(kernel, plan, self.goes_back, _weights(self.widths))
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A variant's kernel."""
+
+    kernel: nvrtc.Kernel
+    plan: Plan
+    goes_back: bool
+    weights: int
+    """Numbers that a checkpoint takes."""
+
+    def scratch(self, steps: int) -> int:
+        """Numbers that a program has in the L2 cache: checkpoints are of all segments but the first and the last."""
+        checkpoints = max(0, -(-steps // SEGMENT) - 2) if self.goes_back else 0
+        return self.plan.scratch + checkpoints * self.weights
+
+
+def _weights(widths: Sequence[int]) -> int:
+    return _to_four(sum((a + 1) * (b | 1) for a, b in pairwise(widths)))
 
 
 def _row(width: int) -> int:
@@ -122,8 +142,8 @@ def _source(name: str) -> str:
 
 
 @lru_cache(256)
-def _kernel(limit: int, *variant: Any) -> "tuple[nvrtc.Kernel, int, int]":
-    return Variant(*variant).kernel(limit)
+def _compiled(limit: int, *variant: Any) -> Compiled | None:
+    return Variant(*variant).compiled(limit)
 
 
 @lru_cache
@@ -131,49 +151,40 @@ def _mean() -> nvrtc.Kernel:
     return nvrtc.Kernel(_source("mean"), "mean_over_tasks", (), 256, 1024)
 
 
-def _variant(theta: Tensor, rates: Tensor, sets: Sequence[Any], kind: Kind) -> tuple[Any, ...]:
+def covering(theta: Tensor, rates: Tensor, *sets: Any, kind: Kind, precision: str) -> Compiled | None:
+    """The kernel of this problem, or None for what is Triton's: AMD's GPUs, rounded products, an activation that is
+    none of :data:`ACTIVATIONS`, weights that exceed a program's shared memory.
+    """
     widths, activation, loss, order, rates_grad = kind
+    if precision not in PRECISIONS or activation not in ACTIVATIONS or nvrtc.why_unavailable():
+        return None
+    steps, own = rates.shape[0], rates.shape[1] > 1
     queries = 0 if sets[2] is None else sets[2].shape[1]
-    segment = max(1, min(SEGMENT, rates.shape[0]))
-    return (
-        tuple(widths), activation, loss, order, rates_grad and queries > 0, rates.shape[1] > 1, sets[0].shape[1],
-        queries, segment,
+    segment = SEGMENT if steps > SEGMENT else steps or 1
+    return _compiled(
+        nvrtc.most_shared(theta.device.index), tuple(widths), activation, loss, order, rates_grad, own,
+        sets[0].shape[1], queries, segment,
     )  # fmt: skip
 
 
-@lru_cache(256)
-def _why_not(limit: int, precision: str, *variant: Any) -> str | None:
-    if precision not in PRECISIONS or variant[1] not in ACTIVATIONS:
-        return f"{precision!r} products and {variant[1]!r} are Triton's"
-    return None if Variant(*variant).plan(limit) else "the weights exceed a program's shared memory"
-
-
-def why_not(theta: Tensor, rates: Tensor, *sets: Any, kind: Kind, precision: str) -> str | None:
-    """Why Triton's kernels run this, or None: AMD's GPUs, rounded products, weights that exceed shared memory."""
-    if reason := nvrtc.why_unavailable():
-        return reason
-    return _why_not(nvrtc.most_shared(theta.device.index), precision, *_variant(theta, rates, sets, kind))
-
-
-def launch(theta: Tensor, rates: Tensor, *sets: Any, kind: Kind) -> Adaptation:
-    """As the operator (``op.py``); without a query set, the trajectory ``[T, m, P]`` and the support losses alone."""
-    variant = _variant(theta, rates, sets, kind)
-    kernel, scratch, weights = _kernel(nvrtc.most_shared(theta.device.index), *variant)
-    rates_grad = variant[4]
-    tasks, steps, P, new = sets[0].shape[0], rates.shape[0], theta.shape[0], theta.new_empty
+def launch(compiled: Compiled, theta: Tensor, rates: Tensor, *sets: Any, kind: Kind) -> Adaptation:
+    """As the operator (``op.py``), by the kernel :func:`covering` it; without a query set, the trajectory ``[T, m, P]``
+    and the support losses alone.
+    """
+    device, new, P = theta.device, theta.new_empty, theta.shape[0]
+    tasks, steps, rates_grad = sets[0].shape[0], rates.shape[0], kind[4]
     result = room(theta, rates, sets[0], sets[2], kind[0][-1], rates_grad)
-    numbers = scratch + weights * max(0, -(-steps // SEGMENT) - 2)
+    numbers = compiled.scratch(steps)
     programs = min(tasks, max(1, SCRATCH_NUMBERS // numbers)) if numbers else tasks
-    each = new(tasks, P) if sets[2] is not None else None
+    each = None if sets[2] is None else new(tasks, P)
     each_rates = new(tasks, rates.numel()) if rates_grad else None
-    batch = [None if part is None else part.contiguous() for part in sets]
-    kernel(
-        programs, theta.device, theta.contiguous(), rates.contiguous(), *batch, result.task_losses, result.predictions,
-        result.support_losses, each, each_rates, result.trajectory, new(programs * numbers) if numbers else None,
-        tasks, steps, numbers,
+    compiled.kernel(
+        programs, device, theta.contiguous(), rates.contiguous(),
+        *(None if part is None else part.contiguous() for part in sets),
+        result.task_losses, result.predictions, result.support_losses, each, each_rates, result.trajectory,
+        new(programs * numbers) if numbers else None, tasks, steps, numbers,
     )  # fmt: skip
-    if each is not None:
-        _mean()(-(-P // 32), theta.device, each, result.of_theta, tasks, P)
-    if each_rates is not None and steps:
-        _mean()(-(-rates.numel() // 32), theta.device, each_rates, result.of_rates, tasks, rates.numel())
+    for of_tasks, mean in ((each, result.of_theta), (each_rates, result.of_rates)):
+        if of_tasks is not None and mean.numel():
+            _mean()(-(-mean.numel() // 32), device, of_tasks, mean, tasks, mean.numel())
     return result

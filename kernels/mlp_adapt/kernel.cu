@@ -84,16 +84,27 @@ CONSTANT Block block_of(int M, int N) { // the fewest instructions of a thread
         }
     return best;
 }
-template <int K, int TM, int TN, class A, class B>
+// Where TIMES rows or columns begin: what surely is one at a constant distance from the first, so that one address does
+template <int COUNT, int TIMES, int APART, int STEP> struct Lines {
+    const float *first, *edge[TIMES];
+    INLINE Lines(const float *at, const int (&of)[TIMES]) : first(at + of[0] * STEP) {
+#pragma unroll
+        for (int i = 0; i < TIMES; i++) edge[i] = at + of[i] * STEP;
+    }
+    INLINE const float *operator[](int i) const { return (i + 1) * APART <= COUNT ? first + i * APART * STEP : edge[i]; }
+    INLINE void operator+=(int numbers) {
+        first += numbers;
+#pragma unroll
+        for (int i = 0; i < TIMES; i++) edge[i] += numbers;
+    }
+};
+template <int M, int N, int K, int TM, int TN, class A, class B>
 INLINE void add(float (&sum)[TM][TN], const A a, const B b, const int (&m)[TM], const int (&n)[TN]) {
     constexpr int WAYS = TM * TN < 4 ? 4 : 1; // a single chain of sums would wait for itself
     constexpr int four = 4 * (TM * TN + TM + TN), unroll = UNROLLED > four ? UNROLLED / four : 1;
     float parts[WAYS][TM][TN] = {};
-    const float *row[TM], *column[TN];
-#pragma unroll
-    for (int i = 0; i < TM; i++) row[i] = a.at + m[i] * A::down;
-#pragma unroll
-    for (int j = 0; j < TN; j++) column[j] = b.at + n[j] * B::right;
+    Lines<M, TM, (M + TM - 1) / TM, A::down> row(a.at, m);
+    Lines<N, TN, (N + TN - 1) / TN, B::right> column(b.at, n);
     auto one = [&](float (&to)[TM][TN], int k) {
         float x[TM], y[TN];
 #pragma unroll
@@ -106,11 +117,13 @@ INLINE void add(float (&sum)[TM][TN], const A a, const B b, const int (&m)[TM], 
             for (int j = 0; j < TN; j++) to[i][j] = fmaf(x[i], y[j], to[i][j]);
     };
 #pragma unroll unroll
-    for (int k = 0; k < K / 4 * 4; k += 4)
+    for (int k = 0; k < K / 4; k++) {
 #pragma unroll
-        for (int way = 0; way < 4; way++) one(WAYS == 1 ? sum : parts[way % WAYS], k + way);
+        for (int way = 0; way < 4; way++) one(WAYS == 1 ? sum : parts[way % WAYS], way);
+        row += 4 * A::right, column += 4 * B::down;
+    }
 #pragma unroll
-    for (int k = K / 4 * 4; k < K; k++) one(sum, k);
+    for (int k = 0; k < K % 4; k++) one(sum, k);
 #pragma unroll
     for (int i = 0; i < TM; i++)
 #pragma unroll
@@ -137,8 +150,8 @@ INLINE void product(Start start, A a, B b, A2 a2, B2 b2, Before before, Done don
 #pragma unroll
             for (int i = 0; i < TM; i++) sum[i][j] = of_column;
         }
-        add<K>(sum, a, b, m, n);
-        if constexpr (K2 > 0) add<K2>(sum, a2, b2, m, n);
+        add<M, N, K>(sum, a, b, m, n);
+        if constexpr (K2 > 0) add<M, N, K2>(sum, a2, b2, m, n);
 #pragma unroll
         for (int i = 0; i < TM; i++)
 #pragma unroll
@@ -189,7 +202,7 @@ template <int L> INLINE int in_torchs_row(int i, int c) {
     return FLAT<L> + (i < WIDTH<L> ? c * WIDTH<L> + i : WIDTH<L> * WIDTH<L + 1> + c);
 }
 template <int NUMBERS> INLINE void copy(float *into, const float *from) { // 16 bytes at a time, several on their way
-    constexpr int COUNT = NUMBERS / 4, AT_ONCE = 4;
+    constexpr int COUNT = NUMBERS / 4, AT_ONCE = 8;
     const float4 *source = reinterpret_cast<const float4 *>(from);
     float4 *target = reinterpret_cast<float4 *>(into), held[AT_ONCE];
 #pragma unroll 1
@@ -213,7 +226,7 @@ INLINE void total(const float *parts, float factor, float *into) {
 
 // The rows from ``first`` on into a tile, zeros behind the last
 INLINE void load_rows(float *x, float *y, const float *inputs, const void *targets, int first, int rows) {
-#pragma unroll 4
+#pragma unroll 8
     for (int e = threadIdx.x; e < TILE * (INPUTS + 1); e += THREADS) {
         const int r = e / (INPUTS + 1), i = e % (INPUTS + 1), from = first + r;
         x[r * ROW<0> + i] = from < rows ? (i < INPUTS ? inputs[from * INPUTS + i] : 1.f) : 0.f;
@@ -439,8 +452,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) mlp_adapt(
     auto tape_at = [&](int step, int tile) { return Tape{NEAR ? tapes + (step % SEGMENT * TILES + tile) * TAPE : tapes}; };
     auto kept_at = [&](int step) { return archive + step % SEGMENT * KEPT; };
 
-    // of padding nothing depends, but loads of several numbers at once may touch it
-    for (int i = 4 * threadIdx.x; i < spare + TAPE - phis; i += 4 * THREADS) *reinterpret_cast<float4 *>(phis + i) = float4{};
+    // nothing depends on padding, but loads of several numbers at once may touch it
+    auto clear = [&](float *from, int length) {
+        for (int i = 4 * threadIdx.x; i < length; i += 4 * THREADS) *reinterpret_cast<float4 *>(from + i) = float4{};
+    };
+    clear(parts, place - parts);
+    if (QUERY && !V_SHARED) clear(v, WEIGHTS);
+    if (u != v && !U_SHARED) clear(u, WEIGHTS);
 #pragma unroll 1
     for (int task = blockIdx.x; task < tasks; task += gridDim.x) {
         const float *inputs = support_inputs + (long long)task * ROWS * INPUTS;

@@ -20,9 +20,13 @@ def _run(*arguments: Any) -> Adaptation:
     operands, kind, (precision, compiled) = arguments[:6], arguments[6:11], arguments[11:]
     if operands[0].is_cpu:
         return (native if compiled else recursion).adapt(*operands, kind=kind)
-    from lightning_maml.kernels.mlp_adapt.kernel import launch  # Triton is not on every machine
+    from lightning_maml.kernels.mlp_adapt import cuda
 
     with torch.cuda.device(operands[0].device):
+        if compiled_for_it := cuda.covering(*operands, kind=kind, precision=precision):
+            return cuda.launch(compiled_for_it, *operands, kind=kind)
+        from lightning_maml.kernels.mlp_adapt.kernel import launch  # Triton is not on every machine
+
         return launch(*operands, kind=kind, precision=precision)
 
 
