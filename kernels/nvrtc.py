@@ -7,6 +7,7 @@ options, architecture and NVRTC's version decide. A launch packs its arguments, 
 import ctypes as C
 import hashlib
 import re
+import struct
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch import Tensor
 from lightning_maml.kernels.cache import kept
 
 OPTIONS = ["-std=c++17", "-default-device", "-lineinfo"]
+LAUNCH = [C.c_void_p, *[C.c_uint] * 7, C.c_void_p, C.c_void_p, C.c_void_p]
+"""What ``cuLaunchKernel`` takes: a function, programs, threads, shared memory, a stream, where the arguments are."""
 MOST_SHARED, DYNAMIC_SHARED = 97, 8
 """The driver's numbers for a device's most shared memory of a program, and for what a kernel may ask of it."""
 
@@ -38,6 +41,7 @@ def library() -> C.CDLL:
     raise RuntimeError("Expected NVRTC, which torch for CUDA brings, but found no libnvrtc.so.")
 
 
+@cache
 def why_unavailable() -> str | None:
     """Why nothing can be compiled on this machine, or None."""
     if torch.version.hip is not None:
@@ -84,7 +88,7 @@ def driver() -> C.CDLL:
         found = C.CDLL("libcuda.so.1")
     except OSError as error:
         raise RuntimeError(f"Expected the driver of an NVIDIA GPU but {error}.") from None
-    found.cuLaunchKernel.argtypes = [C.c_void_p, *[C.c_uint] * 7, C.c_void_p, C.c_void_p, C.c_void_p]
+    found.cuLaunchKernel.argtypes = LAUNCH
     return found
 
 
@@ -121,10 +125,11 @@ class Kernel:
             raise ValueError(f"Expected a source with the function `{name}` but it has none.")
         self.parameters = [declared.split()[-1].lstrip("*") for declared in parameters[1].split(",")]
         # a slot of 8 bytes for each argument, and where they are: what the driver is given never changes its place
-        self._slots = (C.c_int64 * len(self.parameters))()
+        count = len(self.parameters)
+        self._slots, self._pack = C.create_string_buffer(8 * count), struct.Struct(f"{count}q").pack_into
         start = C.addressof(self._slots)
-        self._places = (C.c_void_p * len(self.parameters))(*range(start, start + C.sizeof(self._slots), 8))
-        self._functions: dict[int, C.c_void_p] = {}
+        self._places = (C.c_void_p * count)(*range(start, start + 8 * count, 8))
+        self._functions: dict[int, Any] = {}
 
     def ptx(self, architecture: int) -> str:
         return compiled(self.source, self.name, f"compute_{architecture}", self.options).rstrip(b"\0").decode()
@@ -139,11 +144,11 @@ class Kernel:
         build = lambda path: path.write_bytes(compiled(self.source, self.name, target, self.options))  # noqa: E731
         return kept(key, build, "cubin").read_bytes()
 
-    def __call__(self, programs: int, device: torch.device, *arguments: Tensor | int | None) -> None:
-        """Launch it on a device, which is the current one; ``None`` is a pointer that the kernel does not follow."""
+    def __call__(self, programs: int, device: torch.device, tensors: Sequence[Tensor], numbers: Sequence[int]) -> None:
+        """Launch it on a device, which is the current one; its pointers come first, then its numbers."""
         index = device.index
         function, stream = self._functions.get(index) or self._load(index), torch._C._cuda_getCurrentRawStream(index)
-        self._slots[:] = [value.data_ptr() if isinstance(value, Tensor) else value or 0 for value in arguments]
+        self._pack(self._slots, 0, *map(Tensor.data_ptr, tensors), *numbers)
         status = driver().cuLaunchKernel(
             function, programs, 1, 1, self.threads, 1, 1, self.shared, stream, self._places, None
         )

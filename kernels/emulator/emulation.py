@@ -173,8 +173,8 @@ class Emulation:
             self._launch(compiled, arguments, grid[0] if isinstance(grid, tuple) else grid)
             return compiled
 
-        def of_cuda(kernel: nvrtc.Kernel, programs: int, _: torch.device, *values: Any) -> None:
-            arguments = dict(zip(kernel.parameters, values, strict=True))
+        def of_cuda(kernel: nvrtc.Kernel, programs: int, _: torch.device, tensors: Any, numbers: Any) -> None:
+            arguments = dict(zip(kernel.parameters, (*tensors, *numbers), strict=True))
             self._launch(_of_nvrtc(kernel, self.arch), arguments, programs)
 
         limit = CHIPS[f"sm_{self.arch}"].shared_per_program
@@ -231,7 +231,7 @@ class Emulation:
             if isinstance(value, Tensor):
                 known[label] = self._address(value)
             else:
-                known[label] = int(np.float32(value).view(np.uint32)) if kind.startswith("fp") else int(value or 0)
+                known[label] = int(np.float32(value).view(np.uint32)) if kind.startswith("fp") else int(value)
         return known
 
     def _launch(self, compiled: Any, arguments: dict[str, Any], programs: int) -> None:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_maml.kernels import nvrtc
@@ -88,11 +89,7 @@ class Variant:
                 floats, scratch, cost = floats + far, scratch + numbers, cost * FAR[what]
         return Plan(tile, frozenset(near), 4 * floats, scratch, cost) if 4 * floats <= limit else None
 
-    def compiled(self, limit: int) -> "Compiled | None":
-        """The kernel within ``limit`` bytes of shared memory, or None where there is no plan."""
-        plan = self.plan(limit)
-        if plan is None:
-            return None
+    def kernel(self, plan: Plan) -> nvrtc.Kernel:
         constants: dict[str, Any] = {
             "LAYERS": len(self.widths) - 1, "WIDTHS": ",".join(map(str, self.widths)),
             "ACTIVATIONS": ",".join(ACTIVATIONS).upper(), "LOSSES": ",".join(LOSSES).upper(),
@@ -104,24 +101,23 @@ class Variant:
             "THREADS": THREADS, "MOST_SUMS": MOST_SUMS, "UNROLLED": UNROLLED,
         }  # fmt: skip
         options = [f"-D{name}={value}" for name, value in constants.items()]
-        kernel = nvrtc.Kernel(_source("kernel"), "mlp_adapt", options, THREADS, plan.shared)
-        return Compiled(kernel, plan, self.goes_back, _weights(self.widths))
+        return nvrtc.Kernel(_source("kernel"), "mlp_adapt", options, THREADS, plan.shared)
+
+    def scratch(self, plan: Plan, steps: int) -> int:
+        """Numbers that a program has in the L2 cache: checkpoints are of all segments but the first and the last."""
+        checkpoints = max(0, -(-steps // SEGMENT) - 2) if self.goes_back else 0
+        return plan.scratch + checkpoints * _weights(self.widths)
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A variant's kernel."""
+    """A variant's kernel, and how it is launched for a number of tasks and steps."""
 
     kernel: nvrtc.Kernel
     plan: Plan
-    goes_back: bool
-    weights: int
-    """Numbers that a checkpoint takes."""
-
-    def scratch(self, steps: int) -> int:
-        """Numbers that a program has in the L2 cache: checkpoints are of all segments but the first and the last."""
-        checkpoints = max(0, -(-steps // SEGMENT) - 2) if self.goes_back else 0
-        return self.plan.scratch + checkpoints * self.weights
+    programs: int
+    numbers: tuple[int, int, int]
+    """Tasks, steps, numbers of a program's scratch."""
 
 
 def _weights(widths: Sequence[int]) -> int:
@@ -142,8 +138,26 @@ def _source(name: str) -> str:
 
 
 @lru_cache(256)
-def _compiled(limit: int, *variant: Any) -> Compiled | None:
-    return Variant(*variant).compiled(limit)
+def _kernel(variant: Variant, plan: Plan) -> nvrtc.Kernel:
+    return variant.kernel(plan)
+
+
+@lru_cache(256)
+def _compiled(
+    limit: int, precision: str, loss: str, activation: str, order: int, rates_grad: bool, widths: tuple[int, ...],
+    rates: tuple[int, ...], support: tuple[int, ...], query: tuple[int, ...] | None,
+) -> Compiled | None:  # fmt: skip
+    if precision not in PRECISIONS or activation not in ACTIVATIONS or nvrtc.why_unavailable():
+        return None
+    tasks, steps, queries = support[0], rates[0], query[1] if query else 0
+    segment = max(1, min(steps, SEGMENT))
+    variant = Variant(widths, activation, loss, order, rates_grad, rates[1] > 1, support[1], queries, segment)
+    plan = variant.plan(limit)
+    if plan is None:
+        return None
+    numbers = variant.scratch(plan, steps)
+    programs = min(tasks, max(1, SCRATCH_NUMBERS // numbers)) if numbers else tasks
+    return Compiled(_kernel(variant, plan), plan, programs, (tasks, steps, numbers))
 
 
 @lru_cache
@@ -156,14 +170,9 @@ def covering(theta: Tensor, rates: Tensor, *sets: Any, kind: Kind, precision: st
     none of :data:`ACTIVATIONS`, weights that exceed a program's shared memory.
     """
     widths, activation, loss, order, rates_grad = kind
-    if precision not in PRECISIONS or activation not in ACTIVATIONS or nvrtc.why_unavailable():
-        return None
-    steps, own = rates.shape[0], rates.shape[1] > 1
-    queries = 0 if sets[2] is None else sets[2].shape[1]
-    segment = SEGMENT if steps > SEGMENT else steps or 1
     return _compiled(
-        nvrtc.most_shared(theta.device.index), tuple(widths), activation, loss, order, rates_grad, own,
-        sets[0].shape[1], queries, segment,
+        nvrtc.most_shared(theta.device.index), precision, loss, activation, order, rates_grad, tuple(widths),
+        rates.shape, sets[0].shape, None if sets[2] is None else sets[2].shape,
     )  # fmt: skip
 
 
@@ -171,20 +180,23 @@ def launch(compiled: Compiled, theta: Tensor, rates: Tensor, *sets: Any, kind: K
     """As the operator (``op.py``), by the kernel :func:`covering` it; without a query set, the trajectory ``[T, m, P]``
     and the support losses alone.
     """
-    device, new, P = theta.device, theta.new_empty, theta.shape[0]
-    tasks, steps, rates_grad = sets[0].shape[0], rates.shape[0], kind[4]
+    device, new, rates_grad, asks = theta.device, theta.new_empty, kind[4], sets[2] is not None
+    tasks, steps, numbers = compiled.numbers
     result = room(theta, rates, sets[0], sets[2], kind[0][-1], rates_grad)
-    numbers = compiled.scratch(steps)
-    programs = min(tasks, max(1, SCRATCH_NUMBERS // numbers)) if numbers else tasks
-    each = None if sets[2] is None else new(tasks, P)
-    each_rates = new(tasks, rates.numel()) if rates_grad else None
-    compiled.kernel(
-        programs, device, theta.contiguous(), rates.contiguous(),
-        *(None if part is None else part.contiguous() for part in sets),
-        result.task_losses, result.predictions, result.support_losses, each, each_rates, result.trajectory,
-        new(programs * numbers) if numbers else None, tasks, steps, numbers,
-    )  # fmt: skip
-    for of_tasks, mean in ((each, result.of_theta), (each_rates, result.of_rates)):
-        if of_tasks is not None and mean.numel():
-            _mean()(-(-mean.numel() // 32), device, of_tasks, mean, tasks, mean.numel())
+    # a pointer that a variant does not follow is another's
+    each = new(tasks, theta.shape[0]) if asks else theta
+    each_rates = new(tasks, rates.numel()) if rates_grad else theta
+    scratch = new(compiled.programs * numbers) if numbers else theta
+    outputs = result.task_losses, result.predictions, result.support_losses, each, each_rates, result.trajectory
+    given = map(Tensor.contiguous, (theta, rates, *(sets if asks else sets[:2] * 2)))
+    compiled.kernel(compiled.programs, device, (*given, *outputs, scratch), compiled.numbers)
+    if asks:
+        _mean_over_tasks(each, result.of_theta, device)
+    if rates_grad and steps:
+        _mean_over_tasks(each_rates, result.of_rates, device)
     return result
+
+
+def _mean_over_tasks(each: Tensor, mean: Tensor, device: torch.device) -> None:
+    tasks, count = each.shape
+    _mean()(-(-count // 32), device, (each, mean), (tasks, count))

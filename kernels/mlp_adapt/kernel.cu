@@ -537,7 +537,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mlp_adapt(
                     const float shared_rate = OWN_RATES ? 1.f : rates[step];
                     if (FAR) copy<WEIGHTS>(w, kept_at(step));
                     if (u != v) each_parameter([&](int o, int e) { u[o] = rates[step * P + e] * v[o]; });
-                    if (FAR || u != v || ORDER == 1) __syncthreads();
+                    if (!FAR && (u != v || ORDER == 1)) __syncthreads();
 #pragma unroll 1
                     for (int tile = 0; tile < TILES; tile++) {
                         const Tape t = tape_at(step, tile), of{spare};
@@ -570,6 +570,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) mlp_adapt(
             }
         }
         if (QUERY) each_parameter([&](int o, int e) { of_theta[(long long)task * P + e] = v[o]; });
-        __syncthreads();
     }
 }
