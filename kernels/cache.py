@@ -14,7 +14,8 @@ from pathlib import Path
 
 
 def kept(key: str, build: Callable[[Path], None], kind: str = "so") -> Path:
-    """The library of a key, or a GPU's code as a ``"cubin"``; ``build`` writes it to the path that it is given, where there is no whole one.
+    """The library of a key, or a GPU's code as a ``"cubin"``; ``build`` writes it to the path that it is given, where
+    there is no whole one.
     OSError where the folder is not the user's own, or cannot be written.
     """
     folder = _own_folder()

@@ -19,7 +19,7 @@ from torch import Tensor
 from lightning_maml.kernels.cache import kept
 
 OPTIONS = ["-std=c++17", "-default-device", "-lineinfo"]
-LAUNCH = [C.c_void_p, *[C.c_uint] * 7, C.c_void_p, C.c_void_p, C.c_void_p]
+LAUNCH: list[Any] = [C.c_void_p, *[C.c_uint] * 7, C.c_void_p, C.c_void_p, C.c_void_p]
 """What ``cuLaunchKernel`` takes: a function, programs, threads, shared memory, a stream, where the arguments are."""
 MOST_SHARED, DYNAMIC_SHARED = 97, 8
 """The driver's numbers for a device's most shared memory of a program, and for what a kernel may ask of it."""
@@ -66,7 +66,9 @@ def compiled(source: str, name: str, architecture: str, options: Sequence[str]) 
             log = C.create_string_buffer(size.value)
             nvrtc.nvrtcGetProgramLog(program, log)
             said = nvrtc.nvrtcGetErrorString(status).decode()
-            raise RuntimeError(f"Expected to compile `{name}` for {architecture} but NVRTC says {said}: {log.value.decode()}")
+            raise RuntimeError(
+                f"Expected to compile `{name}` for {architecture} but NVRTC says {said}: {log.value.decode()}"
+            )
 
     given = [f"--gpu-architecture={architecture}".encode(), *(option.encode() for option in (*OPTIONS, *options))]
     check(nvrtc.nvrtcCreateProgram(C.byref(program), source.encode(), f"{name}.cu".encode(), 0, None, None))
@@ -164,4 +166,3 @@ class Kernel:
         _check(driver().cuFuncSetAttribute(function, DYNAMIC_SHARED, self.shared), what)
         self._functions[index] = function
         return function
-

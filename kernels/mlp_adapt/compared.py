@@ -2,10 +2,11 @@
 
     python -m lightning_maml.kernels.mlp_adapt.compared [--json FILE]
 
-Cycles are of one program alone, with an H100's latencies: a model, not a measurement. Many tasks are modelled as waves of
-the programs that shared memory and registers let a multiprocessor hold; a wave takes as long as a program alone, or as
-all of them take to issue their instructions. A launch is what Python does before the driver: the driver is a stand-in that
-does nothing. Registers and stack are what ``cuobjdump`` reads in NVRTC's machine code.
+Cycles are of one program alone, with an H100's latencies: a model, not a measurement. Many tasks are modelled as waves
+of the programs that shared memory and registers let a multiprocessor hold; a wave takes as long as a program alone, or
+as all of them take to issue their instructions. Not in that: a multiprocessor passes through its shared memory once a
+cycle (``shared_passes``, of all warps). A launch is what Python does before the driver: the driver is a
+stand-in that does nothing. Registers and stack are what ``cuobjdump`` reads in NVRTC's machine code.
 """
 
 import argparse
@@ -35,7 +36,8 @@ WORKLOADS: dict[str, tuple[tuple[int, ...], str, int, int, int]] = {
 """Widths, loss, rows of the support and of the query set, inner steps; ReLU, second order."""
 
 
-def operands(widths: tuple[int, ...], loss: str, rows: int, queries: int, steps: int, tasks: int = 1) -> list[Any]:
+def operands(name: str, tasks: int = 1) -> list[Any]:
+    widths, loss, rows, queries, steps = WORKLOADS[name]
     draw = torch.Generator().manual_seed(0)
     batch: list[Any] = []
     for n in (rows, queries):
@@ -55,8 +57,8 @@ def microseconds(chip: Nvidia, cycles: int, slots: int, resident: int) -> float:
 def by_cuda(name: str, architecture: str) -> dict[str, Any]:
     from lightning_maml.kernels.emulator import Emulation
 
-    widths, loss, *sizes = WORKLOADS[name]
-    given, kind = operands(widths, loss, *sizes), (widths, "relu", loss, 2, False)
+    widths, loss, *_ = WORKLOADS[name]
+    given, kind = operands(name), (widths, "relu", loss, 2, False)
     chip = CHIPS[architecture]
     assert isinstance(chip, Nvidia)
     with Emulation(int(chip.target[1]), scheduled=True) as emulation:
@@ -71,7 +73,9 @@ def by_cuda(name: str, architecture: str) -> dict[str, Any]:
     resident = chip.resident(registers, launch.compiled.metadata.shared, cuda.THREADS // 32)
     return {
         "kernel": "CUDA", "cycles": launch.cycles, "barriers": launch.barriers, "issue_slots": launch.slots,
-        "shared_bytes": launch.compiled.metadata.shared, "scratch_bytes": 4 * kernel.numbers[2], "tile": kernel.plan.tile,
+        "shared_passes": int(launch.wavefronts.sum()),
+        "shared_bytes": launch.compiled.metadata.shared, "scratch_bytes": 4 * kernel.numbers[2],
+        "tile": kernel.plan.tile,
         "registers": registers, "stack_bytes": stack, "resident": resident, "compile_seconds": round(seconds, 1),
         "microseconds_of_528_tasks": microseconds(chip, launch.cycles, launch.slots, resident),
         "faults": emulation.faults(),
@@ -86,7 +90,7 @@ def by_triton(name: str, architecture: str) -> dict[str, Any]:
     chip = CHIPS[architecture]
     assert isinstance(chip, Nvidia)
     with Emulation(int(chip.target[1]), scheduled=True) as emulation:
-        launch(*operands(widths, loss, *sizes), kind=(widths, "relu", loss, 2, False), precision="ieee")
+        launch(*operands(name), kind=(widths, "relu", loss, 2, False), precision="ieee")
     cycles, slots = (sum(getattr(each, of) for each in emulation.launches) for of in ("cycles", "slots"))
     scratch = (sizes[2] + 1) * (2 * max(sizes[:2]) * sum(widths[1:]) + size(widths))
     return {
@@ -108,10 +112,9 @@ def of_a_launch(run: Callable[[], Any], calls: int = 2000) -> float:
 
 def launches() -> float:
     """Microseconds of Python until the driver has all of an update of 25 sinusoid tasks."""
-    widths, loss, *sizes = WORKLOADS["sinusoid"]
-    kind, found = (widths, "relu", loss, 2, False), []
-    given = operands(widths, loss, *sizes, 25)
-    driver = SimpleNamespace(cuLaunchKernel=lambda *arguments: found.append(0) or 0)
+    widths, loss, *_ = WORKLOADS["sinusoid"]
+    kind, given = (widths, "relu", loss, 2, False), operands("sinusoid", 25)
+    driver = SimpleNamespace(cuLaunchKernel=lambda *arguments: 0)
     with (
         patch.object(nvrtc, "most_shared", lambda index: 227 * 1024),
         patch.object(nvrtc, "driver", lambda: driver),

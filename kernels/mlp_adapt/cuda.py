@@ -1,7 +1,7 @@
 """The CUDA C++ kernel (``kernel.cu``): a task there and back in one launch, with its state in shared memory.
 
-Every network, with its numbers of rows, gets a variant of its own: sizes are constants of the compiler, so that products
-need no padding. A plan says what has its place in shared memory, and what lies in scratch, in the L2 cache.
+Every network, with its numbers of rows, gets a variant of its own: sizes are constants of the compiler, so that
+products need no padding. A plan says what has its place in shared memory, and what lies in scratch, in the L2 cache.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_maml.kernels import nvrtc
 from lightning_maml.kernels.adaptation import Adaptation, room
-from lightning_maml.kernels.mlp_adapt.layout import FROM_SUMS, LOSSES, Kind, size
+from lightning_maml.kernels.mlp_adapt.layout import FROM_SUMS, LOSSES, Kind
 
 ACTIVATIONS = ("identity", "relu", "tanh", "gelu", "silu")
 PRECISIONS = ("ieee",)

@@ -1,4 +1,4 @@
-"""The operator ``mlp_adapt``: perceptrons, on the CPU in plain torch or compiled from C, on a GPU in Triton."""
+"""The operator ``mlp_adapt``: perceptrons, on the CPU in plain torch or compiled from C, on a GPU in CUDA or Triton."""
 
 from dataclasses import dataclass
 from functools import cached_property

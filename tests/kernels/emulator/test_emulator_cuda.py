@@ -40,7 +40,7 @@ def complaints(
         with Emulation(arch, schedule) as emulation, patch.object(cuda, "SCRATCH_NUMBERS", scratch):
             cuda._compiled.cache_clear()
             limit = min(nvrtc.most_shared(0), kibibytes << 10)
-            with patch.object(nvrtc, "most_shared", lambda index: limit):
+            with patch.object(nvrtc, "most_shared", lambda index, limit=limit: limit):
                 kernel = cuda.covering(*operands, kind=problem.kind, precision="ieee")
                 assert kernel is not None
                 results.append(cuda.launch(kernel, *operands, kind=problem.kind))
@@ -52,7 +52,9 @@ def complaints(
         if not off <= LIMIT:
             found.append(f"{name} is off by {off:.1e}, where {LIMIT:.0e} may be")
     for schedule, result in zip(schedules[1:], results[1:], strict=True):
-        if not all(torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in zip(results[0], result, strict=True)):
+        if not all(
+            torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in zip(results[0], result, strict=True)
+        ):
             found.append(f"the order {schedule} of warps gives other bits than {schedules[0]}")
     return found
 
@@ -73,7 +75,9 @@ ODD = [
     problem("tanh", "bce", 2, "", (1, 1), rows=1, queries=1, steps=1, tasks=1),
     e.Problem("no steps", (2, 3, 2), rows=3, queries=2, steps=0, rates_grad=True),
     replace(problem("gelu", "mse", 2, "", (3, 5, 2)), name="trajectory", query=False, steps=7),
-    replace(problem("tanh", "cross_entropy", 2, "shared", SMALL, rows=3, queries=5, steps=13), name="13 steps", tasks=3),
+    replace(
+        problem("tanh", "cross_entropy", 2, "shared", SMALL, rows=3, queries=5, steps=13), name="13 steps", tasks=3
+    ),
 ]
 FAR = [
     problem("silu", "cross_entropy", 2, "own", (5, 11, 4), rows=13, queries=131, steps=6, tasks=3),
