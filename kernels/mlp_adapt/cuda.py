@@ -5,7 +5,7 @@ products need no padding. A plan says what has its place in shared memory, and w
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +29,8 @@ UNROLLED = 128
 """Instructions of a product's loop, about."""
 SCRATCH_NUMBERS = 1 << 29
 """Programs are as many as have at most 2 GiB of scratch; each adapts one task after the other."""
+MOST_SIZES = 16
+"""Numbers of rows that a network gets variants for in a process: where they always change, the others are Triton's."""
 FAR = {"V": 1.5, "U": 1.3, "SUMS": 1.2, "ARCHIVE": 1.1}
 """By how much a task takes longer, about, for what lies in the L2 cache."""
 
@@ -137,6 +139,9 @@ def _source(name: str) -> str:
     return Path(__file__).with_name(f"{name}.cu").read_text()
 
 
+_SIZES: dict[Variant, set[tuple[int, int]]] = {}
+
+
 @lru_cache(256)
 def _kernel(variant: Variant, plan: Plan) -> nvrtc.Kernel:
     return variant.kernel(plan)
@@ -155,6 +160,10 @@ def _compiled(
     plan = variant.plan(limit)
     if plan is None:
         return None
+    sizes = _SIZES.setdefault(replace(variant, rows=0, queries=0), set())
+    if len(sizes | {(support[1], queries)}) > MOST_SIZES:
+        return None
+    sizes.add((support[1], queries))
     numbers = variant.scratch(plan, steps)
     programs = min(tasks, max(1, SCRATCH_NUMBERS // numbers)) if numbers else tasks
     return Compiled(_kernel(variant, plan), plan, programs, (tasks, steps, numbers))
@@ -166,8 +175,9 @@ def _mean() -> nvrtc.Kernel:
 
 
 def covering(theta: Tensor, rates: Tensor, *sets: Any, kind: Kind, precision: str) -> Compiled | None:
-    """The kernel of this problem, or None for what is Triton's: AMD's GPUs, rounded products, an activation that is
-    none of :data:`ACTIVATIONS`, weights that exceed a program's shared memory.
+    """The kernel of this problem, or None for what is Triton's: AMD's GPUs, a machine without NVRTC, rounded products,
+    an activation that is none of :data:`ACTIVATIONS`, weights that exceed a program's shared memory, and what comes
+    after the :data:`MOST_SIZES` numbers of rows of a network that were met first.
     """
     widths, activation, loss, order, rates_grad = kind
     return _compiled(

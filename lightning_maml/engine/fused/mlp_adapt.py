@@ -1,6 +1,6 @@
 """The operator ``mlp_adapt``: perceptrons, on the CPU in plain torch or compiled from C, on a GPU in CUDA or Triton."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -52,7 +52,10 @@ class MlpAdapt(operator.Operator):
                 raise UnrecognisedError(f"the inputs {list(inputs.shape)} are not [tasks, rows, {found.widths[0]}]")
             if loss == "bce" and targets.shape != (*inputs.shape[:2], found.outputs):
                 raise UnrecognisedError(f"the targets {list(targets.shape)} are not [tasks, rows, {found.outputs}]")
-        return found
+        if sets[0][0].is_cpu:
+            return found
+        # a kernel of a GPU is compiled for its rows, too
+        return replace(found, variant=(*found.variant, *(inputs.shape[1] for inputs, _ in sets)))
 
     def unavailable(self, like: Tensor) -> str | None:
         if torch.version.hip is not None and self.precision == "tf32" and not like.is_cpu:

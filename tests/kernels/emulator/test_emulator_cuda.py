@@ -181,6 +181,21 @@ def label_of_no_class() -> list[bool]:
         return cuda.launch(kernel, *data, kind=case.kind).task_losses.isnan().tolist()
 
 
+def test_sizes_that_always_change_are_tritons(emulated: Worker):
+    assert emulated(sizes_that_change) == cuda.MOST_SIZES
+
+
+def sizes_that_change() -> int:
+    """How many of twenty numbers of rows get a variant; those that have one keep it."""
+    cases = [problem("relu", "mse", 2, "", (2, 4, 2), rows=rows, queries=3) for rows in range(1, 21)]
+    with Emulation(90):
+        for _ in range(2):
+            cuda._compiled.cache_clear()
+            found = [cuda.covering(*each.data(), kind=each.kind, precision="ieee") is not None for each in cases]
+            assert sorted(found, reverse=True) == found
+    return sum(found)
+
+
 def test_what_it_does_not_cover_is_tritons(emulated: Worker):
     assert emulated(not_covered) == [True, True, True, False]
 
