@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -17,6 +19,7 @@ import mutants
 from lightning_maml.kernels import nvrtc
 from lightning_maml.kernels.emulator import Emulation
 from lightning_maml.kernels.mlp_adapt import LOSSES, cuda
+from lightning_maml.kernels.mlp_adapt.compared import WORKLOADS
 from worker import Worker
 
 if reason := nvrtc.why_unavailable():
@@ -179,6 +182,22 @@ def label_of_no_class() -> list[bool]:
         kernel = cuda.covering(*data, kind=case.kind, precision="ieee")
         assert kernel is not None
         return cuda.launch(kernel, *data, kind=case.kind).task_losses.isnan().tolist()
+
+
+def test_the_committed_table_is_within_the_limits(repository: Path):
+    table = json.loads((repository / "benchmarks/results/mlp_adapt.json").read_text())
+    rows = {(row["workload"], row["architecture"], row["kernel"]): row for row in table["rows"]}
+    assert {name for name, _, _ in rows} == set(WORKLOADS)
+    five, ten, wide = (rows[name, "sm_90", "CUDA"] for name in WORKLOADS)
+    assert five["cycles"] <= 60_000
+    assert five["microseconds_of_528_tasks"] <= 80
+    assert ten["cycles"] <= 2.2 * five["cycles"]
+    assert ten["shared_bytes"] + ten["scratch_bytes"] <= 1.1 * (five["shared_bytes"] + five["scratch_bytes"])
+    assert wide["cycles"] <= 400_000
+    assert table["launch_microseconds"] <= 15
+    for row in table["rows"]:
+        assert row.get("stack_bytes", 0) <= 64
+        assert not row.get("faults")
 
 
 def test_sizes_that_always_change_are_tritons(emulated: Worker):
