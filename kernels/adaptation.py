@@ -35,7 +35,7 @@ def room(
         return Adaptation(nothing, nothing, support_losses, nothing, nothing, new(tasks, steps, theta.shape[0]))
     outputs = new(tasks), new(tasks, query_inputs.shape[1], out)
     of_rates = new(rates.shape) if rates_grad else nothing
-    return Adaptation(*outputs, support_losses, new(theta.shape), of_rates, nothing)
+    return Adaptation(*outputs, support_losses, new(theta.shape[0]), of_rates, nothing)
 
 
 def operators(

@@ -13,19 +13,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def kept(key: str, build: Callable[[Path], None]) -> Path:
-    """The library of a key; ``build`` writes it to the path that it is given, where there is no whole one.
+def kept(key: str, build: Callable[[Path], None], kind: str = "so") -> Path:
+    """The library of a key, or a GPU's code as a ``"cubin"``; ``build`` writes it to the path that it is given, where
+    there is no whole one.
     OSError where the folder is not the user's own, or cannot be written.
     """
     folder = _own_folder()
-    for path in sorted(folder.glob(f"{key}_*.so")):
+    for path in sorted(folder.glob(f"{key}_*.{kind}")):
         if _is_whole(path):
             return path
     with tempfile.TemporaryDirectory(dir=folder) as room:
-        built = Path(room) / "built.so"
+        built = Path(room) / f"built.{kind}"
         build(built)
         content = built.read_bytes()
-        path = folder / f"{key}_{hashlib.sha256(content).hexdigest()}.so"
+        path = folder / f"{key}_{hashlib.sha256(content).hexdigest()}.{kind}"
         built.chmod(0o700)
         _sync(built)  # or a crash could leave the name, and not what is in it
         built.replace(path)
@@ -52,7 +53,7 @@ def _is_whole(path: Path) -> bool:
     """Whether a library is the user's, no link, and what its name says; one that is not is removed."""
     found = path.lstat()
     mine = stat.S_ISREG(found.st_mode) and _is_mine(found) and not found.st_mode & 0o022
-    named = re.fullmatch(r".*_([0-9a-f]{64})\.so", path.name)
+    named = re.fullmatch(r".*_([0-9a-f]{64})\.(?:so|cubin)", path.name)
     if mine and named and hashlib.sha256(path.read_bytes()).hexdigest() == named[1]:
         return True
     path.unlink(missing_ok=True)

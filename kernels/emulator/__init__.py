@@ -1,7 +1,7 @@
-"""An emulator of the PTX that Triton compiles for the kernels: no GPU is needed.
+"""An emulator of the PTX that Triton and NVRTC compile for the kernels: no GPU is needed.
 
-It runs the project's own launch code with tensors on the CPU: Triton's JIT specialises and compiles as for a GPU, and
-the PTX that comes out is executed warp by warp. CONTRIBUTING.md, "Adding a kernel", has an example.
+It runs the project's own launch code with tensors on the CPU: Triton's JIT and NVRTC compile as for a GPU, and the PTX
+that comes out is executed warp by warp. CONTRIBUTING.md, "Adding a kernel", has an example.
 
 It needs Triton, outside of its interpreter (``TRITON_INTERPRET``), and a C compiler. It watches for
 

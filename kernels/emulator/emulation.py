@@ -1,8 +1,9 @@
-"""The project's own launch code, on the CPU: Triton compiles as for a GPU, and the PTX that comes out is emulated."""
+"""The project's own launch code, on the CPU: Triton and NVRTC compile as for a GPU, and the PTX is emulated."""
 
 from __future__ import annotations
 
 import ctypes as C
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from lightning_maml.kernels import nvrtc
+from lightning_maml.kernels.chips import CHIPS
 from lightning_maml.kernels.emulator.engine import KINDS, READABLE, WRITABLE, WRITTEN, Cell, Emulator, engine
 from lightning_maml.kernels.emulator.ptx import Program, UnsupportedError, parse
 
@@ -30,6 +33,16 @@ POISON = 0x7FC0DEAD7FC0DEAD
 """What registers hold until a kernel writes them."""
 COUNTED = ("count", "lanes", "sectors", "wavefronts", "missed", "stall")
 _decoded = lru_cache(None)(parse)
+
+
+@lru_cache(None)
+def _of_nvrtc(kernel: nvrtc.Kernel, architecture: int) -> Any:
+    """As much of Triton's ``CompiledKernel`` as is asked for here."""
+    ptx = kernel.ptx(architecture)
+    kinds = dict(zip(kernel.parameters, re.findall(r"\.param \.(\w+)", ptx), strict=True))
+    return SimpleNamespace(
+        asm={"ptx": ptx}, src=SimpleNamespace(signature=kinds), metadata=SimpleNamespace(shared=kernel.shared)
+    )
 
 
 @dataclass(frozen=True)
@@ -160,6 +173,11 @@ class Emulation:
             self._launch(compiled, arguments, grid[0] if isinstance(grid, tuple) else grid)
             return compiled
 
+        def of_cuda(kernel: nvrtc.Kernel, programs: int, _: torch.device, tensors: Any, numbers: Any) -> None:
+            arguments = dict(zip(kernel.parameters, (*tensors, *numbers), strict=True))
+            self._launch(_of_nvrtc(kernel, self.arch), arguments, programs)
+
+        limit = CHIPS[f"sm_{self.arch}"].shared_per_program
         driver = SimpleNamespace(  # as much of one as Triton asks for before it launches
             get_current_device=lambda: self.arch,
             get_current_stream=lambda device: 0,
@@ -169,6 +187,8 @@ class Emulation:
         for owner, name, value in (
             (triton.runtime.driver, "_active", driver),
             (JITFunction, "run", emulated),
+            (nvrtc.Kernel, "__call__", of_cuda),
+            (nvrtc, "most_shared", lambda device: limit),
             (Tensor, "new_empty", poisoned(Tensor.new_empty)),
             (torch, "empty_like", poisoned(torch.empty_like)),
         ):

@@ -125,6 +125,11 @@ static inline uint32_t bfe_s(uint32_t a, uint32_t b, uint32_t c) {
     if (c > 63) return (uint32_t)v;
     return (uint32_t)((int64_t)((uint64_t)v << (64 - c)) >> (64 - c));
 }
+static inline uint32_t bfi(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    c &= 255, d &= 255;
+    uint32_t mask = c > 31 || !d ? 0 : (d > 31 ? ~0u : (1u << d) - 1) << c;
+    return (a << (c & 31) & mask) | (b & ~mask);
+}
 static inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t c) {
     uint64_t both = ((uint64_t)b << 32) | a;
     uint32_t out = 0;
@@ -254,6 +259,11 @@ static inline uint32_t narrowed(uint32_t a, int operands) { /* tf32: the lower 1
 static inline float towards_zero(double sum) { /* as tensor cores round */
     float f = (float)sum;
     return fabs((double)f) > fabs(sum) ? nextafterf(f, 0) : f;
+}
+
+static inline float downwards(double sum) {
+    float f = (float)sum;
+    return f > sum ? nextafterf(f, -INFINITY) : f;
 }
 
 static void mma(Emulator *e, Warp *w, const Ins *x) {

@@ -21,7 +21,7 @@ FAR = 260
 BARRIER = 25
 """Cycles from the last warp's arrival until all go on."""
 OPS: dict[str, tuple[str, str, str]] = {}
-"""Of each opcode its signature, a C expression of a, b, c, and its class."""
+"""Of each opcode its signature, a C expression of a, b, c, d, and its class."""
 
 
 def _op(names: str, signature: str, expression: str, kind: str = "int") -> None:
@@ -67,25 +67,37 @@ _op("mad.wide.u32", "qrrq", "(uint64_t)a*b+c")
 _op("bfe.u32", "rrrr", "bfe_u(a,b,c)")
 _op("bfe.s32", "rrrr", "bfe_s(a,b,c)")
 _op("popc.b32", "rr", "(uint32_t)__builtin_popcount(a)")
+_op("bfi.b32", "rrrrr", "bfi(a,b,c,d)")
 _op("prmt.b32", "rrrr", "prmt(a,b,c)")
 _op("shf.l.wrap.b32", "rrrr", f"(uint32_t)(({_BOTH}<<(c&31))>>32)")
 _op("shf.r.wrap.b32", "rrrr", f"(uint32_t)({_BOTH}>>(c&31))")
 _op("selp.b16 selp.s16 selp.u16", "rrrp", "c?a:b")
-_op("setp.ne.b16 setp.ne.s16 setp.ne.u16", "prr", "(a&0xffff)!=(b&0xffff)")
-_op("setp.eq.b16 setp.eq.s16 setp.eq.u16", "prr", "(a&0xffff)==(b&0xffff)")
-_op("and.b16", "rrr", "a&b")
-_op("or.b16", "rrr", "a|b")
-for _name, _e in {"add": "a+b", "sub": "a-b", "mul.lo": "a*b"}.items():
-    _op(f"{_name}.s16 {_name}.u16", "rrr", f"({_e})&0xffff")
-_op("mul.hi.u16", "rrr", "((a&0xffff)*(b&0xffff))>>16")
-_op("mul.wide.u16", "rrr", "(a&0xffff)*(b&0xffff)")
-_op("mad.wide.u16", "rrrr", "(a&0xffff)*(b&0xffff)+c")
-_op("shr.u16", "rrr", "b>15?0:(a&0xffff)>>b")
-_op("shl.b16", "rrr", "b>15?0:(a<<b)&0xffff")
-_op("cvt.u16.u64", "rq", "(uint32_t)a&0xffff")
-_op("cvt.u16.u32", "rr", "a&0xffff")
-_op("cvt.u32.u16", "rr", "a&0xffff")
-_op("cvt.u64.u16", "qr", "(uint64_t)(a&0xffff)")
+# of 16 bits, in registers whose upper half nobody looks at
+_U16, _S16 = "(uint16_t)", "(int16_t)"
+for _name, _e in _ORDER.items():
+    _op(f"setp.{_name}.s16", "prr", f"{_S16}a{_e}{_S16}b")
+    _op(f"setp.{_name}.u16 setp.{_name}.b16", "prr", f"{_U16}a{_e}{_U16}b")
+for _name, _e in {"add": "+", "sub": "-", "mul.lo": "*"}.items():
+    _op(f"{_name}.s16 {_name}.u16", "rrr", f"a{_e}b")
+for _name, _e in _LOGIC.items():
+    _op(f"{_name}.b16", "rrr", _e)
+_op("mul.wide.u16", "rrr", f"(uint32_t){_U16}a*{_U16}b")
+_op("mul.wide.s16", "rrr", f"{_S16}a*{_S16}b")
+_op("mul.hi.u16", "rrr", f"(uint32_t){_U16}a*{_U16}b>>16")
+_op("mul.hi.s16", "rrr", f"{_S16}a*{_S16}b>>16")
+_op("mad.lo.s16 mad.lo.u16", "rrrr", "a*b+c")
+_op("shl.b16", "rrr", "b>15?0:a<<b")
+_op("shr.u16 shr.b16", "rrr", f"b>15?0:{_U16}a>>b")
+_op("shr.s16", "rrr", f"{_S16}a>>(b>15?15:b)")
+_op("neg.s16", "rr", "-a")
+_op("not.b16", "rr", "~a")
+_op("cvt.u32.u16", "rr", f"{_U16}a")
+_op("cvt.u64.u16", "qr", f"(uint64_t){_U16}a")
+_op("cvt.s64.s16", "qr", f"(uint64_t)(int64_t){_S16}a")
+_op("cvt.s32.s16", "rr", f"(uint32_t){_S16}a")
+_op("cvt.u16.u32 cvt.s16.s32 cvt.u16.u16", "rr", "a")
+_op("cvt.u16.u64", "rq", "(uint32_t)a")
+_op("mad.wide.u16", "rrrr", f"(uint32_t){_U16}a*{_U16}b+c")
 for _name, _e in _LOGIC.items():
     _op(f"{_name}.pred", "ppp", _e)  # of whole masks
 _op("not.pred", "pp", "~a")
@@ -101,6 +113,10 @@ _op("cvt.u32.u64 cvt.s32.s64", "rq", "(uint32_t)a")
 _op("cvt.rn.f32.s32", "rr", f"B((float){_S32}a)", "cvt")
 _op("cvt.rn.f32.u32", "rr", "B((float)a)", "cvt")
 _op("cvt.rzi.s32.f32", "rr", "f2i(F(a))", "cvt")
+_op("cvt.sat.f32.f32", "rr", "B(F(a)>0?fminf(F(a),1):0)", "cvt")  # NaN becomes 0
+_op("add.rz.f32", "rrr", "B(towards_zero((double)F(a)+F(b)))", "fp")
+_op("fma.rm.f32", "rrrr", "B(downwards(fma(F(a),F(b),F(c))))", "fp")  # exact in double, as CUDA's expf has it
+_op("copysign.f32", "rrr", "a&0x80000000u|b&0x7fffffffu", "fp")
 _op("cvt.rn.bf16x2.f32", "rrr", "(bf16(a)<<16)|bf16(b)", "cvt")
 _op("cvt.rn.bf16.f32", "rr", "bf16(a)", "cvt")
 _op("cvt.rna.tf32.f32", "rr", "rna_tf32(a)", "cvt")
@@ -148,7 +164,7 @@ def cases() -> str:
 
 
 def _case(signature: str, expression: str) -> str:
-    result, sources = signature[0], list(zip("abc", signature[1:], range(3), strict=False))
+    result, sources = signature[0], list(zip("abcd", signature[1:], range(4), strict=False))
     if set(signature) == {"p"}:  # whole masks
         masks = "".join(f"uint32_t {name}=*S({i});" for name, _, i in sources)
         return f"{masks} PUT_MASK({expression})"

@@ -21,9 +21,13 @@ def _run(*arguments: Any) -> Adaptation:
     kind = widths, activation, loss, order, rates_grad
     if operands[0].is_cpu:
         return (native if compiled else recursion).adapt(*operands, kind=kind, frequencies=frequencies)
-    from lightning_maml.kernels.mlp_adapt.kernel import launch  # Triton is not on every machine
+    from lightning_maml.kernels.mlp_adapt import cuda
 
     with torch.cuda.device(operands[0].device):
+        if compiled_for_it := cuda.covering(*operands, kind=kind, precision=precision):
+            return cuda.launch(compiled_for_it, *operands, kind=kind)
+        from lightning_maml.kernels.mlp_adapt.kernel import launch  # Triton is not on every machine
+
         return launch(*operands, kind=kind, precision=precision)
 
 

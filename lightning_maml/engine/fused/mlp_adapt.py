@@ -1,8 +1,8 @@
-"""The operator ``mlp_adapt``: perceptrons, on the CPU in plain torch or compiled from C, on a GPU in Triton."""
+"""The operator ``mlp_adapt``: perceptrons, on the CPU in plain torch or compiled from C, on a GPU in CUDA or Triton."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -59,7 +59,10 @@ class MlpAdapt(operator.Operator):
                 raise UnrecognisedError(f"a task has {inputs.shape[1]} rows, more than {limits.rows}")
             if loss == "bce" and targets.shape != (*inputs.shape[:2], found.outputs):
                 raise UnrecognisedError(f"the targets {list(targets.shape)} are not [tasks, rows, {found.outputs}]")
-        return found
+        if sets[0][0].is_cpu:
+            return found
+        # a kernel of a GPU is compiled for its rows, too
+        return replace(found, variant=(*found.variant, *(inputs.shape[1] for inputs, _ in sets)))
 
     def unavailable(self, like: Tensor) -> str | None:
         if not like.is_cpu:
