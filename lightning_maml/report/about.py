@@ -29,7 +29,8 @@ def _how_well(run: Run) -> str:
         return f"The last validation: {value} {series[1][-1]:.4g}." if series else "No test tells how well."
     numbers = [_shown(value, found["mean"][at], found["ci95"][at]) for at in (0, -1)]
     tasks = f"{run.results['tasks']:,} test tasks" if run.results else ""
-    return f"On {tasks} the {value} is {numbers[0]} before adapting and {numbers[1]} after {len(found['mean']) - 1} inner steps."
+    steps = len(found["mean"]) - 1
+    return f"On {tasks} the {value} is {numbers[0]} before adapting and {numbers[1]} after {steps} inner steps."
 
 
 def _shown(value: str, mean: float | None, ci95: float | None) -> str:
@@ -46,18 +47,19 @@ def notes(run: Run) -> Iterator[str]:
         yield "There is no metrics.csv, which Lightning's CSVLogger writes: the page has no learning curves."
     elif run.of_updates is not None and run.updates < run.of_updates:
         yield (
-            f"Training did not reach its end: the log stops after {run.updates:,} of {run.of_updates:,} meta-updates. The run "
-            "was stopped or killed, ended early, or still goes on; --ckpt_path last goes on with it."
+            f"Training did not reach its end: the log stops after {run.updates:,} of {run.of_updates:,} meta-updates. "
+            "The run was stopped or killed, ended early, or still goes on; --ckpt_path last goes on with it."
         )
     yield from _not_finite(run)
     if run.series and not any(name.startswith("val/") for name in run.series):
-        yield "There was no validation: nothing says which of the weights on the way were the best, and the last ones stand for the run."
+        yield "There was no validation: nothing says which weights on the way were the best."
     if run.results is None:
-        yield "The run was not tested, as it has no metrics.json: lightning-maml test, with its configuration and --ckpt_path best, writes it."
+        yield "The run was not tested: it has no metrics.json, which fit writes at its end, as does test."
     elif any(mean is None for mean in run.results.get(run.value, {}).get("mean", [])):
         yield f"The test's mean {run.value} is not a finite number after some inner steps: at least one task ran away."
     if run.results and (count := (run.results.get("diverged") or [0])[-1]):
-        yield f"{count:,} of {run.results['tasks']:,} test tasks diverged: their support loss is higher after the last inner step than before."
+        what = "their support loss is higher after the last inner step than before the first, or not finite"
+        yield f"{count:,} of {run.results['tasks']:,} test tasks diverged: {what}."
 
 
 def _not_finite(run: Run) -> Iterator[str]:
@@ -65,7 +67,8 @@ def _not_finite(run: Run) -> Iterator[str]:
         steps, values = run.series.get(name, ([], []))
         bad = [step for step, value in zip(steps, values, strict=True) if not math.isfinite(value)]
         if bad:
-            yield f"{name} was no finite number in {len(bad):,} of {len(steps):,} lines of the log, first at meta-update {bad[0]:,}."
+            where = f"{len(bad):,} of {len(steps):,} lines of the log, first at meta-update {bad[0]:,}"
+            yield f"{name} was no finite number in {where}."
 
 
 def about(run: Run, made_by: Mapping[str, str]) -> Section:
@@ -80,5 +83,7 @@ def about(run: Run, made_by: Mapping[str, str]) -> Section:
     body = f"<dl>{rows}</dl>"
     if run.configuration:
         text: Any = yaml.safe_dump(dict(run.configuration), sort_keys=False, allow_unicode=True)
-        body += f"<details><summary>The complete configuration</summary><pre tabindex=\"0\">{escape(text)}</pre></details>"
+        body += (
+            f'<details><summary>The complete configuration</summary><pre tabindex="0">{escape(text)}</pre></details>'
+        )
     return Section("What it was", "Enough to do it again: the configuration, and where it ran.", body)

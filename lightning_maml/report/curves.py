@@ -1,7 +1,9 @@
 """Learning curves: what training and validation gave by meta-update, beside another run's."""
 
 import math
+import statistics
 from collections.abc import Iterator
+from typing import Any
 
 from lightning_maml.report.page import Picture, Section, place
 from lightning_maml.report.run import Run, Series
@@ -30,13 +32,17 @@ def speed(run: Run) -> Section | None:
     kept = [(step, value) for step, value in zip(steps, values, strict=True) if math.isfinite(value) and value > 0]
     if not kept:
         return None
-    says = f"Tasks a second at each line of the log, {sorted(value for _, value in kept)[len(kept) // 2]:,.0f} in the median."
+    median = statistics.median(value for _, value in kept)
+    says = f"Tasks a second at each line of the log, {median:,.0f} in the median."
     if isinstance(tasks, int):
         before = [0, *(step for step, _ in kept[:-1])]
         seconds = sum(tasks * (step - last) / value for (step, value), last in zip(kept, before, strict=True))
         says += f" Meta-updates took {_duration(seconds)} in all; validation, test and writing come on top of it."
     line = _line(*_thinned((steps, values)), "tasks a second", "--three")
-    axes = {"xaxis": {"title": {"text": "meta-update"}}, "yaxis": {"title": {"text": "tasks / s"}, "rangemode": "tozero"}}
+    axes = {
+        "xaxis": {"title": {"text": "meta-update"}},
+        "yaxis": {"title": {"text": "tasks / s"}, "rangemode": "tozero"},
+    }
     label = "Line chart of the tasks trained on in a second, by meta-update"
     return Section("Where the time went", says, place("speed", label, 260), {"speed": {"data": [line], "layout": axes}})
 
@@ -45,7 +51,7 @@ def _picture(run: Run, baseline: Run | None, value: str) -> Picture | None:
     lines = []
     for one, whose, dash in ((run, "", "solid"), (baseline, "baseline, ", "dot")):
         for name, color, words in (
-            (f"train/{value}", "--faint", "training"),
+            (f"train/{value}", "--soft", "training"),
             (f"val/{value}_step_0", "--two", "validation before adapting"),
             (f"val/{value}", "--one", "validation after adapting"),
         ):
@@ -60,17 +66,26 @@ def _picture(run: Run, baseline: Run | None, value: str) -> Picture | None:
     return {"data": lines, "layout": {"xaxis": {"title": {"text": "meta-update"}}, "yaxis": axis}}
 
 
-def _line(x: list[int], y: list[float], name: str, color: str, dash: str = "solid") -> dict[str, object]:
+def _line(x: list[int], y: list[float], name: str, color: str, dash: str = "solid") -> dict[str, Any]:
     line = {"color": color, "width": 2, "dash": dash}
     mode = "lines" if len(x) > 12 else "lines+markers"
-    return {"x": x, "y": y, "name": name, "mode": mode, "line": line, "hovertemplate": "%{y:.4g}<extra>%{fullData.name}</extra>"}
+    return {
+        "x": x,
+        "y": y,
+        "name": name,
+        "mode": mode,
+        "line": line,
+        "hovertemplate": "%{y:.4g}<extra>%{fullData.name}</extra>",
+    }
 
 
 def _thinned(series: Series) -> Series:
     steps, values = series
     every = -(-len(steps) // POINTS)
     parts = [values[at : at + every] for at in range(0, len(values), every)]
-    return steps[every - 1 :: every] + steps[len(steps) - len(steps) % every :][-1:], [sum(part) / len(part) for part in parts]
+    return steps[every - 1 :: every] + steps[len(steps) - len(steps) % every :][-1:], [
+        sum(part) / len(part) for part in parts
+    ]
 
 
 def _duration(seconds: float) -> str:

@@ -13,10 +13,16 @@ def functions(tried: Tried) -> Section | None:
     """The functions of four tasks, as a slider goes through the inner steps; None where inputs are not one number."""
     tasks, predictions = tried.tasks, tried.evaluation.predictions
     sets = tasks.support_inputs, tasks.support_targets, tasks.query_targets
-    if any(value.ndim != 3 or value.shape[2] != 1 or not value.is_floating_point() for value in sets) or predictions.ndim != 4:
+    if (
+        any(value.ndim != 3 or value.shape[2] != 1 or not value.is_floating_point() for value in sets)
+        or predictions.ndim != 4
+    ):
         return None
     chosen = _chosen(tried)
-    own = [value[list(chosen.values())] for value in (tasks.support_inputs, tasks.support_targets, tasks.query_inputs, tasks.query_targets)]
+    own = [
+        value[list(chosen.values())]
+        for value in (tasks.support_inputs, tasks.support_targets, tasks.query_inputs, tasks.query_targets)
+    ]
     inputs = torch.cat([own[0], own[2]], 1)
     grid = torch.linspace(inputs.min().item(), inputs.max().item(), POINTS, dtype=inputs.dtype)
     rows = grid.expand(len(own[0]), -1)[..., None]
@@ -27,9 +33,12 @@ def functions(tried: Tried) -> Section | None:
         pictures[f"function-{at}"] = _picture(grid.tolist(), curves[at], points)
         last = tried.values[task, -1].item()
         label = f"Task {task}: the network's function with support and query points, at the inner step of the slider"
-        cells.append(f"<div><h3>Task {task}, {words}: {tried.value} {last:.3g}</h3>{place(f'function-{at}', label, 300)}</div>")
+        cells.append(
+            f"<div><h3>Task {task}, {words}: {tried.value} {last:.3g}</h3>{place(f'function-{at}', label, 300)}</div>"
+        )
     says = (
-        "The network's function, fitted to the support points (full circles) and judged by the query points (rings). "
+        "The network's function, fitted to the support points (full circles) and judged by the query points (rings), "
+        "beside what it was (dotted). "
         "Move the slider, or use the arrow keys: at step 0 it is the learned initialisation, the same for every task."
     )
     body = slider("function-step", "After inner step", len(curves[0]) - 1) + f'<div class="grid">{"".join(cells)}</div>'
@@ -55,7 +64,17 @@ def _picture(x: list[float], curves: list[list[float]], points: list[list[float]
         {"x": x, "y": curves[-1], "mode": "lines", "line": {"color": "--one", "width": 3}, "name": "network"},
         {"x": query_x, "y": query_y, "mode": "markers", "marker": ring, "name": "query"},
         {"x": support_x, "y": support_y, "mode": "markers", "marker": circle, "name": "support"},
-        {"x": x, "y": curves[0], "mode": "lines", "line": {"color": "--soft", "width": 1.5, "dash": "dot"}, "name": "step 0"},
+        {
+            "x": x,
+            "y": curves[0],
+            "mode": "lines",
+            "line": {"color": "--soft", "width": 1.5, "dash": "dot"},
+            "name": "step 0",
+        },
     ]
-    layout = {"xaxis": {"title": {"text": "input"}}, "yaxis": {"range": [low - margin, high + margin]}}
-    return {"data": data, "layout": layout, "frames": [[curve] for curve in curves], "slider": "function-step"}
+    layout = {
+        "showlegend": False,
+        "xaxis": {"title": {"text": "input"}},
+        "yaxis": {"range": [low - margin, high + margin]},
+    }
+    return {"data": data, "layout": layout, "frames": [[{"y": curve}] for curve in curves], "slider": "function-step"}

@@ -30,11 +30,19 @@ def images(tried: Tried) -> Section | None:
         order = labels[task].argsort(stable=True).tolist()
         chosen = _spread(tasks.query_targets[task])
         given = [(support[at], int(labels[task, at]), f"Support image of class {labels[task, at]}") for at in order]
-        asked = [(queries[at], int(tasks.query_targets[task, at]), f"Query image {at}, of class {tasks.query_targets[task, at]}") for at in chosen]
+        asked = [
+            (
+                queries[at],
+                int(tasks.query_targets[task, at]),
+                f"Query image {at}, of class {tasks.query_targets[task, at]}",
+            )
+            for at in chosen
+        ]
         predicted = predictions[task, :, chosen].argmax(-1).tolist()
+        count = f'<span id="count-{task}" aria-live="polite"></span>'
         parts.append(
             f'<h3>Task {task}: support set, by class</h3><div class="images">{_figures(given)}</div>'
-            f'<h3>Task {task}: queries, and the class each is taken for: <span id="count-{task}" aria-live="polite"></span></h3>'
+            f"<h3>Task {task}: queries, and the class each is taken for: {count}</h3>"
             f'<div class="images" data-slider="images-step" data-count="count-{task}" '
             f'data-predicted="{html.escape(json.dumps(predicted))}">{_figures(asked)}</div>'
         )
@@ -53,7 +61,7 @@ def _spread(labels: Tensor) -> list[int]:
 
 
 def _uint8(*sets: Tensor) -> list[Tensor]:
-    """Images as bytes ``[N, C, H, W]``: 0 to 1 as they are, else by the smallest and the largest number of a channel."""
+    """Images as bytes ``[N, C, H, W]``: 0 to 1 as they are, else by the least and the largest of a channel."""
     every = torch.cat(sets).float()
     low, high = every.amin((0, 2, 3), keepdim=True), every.amax((0, 2, 3), keepdim=True)
     if low.min() >= 0 and high.max() <= 1:

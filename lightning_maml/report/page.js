@@ -25,7 +25,7 @@ function layoutOf(own, narrow) {
 function draw(name) {
   const { data, layout, frames, slider } = pictures[name], place = document.getElementById(name);
   const shown = data.map((trace) => ({ ...trace }));
-  if (frames) frames[document.getElementById(slider).value].forEach((y, trace) => { shown[trace].y = y; });
+  if (frames) frames[document.getElementById(slider).value].forEach((part, trace) => Object.assign(shown[trace], part));
   return Plotly.react(place, colored(shown), layoutOf(layout, place.clientWidth < 480), { displayModeBar: false, responsive: true });
 }
 

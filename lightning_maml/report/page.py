@@ -10,10 +10,11 @@ from importlib.resources import files
 from typing import Any
 
 Picture = dict[str, Any]
-"""What plotly.js draws: ``data`` and ``layout``, and ``frames``, what a slider puts in place of the first traces' y.
+"""What plotly.js draws: ``data`` and ``layout``, and ``frames``, what a slider puts into the first traces.
 
 A colour that begins with ``--`` is one of the page's, which is another in the dark.
 """
+ALLOWED = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 LINES = ("--one", "--two", "--three", "--four", "--five", "--six")
 
 
@@ -59,8 +60,7 @@ def page(title: str, lead: str, notes: Sequence[str], sections: Sequence[Section
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             # the browser itself sees to it that nothing is asked of any host
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'unsafe-inline'; "
-            "style-src 'unsafe-inline'; img-src data: blob:\">",
+            f'<meta http-equiv="Content-Security-Policy" content="{ALLOWED}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">',
             f"<title>{escape(title)}</title><style>{(own / 'page.css').read_text()}</style></head><body>",

@@ -21,7 +21,7 @@ def rates(learned: nn.Module | None) -> Section | None:
         says = "The rate that training chose for each inner step; a later step at test uses the last one."
     else:
         data = [_by_layer(found)]
-        says = "The rate that training chose for each layer; of rates of single weights, the mean with the range of 5 to 95 %."
+        says = "The rate that training chose for each layer; where each weight has its own, the mean and 5 to 95 %."
         layout["xaxis"] = {"type": "category"}
     if any((rate < 0).any() for rate in found.values()):
         says += " Some are negative: such a step goes up its support loss, which a few learned rates do."
@@ -31,7 +31,13 @@ def rates(learned: nn.Module | None) -> Section | None:
 
 def _by_step(name: str, rate: Tensor, color: str) -> dict[str, Any]:
     values = rate.flatten().tolist()
-    line = {"x": [*range(1, len(values) + 1)], "y": values, "name": name, "mode": "lines+markers", "line": {"color": color}}
+    line = {
+        "x": [*range(1, len(values) + 1)],
+        "y": values,
+        "name": name,
+        "mode": "lines+markers",
+        "line": {"color": color},
+    }
     return {**line, "hovertemplate": "%{y:.4g}<extra>%{fullData.name}</extra>"}
 
 
@@ -41,4 +47,11 @@ def _by_layer(found: dict[str, Tensor]) -> dict[str, Any]:
     ends: dict[str, Any] = {"symmetric": False, "color": "--soft"}
     ends["array"] = [max(0.0, top - mean) for top, mean in zip(high, means, strict=True)]
     ends["arrayminus"] = [max(0.0, mean - bottom) for bottom, mean in zip(low, means, strict=True)]
-    return {"type": "bar", "x": [*found], "y": means, "marker": {"color": "--one"}, "error_y": ends, "name": "inner rate"}
+    return {
+        "type": "bar",
+        "x": [*found],
+        "y": means,
+        "marker": {"color": "--one"},
+        "error_y": ends,
+        "name": "inner rate",
+    }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_maml.saving import read_checkpoint
 from lightning_maml.saving.configuration import read_configuration
 
 Series = tuple[list[int], list[float]]
@@ -29,11 +30,13 @@ class Run:
     series: Mapping[str, Series]
     results: Mapping[str, Any] | None
     origin: Mapping[str, Any] | None
+    saved_updates: int
+    """Of the last checkpoint, which may be later than the last line of the log."""
 
     @property
     def updates(self) -> int:
-        """The last meta-update that was logged."""
-        return max((steps[-1] for steps, _ in self.series.values() if steps), default=0)
+        """How many meta-updates are known to have been done."""
+        return max([self.saved_updates, *(steps[-1] for steps, _ in self.series.values() if steps)])
 
     @property
     def of_updates(self) -> int | None:
@@ -82,6 +85,7 @@ def read_run(path: str | Path) -> Run:
         _series(files["metrics.csv"]) if files["metrics.csv"].is_file() else {},
         _json(files["metrics.json"]),
         _json(files[ORIGIN]),
+        _saved_updates(folder),
     )
 
 
@@ -90,6 +94,14 @@ def _checkpoint(folder: Path) -> Path | None:
     found = (folder / "checkpoints").glob("*.ckpt")
     order = sorted(found, key=lambda path: (path.name.startswith("best"), path.stat().st_mtime))
     return order[-1] if order else None
+
+
+def _saved_updates(folder: Path) -> int:
+    path = folder / "checkpoints" / "last.ckpt"
+    try:
+        return int(read_checkpoint(path, "cpu").get("global_step", 0)) if path.is_file() else 0
+    except ValueError:  # a damaged one says nothing
+        return 0
 
 
 def _json(path: Path) -> Mapping[str, Any] | None:

@@ -8,6 +8,8 @@ from lightning_maml.report.page import Section, place, table
 from lightning_maml.report.run import Run
 from lightning_maml.report.tasks import Tried
 
+RAN_AWAY = {"color": "--two", "dash": "dash"}
+
 
 def steps(run: Run, baseline: Run | None, tried: Tried | None) -> Section | None:
     """What each inner step does to test tasks; None where neither a test nor tasks tell."""
@@ -23,14 +25,16 @@ def steps(run: Run, baseline: Run | None, tried: Tried | None) -> Section | None
     says = []
     if wrote:
         says.append(f"The mean over {results['tasks']:,} test tasks with its 95 % interval.")
-    if tried is not None and lines[0].get("line", {}).get("color") == "--faint":
+    if tried is not None and lines[0].get("name") == "each task":
         says.append(f"Each thin line is one of {len(tried.tasks)} test tasks, adapted anew for this page: point at it.")
         says.append(_diverged(tried))
     layout: dict[str, Any] = {"xaxis": {"title": {"text": "inner step"}, "dtick": 1 if _last(lines) <= 12 else None}}
     layout["yaxis"] = {"title": {"text": value}} | _range(lines, value)
     picture = place("steps", f"Line chart of the {value} of test tasks by inner step", 420)
     body = picture + (_numbers(results, value) if wrote else "")
-    return Section(f"What adapting does: {value} by inner step", " ".join(says), body, {"steps": {"data": lines, "layout": layout}})
+    return Section(
+        f"What adapting does: {value} by inner step", " ".join(says), body, {"steps": {"data": lines, "layout": layout}}
+    )
 
 
 def _mean(results: Mapping[str, Any], value: str, name: str, color: str, band: str | None) -> list[dict[str, Any]]:
@@ -42,7 +46,9 @@ def _mean(results: Mapping[str, Any], value: str, name: str, color: str, band: s
     if band is None:
         return [{**line, "error_y": {"array": shown, "color": color, "thickness": 1.5}}]
     pairs = [(step, *pair) for step, *pair in zip(x, mean, ci95, strict=True) if None not in pair]
-    outline = [(step, one + half) for step, one, half in pairs] + [(step, one - half) for step, one, half in pairs[::-1]]
+    outline = [(step, one + half) for step, one, half in pairs] + [
+        (step, one - half) for step, one, half in pairs[::-1]
+    ]
     around = {"x": [step for step, _ in outline], "y": [y for _, y in outline], "fill": "toself", "fillcolor": band}
     return [{**around, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "name": "95 % interval"}, line]
 
@@ -54,7 +60,11 @@ def _own_curves(tried: Tried) -> list[dict[str, Any]]:
             "x": [*range(len(curve))],
             "y": curve,
             "mode": "lines",
-            "line": {"color": "--two" if diverged[task] else "--faint", "width": 1.5, "dash": "dash" if diverged[task] else "solid"},
+            "line": {
+                "color": "--two" if diverged[task] else "--faint",
+                "width": 1.5,
+                "dash": "dash" if diverged[task] else "solid",
+            },
             "name": "each task",
             "legendgroup": "tasks",
             "showlegend": task == 0,
@@ -69,7 +79,7 @@ def _diverged(tried: Tried) -> str:
     if not tasks:
         return "None of these diverged: no task's support loss is higher after the last step than before the first."
     which = f"Task {tasks[0]}" if len(tasks) == 1 else f"Tasks {', '.join(map(str, tasks))}"
-    return f"{which} diverged (dashed): the support loss is higher after the last step than before the first, or not finite."
+    return f"{which} diverged (dashed): the support loss is higher than before the first step, or not finite."
 
 
 def _last(lines: list[dict[str, Any]]) -> int:

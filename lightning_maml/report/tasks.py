@@ -36,24 +36,30 @@ class Tried:
         return _evaluated(self.module, tasks)
 
 
-def try_tasks(run: Run) -> Tried:
-    """Adapts to up to 32 test tasks, on the CPU, from the run's checkpoint.
+def try_tasks(run: Run, module: MetaModule | None = None, stream: Any = None) -> Tried:
+    """Adapts to up to 32 test tasks, on the CPU, from the run's checkpoint, or by what is given in its place.
 
     Raises:
         ValueError: there is no checkpoint or no test task, or the data's class is not one of this library.
         FileNotFoundError: the data set is not where the run had it.
     """
-    if run.checkpoint is None:
-        raise ValueError("Expected a checkpoint in the run's folder but found none.")
-    with torch.random.fork_rng(devices=[]):  # building a network draws its first weights
-        module = MetaModule.load_from_checkpoint(run.checkpoint, map_location="cpu").eval()
-    stream = _stream(run)
+    module = (_module(run) if module is None else module).cpu().eval()
+    stream = _stream(run) if stream is None else stream
+    if not isinstance(stream, TaskStream):
+        raise ValueError(f"Expected the tasks of a TaskStream but the run's are of {type(stream).__name__}.")
     tasks = _first(stream)
     evaluation = _evaluated(module, tasks)
     if module._metric is None:
         return Tried(module, stream, tasks, evaluation, "loss", evaluation.query_losses)
     each = [judged(module._metric, one, tasks.query_targets) for one in evaluation.predictions.unbind(1)]
     return Tried(module, stream, tasks, evaluation, module._metric[0], torch.stack(each, 1))
+
+
+def _module(run: Run) -> MetaModule:
+    if run.checkpoint is None:
+        raise ValueError("Expected a checkpoint in the run's folder but found none.")
+    with torch.random.fork_rng(devices=[]):  # building a network draws its first weights
+        return MetaModule.load_from_checkpoint(run.checkpoint, map_location="cpu")
 
 
 def _evaluated(module: MetaModule, tasks: TaskBatch) -> Evaluation:
@@ -69,9 +75,9 @@ def _stream(run: Run) -> TaskStream:
             f"Expected the tasks of a class of lightning_maml.data but the run's are of {content.get('class_path')}."
         )
     stream = saving.build(kind, {**content.get("init_args", {}), "download": False}, {})
-    if run.checkpoint is not None and hasattr(stream, "load_state_dict"):
-        if state := saving.read_checkpoint(run.checkpoint, "cpu").get(kind.__qualname__):
-            stream.load_state_dict(state)
+    content = saving.read_checkpoint(run.checkpoint, "cpu") if run.checkpoint is not None else {}
+    if state := content.get(kind.__qualname__):
+        stream.load_state_dict(state)
     return stream
 
 
@@ -102,4 +108,4 @@ def _tensors(tasks: TaskBatch) -> list[Tensor]:
     values = [tasks.support_inputs, tasks.support_targets, tasks.query_inputs, tasks.query_targets]
     if not all(isinstance(value, Tensor) for value in values):
         raise ValueError("Expected inputs of one tensor but the run's tasks have several.")
-    return values  # type: ignore[return-value]  # just looked at
+    return values
