@@ -15,7 +15,9 @@ def heading(run: Run) -> tuple[str, str]:
     """What was trained, and how well it does, in a title and a sentence."""
     algorithm = str((run.results or {}).get("algorithm") or run.named("model", "algorithm") or "A meta-trained network")
     network = run.named("model", "network") or run.named("model", "policy")
-    tasks = run.named("data")
+    environment = run.section("data").get("init_args", {}).get("environment")
+    whole = environment.get("class_path", "") if isinstance(environment, dict) else run.named("data")
+    tasks = whole.rpartition(".")[2]
     title = f"{algorithm}{f' on {tasks}' if tasks else ''}"
     done = f"{run.updates:,} meta-updates{f' of {network}' if network else ''}"
     return title, f"{done}. {_how_well(run)}"
@@ -29,8 +31,9 @@ def _how_well(run: Run) -> str:
         return f"The last validation: {value} {series[1][-1]:.4g}." if series else "No test tells how well."
     numbers = [_shown(value, found["mean"][at], found["ci95"][at]) for at in (0, -1)]
     tasks = f"{run.results['tasks']:,} test tasks" if run.results else ""
-    steps = len(found["mean"]) - 1
-    return f"On {tasks} the {value} is {numbers[0]} before adapting and {numbers[1]} after {steps} inner steps."
+    last = len(found["mean"]) - 1
+    steps = f"{last} inner step{'' if last == 1 else 's'}"
+    return f"On {tasks} the {value} is {numbers[0]} before adapting and {numbers[1]} after {steps}."
 
 
 def _shown(value: str, mean: float | None, ci95: float | None) -> str:
@@ -78,7 +81,7 @@ def about(run: Run, made_by: Mapping[str, str]) -> Section:
     facts = {"folder": str(run.folder), "checkpoint": run.checkpoint.name if run.checkpoint else "none"}
     facts |= {"seed": str(run.configuration.get("seed_everything", results.get("seed", "unknown")))}
     facts |= {f"run: {name}": value for name, value in known.items()} or {"run": "does not say on which machine it was"}
-    facts |= {f"page: {name}": value for name, value in made_by.items()}
+    facts |= {f"page: {name}": value for name, value in made_by.items() if known.get(name) != value}
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
     body = f"<dl>{rows}</dl>"
     if run.configuration:

@@ -52,6 +52,8 @@ def _picture(run: Run, baseline: Run | None, value: str) -> Picture | None:
     for one, whose, dash in ((run, "", "solid"), (baseline, "baseline, ", "dot")):
         for name, color, words in (
             (f"train/{value}", "--soft", "training"),
+            (f"train/{value}_before", "--five", "training before adapting"),
+            (f"train/{value}_after", "--soft", "training after adapting"),
             (f"val/{value}_step_0", "--two", "validation before adapting"),
             (f"val/{value}", "--one", "validation after adapting"),
         ):

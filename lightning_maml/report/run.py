@@ -46,10 +46,12 @@ class Run:
 
     @property
     def value(self) -> str:
-        """What tasks are judged by: a metric such as ``"accuracy"``, else ``"return"`` or ``"loss"``."""
+        """What tasks are judged by: a metric such as ``"accuracy"``, a policy's ``"return"``, or ``"loss"``."""
+        if "policy" in self.section("model"):
+            return "return"
         known = {name.removeprefix("val/") for name in self.series if name.startswith("val/")} | {*(self.results or ())}
         metric = self.section("model").get("metric")
-        return next((name for name in ("accuracy", metric, "return") if name in known), "loss")
+        return next((name for name in ("accuracy", metric) if name in known), "loss")
 
     def section(self, name: str) -> Mapping[str, Any]:
         """A section of the configuration, such as ``"model"``."""

@@ -12,7 +12,7 @@ from lightning_maml.report.run import Run
 from lightning_maml.rl import EnvironmentTasks, MetaRLModule
 from lightning_maml.rl.environments import Rollouts
 
-TASKS, WAYS = 4, 5
+TASKS, WAYS = 4, 3
 """How many test tasks are shown, and how many ways of each."""
 
 
@@ -23,12 +23,12 @@ def trajectories(run: Run, module: MetaRLModule | None, stream: Any) -> Section:
         ValueError: there is no checkpoint, or observations are no places in the plane.
         FileNotFoundError: the checkpoint is gone.
     """
+    if stream is None:
+        stream = saving.build(EnvironmentTasks, run.section("data").get("init_args", {}), {})
     if module is None:
         if run.checkpoint is None:
             raise ValueError("Expected a checkpoint in the run's folder but found none.")
-        module = MetaRLModule.load_from_checkpoint(run.checkpoint, map_location="cpu")
-    if stream is None:
-        stream = saving.build(EnvironmentTasks, run.section("data").get("init_args", {}), {})
+        module = MetaRLModule.load_from_checkpoint(run.checkpoint, map_location="cpu", environment=stream.environment)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         goals = stream.sample("test", 0)[:TASKS]
