@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import tempfile
 import time
 import warnings
@@ -103,7 +104,8 @@ def _compared(updates: int, seed: int, is_quiet: bool) -> dict[str, dict[str, fl
 
 def _new_folder(name: str, updates: int, seed: int) -> Path:
     """A folder of this run's own in ``runs/demo``, with what a page has to know of it."""
-    parent = Path("runs") / "demo" / name.lower()
+    root = Path("runs") if os.access(Path(), os.W_OK) else Path(tempfile.mkdtemp())
+    parent = root / "demo" / name.lower()
     folder = next(path for number in count() if not (path := parent / f"version_{number}").exists())
     algorithm = ALGORITHMS[name]
     inner = {
@@ -157,7 +159,7 @@ def train(
             enable_model_summary=False,
             enable_progress_bar=False,
             logger=False if folder is None else CSVLogger(folder.parent, "", folder.name),
-            log_every_n_steps=10,
+            log_every_n_steps=50 if folder is None else 10,
         )
         trainer.fit(module, tasks)
         (result,) = trainer.test(module, tasks, verbose=False)

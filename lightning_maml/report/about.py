@@ -46,7 +46,10 @@ def _shown(value: str, mean: float | None, ci95: float | None) -> str:
 
 def notes(run: Run) -> Iterator[str]:
     """A sentence for each thing that a reader has to know before looking at the pictures."""
-    if not run.series:
+    trained = any(name.startswith("train/") for name in run.series)
+    if run.results is not None and not trained and not (run.folder / "checkpoints").is_dir():
+        yield "This is the folder of a test alone: how the network was trained is in another one."
+    elif not run.series:
         yield "There is no metrics.csv, which Lightning's CSVLogger writes: the page has no learning curves."
     elif run.of_updates is not None and run.updates < run.of_updates:
         yield (
@@ -54,7 +57,7 @@ def notes(run: Run) -> Iterator[str]:
             "The run was stopped or killed, ended early, or still goes on; --ckpt_path last goes on with it."
         )
     yield from _not_finite(run)
-    if run.series and not any(name.startswith("val/") for name in run.series):
+    if trained and not any(name.startswith("val/") for name in run.series):
         yield "There was no validation: nothing says which weights on the way were the best."
     if run.results is None:
         yield "The run was not tested: it has no metrics.json, which fit writes at its end, as does test."

@@ -80,22 +80,24 @@ def read_run(path: str | Path) -> Run:
             "Expected the folder of a run, such as runs/sinusoid/version_0, with its config.yaml or metrics.csv, or a "
             f"checkpoint in it, but got {path}."
         )
+    results = _json(files["metrics.json"])
     return Run(
         folder,
-        path if path.is_file() else _checkpoint(folder),
+        path if path.is_file() else _checkpoint(folder, results),
         read_configuration(files["config.yaml"]) if files["config.yaml"].is_file() else {},
         _series(files["metrics.csv"]) if files["metrics.csv"].is_file() else {},
-        _json(files["metrics.json"]),
+        results,
         _json(files[ORIGIN]),
         _saved_updates(folder),
     )
 
 
-def _checkpoint(folder: Path) -> Path | None:
-    """The best checkpoint, or else the last one."""
+def _checkpoint(folder: Path, results: Mapping[str, Any] | None) -> Path | None:
+    """The best checkpoint, or else the last one, or else the one that was tested."""
     found = (folder / "checkpoints").glob("*.ckpt")
     order = sorted(found, key=lambda path: (path.name.startswith("best"), path.stat().st_mtime))
-    return order[-1] if order else None
+    tested = Path(str((results or {}).get("checkpoint")))
+    return order[-1] if order else tested if tested.is_file() else None
 
 
 def _saved_updates(folder: Path) -> int:

@@ -26,7 +26,9 @@ PROBE = """<script>
 const seen = {errors: [], requests: [], widest: 0, narrow: [], sliders: {}};
 addEventListener("error", (event) => seen.errors.push(String(event.message)));
 addEventListener("unhandledrejection", (event) => seen.errors.push(String(event.reason)));
-addEventListener("securitypolicyviolation", (event) => seen.requests.push(`${event.violatedDirective} ${event.blockedURI}`));
+addEventListener("securitypolicyviolation", ({violatedDirective, blockedURI}) => {
+  seen.requests.push(`${violatedDirective} ${blockedURI}`);
+});
 async function look() {
   if (document.documentElement.dataset.drawn !== "all") return setTimeout(look, 50);
   for (const slider of document.querySelectorAll("input[type=range]")) {
@@ -55,8 +57,9 @@ async function look() {
 addEventListener("load", look);
 </script>"""
 # A window of Chromium is 500 pixels wide at least; a frame may be narrower.
-AROUND = """<!doctype html><body style="margin:0"><iframe src="inner.html" width="{width}" height="900" style="border:0">
-</iframe><script>addEventListener("message", (event) => {{ document.body.dataset.seen = event.data; }});</script>"""
+AROUND = """<!doctype html><body style="margin:0">
+<iframe src="inner.html" width="{width}" height="900" style="border:0"></iframe>
+<script>addEventListener("message", (event) => {{ document.body.dataset.seen = event.data; }});</script>"""
 
 
 @pytest.fixture(scope="module")

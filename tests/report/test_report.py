@@ -165,6 +165,18 @@ def test_a_run_without_validation_says_so(run: Path) -> None:
     assert any(note.startswith("There was no validation") for note in page.notes)
 
 
+def test_a_folder_of_a_test_alone_says_so(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "version_1"
+    folder.mkdir()
+    for name in ("config.yaml", "metrics.json"):
+        shutil.copy(run / name, folder)
+    results = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps({**results, "checkpoint": str(run / "checkpoints" / "best.ckpt")}))
+    page = Page(write_report(folder))
+    assert page.notes[0] == "This is the folder of a test alone: how the network was trained is in another one."
+    assert "A task's function, step by step" in page.headings
+
+
 def test_a_run_without_a_log_says_so(run: Path) -> None:
     (run / "metrics.csv").unlink()
     assert Page(write_report(run)).notes[0].startswith("There is no metrics.csv")
