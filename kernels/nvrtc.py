@@ -8,6 +8,7 @@ import ctypes as C
 import hashlib
 import re
 import struct
+import threading
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -132,6 +133,7 @@ class Kernel:
         start = C.addressof(self._slots)
         self._places = (C.c_void_p * count)(*range(start, start + 8 * count, 8))
         self._functions: dict[int, Any] = {}
+        self._packing = threading.Lock()  # another thread may not pack before the driver has read
 
     def ptx(self, architecture: int) -> str:
         return compiled(self.source, self.name, f"compute_{architecture}", self.options).rstrip(b"\0").decode()
@@ -150,10 +152,11 @@ class Kernel:
         """Launch it on a device, which is the current one; its pointers come first, then its numbers."""
         index = device.index
         function, stream = self._functions.get(index) or self._load(index), torch._C._cuda_getCurrentRawStream(index)
-        self._pack(self._slots, 0, *map(Tensor.data_ptr, tensors), *numbers)
-        status = driver().cuLaunchKernel(
-            function, programs, 1, 1, self.threads, 1, 1, self.shared, stream, self._places, None
-        )
+        with self._packing:
+            self._pack(self._slots, 0, *map(Tensor.data_ptr, tensors), *numbers)
+            status = driver().cuLaunchKernel(
+                function, programs, 1, 1, self.threads, 1, 1, self.shared, stream, self._places, None
+            )
         if status:
             _check(status, f"launch `{self.name}`")
 

@@ -41,6 +41,7 @@ ORDER = (
     "training",
     "trained",
     "rl",
+    "report",
     "cli",
 )
 MOST_FILES = 12

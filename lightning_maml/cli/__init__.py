@@ -15,10 +15,11 @@ SUBCOMMANDS = {
     "predict": "adapt to each task's support set and predict its query rows; writes predictions.csv",
 }
 
-COMMANDS = (*SUBCOMMANDS, "reproduce", "demo")
+COMMANDS = (*SUBCOMMANDS, "report", "reproduce", "demo")
 
 HELP = """\
 usage: lightning-maml {fit,validate,test,predict} --config FILE [--option VALUE ...] [--quiet] [--debug]
+       lightning-maml report RUN [--baseline RUN]
        lightning-maml reproduce NAME [--option VALUE ...]
        lightning-maml demo [--option VALUE ...]
 
@@ -27,6 +28,7 @@ Meta-train a network so that a few gradient steps fit it to a new task.
 subcommands:
   demo       train on sinusoids for about a minute and test, next to the pretrained baseline; needs no data
 {subcommands}
+  report     write report.html into a run's folder: learning curves, what inner steps do, tasks in pictures
   reproduce  train and test by a published protocol, and print measured beside published; --list shows which
 
 examples:
@@ -36,6 +38,7 @@ examples:
   lightning-maml fit --config configs/sinusoid.yaml --ckpt_path last   goes on where the last run of it stopped
   lightning-maml fit --config configs/sinusoid.yaml --model.algorithm fomaml --baseline
   lightning-maml test --config configs/sinusoid.yaml --ckpt_path best    of the newest run of this configuration
+  lightning-maml fit --config configs/sinusoid.yaml --report             ends with a page about the run
   lightning-maml fit --config table --data.path my.csv --data.inputs '[x1, x2]' --data.targets '[y]'   a table
 
   lightning-maml fit --help                                          all options; each overrides the file's

@@ -17,7 +17,7 @@ SHORT = {
 }
 """What may be called by its name alone, by option."""
 CONFIG = ("--config", "-c")
-FLAGS = ("--baseline",)
+FLAGS = ("--baseline", "--report")
 
 
 def as_meant(args: Sequence[str]) -> Iterator[str]:

@@ -2,28 +2,36 @@
 
 import argparse
 import logging
+import os
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
+from pathlib import Path
 from shutil import get_terminal_size
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
 from lightning_maml.adaptation import meta_loss
 from lightning_maml.checks import check_positive, check_seed, check_whole
+from lightning_maml.cli import report
+from lightning_maml.cli.origin import origin
 from lightning_maml.cli.progress import ProgressLines, is_interactive
 from lightning_maml.data.sinusoid import SinusoidTasks
 from lightning_maml.networks import MLP
 from lightning_maml.presets import maml, pretrained
+from lightning_maml.report.run import ORIGIN
 from lightning_maml.training.module import MetaModule
-from lightning_maml.training.results import aligned
+from lightning_maml.training.results import aligned, write_json
 
 SHOWN_STEPS = (0, 1, 5, 10)
 SHOTS = 5
@@ -71,7 +79,9 @@ def _compared(updates: int, seed: int, is_quiet: bool) -> dict[str, dict[str, fl
             "(2 inner steps) and the pretrained baseline (all tasks at once, no inner loop);\n"
             "the outer rate falls to 0 along a cosine.\n"
         )
-    results = {name: train(name, updates, seed, is_quiet)[1] for name in ALGORITHMS}
+    folders = {name: _new_folder(name, updates, seed) for name in ALGORITHMS}
+    found = {name: train(name, updates, seed, is_quiet, folders[name]) for name in ALGORITHMS}
+    results = {name: result for name, (_, result) in found.items()}
     rows = [["inner steps", *(f"{name:>16}" for name in results)]]
     for step in SHOWN_STEPS:
         loss = f"test/loss_step_{step}"
@@ -86,11 +96,47 @@ def _compared(updates: int, seed: int, is_quiet: bool) -> dict[str, dict[str, fl
         "  lightning-maml fit --config configs/sinusoid.yaml    (70,000 updates)",
         sep="\n",
     )
+    print()
+    first, other = folders.values()
+    report.write(first, baseline=other, module=found["MAML"][0], stream=_tasks(updates, seed))
     return results
 
 
-def train(name: str, updates: int, seed: int, is_quiet: bool = False) -> tuple[MetaModule, dict[str, float]]:
-    """Trains one of :data:`ALGORITHMS`: the module, and what its test on 600 held-out tasks logs."""
+def _new_folder(name: str, updates: int, seed: int) -> Path:
+    """A folder of this run's own in ``runs/demo``, with what a page has to know of it."""
+    root = Path("runs") if os.access(Path(), os.W_OK) else Path(tempfile.mkdtemp())
+    parent = root / "demo" / name.lower()
+    folder = next(path for number in count() if not (path := parent / f"version_{number}").exists())
+    algorithm = ALGORITHMS[name]
+    inner = {
+        "class_path": f"lightning_maml.{algorithm.name}",
+        "init_args": {"lr": 0.01, "steps": algorithm.inner.steps},
+    }
+    model = {
+        "network": {"class_path": "lightning_maml.networks.MLP"},
+        "algorithm": inner,
+        "loss": "mse",
+        "safeguard": True,
+    }
+    data = {
+        "class_path": "lightning_maml.data.SinusoidTasks",
+        "init_args": {"tasks_per_batch": 25, "test_shots": SHOTS},
+    }
+    content = {"seed_everything": seed, "model": model, "data": data, "trainer": {"max_steps": updates}}
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    write_json(folder / ORIGIN, origin())
+    return folder
+
+
+def _tasks(updates: int, seed: int) -> SinusoidTasks:
+    return SinusoidTasks(shots=10, test_shots=SHOTS, batches_per_epoch=updates, val_tasks=0, seed=seed)
+
+
+def train(
+    name: str, updates: int, seed: int, is_quiet: bool = False, folder: Path | None = None
+) -> tuple[MetaModule, dict[str, float]]:
+    """Trains one of :data:`ALGORITHMS`: the module, and what its test on 600 held-out tasks logs, in ``folder`` too."""
     seed_everything(seed, verbose=False)  # both start from the same weights
     module = MetaModule(
         NETWORK(),
@@ -101,18 +147,19 @@ def train(name: str, updates: int, seed: int, is_quiet: bool = False) -> tuple[M
         updates_per_step=UPDATES_PER_STEP,
         safeguard=True,
     )
-    tasks = SinusoidTasks(shots=10, test_shots=SHOTS, batches_per_epoch=updates, val_tasks=0, seed=seed)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    tasks = _tasks(updates, seed)
+    with tempfile.TemporaryDirectory() as root, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = Trainer(
             accelerator="cpu",  # a network this small is slower anywhere else
             max_steps=updates,
             callbacks=[] if is_quiet else [_Bar(name, updates) if is_interactive() else ProgressLines(name)],
-            default_root_dir=folder,
+            default_root_dir=root,
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=False,
-            logger=False,
+            logger=False if folder is None else CSVLogger(folder.parent, "", folder.name),
+            log_every_n_steps=50 if folder is None else 10,
         )
         trainer.fit(module, tasks)
         (result,) = trainer.test(module, tasks, verbose=False)

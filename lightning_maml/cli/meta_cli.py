@@ -17,19 +17,21 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_maml import saving, trained
 from lightning_maml.checks import check_not_negative, check_positive, check_seed, check_whole
-from lightning_maml.cli import HELP, SUBCOMMANDS, predictions
+from lightning_maml.cli import HELP, SUBCOMMANDS, predictions, report
 from lightning_maml.cli.arguments import fill_sizes, without
 from lightning_maml.cli.bases import with_bases, without_base
 from lightning_maml.cli.complaints import shortened
+from lightning_maml.cli.origin import origin
 from lightning_maml.cli.progress import ProgressLines, is_interactive
 from lightning_maml.data import TaskStream
 from lightning_maml.engine import Engine
 from lightning_maml.learner import Algorithm
+from lightning_maml.report.run import ORIGIN
 from lightning_maml.rl import MetaRLModule
 from lightning_maml.saving.configuration import bounded_parsing
 from lightning_maml.saving.resume import as_plain, last_of_this_run
 from lightning_maml.training.module import MetaModule
-from lightning_maml.training.results import Published, side_by_side
+from lightning_maml.training.results import Published, side_by_side, write_json
 
 # What Lightning itself does not check: it divides by these, or takes them for something else.
 TRAINER_NUMBERS = (
@@ -86,6 +88,8 @@ class SaveConfig(SaveConfigCallback):
         if self.folder is not None:
             with saving.whole_file(Path(self.folder) / self.config_filename) as file:
                 file.write(self.parser.dump(self.config, skip_none=False).encode())
+            if stage == "fit":
+                write_json(Path(self.folder) / ORIGIN, origin())
 
 
 class MetaCLI(LightningCLI):
@@ -152,6 +156,8 @@ class MetaCLI(LightningCLI):
         if subcommand == "fit":
             what = "train the pretrained baseline, too, and print both tests side by side"
             parser.add_argument("--baseline", action="store_true", help=what)
+            what = "write report.html, a page about the run, into its folder at the end"
+            parser.add_argument("--report", action="store_true", help=what)
         else:
             what = "take the network as it is before any training, where there is no --ckpt_path"
             parser.add_argument("--untrained", action="store_true", help=what)
@@ -176,6 +182,8 @@ class MetaCLI(LightningCLI):
             )
         if command == "fit" and options.ckpt_path == "best":
             raise ValueError("Expected --ckpt_path last, or a file's path, to go on training from but got best.")
+        if command == "fit" and options.report and options.trainer.logger is False:
+            raise ValueError("Expected a logger for --report, whose folder the page is for, but got none.")
         fill_sizes(options)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -195,21 +203,34 @@ class MetaCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         """Trains, then tests the best checkpoint, says where it is and what to type next."""
         self.trainer.fit(**kwargs)
-        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-        if not (self.tests_best and best) or self.trainer.interrupted or getattr(self.datamodule, "test_tasks", 1) == 0:
+        if self.trainer.interrupted:
             return
+        folder, baseline = self.trainer.log_dir, None  # on every process: Lightning broadcasts it
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        if self.tests_best and best and getattr(self.datamodule, "test_tasks", 1) > 0:
+            baseline = self._test(best)
+        if self.tests_best and self.config["fit"].report and self.trainer.is_global_zero and folder:
+            report.write(folder, baseline=baseline, module=self.model, stream=self.datamodule)
+
+    def _test(self, best: str) -> str | None:
+        """Tests the best checkpoint and, where it was asked for, the baseline, whose folder it returns."""
+        folder = None
         (results,) = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best)
-        options = self.config["fit"]
-        if options.baseline:
-            args = [*without(self.given, "--baseline", "--ckpt_path"), "--model.algorithm=lightning_maml.pretrained"]
+        if self.config["fit"].baseline:
+            args = [
+                *without(self.given, "--baseline", "--report", "--ckpt_path"),
+                "--model.algorithm=lightning_maml.pretrained",
+            ]
             other = MetaCLI(args, type(self.model), self.is_quiet, tests_best=False)
             found = getattr(other.trainer.checkpoint_callback, "best_model_path", "")
             (baseline,) = other.trainer.test(other.model, datamodule=other.datamodule, ckpt_path=found, verbose=False)
+            folder = other.trainer.log_dir
             if self.trainer.is_global_zero:
                 print(side_by_side({self.model.algorithm.name: results, "pretrained": baseline}))
         if self.trainer.is_global_zero:
-            again = shlex.join(without(self.shown, "--baseline", "--ckpt_path"))
+            again = shlex.join(without(self.shown, "--baseline", "--report", "--ckpt_path"))
             print(f"\nBest checkpoint: {best}\nNext: lightning-maml predict {again} --ckpt_path best")
+        return folder
 
     def predict(self, **kwargs: Any) -> None:
         """Writes what is predicted, see :func:`~lightning_maml.cli.predictions.write`."""

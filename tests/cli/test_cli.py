@@ -201,7 +201,7 @@ def test_help_fits_on_a_screen(capsys):
     printed = capsys.readouterr().out
     assert len(printed.splitlines()) < 34
     assert all(len(line) <= 120 for line in printed.splitlines())
-    for subcommand in ("demo", "fit", "validate", "test", "predict"):
+    for subcommand in ("demo", "fit", "validate", "test", "predict", "report"):
         assert f"  {subcommand} " in printed
 
 
@@ -288,7 +288,8 @@ def test_demo(capsys, monkeypatch):
             assert f"{result[f'test/loss_step_{step}']:.3f} ± " in printed.out
     assert "40 updates of 25 tasks" in printed.out
     assert "40/40 updates" in printed.err
-    assert list(Path().iterdir()) == []  # the demo leaves nothing behind
+    assert printed.out.endswith("Page: runs/demo/maml/version_0/report.html\n")
+    assert {path.name for path in Path().rglob("*.html")} == {"report.html"}
 
 
 def test_demo_starts_both_from_the_same_weights_and_tests_them_on_the_same_tasks():

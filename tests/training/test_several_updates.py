@@ -135,7 +135,7 @@ def test_the_short_way_leaves_the_very_numbers_of_the_long_one(name: str, schedu
         (maml(0.01, 2), {"loss": nn.functional.l1_loss}, 0),
         (meta_sgd(0.01, 2), {}, 0),
     ],
-    ids=str,
+    ids=["first order", "no step", "head", "compiled", "in parts", "batched", "clipped", "own loss", "own rates"],
 )
 def test_who_runs_in_a_row(algorithm: Any, options: Any, made: int, in_a_row: list[int], taken: list[bool]) -> None:
     short = fit(algorithm, **options)
