@@ -53,9 +53,10 @@ def notes(run: Run) -> Iterator[str]:
     elif not run.series:
         yield "There is no metrics.csv, which Lightning's CSVLogger writes: the page has no learning curves."
     elif run.of_updates is not None and run.updates < run.of_updates:
+        again = "; --ckpt_path last goes on with it" if run.saved_updates else ", and left no last checkpoint"
         yield (
             f"Training did not reach its end: the log stops after {run.updates:,} of {run.of_updates:,} updates. "
-            "The run was stopped or killed, ended early, or still goes on; --ckpt_path last goes on with it."
+            f"The run was stopped or killed, ended early, or still goes on{again}."
         )
     yield from _not_finite(run)
     if trained and not any(name.startswith("val/") for name in run.series):
