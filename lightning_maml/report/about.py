@@ -19,7 +19,8 @@ def heading(run: Run) -> tuple[str, str]:
     whole = environment.get("class_path", "") if isinstance(environment, dict) else run.named("data")
     tasks = whole.rpartition(".")[2]
     title = f"{algorithm}{f' on {tasks}' if tasks else ''}"
-    done = f"{run.updates:,} meta-updates{f' of {network}' if network else ''}"
+    unit = "outer steps" if run.learns_policy else "meta-updates"
+    done = f"{run.updates:,} {unit}{f' of {network}' if network else ''}"
     return title, f"{done}. {_how_well(run)}"
 
 
@@ -52,9 +53,10 @@ def notes(run: Run) -> Iterator[str]:
     elif not run.series:
         yield "There is no metrics.csv, which Lightning's CSVLogger writes: the page has no learning curves."
     elif run.of_updates is not None and run.updates < run.of_updates:
+        again = "; --ckpt_path last goes on with it" if run.saved_updates else ", and left no last checkpoint"
         yield (
-            f"Training did not reach its end: the log stops after {run.updates:,} of {run.of_updates:,} meta-updates. "
-            "The run was stopped or killed, ended early, or still goes on; --ckpt_path last goes on with it."
+            f"Training did not reach its end: the log stops after {run.updates:,} of {run.of_updates:,} updates. "
+            f"The run was stopped or killed, ended early, or still goes on{again}."
         )
     yield from _not_finite(run)
     if trained and not any(name.startswith("val/") for name in run.series):

@@ -14,12 +14,12 @@ POINTS = 600
 
 def curves(run: Run, baseline: Run | None) -> Iterator[Section]:
     """A section for each of loss and metric that training or validation logged; one for the speed."""
-    for value in dict.fromkeys((run.value, "loss")):
+    for value in [run.value] if run.learns_policy else dict.fromkeys((run.value, "loss")):
         if picture := _picture(run, baseline, value):
             yield Section(
                 f"Learning curve: {value}",
-                "By meta-update: queries of training tasks after adaptation, and validation tasks before and after it. "
-                "The distance between the two of validation is what adapting brings.",
+                f"Training tasks and validation tasks by {_unit(run)}; "
+                "the distance between before and after adapting is what adapting brings.",
                 place(f"curve-{value}", f"Line chart of the {value} by meta-update in training and validation"),
                 {f"curve-{value}": picture},
             )
@@ -65,7 +65,11 @@ def _picture(run: Run, baseline: Run | None, value: str) -> Picture | None:
     finite = [y for line in lines for y in line["y"] if math.isfinite(y) and y > 0]
     wide = value == "loss" and finite and max(finite) > 30 * min(finite)
     axis = {"title": {"text": value}} | ({"type": "log"} if wide else {})
-    return {"data": lines, "layout": {"xaxis": {"title": {"text": "meta-update"}}, "yaxis": axis}}
+    return {"data": lines, "layout": {"xaxis": {"title": {"text": _unit(run)}}, "yaxis": axis}}
+
+
+def _unit(run: Run) -> str:
+    return "meta-iteration" if run.learns_policy else "meta-update"
 
 
 def _line(x: list[int], y: list[float], name: str, color: str, dash: str = "solid") -> dict[str, Any]:

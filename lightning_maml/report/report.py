@@ -48,7 +48,7 @@ def write_report(
     tried: Tried | None = None
     shown: list[Section | None] = []
     try:
-        if "policy" in own.section("model") or isinstance(module, MetaRLModule):
+        if own.learns_policy or isinstance(module, MetaRLModule):
             shown = [trajectories(own, module if isinstance(module, MetaRLModule) else None, stream)]
         else:
             tried = try_tasks(own, module, stream)

@@ -35,8 +35,14 @@ class Run:
 
     @property
     def updates(self) -> int:
-        """How many meta-updates are known to have been done."""
-        return max([self.saved_updates, *(steps[-1] for steps, _ in self.series.values() if steps)])
+        """How many meta-updates are known to have been done; of a policy, outer steps."""
+        logged = () if self.learns_policy else self.series.values()  # the log counts a policy's meta-iterations
+        return max([self.saved_updates, *(steps[-1] for steps, _ in logged if steps)])
+
+    @property
+    def learns_policy(self) -> bool:
+        """Whether it is one of reinforcement learning."""
+        return "policy" in self.section("model")
 
     @property
     def of_updates(self) -> int | None:
@@ -47,7 +53,7 @@ class Run:
     @property
     def value(self) -> str:
         """What tasks are judged by: a metric such as ``"accuracy"``, a policy's ``"return"``, or ``"loss"``."""
-        if "policy" in self.section("model"):
+        if self.learns_policy:
             return "return"
         known = {name.removeprefix("val/") for name in self.series if name.startswith("val/")} | {*(self.results or ())}
         metric = self.section("model").get("metric")

@@ -35,9 +35,11 @@ def trajectories(run: Run, module: MetaRLModule | None, stream: Any) -> Section:
         rollouts = module.cpu().eval().rollouts(goals)
     if goals.shape[-1] != 2 or rollouts[0].observations.shape[-1] != 2:
         raise ValueError("Expected observations that are places in the plane, which alone have ways to draw.")
+    walked = torch.stack([one.observations[:, :WAYS].abs().max() for one in rollouts])
+    reach = 1.05 * max(walked.max().item(), goals.abs().max().item())
     pictures, cells = {}, []
     for task, goal in enumerate(goals):
-        pictures[f"way-{task}"] = _picture(goal, [_ways(one, task) for one in rollouts])
+        pictures[f"way-{task}"] = _picture(goal, [_ways(one, task) for one in rollouts], reach)
         returns = [one.returns[task].mean().item() for one in rollouts]
         drawing = place(f"way-{task}", f"Task {task}: ways of the policy and the goal in the plane", 300)
         cells.append(f"<div><h3>Task {task}: return {returns[0]:.1f}, then {returns[-1]:.1f}</h3>{drawing}</div>")
@@ -56,14 +58,7 @@ def _ways(rollouts: Rollouts, task: int) -> list[list[float | None]]:
     return [[at[axis] for at in places] for axis in (0, 1)]
 
 
-def _picture(goal: Tensor, ways: list[list[list[float | None]]]) -> Picture:
-    reach = 1.1 * max(
-        abs(value)
-        for way in (*ways, [[one] for one in goal.tolist()])
-        for axis in way
-        for value in axis
-        if value is not None
-    )
+def _picture(goal: Tensor, ways: list[list[list[float | None]]], reach: float) -> Picture:
     line = {"mode": "lines", "line": {"color": "--one", "width": 1.5}, "name": "ways"}
     star = {"symbol": "star", "size": 15, "color": "--two"}
     point = {"x": [goal[0].item()], "y": [goal[1].item()], "mode": "markers", "marker": star, "name": "goal"}

@@ -137,7 +137,7 @@ def test_a_run_that_was_killed_says_so(run: Path) -> None:
     for path in (run / "checkpoints").iterdir():
         path.unlink()
     page = Page(write_report(run))
-    assert "the log stops after 10 of 20 meta-updates" in page.notes[0]
+    assert "the log stops after 10 of 20 updates" in page.notes[0]
     assert page.notes[1].startswith("The run was not tested")
     assert page.notes[2] == "No test task is shown by itself: Expected a checkpoint in the run's folder but found none."
     assert page.headings[1:] == ["Learning curve: loss", "Where the time went", "What it was"]
