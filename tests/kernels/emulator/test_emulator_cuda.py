@@ -185,7 +185,7 @@ def label_of_no_class() -> list[bool]:
 
 
 def test_the_committed_table_is_within_the_limits(repository: Path):
-    table = json.loads((repository / "benchmarks/results/mlp_adapt.json").read_text())
+    table = json.loads((repository / "benchmarks/results/kernels_mlp_adapt.json").read_text())
     rows = {(row["workload"], row["architecture"], row["kernel"]): row for row in table["rows"]}
     assert {name for name, _, _ in rows} == set(WORKLOADS)
     five, ten, wide = (rows[name, "sm_90", "CUDA"] for name in WORKLOADS)
