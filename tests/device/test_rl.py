@@ -27,12 +27,14 @@ from lightning_maml.rl.adaptation import MetaObjective
 from lightning_maml.saving import BestCheckpoint
 from same import assert_same
 from standin import DEVICE, host_copies
-from test_training import trainer
+from test_training import UNFUSED, trainer
 
 
 def module(**more: Any) -> MetaRLModule:
     seed_everything(0, verbose=False)
     given = {"trajectories": 4, "test_trajectories": 5, "engine": "batched"} | more
+    if not isinstance(given.get("outer"), TRPO):
+        given.setdefault("optimizer", UNFUSED)
     made = MetaRLModule(GaussianPolicy(2, 2, hidden=[8]), maml(0.1, 2), Navigation2D(horizon=6), **given)
     torch.manual_seed(0)
     return made

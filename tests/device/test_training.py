@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from same import assert_same
 from standin import DEVICE, NAME, StandIn, host_copies, is_pinned
 
 CPU = torch.device("cpu")
+UNFUSED = partial(torch.optim.Adam, fused=False)
+"""A CPU's Adam would take torch's fused step, whose last bit is another than that of the device's."""
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +47,7 @@ def sinusoids(**more: Any) -> SinusoidTasks:
 
 def module(network: Callable[[], nn.Module] = lambda: MLP(1, [8], 1), **more: Any) -> MetaModule:
     seed_everything(0, verbose=False)
-    given = {"algorithm": maml(0.01, 2), "loss": "mse", "engine": "batched"} | more
+    given = {"algorithm": maml(0.01, 2), "loss": "mse", "engine": "batched", "optimizer": UNFUSED} | more
     made = MetaModule(network(), **given)
     torch.manual_seed(0)  # the CPU's generator has made the weights, any other has drawn nothing yet
     return made
