@@ -23,7 +23,7 @@ from lightning_maml.engine.misfits import misfit
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import Algorithm
 from lightning_maml.losses import Loss, query_task_loss, task_loss
-from lightning_maml.tasks import Inputs, TaskBatch, UnequalTasks, map_inputs, tensors_in
+from lightning_maml.tasks import Inputs, TaskBatch, UnequalTasks, kinds, map_inputs, tensors_in
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -151,7 +151,7 @@ def meta_loss_of(problem: Problem, tasks: TaskBatch, engine: str | Engine = "aut
 
 def in_a_row_of(problem: Problem, batches: Sequence[TaskBatch], engine: str | Engine) -> InARow | None:
     """What takes the :func:`meta_loss` of these meta-batches in turn, if an engine has more for many than for one."""
-    if any(batch.task_weights is not None or not _alike(batch, batches[0]) for batch in batches):
+    if any(batch.task_weights is not None for batch in batches) or len({kinds(*batch.sets) for batch in batches}) > 1:
         return None
     if any(not value.is_cpu for value in (next(iter(problem.names.values())), *tensors_in(*batches[0].sets))):
         return None
@@ -161,19 +161,6 @@ def in_a_row_of(problem: Problem, batches: Sequence[TaskBatch], engine: str | En
             for batch in batches:  # unless a sum of finite numbers overflowed
                 _check_data(problem, [*batch.named()])
     return found
-
-
-def _alike(one: TaskBatch, other: TaskBatch) -> bool:
-    """Whether an engine that runs one meta-batch runs another, as far as their tensors decide."""
-    pairs = zip(tensors_in(*one.sets), tensors_in(*other.sets), strict=True)
-    return all(
-        a.shape == b.shape
-        and a.dtype == b.dtype
-        and a.device == b.device
-        and type(a) is type(b)
-        and a.requires_grad == b.requires_grad
-        for a, b in pairs
-    )
 
 
 def adapt(

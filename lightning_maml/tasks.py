@@ -54,6 +54,11 @@ def tensors_in(*sets: Set) -> list[Tensor]:
     return found
 
 
+def kinds(*sets: Set) -> tuple[tuple[Any, ...], ...]:
+    """What tensors of inputs and targets are, but for their numbers: by it, of data, an engine decides what it runs."""
+    return tuple([(v.shape, v.dtype, v.device, v.requires_grad, type(v)) for v in tensors_in(*sets)])
+
+
 def _named(name: str, inputs: Inputs) -> list[tuple[str, Tensor]]:
     """The tensors of inputs, each with the code that leads to it: ``support_inputs["mask"]``."""
     if not isinstance(inputs, tuple | dict):

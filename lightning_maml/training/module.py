@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from typing import Any, Literal, get_args
 
 import torch
@@ -216,12 +217,13 @@ class MetaModule(MetaTraining):
         scheduler: Any = self.lr_schedulers()
         steps = Steps(self, optimizer)
         done = 0
-        for own, output in self._in_a_row(steps, batches):
-            done += 1
-            metric = judged(self._metric, output.predictions, own.query_targets) if self._metric else None
-            self._meter.add(len(own), output.task_losses, output.support_losses, metric)
-            if scheduler is not None:
-                scheduler.step()
+        with closing(self._in_a_row(steps, batches)) as outputs:  # whatever happens, parameters have what was done
+            for own, output in outputs:
+                done += 1
+                metric = judged(self._metric, output.predictions, own.query_targets) if self._metric else None
+                self._meter.add(len(own), output.task_losses, output.support_losses, metric)
+                if scheduler is not None:
+                    scheduler.step()
         for tasks in batches[done:]:
             update, weight = self._weighted(tasks)
             if not steps.take(update, weight):
@@ -233,7 +235,7 @@ class MetaModule(MetaTraining):
 
     def _in_a_row(
         self, steps: Steps, batches: Sequence[TaskBatch | UnequalTasks]
-    ) -> Iterator[tuple[TaskBatch, MetaOutput]]:
+    ) -> Generator[tuple[TaskBatch, MetaOutput]]:
         """The first of these meta-updates, as many as are finite, where nothing is to be done between them."""
         if type(self).on_before_optimizer_step is not MetaModule.on_before_optimizer_step or self._logs_now():
             return

@@ -229,3 +229,22 @@ def test_a_logged_step_has_the_norm_of_every_gradient(in_a_row: list[int]) -> No
     module = fit(trainer={"log_every_n_steps": 2})
     assert in_a_row == [0, 0, UPDATES]
     assert module._meter.gradient_norms == []  # of the last step, which was not logged
+
+
+def test_what_was_done_stays_where_an_update_ends_with_an_error() -> None:
+    """Ctrl-C, say, after which the last checkpoint is written: an optimiser's state goes with its parameters."""
+    asked: list[int] = []
+
+    def metric(predictions: Tensor, targets: Tensor) -> Tensor:
+        asked.append(1)
+        if len(asked) == UPDATES + 3:
+            raise KeyError("the tenth update")
+        return (predictions - targets).square().mean((1, 2))
+
+    network = MLP(1, [8, 8], 1)
+    with pytest.raises(KeyError, match="the tenth update") as caught:  # which keeps the frames it went through
+        fit(network=network, metric=metric)
+    assert caught.traceback
+    expected = fit(updates=UPDATES + 3)
+    for one, other in zip(network.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(one, other)

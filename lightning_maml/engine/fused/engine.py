@@ -19,7 +19,7 @@ from lightning_maml.engine.fused.operator import Operator, OperatorLoop, Unrecog
 from lightning_maml.engine.fused.sgd_update import FlatLoop
 from lightning_maml.engine.loops.batched import Batched, LoopEngine
 from lightning_maml.inner import Parameters
-from lightning_maml.tasks import Set, TaskBatch, tensors_in
+from lightning_maml.tasks import Set, TaskBatch, kinds
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Fused(LoopEngine):
         return (perceptrons, ConvAdapt(self.precision)) if self.kernel == "auto" else (perceptrons,)
 
     def unsupported(self, problem: Problem, *sets: Set) -> str | None:
-        key = self, tuple([(v.shape, v.dtype, v.device, v.requires_grad, type(v)) for v in tensors_in(*sets)])
+        key = self, kinds(*sets)
         found = problem.memo.get(key) or problem.memo.setdefault(key, self._find(problem, *sets))
         operator, _, reason = problem.memo[self] = found
         if operator is not None:
