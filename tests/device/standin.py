@@ -11,6 +11,7 @@ Registering a backend is global, and cannot be undone: import this in a process 
 from __future__ import annotations
 
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -576,6 +577,18 @@ def install() -> None:
     _AcceleratorConnector._choose_strategy = _choose_strategy  # type: ignore[method-assign]
     # so that `Module.to` leaves each parameter the object that it is, as between a CPU and a GPU
     torch.__future__.set_swap_module_params_on_conversion(True)
+    torch.utils.swap_tensors = _swap_tensors
+
+
+_swapped = torch.utils.swap_tensors
+
+
+def _swap_tensors(one: Tensor, other: Tensor) -> None:
+    """Torch's, for which nobody else may hold a gradient: autograd's thread of the device does, for a moment longer."""
+    end = time.monotonic() + 10
+    while not one.requires_grad and one._use_count() > 1 and time.monotonic() < end:
+        time.sleep(0.001)
+    _swapped(one, other)
 
 
 @contextmanager
