@@ -157,6 +157,7 @@ def test_the_page_of_results_shows_the_speeds_that_were_measured(repository):
         ("sinusoid", "sinusoid", 256),
         ("omniglot_5w1s", "Conv4", 8),
         ("cifar_fs", "Conv4 of CIFAR-FS", 4),
+        ("mini_imagenet", "Conv4 of mini-ImageNet", 4),
     ):
         rows = read(repository / f"benchmarks/results/{file}.json")["rows"]
         taken = {row["contender"]: row["median_ms"] for row in rows if row["tasks"] == tasks}
