@@ -7,8 +7,9 @@ from lightning_maml.kernels.mlp_adapt.layout import (
     MOST_HIDDEN,
     ON_CPU,
     ON_GPU,
+    ON_NVIDIA,
     Limits,
     parameters_of,
     size,
 )
-from lightning_maml.kernels.mlp_adapt.op import PRECISIONS, mlp_adapt, mlp_trajectory
+from lightning_maml.kernels.mlp_adapt.op import PRECISIONS, limits, mlp_adapt, mlp_trajectory

@@ -5,7 +5,7 @@ products need no padding. A plan says what has its place in shared memory, and w
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +30,8 @@ UNROLLED = 128
 SCRATCH_NUMBERS = 1 << 29
 """Programs are as many as have at most 2 GiB of scratch; each adapts one task after the other."""
 MOST_SIZES = 16
-"""Numbers of rows that a network gets variants for in a process: where they always change, the others are Triton's."""
+"""Numbers of rows that a network gets variants for in a process: where they always change, the others are Triton's, or
+refused."""
 FAR = {"V": 1.5, "U": 1.3, "SUMS": 1.2, "ARCHIVE": 1.1}
 """By how much a task takes longer, about, for what lies in the L2 cache."""
 
@@ -139,7 +140,8 @@ def _source(name: str) -> str:
     return Path(__file__).with_name(f"{name}.cu").read_text()
 
 
-_SIZES: dict[Variant, set[tuple[int, int]]] = {}
+_SIZES: dict[tuple[tuple[int, ...], str, str], set[tuple[int, int]]] = {}
+"""Of a network, an activation and a loss, the numbers of rows that they have variants for."""
 
 
 @lru_cache(256)
@@ -160,18 +162,36 @@ def _compiled(
     plan = variant.plan(limit)
     if plan is None:
         return None
-    sizes = _SIZES.setdefault(replace(variant, rows=0, queries=0), set())
-    if len(sizes | {(support[1], queries)}) > MOST_SIZES:
+    if not _has_room(widths, activation, loss, (support[1], queries)):
         return None
-    sizes.add((support[1], queries))
+    _SIZES[widths, activation, loss].add((support[1], queries))
     numbers = variant.scratch(plan, steps)
     programs = min(tasks, max(1, SCRATCH_NUMBERS // numbers)) if numbers else tasks
     return Compiled(_kernel(variant, plan), plan, programs, (tasks, steps, numbers))
 
 
+def _has_room(widths: tuple[int, ...], activation: str, loss: str, rows: tuple[int, int]) -> bool:
+    sizes = _SIZES.setdefault((widths, activation, loss), set())
+    return len(sizes | {rows}) <= MOST_SIZES
+
+
 @lru_cache
 def _mean() -> nvrtc.Kernel:
     return nvrtc.Kernel(_source("mean"), "mean_over_tasks", (), 256, 1024)
+
+
+def runs(
+    device: torch.device, precision: str, widths: Sequence[int], activation: str, loss: str, rows: int, queries: int
+) -> bool:
+    """Whether a perceptron has a variant on a device, of whatever order and rates; 0 ``queries`` for a trajectory."""
+    if precision not in PRECISIONS or activation not in ACTIVATIONS or device.index is None or nvrtc.why_unavailable():
+        return False
+    largest = Variant(tuple(widths), activation, loss, 2, True, True, rows, queries, SEGMENT)
+    try:
+        plan = largest.plan(nvrtc.most_shared(device.index))
+    except RuntimeError:  # there is no driver, and no GPU
+        return False
+    return plan is not None and _has_room(tuple(widths), activation, loss, (rows, queries))
 
 
 def covering(theta: Tensor, rates: Tensor, *sets: Any, kind: Kind, precision: str) -> Compiled | None:

@@ -39,6 +39,9 @@ class Limits(NamedTuple):
 ON_CPU = Limits(8, 256, None, (*ACTIVATIONS, *WITH_FREQUENCIES))
 """In torch, and both sources in C."""
 ON_GPU = Limits(MOST_HIDDEN, 128, 128, ACTIVATIONS)
+"""In Triton."""
+ON_NVIDIA = Limits(8, 256, None, ACTIVATIONS)
+"""In CUDA, so far as a program's shared memory holds the weights and the activations of a row."""
 
 Kind = tuple[Sequence[int], str, str, int, bool]
 """Widths, activation, loss, order, and whether the gradient of the rates is wanted."""

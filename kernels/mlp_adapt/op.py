@@ -10,7 +10,16 @@ from torch import Tensor
 from lightning_maml.kernels.adaptation import Adaptation, operators
 from lightning_maml.kernels.checks import check_batch, check_choices, check_parameters, check_targets
 from lightning_maml.kernels.mlp_adapt import native, recursion
-from lightning_maml.kernels.mlp_adapt.layout import LOSSES, ON_CPU, ON_GPU, WITH_FREQUENCIES, Kind, size
+from lightning_maml.kernels.mlp_adapt.layout import (
+    LOSSES,
+    ON_CPU,
+    ON_GPU,
+    ON_NVIDIA,
+    WITH_FREQUENCIES,
+    Kind,
+    Limits,
+    size,
+)
 
 PRECISIONS = ("ieee", "tf32", "bf16")
 
@@ -62,11 +71,12 @@ def mlp_adapt(
         theta: ``[P]``: of each layer the weight ``[out, in]``, then the bias ``[out]``, as torch has them.
         rates: ``[m, 1]``, a rate for each of the m inner steps, or ``[m, P]``, one for each element too. A rate of 0
             keeps an element out of the inner loop.
-        support_inputs: ``[T, N, in]``; N up to 128 on a GPU.
+        support_inputs: ``[T, N, in]``; N up to 128 where Triton runs it.
         support_targets: ``[T, N, out]``, or labels ``[T, N]`` for the cross-entropy.
         query_inputs: ``[T, Nq, in]``.
         query_targets: ``[T, Nq, out]``, or labels ``[T, Nq]``.
-        widths: ``[in, hidden ..., out]``, up to 8 hidden layers, up to 256 each; on a GPU 3 and 128.
+        widths: ``[in, hidden ..., out]``, up to 8 hidden layers, up to 256 each; 3 and 128 where Triton runs it. On
+            an NVIDIA GPU the kernel in CUDA does, where weights fit into a program's shared memory (README.md).
         activation: one of :data:`ACTIVATIONS`, between the layers, or on the CPU ``"sine"``.
         loss: one of :data:`LOSSES`, as means over a task's rows; ``"bce"`` takes logits.
         order: 2, or 1 for inner gradients taken as constants.
@@ -108,6 +118,17 @@ def mlp_trajectory(
     return _mlp_trajectory(theta, rates, *batch, *kind, precision, compiled)
 
 
+def limits(
+    device: torch.device, precision: str, widths: Sequence[int], activation: str, loss: str, rows: int, queries: int
+) -> Limits:
+    """Those of the implementation that runs such a perceptron on a device; 0 ``queries`` for a trajectory."""
+    if device.type == "cpu":
+        return ON_CPU
+    from lightning_maml.kernels.mlp_adapt import cuda
+
+    return ON_NVIDIA if cuda.runs(device, precision, widths, activation, loss, rows, queries) else ON_GPU
+
+
 def _check(
     theta: Tensor,
     rates: Tensor,
@@ -118,11 +139,13 @@ def _check(
 ) -> None:
     """Raise ValueError for what the operator does not cover; ``batch`` are inputs and targets, of one set or of two."""
     widths, activation, loss, order, _ = kind
-    limits = ON_CPU if theta.is_cpu else ON_GPU
-    check_choices(activation=(activation, limits.activations), loss=(loss, LOSSES), precision=(precision, PRECISIONS))
-    if not 2 <= len(widths) <= limits.hidden + 2 or not all(1 <= width <= limits.width for width in widths):
+    check_choices(loss=(loss, LOSSES), precision=(precision, PRECISIONS))
+    rows = [inputs.shape[1] if inputs.ndim == 3 else 1 for inputs in batch[::2]]
+    most = limits(theta.device, precision, widths, activation, loss, *rows, *[0] * (2 - len(rows)))
+    check_choices(activation=(activation, most.activations))
+    if not 2 <= len(widths) <= most.hidden + 2 or not all(1 <= width <= most.width for width in widths):
         raise ValueError(
-            f"Expected `widths` to be inputs, up to {limits.hidden} hidden layers and outputs, of 1 to {limits.width} "
+            f"Expected `widths` to be inputs, up to {most.hidden} hidden layers and outputs, of 1 to {most.width} "
             f"each, but got {list(widths)}."
         )
     if len(frequencies) != (expected := len(widths) - 2 if activation in WITH_FREQUENCIES else 0):
@@ -131,8 +154,8 @@ def _check(
     if not theta.is_cpu and theta.dtype != torch.float32:
         raise ValueError(f"Expected float32 on a GPU but got {theta.dtype}.")
     for inputs, targets in zip(batch[::2], batch[1::2], strict=True):
-        if inputs.ndim != 3 or inputs.shape[2] != widths[0] or not 1 <= inputs.shape[1] <= (limits.rows or math.inf):
-            rows = "N of at least 1" if limits.rows is None else f"N from 1 to {limits.rows}"
-            raise ValueError(f"Expected inputs [T, N, {widths[0]}] with {rows} but got {list(inputs.shape)}.")
+        if inputs.ndim != 3 or inputs.shape[2] != widths[0] or not 1 <= inputs.shape[1] <= (most.rows or math.inf):
+            n = "N of at least 1" if most.rows is None else f"N from 1 to {most.rows}"
+            raise ValueError(f"Expected inputs [T, N, {widths[0]}] with {n} but got {list(inputs.shape)}.")
         check_targets(theta, rates, inputs, targets, widths[-1], loss, "inputs")
     check_batch(batch, order)

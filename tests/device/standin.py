@@ -61,7 +61,7 @@ _cpu_generator = torch.Generator  # the real one: torch knows no way to make one
 _pinned: weakref.WeakSet[Any] = weakref.WeakSet()  # storages
 _under_way: list[Callable[[], None]] = []
 _guarded: list[torch.device] = []
-ARCHITECTURE = 90
+ARCHITECTURE, SHARED = 90, 227 << 10
 
 
 class Launched(NamedTuple):
@@ -595,14 +595,17 @@ def _swap_tensors(one: Tensor, other: Tensor) -> None:
 def as_a_gpu() -> Iterator[None]:
     """The engine fused takes the device for a GPU, and its tensors for such as have nothing of their own."""
     from lightning_maml.engine import choice, coverage
+    from lightning_maml.kernels import nvrtc
 
     devices: Any = coverage.SGD_UPDATE["device"]  # of all operators that run on CUDA
     devices.add(NAME)
     coverage.PLAIN.add(StandIn)
     choice._FUSED[NAME] = choice._FUSED["cuda"]
+    asked, nvrtc.most_shared = nvrtc.most_shared, lambda index: SHARED  # type: ignore[assignment]
     try:
         yield
     finally:
+        nvrtc.most_shared = asked
         devices.remove(NAME)
         coverage.PLAIN.remove(StandIn)
         del choice._FUSED[NAME]

@@ -28,9 +28,11 @@ from lightning_maml import (
     meta_sgd,
     pretrained,
 )
+from lightning_maml.engine import Problem
 from lightning_maml.engine.fused import KernelError, first_call
-from lightning_maml.kernels.mlp_adapt import mlp_adapt
+from lightning_maml.kernels.mlp_adapt import cuda, mlp_adapt
 from lightning_maml.kernels.sgd_update import sgd_update
+from lightning_maml.losses import task_loss
 from lightning_maml.networks import MLP
 from lightning_maml.training.meta_update import meta_update
 from same import assert_same
@@ -96,6 +98,35 @@ def test_ieee_products_and_two_hidden_layers() -> None:
         return meta_gradient(network, maml(0.1, 1), tasks, "mse", unverified(precision="ieee"))
 
     assert_same(run, off=1e-5, host=0)
+
+
+@pytest.mark.parametrize("widths, rows", [([2, 6, 3], (131, 5)), ([2, 6, 3], (5, 257)), ([2, *[4] * 5, 3], (5, 5))])
+def test_what_exceeds_tritons_kernel_is_cudas_alone(widths: list[int], rows: tuple[int, int]) -> None:
+    def run(device: torch.device) -> list[Any]:
+        network, _ = problem(device, "mse", lambda: MLP(widths[0], widths[1:-1], widths[-1], init="default"))
+        sets = [torch.randn(2, number, width) for number in rows for width in (2, 3)]
+        return meta_gradient(network, maml(0.1, 2), TaskBatch(*sets).to(device), "mse", unverified())
+
+    assert_same(run, off=1e-5, host=0)
+    assert standin.launches == [("mlp_adapt", ["mlp_adapt", "mean_over_tasks"])]
+    network, tasks = problem(DEVICE, "mse", lambda: MLP(widths[0], widths[1:-1], widths[-1], init="default"))
+    tasks = TaskBatch(*(torch.randn(2, number, width) for number in rows for width in (2, 3))).to(DEVICE)
+    for of_triton in ({"precision": "tf32"}, {"precision": "bf16"}):
+        with pytest.raises(NotImplementedError, match=r"more than 128|exceed 3 hidden layers or 128 units"):
+            meta_loss(network, maml(0.1, 2), tasks, loss="mse", engine=Fused(kernel="mlp_adapt", **of_triton))
+
+
+def test_many_numbers_of_rows_beyond_tritons_are_refused() -> None:
+    """Each would be compiled, which takes seconds; "auto" goes on with another engine."""
+    network = MLP(2, [7], 3, init="default").to(DEVICE)
+    found = Fused(kernel="mlp_adapt")
+    reasons = []
+    for rows in range(129, 129 + cuda.MOST_SIZES + 2):
+        x, y = torch.zeros(1, rows, 2, device=DEVICE), torch.zeros(1, rows, 3, device=DEVICE)
+        reasons.append(found.unsupported(Problem(network, maml(0.1, 1), task_loss("mse")), (x, y), (x, y)))
+        cuda._SIZES[(2, 7, 3), "relu", "mse"].add((rows, rows))
+    assert reasons[: cuda.MOST_SIZES] == [None] * cuda.MOST_SIZES
+    assert all("rows, more than 128" in str(reason) for reason in reasons[cuda.MOST_SIZES :])
 
 
 def test_a_convolutional_networks_adaptation_is_one_operator() -> None:

@@ -46,23 +46,26 @@ class MlpAdapt(operator.Operator):
     runs = ADAPTATION
 
     def recognise(self, problem: Problem, *sets: Set) -> Perceptron:
-        from lightning_maml.kernels.mlp_adapt import ON_CPU, ON_GPU
+        from lightning_maml.kernels.mlp_adapt import ON_CPU, ON_NVIDIA, limits
 
-        limits = ON_CPU if sets[0][0].is_cpu else ON_GPU
-        found, loss = recognise(problem.network, limits), problem.loss.kind
+        device, loss = sets[0][0].device, str(problem.loss.kind)
+        found = recognise(problem.network, ON_CPU if device.type == "cpu" else ON_NVIDIA)
         if not sets[0][0].is_cpu and next(iter(problem.parameters.values())).dtype != torch.float32:
             raise UnrecognisedError("on a GPU it computes in float32 alone")
         for inputs, targets in sets:
             if inputs.ndim != 3 or inputs.shape[2] != found.widths[0]:
                 raise UnrecognisedError(f"the inputs {list(inputs.shape)} are not [tasks, rows, {found.widths[0]}]")
-            if limits.rows is not None and inputs.shape[1] > limits.rows:
-                raise UnrecognisedError(f"a task has {inputs.shape[1]} rows, more than {limits.rows}")
             if loss == "bce" and targets.shape != (*inputs.shape[:2], found.outputs):
                 raise UnrecognisedError(f"the targets {list(targets.shape)} are not [tasks, rows, {found.outputs}]")
-        if sets[0][0].is_cpu:
+        if device.type == "cpu":
             return found
+        rows = [inputs.shape[1] for inputs, _ in sets]
+        most = limits(device, self.precision, found.widths, found.activation, loss, *rows, *[0] * (2 - len(rows)))
+        check_widths(found.widths, most)
+        if most.rows is not None and max(rows) > most.rows:
+            raise UnrecognisedError(f"a task has {max(rows)} rows, more than {most.rows}")
         # a kernel of a GPU is compiled for its rows, too
-        return replace(found, variant=(*found.variant, *(inputs.shape[1] for inputs, _ in sets)))
+        return replace(found, variant=(*found.variant, *rows))
 
     def unavailable(self, like: Tensor) -> str | None:
         if not like.is_cpu:
@@ -130,7 +133,12 @@ def recognise(network: nn.Module, limits: Limits) -> Perceptron:
         raise UnrecognisedError("its last layer is not linear")
     if len(set(between)) > 1:
         raise UnrecognisedError(f"its activations differ: {between}")
-    if len(between) > limits.hidden or max(widths) > limits.width:
-        raise UnrecognisedError(f"its widths {widths} exceed {limits.hidden} hidden layers or {limits.width} units")
+    check_widths(widths, limits)
     activation = between[0] if between else "identity"
     return Perceptron(shapes, widths[-1], (activation, *widths), widths, activation, frequencies)
+
+
+def check_widths(widths: list[int], limits: Limits) -> None:
+    """UnrecognisedError where there are more hidden layers, or wider ones, than something runs."""
+    if len(widths) - 2 > limits.hidden or max(widths) > limits.width:
+        raise UnrecognisedError(f"its widths {widths} exceed {limits.hidden} hidden layers or {limits.width} units")

@@ -82,6 +82,12 @@ ODD = [
         problem("tanh", "cross_entropy", 2, "shared", SMALL, rows=3, queries=5, steps=13), name="13 steps", tasks=3
     ),
 ]
+WIDE = [
+    problem("tanh", "mse", 2, "own", (2, *[3, 4] * 4, 2), rows=3, queries=2),
+    problem("relu", "cross_entropy", 2, "shared", (2, 256, 3), rows=3, queries=2, steps=1, tasks=1),
+    problem("silu", "cross_entropy", 2, "", (3, 5, 4), rows=131, queries=257, steps=1, tasks=1),
+]
+"""That exceed what Triton's kernel runs."""
 FAR = [
     problem("silu", "cross_entropy", 2, "own", (5, 11, 4), rows=13, queries=131, steps=6, tasks=3),
     problem("tanh", "mse", 2, "shared", (5, 11, 2), rows=131, queries=3, steps=11, tasks=2),
@@ -89,7 +95,7 @@ FAR = [
 """In a few KiB: rows in tiles, what is kept and all sums in scratch, segments with checkpoints between them."""
 
 
-@pytest.mark.parametrize("problem", [*QUICK, *ODD], ids=str)
+@pytest.mark.parametrize("problem", [*QUICK, *ODD, *WIDE], ids=str)
 def test_right_and_without_a_race(problem: e.Problem, emulated: Worker):
     assert emulated(complaints, problem, ARCHES[len(problem.name) % 3]) == []
 
