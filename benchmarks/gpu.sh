@@ -17,7 +17,8 @@ python=${PYTHON:-python3}
 device=cuda where=(--trainer.accelerator=cuda) omniglot=${OMNIGLOT:-.carry/omniglot}
 run=("$python" -W ignore -m)
 scratch=$(mktemp -d) && trap 'rm -rf "$scratch"' EXIT
-few=(25 256) many=(1024 4096) all=(4 25 256 1024 4096) rounds=11 variants="ACTIVATION=relu LOSS=mse"
+few=(25 256) many=(1024 4096) all=(4 25 256 1024 4096) rounds=11 variants="ACTIVATION=relu LOSS=mse PRECISION=tf32"
+convolutional=eager,batched,batched_checkpoint,conv_adapt
 sinusoid=(--trainer.max_steps=20000 --model.scheduler.init_args.total_steps=20000 --trainer.max_time=00:00:01:30)
 images=(--trainer.max_time=00:00:03:30)
 ours=batched,batched_graph,fused,fused_tf32,fused_graph
@@ -25,7 +26,7 @@ if [[ $mode == rehearse ]]; then
   # the same commands, with the device registered first; a kernel runs in the emulator, some seconds a task
   device=standin where=(--trainer.accelerator=standin)
   run=("$python" -W ignore tests/device/rehearse.py)
-  few=(2) many=(2) all=(2) rounds=2 variants="ACTIVATION=relu LOSS=mse PRECISION=ieee"
+  few=(2) many=(2) all=(2) rounds=2 convolutional=eager,batched,batched_checkpoint  # conv_adapt takes minutes there
   sinusoid=(--trainer.max_steps=4 --model.updates_per_step=2 --data.tasks_per_batch=2 --data.val_tasks=2 --data.test_tasks=2
     --data.batches_per_epoch=2 --model.test_steps=1)
   images=(--trainer.max_steps=2 --data.tasks_per_batch=2 --data.val_tasks=2 --data.test_tasks=2 --data.batches_per_epoch=2
@@ -46,7 +47,7 @@ part() { # part SECONDS NAME COMMAND...
 tests() { # hypothesis is not there, and its tests stay at home
   case $mode in
     measure) part 150 tests "$python" -m pytest -q -p no:cacheprovider --junitxml="$out/tests.xml" --durations=5 \
-      tests/kernels/test_kernels_{sgd_update,mlp_adapt}.py tests/engine/fused/test_engine_fused.py \
+      tests/kernels/test_kernels_{sgd_update,mlp_adapt,conv_adapt}.py tests/engine/fused/test_engine_fused.py \
       tests/engine/loops/test_engine_graphed.py ;;
     rehearse) part 150 tests "$python" -m pytest -q -p no:cacheprovider --junitxml="$out/tests.xml" \
       tests/kernels/test_kernels_sgd_update.py -k second_order ;;
@@ -57,17 +58,17 @@ measure() {
   tests
   part 45 inspect "$python" -W ignore -m lightning_maml.kernels.inspect --arch "$arch" --only "$variants" \
     --json "$out/inspect.json"
+  part 45 modelled "$python" -W ignore -m lightning_maml.kernels.mlp_adapt.compared --arch "$arch" --only sinusoid \
+    --json "$out/modelled.json"
   part 90 sinusoid "${run[@]}" benchmarks --device "$device" --tasks "${few[@]}" --rounds "$rounds" \
     --contenders "learn2learn,eager,vmap,$ours" --json "$out/sinusoid.json"
   # where a task at a time takes minutes
   part 60 "many sinusoids" "${run[@]}" benchmarks --device "$device" --tasks "${many[@]}" --rounds "$rounds" \
     --contenders "vmap,$ours" --json "$out/sinusoid_many.json"
   part 90 omniglot "${run[@]}" benchmarks --device "$device" --workload omniglot_5w1s --tasks "${few[0]}" --rounds "$rounds" \
-    --inner-steps 1 --contenders eager,batched,batched_checkpoint --json "$out/omniglot_5w1s.json"
+    --inner-steps 1 --contenders "$convolutional" --json "$out/omniglot_5w1s.json"
   part 30 update "${run[@]}" benchmarks.update --device "$device" --tasks "${few[0]}" --rounds "$rounds" --json "$out/update.json"
   # what has no kernel for a GPU yet, on that machine's CPU
-  part 40 conv_adapt "$python" -W ignore -m benchmarks --workload omniglot_5w1s --tasks "${few[0]}" --rounds 3 --inner-steps 1 \
-    --contenders batched,fused_compile
   part 40 policy_gradient "$python" -W ignore -m benchmarks.rl_engines --tasks "${few[0]}" --rounds 3
 }
 

@@ -3,23 +3,34 @@
     python -m benchmarks.gpu_table OUT
 
 Reads the files that gpu.sh has left in the folder OUT, writes table.md there and prints it. The model's cycles are
-those of ``python -m lightning_maml.kernels.inspect``, for a chip full of tasks: an estimate, never a measurement.
+those of ``lightning_maml.kernels.mlp_adapt.compared`` for the kernel in CUDA, and of ``lightning_maml.kernels.inspect``
+for Triton's with its rounded products, for a chip full of tasks: an estimate, never a measurement.
 """
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.result_file import command_line
-from lightning_maml.kernels.chips import CHIPS
-
-PRECISIONS = {"fused": "ieee", "fused_tf32": "tf32"}
-"""Of the products of ``mlp_adapt``, by contender."""
+from lightning_maml.kernels.chips import CHIPS, Nvidia
+from lightning_maml.kernels.mlp_adapt.compared import microseconds
 
 
-def modelled_ms(variants: list[dict[str, Any]], tasks: int, precision: str) -> float | None:
-    """Milliseconds of the forward and the backward launch of ``mlp_adapt`` on so many tasks, by the model's clock."""
+def of_cuda_ms(contents: dict[str, Any], tasks: int) -> float | None:
+    """Milliseconds of the one launch on so many tasks, by the model's clock."""
+    for row in contents.get("modelled", {"rows": []})["rows"]:
+        if row["workload"] == "sinusoid" and row["kernel"] == "CUDA":
+            chip = CHIPS[row["architecture"]]
+            assert isinstance(chip, Nvidia)
+            return microseconds(chip, row["cycles"], row["issue_slots"], row["resident"], tasks) / 1e3
+    return None
+
+
+def of_triton_ms(contents: dict[str, Any], tasks: int, precision: str = "tf32") -> float | None:
+    """Milliseconds of the forward and the backward launch on so many tasks, by the model's clock."""
+    variants = contents.get("inspect", {"variants": []})["variants"]
     wanted, total = {"PRECISION": precision, "ACTIVATION": "relu", "LOSS": "mse", "BN": 64}, 0.0
     for kernel in ("mlp_forward", "mlp_backward"):
         of_kernel = (row for row in variants if row["kernel"] == kernel and row.get("cycles"))
@@ -32,13 +43,17 @@ def modelled_ms(variants: list[dict[str, Any]], tasks: int, precision: str) -> f
     return total
 
 
+MODELS: dict[str, Callable[[dict[str, Any], int], float | None]] = {"fused": of_cuda_ms, "fused_tf32": of_triton_ms}
+"""Of ``mlp_adapt``, by contender."""
+
+
 def table(folder: Path) -> str:
     """The Markdown of all that is there."""
     contents = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     measured = {name: found for name, found in contents.items() if found.get("benchmark") == "meta_gradient"}
     rehearsed = any(row["device"] == "standin" for found in measured.values() for row in found["rows"])
     what = "A rehearsal on the stand-in device: no number is a measurement" if rehearsed else "Measured beside modelled"
-    lines, variants = [f"# {what}", ""], contents.get("inspect", {"variants": []})["variants"]
+    lines = [f"# {what}", ""]
     for name, found in measured.items():
         machine, torch = found.get("gpu", found["machine"]), found["versions"]["torch"]
         lines += [f"## {name}, one meta-gradient: {machine}, torch {torch}, {found['date']}", ""]
@@ -47,8 +62,8 @@ def table(folder: Path) -> str:
         for row in sorted(found["rows"], key=lambda row: (row["tasks"], row["median_ms"])):
             slowest = max(other["median_ms"] for other in found["rows"] if other["tasks"] == row["tasks"])
             numbers = [row[name] for name in ("median_ms", "p10_ms", "p90_ms", "meta_gradient_rel_error")]
-            precision = PRECISIONS.get(row["contender"]) if row["workload"] == "sinusoid" else None
-            numbers += [slowest / row["median_ms"], precision and modelled_ms(variants, row["tasks"], precision)]
+            model = MODELS.get(row["contender"]) if row["workload"] == "sinusoid" else None
+            numbers += [slowest / row["median_ms"], model and model(contents, row["tasks"])]
             cells = " | ".join("" if number is None else f"{number:.3g}" for number in numbers)
             lines.append(f"| {row['tasks']:,} | {row['contender']} | {cells} |")
         for row in found.get("left_out", []):

@@ -24,6 +24,7 @@ ENGINES: dict[str, Any] = {
     "fused": Fused(kernel="mlp_adapt"),
     "fused_tf32": Fused(kernel="mlp_adapt", precision="tf32"),
     "fused_graph": Graphed(Fused(kernel="mlp_adapt")),
+    "conv_adapt": Fused(kernel="conv_adapt"),
     "fused_compile": Fused(compile=True),
     "batched_compile": Batched(compile=True),  # whose first call takes minutes where a network is large
 }
@@ -50,7 +51,7 @@ CONTENDERS: dict[str, Callable[[Problem], Run]] = {
     "jax": jax.prepare,
     **{name: partial(of_engine, engine=engine) for name, engine in ENGINES.items()},
 }
-ON_A_GPU = ("vmap_graph", "vmap_compile_graph", "batched_graph", "fused_tf32", "fused_graph")
+ON_A_GPU = ("vmap_graph", "vmap_compile_graph", "batched_graph", "fused_tf32", "fused_graph", "conv_adapt")
 """Those that differ from others, or run, on a GPU alone."""
 TOLERANCES = {"fused_tf32": 1e-2}
 """Of those that round more than float32 does."""

@@ -1,6 +1,6 @@
 """The kernels of the inner loop by the emulator's clock, CUDA's beside Triton's; no GPU is needed.
 
-    python -m lightning_maml.kernels.mlp_adapt.compared [--json FILE]
+    python -m lightning_maml.kernels.mlp_adapt.compared [--arch sm_90] [--only sinusoid] [--json FILE]
 
 Cycles are of one program alone, with an H100's latencies: a model, not a measurement. Many tasks are modelled as waves
 of the programs that shared memory and registers let a multiprocessor hold; a wave takes as long as a program alone, or
@@ -47,9 +47,9 @@ def operands(name: str, tasks: int = 1) -> list[Any]:
     return [torch.randn(size(widths), generator=draw) / 8, torch.full((steps, 1), 0.01), *batch]
 
 
-def microseconds(chip: Nvidia, cycles: int, slots: int, resident: int) -> float:
-    """Of :data:`TASKS` tasks on all multiprocessors of a chip."""
-    each = -(-TASKS // chip.multiprocessors)  # of a multiprocessor
+def microseconds(chip: Nvidia, cycles: int, slots: int, resident: int, tasks: int = TASKS) -> float:
+    """Of so many tasks on all multiprocessors of a chip."""
+    each = -(-tasks // chip.multiprocessors)  # of a multiprocessor
     waves = -(-each // resident)
     return round(waves * max(cycles, -(-each // waves) * slots) / HERTZ * 1e6, 1)
 
@@ -134,10 +134,12 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns 1 where the emulator finds a fault, or more than 64 bytes of stack are used."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where to write the table")
+    parser.add_argument("--arch", nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES, help="all by default")
+    parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=[*WORKLOADS], help="all by default")
     chosen = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
-    for name in WORKLOADS:
-        for architecture in ARCHITECTURES:
+    for name in chosen.only:
+        for architecture in chosen.arch:
             rows.append({"workload": name, "architecture": architecture, **by_cuda(name, architecture)})
             print(rows[-1], flush=True)
         rows.append({"workload": name, "architecture": "sm_90", **by_triton(name, "sm_90")})

@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("hypothesis", reason="needs hypothesis")
 
+import test_kernels_conv_adapt as conv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_kernels_mlp_adapt import assert_equal, launch, operands
@@ -46,3 +47,24 @@ def test_compiled_at_any_size(data):
         arguments = [value.float() if value.is_floating_point() else value for value in arguments]
     output = mlp_adapt(*arguments, widths, activation, loss, order, rates_grad=True, compiled=True)
     assert_equal(output, expected, 1e-4 if single else 1e-11)  # of which float32's worst slopes are a sum of large ones
+
+
+@st.composite
+def networks(draw) -> conv.Network:
+    integer = lambda low, high: draw(st.integers(low, high))  # noqa: E731
+    pool, norm, blocks = draw(st.booleans()), draw(st.booleans()), integer(1, 3)
+    least = 2**blocks if pool else 2
+    stride = 1 if pool else integer(1, 2)
+    flags = {"pool": pool, "norm": norm, "bias": draw(st.booleans()), "affine": norm and draw(st.booleans())}
+    sizes = (integer(1, 3), integer(least, least + 7), integer(least, least + 7), integer(1, 19), blocks, stride)
+    return conv.Network(*sizes, flat=draw(st.booleans()), ways=integer(1, 6), **flags)
+
+
+@settings(max_examples=30, deadline=None)
+@given(networks(), st.sampled_from(conv.LOSSES), st.integers(1, 4), st.integers(2, 6), st.integers(0, 3), st.booleans())
+def test_convolutions_at_any_size(network, loss, tasks, rows, steps, elements):
+    arguments = conv.operands(network, loss, tasks, rows, rows + 1, steps, elements)
+    expected = conv.naive(*arguments, network, loss, 2)
+    if not all(value.isfinite().all() and value.abs().max() < 1e6 for value in expected if value.numel()):
+        return  # such a draw says nothing of rounding
+    conv.assert_equal(conv.outputs(arguments, network, loss), expected, 1e-7)

@@ -21,6 +21,8 @@ from lightning_maml.engine.loops.batched import Batched, LoopEngine
 from lightning_maml.inner import Parameters
 from lightning_maml.tasks import Set, TaskBatch, kinds
 
+KernelName = Literal["auto", "mlp_adapt", "conv_adapt", "sgd_update"]
+
 
 @dataclass(frozen=True)
 class Fused(LoopEngine):
@@ -31,8 +33,8 @@ class Fused(LoopEngine):
     network runs as on :class:`Batched`, with the inner update of all parameters as one operator, ``sgd_update``.
 
     Args:
-        kernel: ``"auto"``; ``"mlp_adapt"`` raises where that operator does not cover the problem;
-            ``"sgd_update"`` leaves it out.
+        kernel: ``"auto"``; ``"mlp_adapt"`` and ``"conv_adapt"`` raise where that operator does not cover the problem;
+            ``"sgd_update"`` leaves both out.
         precision: of these operators' products on a GPU. Of the sinusoid's meta-gradients ``"ieee"``, float32's own,
             was up to 2e-6 off, ``"tf32"`` 9e-2 and ``"bf16"`` 3e-1, relative to the largest element: measured in an
             emulation of the kernels. The CPU computes in the parameters' dtype.
@@ -45,14 +47,14 @@ class Fused(LoopEngine):
         KernelError: of a call, where a GPU's kernel differs from :class:`Batched` twice, by more than a thousandth.
     """
 
-    kernel: Literal["auto", "mlp_adapt", "sgd_update"] = "auto"
+    kernel: KernelName = "auto"
     precision: Precision = "ieee"
     compile: bool = False
     verify: bool = True
     name = "fused"
 
     def __post_init__(self) -> None:
-        check_one_of(("auto", "mlp_adapt", "sgd_update"), kernel=self.kernel)
+        check_one_of(get_args(KernelName), kernel=self.kernel)
         check_one_of(get_args(Precision), precision=self.precision)
         if self.precision == "tf32x3":
             object.__setattr__(self, "precision", "ieee")
@@ -62,10 +64,8 @@ class Fused(LoopEngine):
     @cached_property
     def operators(self) -> tuple[Operator, ...]:
         """Those that run whole adaptations, in the order in which they are tried."""
-        if self.kernel == "sgd_update":
-            return ()
-        perceptrons = MlpAdapt(self.precision, self.compile)
-        return (perceptrons, ConvAdapt(self.precision)) if self.kernel == "auto" else (perceptrons,)
+        both = MlpAdapt(self.precision, self.compile), ConvAdapt(self.precision)
+        return tuple([operator for operator in both if self.kernel in ("auto", operator.name)])
 
     def unsupported(self, problem: Problem, *sets: Set) -> str | None:
         key = self, kinds(*sets)
@@ -73,7 +73,7 @@ class Fused(LoopEngine):
         operator, _, reason = problem.memo[self] = found
         if operator is not None:
             return reason
-        if self.kernel == "mlp_adapt" or self.compile:
+        if self.kernel in ("mlp_adapt", "conv_adapt") or self.compile:
             names = " or ".join(f"`{operator.name}`" for operator in self.operators)
             advice = " Batched(compile=True) compiles any network." if self.compile else ""
             return f"expected a problem that {names} covers but {reason}.{advice}"
@@ -99,6 +99,8 @@ class Fused(LoopEngine):
         uncompiled = sets[0][1].is_cpu and not self.compile
         for operator in self.operators:
             if uncompiled and operator.only_compiled:
+                if self.kernel == operator.name:
+                    reasons.append("on a CPU it is always compiled: set compile=True")
                 continue
             try:
                 if (reason := refused(needs, operator.runs)) is not None:

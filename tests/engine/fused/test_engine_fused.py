@@ -288,6 +288,12 @@ def test_compile_says_what_it_cannot(monkeypatch):
     with pytest.raises(ValueError, match="Expected `compile=False`"):
         Fused(kernel="sgd_update", compile=True)
     module, tasks = make_problem("mlp", "mse")
+    for compiled, reason in (
+        (False, "on a CPU it is always compiled: set compile=True"),
+        (True, "is a Tanh, none of"),
+    ):
+        with pytest.raises(NotImplementedError, match=f"that `conv_adapt` covers but .*{reason}"):
+            meta_loss(module, maml(LR, 1), tasks, loss="mse", engine=Fused(kernel="conv_adapt", compile=compiled))
     monkeypatch.setenv("CC", "no-such-compiler")
     compiler.load.cache_clear()
     try:
