@@ -6,6 +6,7 @@
  * parts are in their order, and those over tasks in the order of the tasks.
  */
 #include "functions.h"
+#include "mlp_problem.h"
 #include "tiles.h"
 
 #ifndef PART
@@ -16,18 +17,6 @@
 #endif
 #define LINE (64 / (long)sizeof(REAL)) /* numbers of a cache line */
 #define TASKS 16 /* whose gradients are kept apart before they are summed */
-
-typedef enum { LOSSES } Loss;
-
-typedef struct {
-    int64_t tasks, rows, queries, steps, loss, order, rates_grad, rate_columns, threads;
-    Network net;
-    const REAL *theta, *rates, *support_inputs, *query_inputs;
-    const void *support_targets, *query_targets; /* int64 labels for the cross-entropy */
-    REAL *task_losses, *predictions, *support_losses, *of_theta, *of_rates, *trajectory;
-} Problem;
-
-int64_t size_of_problem(void) { return sizeof(Problem); }
 
 /* ---- what is where ---- */
 
