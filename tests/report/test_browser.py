@@ -81,7 +81,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / "runs" / name / "version_0" / "report.html" for name in options}
 
 
-@pytest.mark.parametrize(("width", "dark"), [(360, True), (1600, False)], ids=["narrow-dark", "wide-light"])
+@pytest.mark.parametrize("width", [360, 1600], ids=["narrow", "wide"])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("name", ["sinusoid", "omniglot_5w1s", "rl_navigation"])
 def test_a_page_works_in_a_browser(pages: dict[str, Path], tmp_path: Path, name: str, width: int, dark: bool) -> None:
     page = pages[name].read_text()
