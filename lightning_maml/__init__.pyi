@@ -10,6 +10,7 @@ from lightning_maml.meta_gradient import FirstOrder, Implicit, Joint, MultiStep,
 from lightning_maml.networks import MLP, Conv4, ResNet12, Sine
 from lightning_maml.presets import anil, boil, cavia, fomaml, imaml, lora, maml, maml_pp, meta_curvature, meta_sgd
 from lightning_maml.presets import pretrained, proto_maml, reptile, unicorn_maml
+from lightning_maml.saving.export import export
 from lightning_maml.saving.weights import load_adapted, save_adapted
 from lightning_maml.tasks import TaskBatch, UnequalTasks
 from lightning_maml.trained import from_pretrained

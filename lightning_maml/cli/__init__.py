@@ -15,11 +15,12 @@ SUBCOMMANDS = {
     "predict": "adapt to each task's support set and predict its query rows; writes predictions.csv",
 }
 
-COMMANDS = (*SUBCOMMANDS, "report", "reproduce", "demo")
+COMMANDS = (*SUBCOMMANDS, "report", "export", "reproduce", "demo")
 
 HELP = """\
 usage: lightning-maml {fit,validate,test,predict} --config FILE [--option VALUE ...] [--quiet] [--debug]
        lightning-maml report RUN [--baseline RUN]
+       lightning-maml export CKPT --task FILE --to {torch,onnx,safetensors}
        lightning-maml reproduce NAME [--option VALUE ...]
        lightning-maml demo [--option VALUE ...]
 
@@ -29,18 +30,17 @@ subcommands:
   demo       train on sinusoids for about a minute and test, next to the pretrained baseline; needs no data
 {subcommands}
   report     write report.html into a run's folder: learning curves, what inner steps do, tasks in pictures
+  export     adapt to a task's examples, a table or a folder of images, and write the network for other programs
   reproduce  train and test by a published protocol, and print measured beside published; --list shows which
 
 examples:
   lightning-maml fit --config configs/sinusoid.yaml
-  lightning-maml fit --config configs/sinusoid.yaml --model.algorithm.steps 5 --trainer.max_steps 1000
   lightning-maml fit --config configs/rl_navigation.yaml               reinforcement learning
   lightning-maml fit --config configs/sinusoid.yaml --ckpt_path last   goes on where the last run of it stopped
   lightning-maml fit --config configs/sinusoid.yaml --model.algorithm fomaml --baseline
   lightning-maml test --config configs/sinusoid.yaml --ckpt_path best    of the newest run of this configuration
   lightning-maml fit --config configs/sinusoid.yaml --report             ends with a page about the run
   lightning-maml fit --config table --data.path my.csv --data.inputs '[x1, x2]' --data.targets '[y]'   a table
-
   lightning-maml fit --help                                          all options; each overrides the file's
   lightning-maml fit --data.help lightning_maml.OmniglotTasks        the options of one class
   lightning-maml fit --config configs/sinusoid.yaml --print_config   the complete configuration

@@ -1,4 +1,6 @@
-"""The command line: ``lightning-maml fit|validate|test|predict --config ...``, ``report``, ``reproduce``, ``demo``."""
+"""The command line: ``lightning-maml fit|validate|test|predict --config ...``, ``report``, ``export``, ``reproduce``,
+``demo``.
+"""
 
 import argparse
 import ctypes
@@ -14,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from lightning_maml import saving
-from lightning_maml.cli import COMMANDS, SUBCOMMANDS, demo, report, reproduce
+from lightning_maml.cli import COMMANDS, SUBCOMMANDS, demo, export, report, reproduce
 from lightning_maml.cli.arguments import CONFIG, as_meant, options_in
 from lightning_maml.cli.bases import read_chain
 from lightning_maml.cli.complaints import complaint
@@ -96,6 +98,8 @@ def _run(given: Sequence[str], allowed: Sequence[str], is_quiet: bool) -> int:
         demo.main(rest, is_quiet)
     elif command == "report":
         report.main(rest, allowed)
+    elif command == "export":
+        export.main(rest, allowed)
     elif command == "reproduce":
         return reproduce.main(rest, partial(MetaCLI, is_quiet=is_quiet, tests_best=False))
     elif command.startswith("-") and not {*SUBCOMMANDS, "-h", "--help"}.intersection(given):

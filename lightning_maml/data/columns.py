@@ -25,7 +25,7 @@ class Table:
         path: Path,
         inputs: Sequence[str],
         targets: Sequence[str],
-        task: str,
+        task: str | None,
         categorical: Sequence[str],
         classification: bool | None,
     ) -> None:
@@ -37,12 +37,13 @@ class Table:
                 f"Expected the names of columns in `inputs` and `targets` but got {self.inputs} and {self.targets}; "
                 f"{path} has {self._columns}."
             )
-        self._check_names([*self.inputs, *self.targets, task])
+        self._check_names([*self.inputs, *self.targets, *([] if task is None else [task])])
         if others := [name for name in self.categorical if name not in self.inputs]:
             raise ValueError(f"Expected `categorical` to name some of the inputs {self.inputs} but got {others}.")
         if not len(self.frame):
             raise ValueError(f"Expected rows in {path} but it has none.")
-        self._check_filled(task, "a task")
+        if task is not None:
+            self._check_filled(task, "a task")
         empty = self.frame[self.targets].isna().to_numpy()
         self.to_predict: np.ndarray = empty.all(1)
         """Of each row, whether its targets are empty."""
@@ -61,13 +62,20 @@ class Table:
             for name in self.targets:
                 self._check_numbers(name, "use --data.classification true for labels")
 
+    @staticmethod
+    def names_in(path: Path) -> list[str]:
+        """Of a file's columns, in their order."""
+        return [str(name) for name in _read(path).columns]
+
     def number(self, row: int) -> int:
         """The number of a row in the file; of CSV the line, where the names are line 1."""
         return int(row) + (2 if self.path.suffix == ".csv" else 1)
 
     @cached_property
     def tasks(self) -> dict[str, np.ndarray]:
-        """The rows of each task, in their order; tasks in the order of the file."""
+        """The rows of each task, in their order; tasks in the order of the file. Without a column of tasks, one."""
+        if self.task is None:
+            return {"": np.arange(len(self.frame))}
         groups = self.frame.groupby(self.task, sort=False).indices
         return {_label(name): np.sort(rows) for name, rows in groups.items()}
 
@@ -206,8 +214,9 @@ class Columns:
 
         order = rows.argsort()
         rows, values = rows[order], values[torch.from_numpy(order)]
-        tasks = [_label(value) for value in table.frame[table.task].iloc[rows]]
-        frame = pd.DataFrame({table.task: tasks, "row": rows + table.number(0)})
+        frame = pd.DataFrame({"row": rows + table.number(0)})
+        if table.task is not None:
+            frame.insert(0, table.task, [_label(value) for value in table.frame[table.task].iloc[rows]])
         if self.classes:
             frame = frame.assign(**class_columns(self.classes, values))
         else:
