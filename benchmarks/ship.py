@@ -7,6 +7,7 @@ predicted for them. A run that went on in several folders has its result in the 
 """
 
 import argparse
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,9 @@ def ship(result: Path, checkpoint: Path, folder: Path = trained.FOLDER, tests: P
     torch.save({kept: content[kept] for kept in KEPT}, folder / f"{name}.ckpt")
     (folder / f"{name}.json").write_text(json.dumps(card, indent=1) + "\n")
     module = MetaModule.load_from_checkpoint(folder / f"{name}.ckpt").eval()
-    sizes = content["hyper_parameters"]["network"]["init_args"]
-    save_file(predicted(module, random_images(**sizes)), tests / f"{name}.safetensors")
+    given = content["hyper_parameters"]["network"]["init_args"]
+    sizes = {option: found.default for option, found in inspect.signature(type(module.network)).parameters.items()}
+    save_file(predicted(module, random_images(**sizes | given)), tests / f"{name}.safetensors")
     return name
 
 
