@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check install --no-warn-conflicts
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage lint format
+.PHONY: help setup demo test coverage lint docs format
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ lint: $(VENV)/.ready ## check format, lint and types
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
+
+docs: $(VENV)/.ready ## build the site into site/; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/.ready ## rewrite the files to the project's format, and fix what can be fixed
 	@$(BIN)/ruff format .
