@@ -82,6 +82,14 @@ def test_the_tables_of_who_runs_what_are_printed_from_the_sets(repository: Path)
     assert text.count("<!-- end -->") == len(script["TABLES"]) == 2
 
 
+def test_the_tables_of_choosing_are_printed_from_what_was_measured(repository: Path) -> None:
+    script = runpy.run_path(str(repository / "docs" / "measured.py"))
+    text = (repository / "docs" / "choosing.md").read_text()
+    assert script["written"]() == text, "python docs/measured.py --write"
+    assert text.count("<!-- end -->") == len(script["TABLES"]) == 3
+    assert text.count(" MB") > 20
+
+
 def test_the_readme_is_short(repository: Path) -> None:
     lines = (repository / "README.md").read_text().splitlines()
     assert len(lines) <= 150

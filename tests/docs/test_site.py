@@ -49,6 +49,7 @@ QUESTIONS = {
     "wandb": {"how_to/loggers.html"},
     "policy gradient environment": {"rl.html", "reference/rl.html"},
     "memory of many inner steps": {"results.html", "engines.html", "faq.html", "guide.html"},
+    "which algorithm should I use": {"choosing.html"},
     "learn the inner learning rate": {"guide.html", "reference/inner.html", "reference/algorithms.html"},
 }
 
