@@ -14,6 +14,7 @@ import pytest
 OPTIONAL = (
     "gym",
     "gymnasium",
+    "huggingface_hub",
     "learn2learn",
     "matplotlib",
     "mujoco",
@@ -39,8 +40,8 @@ ORDER = (
     "saving",
     "data",
     "training",
-    "trained",
     "rl",
+    "trained",
     "report",
     "cli",
 )

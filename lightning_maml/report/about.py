@@ -54,10 +54,14 @@ def notes(run: Run) -> Iterator[str]:
         yield "There is no metrics.csv, which Lightning's CSVLogger writes: the page has no learning curves."
     elif run.of_updates is not None and run.updates < run.of_updates:
         again = "; --ckpt_path last goes on with it" if run.saved_updates else ", and left no last checkpoint"
-        yield (
-            f"Training did not reach its end: the log stops after {run.updates:,} of {run.of_updates:,} updates. "
-            f"The run was stopped or killed, ended early, or still goes on{again}."
-        )
+        done = f"{run.updates:,} of {run.of_updates:,} updates"
+        if run.time_was_up:
+            yield f"Training ended as its time was up, trainer.max_time, after {done}{again}."
+        else:
+            yield (
+                f"Training did not reach its end: the log stops after {done}. "
+                f"The run was stopped or killed, ended early, or still goes on{again}."
+            )
     yield from _not_finite(run)
     if trained and not any(name.startswith("val/") for name in run.series):
         yield "There was no validation: nothing says which weights on the way were the best."

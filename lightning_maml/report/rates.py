@@ -3,16 +3,19 @@
 from itertools import cycle
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_maml.report.page import LINES, Section, place
 
 
 def rates(learned: nn.Module | None) -> Section | None:
-    """A line a layer where steps have rates of their own, else a bar a layer; None where no rate is learned."""
+    """A line a layer where steps have rates of their own, else a bar a layer or matrix; None where none is learned."""
     kind = getattr(learned, "kind", None)
-    if learned is None or kind is None or kind == "curvature":
+    if learned is None or kind is None:
         return None
+    if kind == "curvature":
+        return _curvature(learned)
     found = {name.replace("/", "."): rate.detach() for name, rate in learned.named_parameters()}
     layout: dict[str, Any] = {"yaxis": {"title": {"text": "inner rate"}}}
     if kind in ("per_step", "per_parameter_and_step"):
@@ -27,6 +30,22 @@ def rates(learned: nn.Module | None) -> Section | None:
         says += " Some are negative: such a step goes up its support loss, which a few learned rates do."
     label = f"Chart of the learned inner rates, {kind.replace('_', ' ')}"
     return Section("Learned inner rates", says, place("rates", label), {"rates": {"data": data, "layout": layout}})
+
+
+def _curvature(learned: nn.Module) -> Section:
+    """How far Meta-Curvature's matrices are from where they began: the norm of M - I in that of I."""
+    far = {}
+    for name, matrix in learned.named_parameters():
+        identity = torch.ones_like(matrix) if matrix.ndim == 1 else torch.eye(len(matrix), device=matrix.device)
+        far[name.replace("/", ".")] = ((matrix.detach() - identity).norm() / identity.norm()).item()
+    bar = {"type": "bar", "x": [*far], "y": [*far.values()], "marker": {"color": "--one"}, "name": "distance"}
+    axes = {"xaxis": {"type": "category"}, "yaxis": {"title": {"text": "|M - I| / |I|"}, "rangemode": "tozero"}}
+    says = (
+        "Its rates stay as they were given; learned matrices multiply the gradient. They begin as the identity, and "
+        "this is how far each is from it now, in norms of the identity."
+    )
+    label = "Chart of how far the learned matrices of each layer are from the identity"
+    return Section("Learned curvature", says, place("rates", label), {"rates": {"data": [bar], "layout": axes}})
 
 
 def _by_step(name: str, rate: Tensor, color: str) -> dict[str, Any]:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Timer
+
 from lightning_maml.saving import read_checkpoint
 from lightning_maml.saving.configuration import read_configuration
 
@@ -32,6 +35,8 @@ class Run:
     origin: Mapping[str, Any] | None
     saved_updates: int
     """Of the last checkpoint, which may be later than the last line of the log."""
+    seconds: float
+    """Of training, as the last checkpoint's timer has them: 0 where there was no limit of time."""
 
     @property
     def updates(self) -> int:
@@ -49,6 +54,18 @@ class Run:
         """How many meta-updates were asked for, if a number was."""
         number = self.section("trainer").get("max_steps")
         return number if isinstance(number, int) and number > 0 else None
+
+    @property
+    def time_was_up(self) -> bool:
+        """Whether training ended as ``trainer.max_time`` was reached."""
+        limit = self.section("trainer").get("max_time")
+        if not isinstance(limit, str | dict):
+            return False
+        try:
+            seconds = Timer(limit).time_remaining()
+        except (MisconfigurationException, TypeError, ValueError):  # no run had such a limit
+            return False
+        return seconds is not None and self.seconds >= seconds
 
     @property
     def value(self) -> str:
@@ -94,7 +111,7 @@ def read_run(path: str | Path) -> Run:
         _series(files["metrics.csv"]) if files["metrics.csv"].is_file() else {},
         results,
         _json(files[ORIGIN]),
-        _saved_updates(folder),
+        *_saved(folder),
     )
 
 
@@ -106,12 +123,17 @@ def _checkpoint(folder: Path, results: Mapping[str, Any] | None) -> Path | None:
     return order[-1] if order else tested if tested.is_file() else None
 
 
-def _saved_updates(folder: Path) -> int:
+def _saved(folder: Path) -> tuple[int, float]:
+    """Updates and seconds of training of the last checkpoint."""
     path = folder / "checkpoints" / "last.ckpt"
     try:
-        return int(read_checkpoint(path, "cpu").get("global_step", 0)) if path.is_file() else 0
+        content = read_checkpoint(path, "cpu") if path.is_file() else {}
     except ValueError:  # a damaged one says nothing
-        return 0
+        return 0, 0.0
+    timer = (content.get("callbacks") or {}).get("Timer")
+    elapsed = timer.get("time_elapsed") if isinstance(timer, Mapping) else None
+    seconds = elapsed.get("train") if isinstance(elapsed, Mapping) else None
+    return int(content.get("global_step", 0)), float(seconds) if isinstance(seconds, int | float) else 0.0
 
 
 def _json(path: Path) -> Mapping[str, Any] | None:

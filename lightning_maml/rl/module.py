@@ -237,6 +237,11 @@ class MetaRLModule(MetaTraining):
             "rates": None if self.test_rates is None else list(self.test_rates),
         }
 
+    def _hyper_parameters(self) -> dict[str, Any]:
+        data = (self.configuration or {}).get("data") or {}
+        environment = (data.get("init_args") or {}).get("environment")  # which the command line links to the data
+        return super()._hyper_parameters() | ({"environment": environment} if environment else {})
+
     def predict_step(self, batch: Tensor, batch_idx: int) -> Parameters:
         """The parameters of the policies adapted to ``batch [T, G]``: ``{name: [T, *shape]}``."""
         return self.adapt(batch).parameters

@@ -4,23 +4,26 @@ A name is that of the configuration that they were trained by; ``python -m bench
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_maml.checks import did_you_mean
+from lightning_maml.rl.module import MetaRLModule
+from lightning_maml.saving import read_checkpoint
+from lightning_maml.saving.pretrained import names, path_of, read_json
 from lightning_maml.training.module import MetaModule
 
-FOLDER = Path(__file__).parent
+__all__ = ["card", "from_pretrained", "names", "path_of"]
 
 
-def from_pretrained(name: str) -> MetaModule:
-    """A trained module from the package, in evaluation mode: to adapt with, to test, or to go on from.
+def from_pretrained(
+    name_or_folder: str | Path, *, allow: Sequence[str] = (), **kwargs: Any
+) -> MetaModule | MetaRLModule:
+    """A trained module from the package or from a folder, in evaluation mode: to adapt with, to test, or to go on from.
 
-    Its ``network`` and ``algorithm`` are what :func:`~lightning_maml.adapt` takes; :func:`card` says what it was
-    trained on and how well it does. A checkpoint of your own is read by ``MetaModule.load_from_checkpoint(path)``.
-
-    Raises:
-        ValueError: no weights of this name ship with the package; it says which do.
+    It is ``MetaModule.from_pretrained``, or that of ``MetaRLModule`` where a policy is what was learned; arguments and
+    errors are theirs. Its ``network`` and ``algorithm`` are what :func:`~lightning_maml.adapt` takes; ``measured``
+    says what it was trained on and how well it does.
 
     Example:
         >>> import torch
@@ -31,13 +34,18 @@ def from_pretrained(name: str) -> MetaModule:
         >>> adapted.predict(torch.rand(1, 75, 3, 32, 32)).shape
         torch.Size([1, 75, 5])
     """
-    return MetaModule.load_from_checkpoint(path_of(name)).eval()
+    if (folder := Path(name_or_folder)).is_dir():
+        learns_policy = read_json(folder)["module"] == MetaRLModule.__name__
+    else:
+        learns_policy = name_or_folder in names() and "policy" in _parameters(path_of(str(name_or_folder)))
+    kind = MetaRLModule if learns_policy else MetaModule
+    return kind.from_pretrained(name_or_folder, allow=allow, **kwargs)
 
 
 def card(name: str) -> dict[str, Any]:
     """What the weights were trained on, for how long and where, and what they reach: as ``reproduce`` wrote it.
 
-    ValueError as :func:`from_pretrained`.
+    ValueError where no weights of this name ship with the package.
 
     Example:
         >>> card("cifar_fs_5w1s")["test_tasks"]
@@ -47,15 +55,5 @@ def card(name: str) -> dict[str, Any]:
     return found
 
 
-def names() -> list[str]:
-    """Those that ship with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.ckpt"))
-
-
-def path_of(name: str) -> Path:
-    """The checkpoint of this name; ValueError as :func:`from_pretrained`."""
-    if name not in names():
-        raise ValueError(
-            f"Expected one of {', '.join(names()) or 'none'} but got {name!r}{did_you_mean(name, names())}."
-        )
-    return FOLDER / f"{name}.ckpt"
+def _parameters(path: Path) -> Any:
+    return read_checkpoint(path, "meta")["hyper_parameters"]

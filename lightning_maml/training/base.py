@@ -1,8 +1,9 @@
 """The base of training on batches of tasks and on rollouts: all of Lightning but the training step."""
 
+import json
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -20,6 +21,7 @@ from lightning_maml import saving
 from lightning_maml.checks import check_not_negative, check_one_of, check_positive, check_whole
 from lightning_maml.learner import Algorithm
 from lightning_maml.metrics import Interval, TaskMean
+from lightning_maml.saving.pretrained import path_of, read_module
 from lightning_maml.saving.resume import CONFIGURATION
 from lightning_maml.saving.states import check_fits, check_optimization, check_states
 from lightning_maml.training.fused_step import fuse_step
@@ -77,6 +79,9 @@ class MetaTraining(LightningModule):
         self.task_means: dict[str, TaskMean] = means  # type: ignore[assignment]
         self.task_divergence = TaskMean(test_steps + 1) if may_diverge else None
         self.configuration: dict[str, Any] | None = None  # of the command line, as plain data
+        # of a module that was read: what its card says, and the hyper-parameters of the file
+        self.measured: dict[str, Any] | None = None
+        self.described: dict[str, Any] | None = None
         self._last = saving.LastCheckpoint()
         self._random_states: list[Any] | None = None
         self._resumed: dict[str, Any] | None = None
@@ -289,12 +294,85 @@ class MetaTraining(LightningModule):
         content = saving.read_checkpoint(checkpoint_path, place, weights_only is not False)
         config = saving.hyper_parameters(content, "hyper_parameters", hparams_file)
         module = saving.build(cls, config, kwargs, allow)
+        once_more = content.get("hparams_name")  # all of them under the name of one argument
+        module.described = {name: value for name, value in config.items() if name not in (once_more, *kwargs)}
         module.configure_model()
         module.on_load_checkpoint(content)
         module.load_state_dict(content["state_dict"], strict=module.strict_loading if strict is None else strict)
         tensors = (value for value in content["state_dict"].values() if isinstance(value, Tensor))
         device = next((value.device for value in tensors), torch.device("cpu"))
         return module.to(device)
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path, *, allow: Sequence[str] = (), **kwargs: Any) -> Self:
+        """The trained module of a name that ships with the package, or of a folder of :meth:`save_pretrained`.
+
+        It is in evaluation mode; ``measured`` is what its card says. A repository of the Hugging Face Hub is a folder
+        once it is here: ``from_pretrained(huggingface_hub.snapshot_download("owner/name"))``.
+
+        Args:
+            name_or_folder: as ``"cifar_fs_5w1s"``, or a path; a folder wins over a name.
+            allow, kwargs: as of :meth:`load_from_checkpoint`: what the configuration may name besides, and arguments
+                in the place of its own.
+
+        Raises:
+            FileNotFoundError: a file of the folder is missing.
+            ValueError: there is neither such a folder nor such a name; a file is damaged, or is of another module; or
+                the configuration names what is not allowed.
+            TypeError: the module was built in Python, whose objects the configuration lacks, and ``kwargs`` do, too.
+        """
+        folder = Path(name_or_folder)
+        if folder.is_dir():
+            module, content = read_module(cls, folder, kwargs, allow)
+            module.described = {name: one for name, one in content["hyper_parameters"].items() if name not in kwargs}
+            module.measured = content["measured"]
+            return module.eval()
+        if folder.name != str(name_or_folder):
+            raise ValueError(f"Expected a folder of save_pretrained but there is none at {folder}.")
+        path = path_of(folder.name)
+        module = cls.load_from_checkpoint(path, allow=allow, **kwargs).eval()
+        module.measured = json.loads(path.with_suffix(".json").read_text())
+        return module
+
+    def save_pretrained(self, folder: str | Path, measured: str | Path | Mapping[str, Any] | None = None) -> Path:
+        """Writes ``model.safetensors``, ``config.json`` and the card ``README.md`` into a folder; returns it.
+
+        By the mixin of huggingface_hub, the extra ``hub``. The configuration is that of the command line: a module
+        that was built in Python is read with its parts given, ``from_pretrained(folder, network=..., algorithm=...)``.
+
+        Args:
+            folder: it is made if there is none; what an earlier call wrote there is replaced.
+            measured: what the card is made of: a run's ``reproduction.json`` or ``metrics.json``, or its content; by
+                default that of a module that was read by :meth:`from_pretrained`.
+
+        Raises:
+            ImportError: huggingface_hub is not installed.
+            ValueError: what was measured is of other weights.
+        """
+        self._on_hub(measured).save_pretrained(folder)
+        return Path(folder)
+
+    def push_to_hub(self, repo_id: str, measured: str | Path | Mapping[str, Any] | None = None, **options: Any) -> str:
+        """Uploads what :meth:`save_pretrained` writes; returns the address of the commit.
+
+        ``options`` are those of ``huggingface_hub.ModelHubMixin.push_to_hub``: ``private``, ``token``, ``branch`` and
+        others. Raises as :meth:`save_pretrained`.
+        """
+        return str(self._on_hub(measured).push_to_hub(repo_id, **options))
+
+    def _on_hub(self, measured: Any) -> Any:
+        try:
+            from lightning_maml.training.hub import HubModule
+        except ModuleNotFoundError as error:
+            needs = "Expected huggingface_hub to be installed but it is not: pip install 'lightning-maml[hub]'"
+            raise ImportError(f"{needs} ({error}).") from None
+        if isinstance(measured, str | Path):
+            measured = json.loads(Path(measured).read_text())
+        return HubModule(self, self._hyper_parameters(), self.measured if measured is None else measured)
+
+    def _hyper_parameters(self) -> dict[str, Any]:
+        """What the configuration of a file says of the module: what it was read by, or the command line's."""
+        return dict(self.hparams if self.described is None else self.described)
 
 
 def _check_half_precision(optimizer: Optimizer) -> None:

@@ -11,10 +11,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 import pytest
+import torch
 
 from drawings import write_npz
+from lightning_maml import MLP, meta_curvature
 from lightning_maml.cli import main
 from lightning_maml.report import read_run, write_report
+from lightning_maml.report.rates import rates
 
 SHORT = ["--trainer.max_steps=20", "--data.batches_per_epoch=10", "--trainer.accelerator=cpu", "--quiet"]
 SINUSOID = ["fit", "--config=sinusoid", *SHORT, "--data.val_tasks=10", "--data.test_tasks=40"]
@@ -143,6 +146,20 @@ def test_a_run_that_was_killed_says_so(run: Path) -> None:
     assert page.headings[1:] == ["Learning curve: loss", "Where the time went", "What it was"]
 
 
+@pytest.mark.parametrize("limit, says", [("00:00:00:03", "its time was up"), ("00:01:00:00", "did not reach its end")])
+def test_a_run_whose_time_was_up_says_so(run: Path, limit: str, says: str) -> None:
+    path, config = run / "checkpoints" / "last.ckpt", run / "config.yaml"
+    checkpoint = torch.load(path)
+    checkpoint["callbacks"]["Timer"] = {"time_elapsed": {"train": 3.1}}
+    torch.save(checkpoint, path)
+    text = config.read_text().replace("max_steps: 20", "max_steps: 30")
+    config.write_text(text.replace("max_time: null", f"max_time: {limit}"))
+    assert f"max_time: {limit}" in config.read_text()
+    note = Page(write_report(run)).notes[0]
+    assert says in note
+    assert "20 of 30 updates; --ckpt_path last goes on with it" in note or limit != "00:00:00:03"
+
+
 def test_a_run_with_nan_says_so(run: Path) -> None:
     lines = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
     lines[1][lines[0].index("train/loss")] = "nan"
@@ -225,6 +242,19 @@ def test_learned_rates_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     page = Page(tmp_path / "runs" / "sinusoid" / "version_0" / "report.html")
     assert "Learned inner rates" in page.headings
     assert page.pictures["rates"]["data"][0]["name"] == "linear1.weight"
+
+
+def test_learned_curvature_is_shown() -> None:
+    network = MLP(1, [4], 1)
+    learned = meta_curvature(lr=0.1, steps=1).initial_rates(network)
+    section = rates(learned)
+    assert section is not None
+    (bar,) = section.pictures["rates"]["data"]
+    assert len(bar["x"]) == len([*learned.parameters()])
+    assert bar["y"] == [0.0] * len(bar["x"])
+    with torch.no_grad():
+        next(learned.parameters()).mul_(3.0)
+    assert rates(learned).pictures["rates"]["data"][0]["y"][:2] == pytest.approx([2.0, 0.0])
 
 
 def test_ways_of_a_policy_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
