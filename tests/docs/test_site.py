@@ -47,6 +47,7 @@ QUESTIONS = {
     "reproduce published results": {"results.html"},
     "which engine runs": {"engines.html", "faq.html"},
     "wandb": {"how_to/loggers.html"},
+    "moving from higher": {"coming_from/higher.html"},
     "policy gradient environment": {"rl.html", "reference/rl.html"},
     "memory of many inner steps": {"results.html", "engines.html", "faq.html", "guide.html"},
     "which algorithm should I use": {"choosing.html"},
