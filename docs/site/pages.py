@@ -1,7 +1,9 @@
 """Pages that stand elsewhere in the repository: a hook of mkdocs."""
 
 import re
+from base64 import b64encode
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
@@ -16,11 +18,30 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         from lightning_maml.cli import HELP
 
         return markdown.replace("HELP\n", HELP, 1)
+    if source.startswith("notebooks/"):
+        return _with_outputs((ROOT / "docs" / source).with_suffix(".ipynb"))
     if source not in ELSEWHERE:
         here = (ROOT / "docs" / source).parent
         return LINK.sub(lambda link: link[0] if _in_site(here, link[1]) else "]", markdown)
     text = (ROOT / ELSEWHERE[source]).read_text()
     return LINK.sub(lambda link: f"]({link[1].removeprefix('docs/')})" if link[1].startswith("docs/") else "]", text)
+
+
+def _with_outputs(path: Path) -> str:
+    """A notebook that is run, as Markdown, with its pictures in it."""
+    import nbformat
+    from nbclient import NotebookClient
+    from nbconvert import MarkdownExporter
+
+    book = nbformat.read(path, as_version=4)
+    with TemporaryDirectory() as folder:
+        how = {"timeout": 300, "extra_arguments": ["--log-level=40"], "resources": {"metadata": {"path": folder}}}
+        NotebookClient(book, **how).execute()
+    text, resources = MarkdownExporter().from_notebook_node(book)
+    for name, content in resources["outputs"].items():
+        text = text.replace(f"]({name})", f"](data:image/png;base64,{b64encode(content).decode()})")
+    file = f"docs/notebooks/{path.name}"
+    return text.replace("\n\n", f"\n\nThis page is `{file}`, run when it was built.\n\n", 1)
 
 
 def _in_site(folder: Path, link: str) -> bool:

@@ -154,6 +154,15 @@ def looked(site: Path, address: str, folder: Path, width: int, questions: list[s
     return seen, (folder / "console.txt").read_text()
 
 
+def test_notebooks_show_what_they_print(site: Path) -> None:
+    shown = {name: (site / "notebooks" / f"{name}.html").read_text() for name in ("sinusoid", "own_csv", "omniglot")}
+    assert "after 10 steps: " in shown["sinusoid"]
+    assert "off by 0." in shown["own_csv"]
+    assert "are right; by chance it would be 20" in shown["omniglot"]
+    assert [name for name, text in shown.items() if "data:image/png;base64," in text] == ["sinusoid", "omniglot"]
+    assert not [name for name, text in shown.items() if "Traceback" in text or "Warning" in text]
+
+
 @IN_A_BROWSER
 @pytest.mark.parametrize("width", [360, 1600])
 def test_every_page_opens(site: Path, address: str, tmp_path: Path, width: int) -> None:
