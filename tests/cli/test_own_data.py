@@ -132,7 +132,7 @@ def test_networks_of_ones_own_stand_beside(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["fti"], "Expected one of ['fit', 'validate', 'test', 'predict', 'report', 'reproduce', 'demo'] but got 'fti' (did you mean fit?)."),
+        (["fti"], "Expected one of ['fit', 'validate', 'test', 'predict', 'report', 'export', 'reproduce', 'demo'] but got 'fti' (did you mean fit?)."),
         (["fit", *TABLE, "--model.algorithm", "foaml"], "Expected --model.algorithm to be one of ['anil', 'boil', 'cavia', 'fomaml', 'imaml', 'lora', 'maml', 'maml_pp', 'meta_curvature', 'meta_sgd', 'pretrained', 'proto_maml', 'reptile', 'unicorn_maml'], or a class or function by its import path, as a.b.C, but got 'foaml' (did you mean fomaml?)."),
         (["fit", *TABLE, "--data", "TabelTasks"], "Expected --data to be one of ['CIFARFSTasks', 'DatasetTasks', 'FC100Tasks', 'FolderTasks', 'Learn2LearnTasks', 'MiniImagenetTasks', 'OmniglotTasks', 'SinusoidTasks', 'TableTasks', 'TensorTasks'], or a class or function by its import path, as a.b.C, but got 'TabelTasks' (did you mean TableTasks?)."),
         (["fit", *TABLE, "--ckpt_path", "best"], "Expected --ckpt_path last, or a file's path, to go on training from but got best."),
