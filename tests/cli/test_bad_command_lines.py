@@ -251,7 +251,7 @@ OMNIGLOT_FIT = {
 WHOLE = {
     "": "Expected one of ['fit', 'validate', 'test', 'predict', 'report', 'export', 'reproduce', 'demo'] but got ''.",
     "fitt": "but got 'fitt' (did you mean fit?).",
-    "--nope": "Expected one of ['fit', 'validate', 'test', 'predict', 'report', 'export', 'reproduce', 'demo'] to come first",
+    "--nope": "'predict', 'report', 'export', 'reproduce', 'demo'] to come first",
     f"--config {CONFIGS / 'sinusoid.yaml'}": "to come first but got --config",
     "fit fit": "unrecognized arguments: fit",
     "fit": "required: fit.model.network, fit.model.algorithm, fit.data (--config FILE gives them",
