@@ -280,7 +280,7 @@ def test_batches_of_a_loader_come_by_pinned_memory(tmp_path: Path) -> None:
 
     def run(device: torch.device) -> list[Any]:
         seed_everything(0, verbose=False)
-        one = Looking(MLP(1, [8], 1), maml(0.01, 2), loss="mse", engine="batched")
+        one = Looking(MLP(1, [8], 1), maml(0.01, 2), loss="mse", engine="batched", optimizer=UNFUSED)
         batches = [sinusoids().sample("train", position) for position in range(5)]
         loader = DataLoader(batches, batch_size=None, pin_memory=device.type == NAME)
         trainer(device, tmp_path, max_steps=5).fit(one, loader)
@@ -303,6 +303,7 @@ def test_the_command_line_trains_there_goes_on_and_tests(tmp_path: Path, monkeyp
         "--model.network.hidden=[8]",
         "--model.updates_per_step=2",
         "--model.engine=batched",
+        "--model.optimizer.init_args.fused=false",
         "--data.val_tasks=3",
     ]
     small += ["--data.test_tasks=3", "--data.batches_per_epoch=4", "--trainer.enable_progress_bar=false"]
