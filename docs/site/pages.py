@@ -8,7 +8,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
-LINK = re.compile(r"\]\((?!https?:|#)([^)\s]+)\)")
+LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|#)([^)\s]+)\)")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -22,9 +22,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return _with_outputs((ROOT / "docs" / source).with_suffix(".ipynb"))
     if source not in ELSEWHERE:
         here = (ROOT / "docs" / source).parent
-        return LINK.sub(lambda link: link[0] if _in_site(here, link[1]) else "]", markdown)
+        return LINK.sub(lambda link: link[0] if _in_site(here, link[2]) else link[1], markdown)
     text = (ROOT / ELSEWHERE[source]).read_text()
-    return LINK.sub(lambda link: f"]({link[1].removeprefix('docs/')})" if link[1].startswith("docs/") else "]", text)
+    return LINK.sub(lambda link: _from_root(link[1], link[2]), text)
+
+
+def _from_root(text: str, target: str) -> str:
+    return f"[{text}]({target.removeprefix('docs/')})" if target.startswith("docs/") else text
 
 
 def _with_outputs(path: Path) -> str:

@@ -14,6 +14,7 @@ from lightning_maml.data import TableTasks
 from lightning_maml.data.columns import Columns
 from lightning_maml.data.one_task import OneTask, read_task
 from lightning_maml.learner import Algorithm
+from lightning_maml.losses import task_loss
 from lightning_maml.saving.export import ABOUT, INPUTS, PREDICTIONS, SUFFIXES, Format, export
 from lightning_maml.saving.weights import sha256_of
 from lightning_maml.training.module import MetaModule
@@ -53,7 +54,7 @@ def main(args: Sequence[str] | None = None, allowed: Sequence[str] = ()) -> Path
         raise ValueError(f"Expected a checkpoint of a network to adapt to examples but {path} is one of a policy.")
     module = MetaModule.load_from_checkpoint(path, allow=allowed).eval()
     task = _read(options, content, hyper, module)
-    algorithm: Algorithm = module.algorithm.with_steps(options.steps or module.test_steps)
+    algorithm: Algorithm = module.algorithm.with_steps(module.test_steps if options.steps is None else options.steps)
     if options.batch_norm:
         algorithm = replace(algorithm, batch_norm=options.batch_norm)
     adapted = adapt(
@@ -91,7 +92,7 @@ def _read(options: Any, content: Mapping[str, Any], hyper: Mapping[str, Any], mo
         columns=Columns(**state) if isinstance(state, dict) else None,
         inputs=options.inputs,
         targets=options.targets,
-        labels=module.loss == "cross_entropy",
+        labels=task_loss(module.loss).kind == "cross_entropy",
         **sizes,
     )
 
