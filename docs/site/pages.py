@@ -18,8 +18,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         from lightning_maml.cli import HELP
 
         return markdown.replace("HELP\n", HELP, 1)
-    if source.startswith("notebooks/"):
-        return _with_outputs((ROOT / "docs" / source).with_suffix(".ipynb"))
+    if (notebook := (ROOT / "docs" / source).with_suffix(".ipynb")).is_file():
+        return _with_outputs(notebook)
     if source not in ELSEWHERE:
         here = (ROOT / "docs" / source).parent
         return LINK.sub(lambda link: link[0] if _in_site(here, link[2]) else link[1], markdown)
@@ -44,7 +44,7 @@ def _with_outputs(path: Path) -> str:
     text, resources = MarkdownExporter().from_notebook_node(book)
     for name, content in resources["outputs"].items():
         text = text.replace(f"]({name})", f"](data:image/png;base64,{b64encode(content).decode()})")
-    file = f"docs/notebooks/{path.name}"
+    file = path.relative_to(ROOT)
     return text.replace("\n\n", f"\n\nThis page is `{file}`, run when it was built.\n\n", 1)
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "docs" / "notebooks").glob("*.ipynb"))
+DOCS = Path(__file__).parents[2] / "docs"
+NOTEBOOKS = sorted(DOCS.rglob("*.ipynb"))
 
 
 def test_there_are_some():
-    assert [path.stem for path in NOTEBOOKS] == ["omniglot", "own_csv", "sinusoid"]
+    assert [path.parent.name for path in NOTEBOOKS] == ["notebooks"] * 3 + ["tutorial"] * 6
+    assert not [path for path in NOTEBOOKS if not path.with_suffix(".md").is_file()]  # its place among the pages
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -50,6 +50,7 @@ QUESTIONS = {
     "moving from higher": {"coming_from/higher.html"},
     "policy gradient environment": {"rl.html", "reference/rl.html"},
     "memory of many inner steps": {"results.html", "engines.html", "faq.html", "guide.html"},
+    "tutorial meta-gradient": {"tutorial/2_a_meta_gradient.html"},
     "which algorithm should I use": {"choosing.html"},
     "learn the inner learning rate": {"guide.html", "reference/inner.html", "reference/algorithms.html"},
 }
@@ -155,12 +156,15 @@ def looked(site: Path, address: str, folder: Path, width: int, questions: list[s
 
 
 def test_notebooks_show_what_they_print(site: Path) -> None:
-    shown = {name: (site / "notebooks" / f"{name}.html").read_text() for name in ("sinusoid", "own_csv", "omniglot")}
+    folders = site / "notebooks", site / "tutorial"
+    shown = {path.stem: path.read_text() for folder in folders for path in sorted(folder.glob("*.html"))}
     assert "after 10 steps: " in shown["sinusoid"]
     assert "off by 0." in shown["own_csv"]
     assert "are right; by chance it would be 20" in shown["omniglot"]
-    assert [name for name, text in shown.items() if "data:image/png;base64," in text] == ["sinusoid", "omniglot"]
-    assert not [name for name, text in shown.items() if "Traceback" in text or "Warning" in text]
+    assert "accuracy on new classes: 0." in shown["5_few_shot_images"]
+    assert len(shown) == 9
+    assert [name for name, text in shown.items() if "data:image/png;base64," not in text] == ["own_csv"]
+    assert not [name for name, text in shown.items() if "Traceback" in text or "Warning:" in text]
 
 
 @IN_A_BROWSER
