@@ -7,15 +7,16 @@ ARGS ?=
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
+READY := $(VENV)/.ready
 # Errors are printed, progress and warnings are not.
 # --no-warn-conflicts: learn2learn asks for qpth and gsutil, and runs without them (see below)
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check install --no-warn-conflicts
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage lint docs format
+.PHONY: help setup demo test coverage lint docs playground playground-serve format
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 	@echo '  With ARGS="..." for the command, PYTHON=python3.12 for another interpreter, VENV=dir for another place.'
 
 demo: $(VENV)/.ready ## meta-train the sinusoid for about a minute, then test on held-out tasks
@@ -35,6 +36,17 @@ lint: $(VENV)/.ready ## check format, lint and types
 
 docs: $(VENV)/.ready ## build the site into site/; a warning is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+playground: $(READY) playground/node_modules/.package-lock.json ## build the playground into playground/dist/ (needs npm, clang 19 and wasi-libc)
+	@$(BIN)/python playground/kernel.py
+	@cd playground && npm run build --silent
+
+playground-serve: playground ## build the playground and serve it on this machine
+	@cd playground && npm run serve --silent
+
+playground/node_modules/.package-lock.json: playground/package-lock.json
+	@command -v npm >/dev/null || { echo "playground: found no npm (Debian: apt-get install nodejs npm)" >&2; exit 1; }
+	@cd playground && npm ci --silent && touch node_modules/.package-lock.json
 
 format: $(VENV)/.ready ## rewrite the files to the project's format, and fix what can be fixed
 	@$(BIN)/ruff format .

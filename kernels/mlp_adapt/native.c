@@ -190,6 +190,74 @@ static void group(const Problem *p, const int32_t *places, long first, V *memory
     }
 }
 
+/* Of a group's tasks, at parameters [tasks, P] of their own: the losses over the support rows, the predictions, the
+ * gradients and the Hessians times directions; what is 0 is left out. */
+static void curvature_of_group(const Problem *p, const int32_t *places, long first, V *memory, const REAL *parameters,
+                               const REAL *directions, REAL *gradients, REAL *products) {
+    const Network *net = &p->net;
+    const long P = parameters_of(net), rows = p->rows, layers = net->layers, out = net->widths[layers];
+    const long left = p->tasks - first, count = left < LANES ? left : LANES;
+    const REAL scale = (p->loss == MSE ? 2 : 1) / (REAL)(p->loss == CROSS_ENTROPY ? rows : rows * out);
+    V *phi = memory, *u = phi + P, *v = u + P, *targets = v + P, *sums = targets + rows * out;
+    V *logits = sums + rows * (widest_of(net) + 1), *at = logits + rows * (widest_of(net) + 1), loss;
+    Pass pass, tangent;
+    at += lay_out(net, rows, &pass, at);
+    lay_out(net, rows, &tangent, at);
+
+    for (long i = 0; i < P; i++)
+        for (long l = 0; l < LANES; l++) {
+            const long from = (first + (l < count ? l : count - 1)) * P + places[i];
+            phi[i][l] = parameters[from];
+            u[i][l] = directions ? -scale * directions[from] : 0;
+            v[i][l] = 0;
+        }
+    load_targets(p, p->support_targets, first, count, rows, targets);
+    load_inputs(p->support_inputs, first, count, rows, rows, net->widths[0], pass.values[0]);
+    forward(net, rows, phi, &pass, sums, logits);
+    delta_of(p->loss, rows, out, logits, targets, pass.deltas[layers - 1], pass.shares, &loss);
+    for (long l = 0; l < count; l++) {
+        p->support_losses[first + l] = loss[l];
+        for (long i = 0; i < rows * out && p->predictions; i++)
+            p->predictions[(first + l) * rows * out + i] = logits[i][l];
+    }
+    if (!gradients && !products) return;
+    back(net, rows, phi, &pass, sums);
+    if (products) {
+        forward_tangents(net, rows, phi, u, &pass, &tangent, logits);
+        delta_tangent_of(p->loss, rows, out, pass.shares, logits, tangent.deltas[layers - 1]);
+        back_tangents(net, rows, phi, u, &pass, &tangent, sums, v);
+    }
+    if (gradients) FOR_LAYERS(net) gradient_product(rows, in + 1, out, u + begin, pass.values[l], pass.deltas[l]);
+    for (long l = 0; l < count; l++)
+        for (long i = 0; i < P; i++) {
+            const long to = (first + l) * P + places[i];
+            if (gradients) gradients[to] = scale * u[i][l];
+            if (products) products[to] = v[i][l];
+        }
+}
+
+/* For rules that the recursion does not know: of each task, at `parameters` [tasks, P] of its own, the support's mean
+ * loss, into support_losses [tasks], predictions [tasks, rows, out], gradients [tasks, P], and products [tasks, P] of the
+ * Hessian and `directions` [tasks, P]; of the problem it reads no rate, step or query, and the last three, or the
+ * directions with the products, may be 0. Runs in one thread. Returns as `adapt`. */
+int curvature(const Problem *p, const REAL *parameters, const REAL *directions, REAL *gradients, REAL *products) {
+    if (!is_known(&p->net) || !IS_ONE_OF(p->loss, LOSSES) || (products && !directions)) return UNKNOWN;
+    const long P = parameters_of(&p->net), out = p->net.widths[p->net.layers];
+    if (p->loss == CROSS_ENTROPY && !all_below(p->support_targets, p->tasks * p->rows, out)) return OUT_OF_RANGE;
+    Pass none;
+    const long vectors = 3 * P + p->rows * (out + 2 * (widest_of(&p->net) + 1)) + 2 * lay_out(&p->net, p->rows, &none, 0);
+    V *memory = memory_of(vectors * (long)sizeof(V));
+    int32_t *places = malloc(P * sizeof *places);
+    if (memory && places) {
+        find_places(&p->net, places);
+        for (long first = 0; first < p->tasks; first += LANES)
+            curvature_of_group(p, places, first, memory, parameters, directions, gradients, products);
+    }
+    free(places);
+    leave_memory();
+    return memory && places ? DONE : NO_MEMORY;
+}
+
 /* one of RETURNS; out of range is a label */
 int adapt(const Problem *p) {
     if (!is_known(&p->net) || !IS_ONE_OF(p->loss, LOSSES) || (p->order != 1 && p->order != 2)) return UNKNOWN;

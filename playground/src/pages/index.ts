@@ -1,0 +1,5 @@
+/** All pages, in the order of their tabs. */
+import type { Page } from "../page";
+import { sine } from "./sine";
+
+export const PAGES: readonly Page<any>[] = [sine];
