@@ -8,7 +8,17 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+PLAYGROUND = ROOT / "playground" / "dist" / "playground.html"
 LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|#)([^)\s]+)\)")
+
+
+def on_files(files: Any, *, config: Any) -> Any:
+    """The playground, where ``make playground`` has built it."""
+    if PLAYGROUND.is_file():
+        from mkdocs.structure.files import File
+
+        files.append(File.generated(config, f"playground/{PLAYGROUND.name}", content=PLAYGROUND.read_bytes()))
+    return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -20,6 +30,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return markdown.replace("HELP\n", HELP, 1)
     if (notebook := (ROOT / "docs" / source).with_suffix(".ipynb")).is_file():
         return _with_outputs(notebook)
+    if source == "playground.md" and not PLAYGROUND.is_file():
+        markdown = markdown.replace(f"(playground/{PLAYGROUND.name})", "(#build-it)")
     if source not in ELSEWHERE:
         here = (ROOT / "docs" / source).parent
         return LINK.sub(lambda link: link[0] if _in_site(here, link[2]) else link[1], markdown)

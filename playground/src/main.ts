@@ -6,6 +6,7 @@ import { compiled } from "./numerics/kernel";
 import { element, type Opened, type Page } from "./page";
 import { PAGES } from "./pages";
 import { State } from "./state";
+import { Training } from "./training";
 import { button } from "./views/controls";
 
 const module = compiled();
@@ -47,6 +48,7 @@ async function open(): Promise<void> {
   own.watch(() => keep(page, own));
   keep(page, own);
   document.documentElement.dataset.page = page.name;
+  performance.mark("drawn");
 
   async function copy(text: string, what: string): Promise<void> {
     try {
@@ -76,5 +78,5 @@ void open();
 
 // what tests ask, and who likes the console
 Object.assign(globalThis, {
-  playground: { numerics, module, numbers: () => opened?.numbers(), python: () => opened?.python(), state: () => state?.values },
+  playground: { numerics, module, Training, numbers: () => opened?.numbers(), history: () => opened?.history?.(), python: () => opened?.python(), state: () => state?.values },
 });

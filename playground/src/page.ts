@@ -1,6 +1,6 @@
 /** What a page of the playground is, and what stands on every one. */
 
-import type { Schema, State } from "./state";
+import type { Point, Schema, State } from "./state";
 
 export interface Page<S extends Schema> {
   /** in the address */
@@ -19,6 +19,8 @@ export interface Opened {
   /** A program that prints the same numbers by `lightning_maml`, as JSON. */
   python(): string;
   close(): void;
+  /** Of a page that trains: held-out error against updates, a line a learner. */
+  history?(): readonly (readonly Point[])[];
 }
 
 /** The places of a page: pictures, controls beside them, and a line that says what is unusual. */

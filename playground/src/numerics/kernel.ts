@@ -130,6 +130,23 @@ export class Kernel {
     };
   }
 
+  /** Predictions `[tasks, rows, out]` of networks with parameters `[tasks, P]`, all for the same inputs `[rows, in]`. */
+  predict(network: Network, parameters: Float64Array[], inputs: number[]): Float32Array {
+    const { widths } = network, count = parameters.length, rows = inputs.length / widths[0]!, length = count * rows * widths.at(-1)!;
+    const all = new Float32Array(count * inputs.length), flat = new Float64Array(count * size(widths));
+    for (const [task, own] of parameters.entries()) {
+      all.set(inputs, task * inputs.length);
+      flat.set(own, task * own.length);
+    }
+    this.describe(network, {
+      tasks: count, rows, queries: 0, steps: 0, loss: constants.losses.indexOf("mse"), order: 2, rates_grad: 0, rate_columns: 1,
+      threads: 1, support_inputs: this.put("si", all), support_targets: this.put("st", new Float32Array(length)),
+      support_losses: this.place("support_losses", 4 * count), predictions: this.place("predictions", 4 * length),
+    });
+    this.check(this.c.curvature(this.problem, this.put("parameters", flat), 0, 0, 0));
+    return this.take("predictions", length);
+  }
+
   /** Fills the fields of C's `Problem`, as Python lists them; what is not named is 0. */
   private describe(network: Network, named: Record<string, number>): void {
     const view = new DataView(this.c.memory.buffer, this.problem);

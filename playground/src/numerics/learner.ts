@@ -81,10 +81,10 @@ export abstract class Learner {
     return mean(this.kernel.curvature(this.network, now, tasks.queryInputs, tasks.queryTargets).losses);
   }
 
-  /** Outputs of a network with these parameters. */
-  predict(parameters: Float64Array, inputs: number[]): Float32Array {
-    const given = Float32Array.from(inputs);
-    return this.kernel.curvature(this.network, parameters, given, new Float32Array(inputs.length)).predictions;
+  /** Outputs `[networks][rows]` of networks with these parameters. */
+  predict(parameters: Float64Array[], inputs: number[]): Float32Array[] {
+    const all = this.kernel.predict(this.network, parameters, inputs);
+    return parameters.map((_, i) => all.subarray(i * inputs.length, (i + 1) * inputs.length));
   }
 }
 

@@ -33,7 +33,8 @@ const schema = {
 };
 
 function open(frame: Frame, state: State<typeof schema>, module: WebAssembly.Module): Opened {
-  let learners: Learner[] = [], paths: Path[] = [], cursor: Point | null = null, updates = 0;
+  // by learner: what the inner steps lead to, the curve after each, and its error over the wave
+  let learners: Learner[] = [], paths: Path[] = [], curves: Float32Array[][] = [], errors: number[][] = [], cursor: Point | null = null, updates = 0;
   const history: Point[][] = COMPARED.map(() => []);
   let trainedWith = "";
 
@@ -57,12 +58,8 @@ function open(frame: Frame, state: State<typeof schema>, module: WebAssembly.Mod
     (chart) => {
       chart.line("wave", GRID.map((x): Point => [x, height(state.values, x)]), "wave");
       for (const [i, { className }] of COMPARED.entries()) {
-        const path = paths[i];
-        if (!path) continue;
-        const curve = (step: number) => {
-          const outputs = learners[i]!.predict(path.parameters[step]!, GRID);
-          return GRID.map((x, j): Point => [x, outputs[j]!]);
-        };
+        if (!curves[i]) continue;
+        const curve = (step: number) => GRID.map((x, j): Point => [x, curves[i]![step]![j]!]);
         chart.line(`before-${className}`, curve(0), `${className} faint`);
         chart.line(`after-${className}`, curve(state.values.steps), className);
       }
@@ -80,9 +77,8 @@ function open(frame: Frame, state: State<typeof schema>, module: WebAssembly.Mod
     { label: "Error over the wave after each inner step", x: [0, MOST_STEPS], y: [0.001, 30], xLabel: "inner step", yLabel: "error over the wave", isLog: true, ratio: 0.7 },
     (chart) => {
       for (const [i, { className }] of COMPARED.entries()) {
-        const errors = paths[i] ? errorsOf(i) : [];
-        chart.line(className, errors.map((error, step): Point => [step, error]), className);
-        chart.dots(`at-${className}`, errors.length ? [[state.values.steps, errors[state.values.steps]!]] : [], className);
+        chart.line(className, (errors[i] ?? []).map((error, step): Point => [step, error]), className);
+        chart.dots(`at-${className}`, errors[i] ? [[state.values.steps, errors[i][state.values.steps]!]] : [], className);
       }
     },
   );
@@ -123,22 +119,17 @@ function open(frame: Frame, state: State<typeof schema>, module: WebAssembly.Mod
     return [Number(x.toFixed(2)), Number(height(state.values, Number(x.toFixed(2))).toFixed(2))];
   }
 
-  function errorsOf(learner: number): number[] {
-    return paths[learner]!.parameters.map((parameters) => {
-      const outputs = learners[learner]!.predict(parameters, GRID);
-      return mean(GRID.map((x, i) => (outputs[i]! - height(state.values, x)) ** 2));
-    });
-  }
-
   function adapt(): void {
     const [inputs, targets] = [chosen().map(([x]) => x), chosen().map(([, y]) => y)];
     paths = learners.map((learner) => {
       learner.settings.rate = state.values.rate;
       return learner.adapt(inputs, targets, MOST_STEPS);
     });
+    curves = learners.map((learner, i) => learner.predict(paths[i]!.parameters, GRID));
+    errors = curves.map((all) => all.map((curve) => mean(GRID.map((x, j) => (curve[j]! - height(state.values, x)) ** 2))));
     const at = state.values.steps;
     table.show(COMPARED.map(({ title, className }, i) => ({
-      name: title, className, cells: paths[i] ? [shown(paths[i].losses[at]!), shown(errorsOf(i)[at]!)] : [],
+      name: title, className, cells: paths[i] ? [shown(paths[i].losses[at]!), shown(errors[i]![at]!)] : [],
     })));
     fit.draw();
     steps.draw();
@@ -206,10 +197,11 @@ function open(frame: Frame, state: State<typeof schema>, module: WebAssembly.Mod
       Object.fromEntries(
         paths.flatMap((path, i) => [
           [`${COMPARED[i]!.name} at the points`, path.losses[state.values.steps]!],
-          [`${COMPARED[i]!.name} over the wave`, errorsOf(i)[state.values.steps]!],
+          [`${COMPARED[i]!.name} over the wave`, errors[i]![state.values.steps]!],
         ]),
       ),
     python: () => program(chosen(), state.values, Object.fromEntries(COMPARED.map(({ name }, i) => [name, learners[i]!.theta])), updates),
+    history: () => history,
     close: () => {
       training.stop();
       for (const chart of [fit, steps, losses]) chart.close();

@@ -77,7 +77,7 @@ export class Chart {
   private resize(): void {
     this.width = this.place.clientWidth;
     if (!this.width) return;
-    const height = Math.round(Math.min(this.width * (this.options.ratio ?? 0.6), 560));
+    const height = Math.round(Math.max(220, Math.min(this.width * (this.options.ratio ?? 0.6), 560)));
     const { top, right, bottom, left } = MARGIN;
     this.frame.attr("width", this.width).attr("height", height);
     this.x.range([left, this.width - right]);
