@@ -25,6 +25,11 @@ export class Training {
     this.worker?.postMessage(this.isPlaying ? "play" : "pause");
   }
 
+  /** One meta-update, of a training that pauses. */
+  step(): void {
+    this.worker?.postMessage("step");
+  }
+
   stop(): void {
     this.worker?.terminate();
     this.worker = null;

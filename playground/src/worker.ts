@@ -43,26 +43,31 @@ interface Run {
 
 let current: Run | null = null;
 let isPlaying = false;
+let next = 0; // the timer of what comes next: there is one at a time
 
-function run(): void {
-  if (!current || !isPlaying) return;
-  const begin = performance.now(), sums = current.learners.map(() => 0);
-  let done = 0;
-  while (current.updates < current.last && performance.now() - begin < BETWEEN) {
-    const tasks = sample(current.random, current.updates);
-    for (const [i, learner] of current.learners.entries()) sums[i]! += learner.update(tasks);
-    current.updates++;
-    done++;
+/** Trains for a thirtieth of a second, or for so many updates, and tells of it. */
+function advance(run: Run, most = Infinity): void {
+  const begin = performance.now(), sums = run.learners.map(() => 0), last = Math.min(run.last, run.updates + most), first = run.updates;
+  while (run.updates < last && performance.now() - begin < BETWEEN) {
+    const tasks = sample(run.random, run.updates);
+    for (const [i, learner] of run.learners.entries()) sums[i]! += learner.update(tasks);
+    run.updates++;
   }
-  current.seconds += (performance.now() - begin) / 1000;
-  const isDone = current.updates >= current.last;
+  run.seconds += (performance.now() - begin) / 1000;
+  const isDone = run.updates >= run.last;
   postMessage({
-    updates: current.updates, seconds: current.seconds, losses: sums.map((sum) => sum / done),
-    heldOut: current.learners.map((learner) => learner.evaluate(current!.heldOut, current!.heldOutSteps)),
-    weights: current.learners.map(({ weights }) => weights), isDone,
+    updates: run.updates, seconds: run.seconds, losses: sums.map((sum) => sum / (run.updates - first)),
+    heldOut: run.learners.map((learner) => learner.evaluate(run.heldOut, run.heldOutSteps)),
+    weights: run.learners.map(({ weights }) => weights), isDone,
   } satisfies Progress);
-  isPlaying = !isDone;
-  if (isPlaying) setTimeout(run);
+  isPlaying &&= !isDone;
+}
+
+function play(): void {
+  clearTimeout(next);
+  if (!current || !isPlaying) return;
+  advance(current);
+  if (isPlaying) next = setTimeout(play) as unknown as number;
 }
 
 async function begin({ module, seed, learners, updates, heldOutSteps }: Start): Promise<void> {
@@ -73,12 +78,12 @@ async function begin({ module, seed, learners, updates, heldOutSteps }: Start): 
     heldOut: sample(new Random(seed, Stream.heldOut), 0, HELD_OUT, 5, 20), heldOutSteps,
   };
   isPlaying = true;
-  run();
+  play();
 }
 
-onmessage = ({ data }: MessageEvent<Start | "pause" | "play">) => {
+onmessage = ({ data }: MessageEvent<Start | "pause" | "play" | "step">) => {
   if (data === "pause") isPlaying = false;
-  else if (data === "play") {
-    if (!isPlaying && current) (isPlaying = true), run();
-  } else void begin(data);
+  else if (data === "step" && current) advance(current, 1);
+  else if (data === "play" && !isPlaying) (isPlaying = true), play();
+  else if (typeof data === "object") void begin(data);
 };

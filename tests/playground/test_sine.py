@@ -86,5 +86,8 @@ def test_training_pauses_and_goes_on(visit: Visit) -> None:
     said = visit.tab.locator(".progress").inner_text()
     visit.tab.wait_for_timeout(300)
     assert visit.tab.locator(".progress").inner_text() == said
+    visit.tab.get_by_role("button", name="One update").click()
+    after = int(said.split()[0].replace(",", "")) + 1
+    visit.tab.wait_for_selector(f".progress:has-text('{after:,} of')")
     visit.tab.get_by_role("button", name="Play").click()
     visit.tab.wait_for_selector(f".progress:not(:text-is('{said}'))")

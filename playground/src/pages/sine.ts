@@ -48,6 +48,7 @@ function open(frame: Frame, state: State<typeof schema>, module: WebAssembly.Mod
     said.textContent = `${progress.updates.toLocaleString("en")} of ${state.values.updates.toLocaleString("en")} meta-updates, ${rate.toLocaleString("en")} a second`;
     said.dataset.done = String(progress.isDone);
     pause.disabled = progress.isDone;
+    one.disabled = training.isPlaying || progress.isDone;
     adapt();
     losses.draw();
   });
@@ -103,7 +104,10 @@ function open(frame: Frame, state: State<typeof schema>, module: WebAssembly.Mod
   const pause = button(trained, "Pause", () => {
     training.toggle();
     pause.textContent = training.isPlaying ? "Pause" : "Play";
+    one.disabled = training.isPlaying;
   });
+  const one = button(trained, "One update", () => training.step());
+  one.disabled = true;
   button(trained, "Train again", () => train());
   button(frame.controls, "Clear points", () => state.set({ points: [] }));
   frame.controls.append(element("p", { class: "hint" }, "Click into the picture to put a point down, click a point to take it away. With the keyboard: arrows, Enter, Delete."));
@@ -151,6 +155,7 @@ function open(frame: Frame, state: State<typeof schema>, module: WebAssembly.Mod
     trainedWith = `${seed} ${last}`;
     for (const points of history) points.length = 0;
     pause.textContent = "Pause";
+    one.disabled = true;
     losses.domain([0, last], [0.03, 10]);
     training.start({ seed, updates: last, heldOutSteps: SHOTS, learners: COMPARED.map(({ name }) => ({ name, settings: SETTINGS })) });
   }
