@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import processes
-from lightning_maml.cli import COMMANDS
+from lightning_maml.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
@@ -97,6 +97,7 @@ def test_the_readme_is_short(repository: Path) -> None:
     assert max(len(line) for line in lines if line.startswith("|")) <= 120  # tables, in a terminal
 
 
+PROGRAMS = ("lightning-maml", "lightning_maml.cli")
 # what makes a command of the README short; those of make are the tests themselves and the demo, see test_cli.py
 SHORTENED = {
     "fit": ["--trainer.max_steps", "40", "--data.batches_per_epoch", "40"],
@@ -125,14 +126,20 @@ def test_bash_blocks_run(repository: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_commands_and_configurations_exist(repository: Path, document: str) -> None:
+def test_commands_take_their_options(
+    repository: Path, document: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each command is there, and those that train or test read their configuration with all options of the line."""
+    monkeypatch.chdir(repository)
     for words in _commands((repository / document).read_text().replace("\\\n", " ")):
-        if "lightning-maml" in words[:2]:
-            command = words[words.index("lightning-maml") + 1]
-            assert command in COMMANDS, words
-            if "--config" in words:
-                config = words[words.index("--config") + 1]
-                assert (repository / config).is_file() or (repository / "configs" / f"{config}.yaml").is_file(), words
+        at = next((words.index(name) + 1 for name in PROGRAMS if name in words), None)
+        if at is None or words[-1] == "...":
+            continue
+        assert words[at] in COMMANDS, words
+        if words[at] in ("fit", "validate", "test", "predict"):
+            with pytest.raises(SystemExit) as ended:
+                main([*words[at:], "--print_config"])
+            assert (ended.value.code, capsys.readouterr().err) == (0, ""), words
 
 
 def test_every_block_is_run_by_a_test(repository: Path) -> None:
@@ -153,9 +160,9 @@ def test_the_picture_is_small_and_names_what_it_shows(repository: Path) -> None:
 
 def test_make_help_lists_every_target(repository: Path) -> None:
     makefile = (repository / "Makefile").read_text()
-    targets = re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE)
     printed = subprocess.run(["make", "help"], cwd=repository, capture_output=True, text=True, check=True).stdout
-    assert re.findall(r"^  make (\w+)", printed, flags=re.MULTILINE) == targets
+    assert re.findall(r"^  make ([a-z-]+)", printed, flags=re.MULTILINE) == targets
 
 
 def test_configs_and_commands_named_in_the_readme_exist(repository: Path) -> None:

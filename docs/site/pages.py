@@ -30,8 +30,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return markdown.replace("HELP\n", HELP, 1)
     if (notebook := (ROOT / "docs" / source).with_suffix(".ipynb")).is_file():
         return _with_outputs(notebook)
-    if source == "playground.md" and not PLAYGROUND.is_file():
-        markdown = markdown.replace(f"(playground/{PLAYGROUND.name})", "(#build-it)")
+    if source == "playground.md" and PLAYGROUND.is_file():
+        there = f"[the playground](playground/{PLAYGROUND.name})"
+        markdown = markdown.replace("`playground/dist/playground.html`, which `make playground` writes", there, 1)
     if source not in ELSEWHERE:
         here = (ROOT / "docs" / source).parent
         return LINK.sub(lambda link: link[0] if _in_site(here, link[2]) else link[1], markdown)
