@@ -1,7 +1,7 @@
 /** All pages, in the order of their tabs. */
 import type { Page } from "../page";
-
+import { directions } from "./directions";
 import { landscape } from "./landscape";
 import { sine } from "./sine";
 
-export const PAGES: readonly Page<any>[] = [sine, landscape];
+export const PAGES: readonly Page<any>[] = [sine, landscape, directions];

@@ -114,6 +114,7 @@ const within = (value: number, [low, high]: Point) => Number(Math.min(high, Math
 
 /** A star at a point. */
 export function star(chart: Chart, name: string, [x, y]: Point, className: string): void {
-  chart.named("path", `star-${name}`).attr("class", `star ${className}`).attr("d", symbol(symbolStar, 170)())
+  const size = chart.svg.clientWidth < 500 ? 80 : 170;
+  chart.named("path", `star-${name}`).attr("class", `star ${className}`).attr("d", symbol(symbolStar, size)())
     .attr("transform", `translate(${chart.x(x)} ${chart.y(y)})`);
 }
