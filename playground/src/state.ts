@@ -40,18 +40,18 @@ export function choice<T extends string>(initial: T, options: readonly T[]): Pro
 
 export type Point = readonly [number, number];
 
-/** At most `most` points within an interval each; null stands for "not chosen", and is not in the address. */
-export function points<T extends Point[] | null>(initial: T, x: Point, y: Point, most = 30): Property<Point[] | T> {
+/** From `least` to `most` points within an interval each; null stands for "not chosen", and is not in the address. */
+export function points<T extends Point[] | null>(initial: T, x: Point, y: Point, most = 30, least = 0): Property<Point[] | T> {
   const each = [number(0, ...x), number(0, ...y)] as const;
   return {
     initial,
     read: (text) => {
       const all = text === "" ? [] : text.split("_").map((pair) => pair.split(",").map((one, i) => each[i]?.read(one)));
-      const isRight = all.length <= most && all.every((pair) => pair.length === 2 && pair.every((one) => one !== undefined));
+      const isRight = all.length <= most && all.length >= least && all.every((pair) => pair.length === 2 && pair.every((one) => one !== undefined));
       return isRight ? (all as unknown as Point[]) : undefined;
     },
     write: (value) => (value ?? []).map(([a, b]) => `${each[0].write(a)},${each[1].write(b)}`).join("_"),
-    allowed: `at most ${most} points x,y_x,y within ${x.join(" to ")} and ${y.join(" to ")}`,
+    allowed: `${least ? `${least} to` : "at most"} ${most} points x,y_x,y within ${x.join(" to ")} and ${y.join(" to ")}`,
   };
 }
 

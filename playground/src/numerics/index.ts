@@ -5,3 +5,4 @@ export * from "./kernel";
 export * from "./learner";
 export * from "./random";
 export * from "./sines";
+export * from "./plane";

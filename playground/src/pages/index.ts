@@ -1,5 +1,8 @@
 /** All pages, in the order of their tabs. */
 import type { Page } from "../page";
+import { curvature } from "./curvature";
+import { directions } from "./directions";
+import { landscape } from "./landscape";
 import { sine } from "./sine";
 
-export const PAGES: readonly Page<any>[] = [sine];
+export const PAGES: readonly Page<any>[] = [sine, landscape, directions, curvature];
