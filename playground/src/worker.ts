@@ -4,7 +4,7 @@ import { ALGORITHMS, type AlgorithmName } from "./numerics/algorithms";
 import { Kernel, type Tasks } from "./numerics/kernel";
 import type { Learner, Settings, Weights } from "./numerics/learner";
 import { Random, Stream } from "./numerics/random";
-import { sample } from "./numerics/sines";
+import { heldOut, sample } from "./numerics/sines";
 
 export interface Start {
   module: WebAssembly.Module;
@@ -18,25 +18,27 @@ export interface Start {
 
 export interface Progress {
   updates: number;
-  /** of training alone, so far */
+  /** of training alone, so far: of all learners, and of each */
   seconds: number;
+  secondsOfEach: number[];
   /** By learner, as they were given: the mean loss of the tasks since the last message, and what is learned. */
   losses: number[];
-  /** By learner: the mean loss of tasks that it does not train on. */
+  /** By learner: the mean loss of tasks that it does not train on, after all inner steps; and before them and after each. */
   heldOut: number[];
+  curves: number[][];
   weights: Weights[];
   isDone: boolean;
 }
 
 const BETWEEN = 1000 / 30; // milliseconds
-const HELD_OUT = 40; // tasks
+const CHUNK = 4; // updates of one learner before it is the next one's turn: clocks of a browser are too coarse for one
 
 interface Run {
   learners: Learner[];
   random: Random;
   updates: number;
   last: number;
-  seconds: number;
+  secondsOfEach: number[];
   heldOut: Tasks;
   heldOutSteps: number;
 }
@@ -44,22 +46,28 @@ interface Run {
 let current: Run | null = null;
 let isPlaying = false;
 
+let between = BETWEEN;
+
 function run(): void {
   if (!current || !isPlaying) return;
-  const begin = performance.now(), sums = current.learners.map(() => 0);
-  let done = 0;
-  while (current.updates < current.last && performance.now() - begin < BETWEEN) {
-    const tasks = sample(current.random, current.updates);
-    for (const [i, learner] of current.learners.entries()) sums[i]! += learner.update(tasks);
-    current.updates++;
-    done++;
+  const { learners, random, last, secondsOfEach } = current;
+  const begin = performance.now(), sums = learners.map(() => 0), first = current.updates;
+  while (current.updates < last && performance.now() - begin < between) {
+    const chunk = Array.from({ length: Math.min(CHUNK, last - current.updates) }, (_, i) => sample(random, current!.updates + i));
+    for (const [i, learner] of learners.entries()) {
+      const start = performance.now();
+      for (const tasks of chunk) sums[i]! += learner.update(tasks);
+      secondsOfEach[i]! += (performance.now() - start) / 1000;
+    }
+    current.updates += chunk.length;
   }
-  current.seconds += (performance.now() - begin) / 1000;
-  const isDone = current.updates >= current.last;
+  const isDone = current.updates >= last, trained = performance.now();
+  const curves = learners.map((learner) => learner.curve(current!.heldOut, current!.heldOutSteps));
+  between = Math.max(BETWEEN, 3 * (performance.now() - trained)); // a quarter of the time at most is for the held-out tasks
   postMessage({
-    updates: current.updates, seconds: current.seconds, losses: sums.map((sum) => sum / done),
-    heldOut: current.learners.map((learner) => learner.evaluate(current!.heldOut, current!.heldOutSteps)),
-    weights: current.learners.map(({ weights }) => weights), isDone,
+    updates: current.updates, seconds: secondsOfEach.reduce((a, b) => a + b, 0), secondsOfEach,
+    losses: sums.map((sum) => sum / (current!.updates - first)), heldOut: curves.map((curve) => curve.at(-1)!), curves,
+    weights: learners.map(({ weights }) => weights), isDone,
   } satisfies Progress);
   isPlaying = !isDone;
   if (isPlaying) setTimeout(run);
@@ -69,8 +77,8 @@ async function begin({ module, seed, learners, updates, heldOutSteps }: Start): 
   const kernel = await Kernel.of(module);
   current = {
     learners: learners.map(({ name, settings }) => ALGORITHMS[name](kernel, settings, seed)),
-    random: new Random(seed, Stream.training), updates: 0, last: updates, seconds: 0,
-    heldOut: sample(new Random(seed, Stream.heldOut), 0, HELD_OUT, 5, 20), heldOutSteps,
+    random: new Random(seed, Stream.training), updates: 0, last: updates, secondsOfEach: learners.map(() => 0),
+    heldOut: heldOut(seed), heldOutSteps,
   };
   isPlaying = true;
   run();
