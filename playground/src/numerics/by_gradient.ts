@@ -27,6 +27,6 @@ export abstract class ByGradient extends Learner {
 /** The mean over tasks of `[tasks, n]`. */
 export function meanOfTasks(values: ArrayLike<number>, tasks: number): Float64Array {
   const each = values.length / tasks, sum = new Float64Array(each);
-  for (let i = 0; i < values.length; i++) sum[i % each]! += values[i]! / tasks;
+  for (let begin = 0; begin < values.length; begin += each) for (let i = 0; i < each; i++) sum[i]! += values[begin + i]! / tasks;
   return sum;
 }

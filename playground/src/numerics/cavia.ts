@@ -59,7 +59,7 @@ export class Cavia extends ByGradient {
     const { count, supportInputs, supportTargets } = tasks, { rate, steps } = this.settings, P = this.theta.length, { contexts, hidden } = this;
     const every = Array.from({ length: count }, (_, task) => task), theta = new Float64Array(P), ofW = new Float64Array(hidden * contexts);
     const collect = (rows: ArrayLike<number>) => {
-      for (let i = 0; i < count * P; i++) theta[i % P]! += rows[i]! / count;
+      for (let begin = 0; begin < count * P; begin += P) for (let i = 0; i < P; i++) theta[i]! += rows[begin + i]! / count;
     };
     /** adds scale g c' to the gradient of W, g at the bias of a task's row */
     const outer = (rows: ArrayLike<number>, task: number, context: Float64Array, scale: number) => {

@@ -17,8 +17,10 @@ export class Imaml extends ByGradient {
   }
 
   protected override stepped(parameters: Float64Array, gradient: Float32Array): Float64Array {
-    const { theta, rule, settings } = this, P = theta.length;
-    return parameters.map((value, i) => value - settings.rate * (gradient[i]! + rule.proximal * (value - theta[i % P]!)));
+    const { theta, rule, settings } = this, P = theta.length, next = parameters.slice();
+    for (let begin = 0; begin < next.length; begin += P)
+      for (let i = 0; i < P; i++) next[begin + i]! -= settings.rate * (gradient[begin + i]! + rule.proximal * (next[begin + i]! - theta[i]!));
+    return next;
   }
 
   /** The mean over tasks of g, of ((1 + damping) I + H / lambda) g = gradient of the queries, H of the support set. */
@@ -27,8 +29,9 @@ export class Imaml extends ByGradient {
     const phi = [...this.walk(tasks, this.settings.steps)].at(-1)!;
     const { losses, gradients } = this.kernel.curvature(this.network, phi, tasks.queryInputs, tasks.queryTargets);
     const multiply = (v: Float64Array) => {
-      const { products } = this.kernel.curvature(this.network, phi, supportInputs, supportTargets, v);
-      return v.map((value, i) => (1 + damping) * value + products[i]! / proximal);
+      const { products } = this.kernel.curvature(this.network, phi, supportInputs, supportTargets, v), product = new Float64Array(v.length);
+      for (let i = 0; i < v.length; i++) product[i] = (1 + damping) * v[i]! + products[i]! / proximal;
+      return product;
     };
     const b = Float64Array.from(gradients), start = b.map((value) => value / (1 + damping));
     return { loss: mean(losses), of: { theta: meanOfTasks(conjugateGradients(multiply, b, cgSteps, start, tasks.count), tasks.count) } };

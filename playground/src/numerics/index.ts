@@ -2,6 +2,7 @@
 export * from "./adam";
 export * from "./algorithms";
 export * from "./cavia";
+export * from "./imaml";
 export * from "./kernel";
 export * from "./learner";
 export * from "./random";

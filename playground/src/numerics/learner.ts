@@ -66,7 +66,9 @@ export abstract class Learner {
 
   /** Parameters `[tasks, P]` after the inner step number `step`, by the gradients of the examples. */
   protected stepped(parameters: Float64Array, gradient: Float32Array, _step: number): Float64Array {
-    return parameters.map((value, i) => value - this.settings.rate * gradient[i]!);
+    const next = parameters.slice(), { rate } = this.settings;
+    for (let i = 0; i < next.length; i++) next[i]! -= rate * gradient[i]!; // several times as fast as `map`
+    return next;
   }
 
   /** Parameters `[tasks, P]`, of each task's own: before the first inner step on the support sets, and after each. */
