@@ -38,6 +38,19 @@ export function choice<T extends string>(initial: T, options: readonly T[]): Pro
   };
 }
 
+/** Any of several words, without an order. */
+export function several<T extends string>(initial: readonly T[], options: readonly T[]): Property<readonly T[]> {
+  return {
+    initial,
+    read: (text) => {
+      const words = text === "" ? [] : text.split(",");
+      return words.every((word) => (options as readonly string[]).includes(word)) ? options.filter((option) => words.includes(option)) : undefined;
+    },
+    write: (value) => options.filter((option) => value.includes(option)).join(","),
+    allowed: `any of ${options.join(",")}`,
+  };
+}
+
 export type Point = readonly [number, number];
 
 /** From `least` to `most` points within an interval each; null stands for "not chosen", and is not in the address. */

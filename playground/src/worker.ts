@@ -4,7 +4,7 @@ import { ALGORITHMS, type AlgorithmName } from "./numerics/algorithms";
 import { Kernel, type Tasks } from "./numerics/kernel";
 import type { Learner, Settings, Weights } from "./numerics/learner";
 import { Random, Stream } from "./numerics/random";
-import { sample } from "./numerics/sines";
+import { heldOut, sample } from "./numerics/sines";
 
 export interface Start {
   module: WebAssembly.Module;
@@ -18,25 +18,27 @@ export interface Start {
 
 export interface Progress {
   updates: number;
-  /** of training alone, so far */
+  /** of training alone, so far: of all learners, and of each */
   seconds: number;
+  secondsOfEach: number[];
   /** By learner, as they were given: the mean loss of the tasks since the last message, and what is learned. */
   losses: number[];
-  /** By learner: the mean loss of tasks that it does not train on. */
+  /** By learner: the mean loss of tasks that it does not train on, after all inner steps; and before them and after each. */
   heldOut: number[];
+  curves: number[][];
   weights: Weights[];
   isDone: boolean;
 }
 
 const BETWEEN = 1000 / 30; // milliseconds
-const HELD_OUT = 40; // tasks
+const CHUNK = 4; // updates of one learner before it is the next one's turn: clocks of a browser are too coarse for one
 
 interface Run {
   learners: Learner[];
   random: Random;
   updates: number;
   last: number;
-  seconds: number;
+  secondsOfEach: number[];
   heldOut: Tasks;
   heldOutSteps: number;
 }
@@ -45,20 +47,28 @@ let current: Run | null = null;
 let isPlaying = false;
 let next = 0; // the timer of what comes next: there is one at a time
 
+let between = BETWEEN;
+
 /** Trains for a thirtieth of a second, or for so many updates, and tells of it. */
 function advance(run: Run, most = Infinity): void {
-  const begin = performance.now(), sums = run.learners.map(() => 0), last = Math.min(run.last, run.updates + most), first = run.updates;
-  while (run.updates < last && performance.now() - begin < BETWEEN) {
-    const tasks = sample(run.random, run.updates);
-    for (const [i, learner] of run.learners.entries()) sums[i]! += learner.update(tasks);
-    run.updates++;
+  const { learners, random, secondsOfEach } = run, last = Math.min(run.last, run.updates + most);
+  const begin = performance.now(), sums = learners.map(() => 0), first = run.updates;
+  while (run.updates < last && performance.now() - begin < between) {
+    const chunk = Array.from({ length: Math.min(CHUNK, last - run.updates) }, (_, i) => sample(random, run.updates + i));
+    for (const [i, learner] of learners.entries()) {
+      const start = performance.now();
+      for (const tasks of chunk) sums[i]! += learner.update(tasks);
+      secondsOfEach[i]! += (performance.now() - start) / 1000;
+    }
+    run.updates += chunk.length;
   }
-  run.seconds += (performance.now() - begin) / 1000;
-  const isDone = run.updates >= run.last;
+  const isDone = run.updates >= run.last, trained = performance.now();
+  const curves = learners.map((learner) => learner.curve(run.heldOut, run.heldOutSteps));
+  between = Math.max(BETWEEN, 3 * (performance.now() - trained)); // a quarter of the time at most is for the held-out tasks
   postMessage({
-    updates: run.updates, seconds: run.seconds, losses: sums.map((sum) => sum / (run.updates - first)),
-    heldOut: run.learners.map((learner) => learner.evaluate(run.heldOut, run.heldOutSteps)),
-    weights: run.learners.map(({ weights }) => weights), isDone,
+    updates: run.updates, seconds: secondsOfEach.reduce((a, b) => a + b, 0), secondsOfEach,
+    losses: sums.map((sum) => sum / (run.updates - first)), heldOut: curves.map((curve) => curve.at(-1)!), curves,
+    weights: learners.map(({ weights }) => weights), isDone,
   } satisfies Progress);
   isPlaying &&= !isDone;
 }
@@ -74,8 +84,8 @@ async function begin({ module, seed, learners, updates, heldOutSteps }: Start): 
   const kernel = await Kernel.of(module);
   current = {
     learners: learners.map(({ name, settings }) => ALGORITHMS[name](kernel, settings, seed)),
-    random: new Random(seed, Stream.training), updates: 0, last: updates, seconds: 0,
-    heldOut: sample(new Random(seed, Stream.heldOut), 0, HELD_OUT, 5, 20), heldOutSteps,
+    random: new Random(seed, Stream.training), updates: 0, last: updates, secondsOfEach: learners.map(() => 0),
+    heldOut: heldOut(seed), heldOutSteps,
   };
   isPlaying = true;
   play();

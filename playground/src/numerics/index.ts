@@ -1,6 +1,8 @@
 /** The numerics, which know nothing of a page. */
 export * from "./adam";
 export * from "./algorithms";
+export * from "./cavia";
+export * from "./imaml";
 export * from "./kernel";
 export * from "./learner";
 export * from "./random";

@@ -66,19 +66,31 @@ export abstract class Learner {
 
   /** Parameters `[tasks, P]` after the inner step number `step`, by the gradients of the examples. */
   protected stepped(parameters: Float64Array, gradient: Float32Array, _step: number): Float64Array {
-    return parameters.map((value, i) => value - this.settings.rate * gradient[i]!);
+    const next = parameters.slice(), { rate } = this.settings;
+    for (let i = 0; i < next.length; i++) next[i]! -= rate * gradient[i]!; // several times as fast as `map`
+    return next;
   }
 
-  /** The mean loss of the queries of tasks after so many inner steps on their support sets. */
-  evaluate(tasks: Tasks, steps: number): number {
-    const { count } = tasks, each = this.theta.length;
-    let now: Float64Array = new Float64Array(count * each);
-    for (let task = 0; task < count; task++) now.set(this.theta, task * each);
+  /** Parameters `[tasks, P]`, of each task's own: before the first inner step on the support sets, and after each. */
+  protected *walk({ count, supportInputs, supportTargets }: Tasks, steps: number): Generator<Float64Array> {
+    let now: Float64Array = new Float64Array(count * this.theta.length);
+    for (let task = 0; task < count; task++) now.set(this.theta, task * this.theta.length);
+    yield now;
     for (let step = 0; step < steps; step++) {
-      const { gradients } = this.kernel.curvature(this.network, now, tasks.supportInputs, tasks.supportTargets);
-      now = this.stepped(now, gradients, step);
+      const { gradients } = this.kernel.curvature(this.network, now, supportInputs, supportTargets);
+      yield (now = this.stepped(now, gradients, step));
     }
-    return mean(this.kernel.curvature(this.network, now, tasks.queryInputs, tasks.queryTargets).losses);
+  }
+
+  /** The mean loss of the queries of tasks before the first inner step on their support sets, and after each: `[steps + 1]`. */
+  curve(tasks: Tasks, steps: number): number[] {
+    const loss = (now: Float64Array) => mean(this.kernel.curvature(this.network, now, tasks.queryInputs, tasks.queryTargets).losses);
+    return Array.from(this.walk(tasks, steps), loss);
+  }
+
+  /** The same after all of them alone. */
+  evaluate(tasks: Tasks, steps: number): number {
+    return this.curve(tasks, steps).at(-1)!;
   }
 
   /** Outputs `[networks][rows]` of networks with these parameters. */

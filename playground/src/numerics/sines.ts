@@ -1,7 +1,7 @@
 /** Sine waves y = A sin(x - phase), the regression of Finn et al. 2017 (section 5.1). */
 
 import type { Tasks } from "./kernel";
-import { Random } from "./random";
+import { Random, Stream } from "./random";
 
 export const AMPLITUDE = [0.1, 5] as const;
 export const PHASE = [0, Math.PI] as const;
@@ -32,6 +32,11 @@ export function sample(random: Random, batch: number, count = 25, shots = 10, qu
   }
   return { count, supportInputs, supportTargets, queryInputs, queryTargets, waves };
 }
+
+/** The tasks that no learner trains on: five examples each. */
+export const HELD_OUT = { count: 40, shots: 5, queries: 20 } as const;
+
+export const heldOut = (seed: number) => sample(new Random(seed, Stream.heldOut), 0, HELD_OUT.count, HELD_OUT.shots, HELD_OUT.queries);
 
 /** Weights and biases as torch's `Linear` draws them: uniform within 1 / sqrt(in). */
 export function initial(widths: number[], random: Random): Float64Array {

@@ -2,7 +2,8 @@
 import type { Page } from "../page";
 import { curvature } from "./curvature";
 import { directions } from "./directions";
+import { family } from "./family";
 import { landscape } from "./landscape";
 import { sine } from "./sine";
 
-export const PAGES: readonly Page<any>[] = [sine, landscape, directions, curvature];
+export const PAGES: readonly Page<any>[] = [sine, landscape, directions, curvature, family];

@@ -42,6 +42,23 @@ export function select<S extends Schema>(
   follow(state, name, () => (input.value = String(state.values[name])));
 }
 
+/** A box for each of several words: those that are ticked are the ones that the state does not name. */
+export function toggles<S extends Schema, T extends string>(
+  parent: HTMLElement, state: State<S>, name: Names<S, readonly T[]>, label: string, options: readonly { name: T; title: string; className: string }[],
+): void {
+  const group = element("fieldset", { class: "toggles" }, element("legend", {}, label));
+  const boxes = options.map((option) => {
+    const box = element("input", { type: "checkbox", id: `control-${name}-${option.name}` });
+    box.addEventListener("change", () => {
+      state.set({ [name]: options.filter((_, i) => !boxes[i]!.checked).map((one) => one.name) } as never);
+    });
+    group.append(element("label", {}, box, element("span", { class: option.className }, option.title)));
+    return box;
+  });
+  parent.append(group);
+  follow(state, name, () => boxes.forEach((box, i) => (box.checked = !(state.values[name] as readonly T[]).includes(options[i]!.name))));
+}
+
 export function button(parent: HTMLElement, label: string, onClick: () => void): HTMLButtonElement {
   const made = element("button", { type: "button" }, label);
   made.addEventListener("click", onClick);
