@@ -3,5 +3,7 @@ export * from "./adam";
 export * from "./algorithms";
 export * from "./kernel";
 export * from "./learner";
+export * from "./navigation";
+export * from "./policy";
 export * from "./random";
 export * from "./sines";
