@@ -39,6 +39,7 @@ docs: $(VENV)/.ready ## build the site into site/; a warning is an error
 
 playground: $(READY) playground/node_modules/.package-lock.json ## build the playground into playground/dist/ (needs npm, clang 19 and wasi-libc)
 	@$(BIN)/python playground/kernel.py
+	@$(BIN)/python playground/weights.py
 	@cd playground && npm run build --silent
 
 playground-serve: playground ## build the playground and serve it on this machine

@@ -42,4 +42,8 @@ def uniform(seed, stream, index, low=0.0, high=1.0):
     with np.errstate(over="ignore"):
         key = hashed(hashed(np.uint32(seed + 1)) + np.uint32(stream))
         return low + (high - low) * (hashed(key + np.asarray(index, np.uint32)) / 2.0**32)
+
+def normal(seed, stream, index):
+    radius = np.sqrt(-2 * np.log(1 - uniform(seed, stream, 2 * np.asarray(index))))
+    return radius * np.cos(2 * np.pi * uniform(seed, stream, 2 * np.asarray(index) + 1))
 `;

@@ -4,6 +4,7 @@ import { curvature } from "./curvature";
 import { directions } from "./directions";
 import { family } from "./family";
 import { landscape } from "./landscape";
+import { navigation } from "./navigation";
 import { sine } from "./sine";
 
-export const PAGES: readonly Page<any>[] = [sine, landscape, directions, curvature, family];
+export const PAGES: readonly Page<any>[] = [sine, landscape, directions, curvature, family, navigation];

@@ -18,6 +18,8 @@ export interface Options {
   yLabel: string;
   /** height for each unit of width */
   ratio?: number;
+  /** Whether the place within the axes is a square, for axes of the same unit. */
+  isSquare?: boolean;
   isLog?: boolean;
   /** Whether a keyboard may reach it. */
   isFocusable?: boolean;
@@ -77,8 +79,9 @@ export class Chart {
   private resize(): void {
     this.width = this.place.clientWidth;
     if (!this.width) return;
-    const height = Math.round(Math.max(220, Math.min(this.width * (this.options.ratio ?? 0.6), 560)));
     const { top, right, bottom, left } = MARGIN;
+    const rectangle = Math.round(Math.max(220, Math.min(this.width * (this.options.ratio ?? 0.6), 560)));
+    const height = this.options.isSquare ? this.width - left - right + top + bottom : rectangle;
     this.frame.attr("width", this.width).attr("height", height);
     this.x.range([left, this.width - right]);
     this.y.range([height - bottom, top]);
