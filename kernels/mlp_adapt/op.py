@@ -153,7 +153,7 @@ def _check(
     if len(frequencies) != (expected := len(widths) - 2 if activation in WITH_FREQUENCIES else 0):
         raise ValueError(f"Expected {expected} `frequencies` for {activation!r} but got {list(frequencies)}.")
     check_parameters(theta, rates, size(widths), f"the widths {list(widths)}")
-    if not torch.tensor(frequencies, dtype=theta.dtype).isfinite().all():
+    if not all(abs(frequency) <= torch.finfo(theta.dtype).max for frequency in frequencies):
         raise ValueError(f"Expected `frequencies` that are finite in {theta.dtype} but got {list(frequencies)}.")
     if not theta.is_cpu and theta.dtype != torch.float32:
         raise ValueError(f"Expected float32 on a GPU but got {theta.dtype}.")
