@@ -136,7 +136,7 @@ def test_sines_are_cudas_alone(algorithm: Any, loss: str, kernels: list[str]) ->
     assert standin.launches == [("mlp_adapt", kernels)]
     for network, more in ((siren(2.0), {"precision": "tf32"}), (siren(2.0, 2.0, width=256), {})):
         network, tasks = problem(DEVICE, loss, lambda network=network: network)
-        with pytest.raises(NotImplementedError, match=r"'sine' is none of Triton's kernels.* the one in CUDA does not"):
+        with pytest.raises(NotImplementedError, match=r"Triton's kernels have no 'sine'.* CUDA's does not take"):
             meta_loss(network, maml(0.1, 2), tasks, loss=loss, engine=Fused(kernel="mlp_adapt", **more))
 
 
@@ -170,17 +170,25 @@ def test_what_sines_an_adapted_network_predicts_with() -> None:
     assert standin.launches == [("mlp_trajectory", ["mlp_adapt"])]
 
 
-def test_many_numbers_of_rows_beyond_tritons_are_refused() -> None:
+@pytest.mark.parametrize(
+    "network, kind, first, because",
+    [
+        (MLP(2, [7], 3, init="default"), ("relu", ()), 129, "rows, more than 128"),
+        (siren(1.5, width=7), ("sine", (1.5,)), 1, "CUDA's does not take widths [2, 7, 3], rows ["),
+    ],
+    ids=["relu", "sine"],
+)
+def test_many_numbers_of_rows_beyond_tritons_are_refused(network: Any, kind: Any, first: int, because: str) -> None:
     """Each would be compiled, which takes seconds; "auto" goes on with another engine."""
-    network = MLP(2, [7], 3, init="default").to(DEVICE)
+    network = network.to(DEVICE)
     found = Fused(kernel="mlp_adapt")
     reasons = []
-    for rows in range(129, 129 + cuda.MOST_SIZES + 2):
+    for rows in range(first, first + cuda.MOST_SIZES + 2):
         x, y = torch.zeros(1, rows, 2, device=DEVICE), torch.zeros(1, rows, 3, device=DEVICE)
         reasons.append(found.unsupported(Problem(network, maml(0.1, 1), task_loss("mse")), (x, y), (x, y)))
-        cuda._SIZES[(2, 7, 3), "relu", (), "mse"].add((rows, rows))
+        cuda._SIZES[(2, 7, 3), *kind, "mse"].add((rows, rows))
     assert reasons[: cuda.MOST_SIZES] == [None] * cuda.MOST_SIZES
-    assert all("rows, more than 128" in str(reason) for reason in reasons[cuda.MOST_SIZES :])
+    assert all(because in str(reason) for reason in reasons[cuda.MOST_SIZES :])
 
 
 def test_a_convolutional_networks_adaptation_is_one_operator() -> None:

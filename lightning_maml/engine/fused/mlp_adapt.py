@@ -64,8 +64,8 @@ class MlpAdapt(operator.Operator):
         most = limits(device, self.precision, *kind, *rows, *[0] * (2 - len(rows)))
         if found.activation not in most.activations:
             raise UnrecognisedError(
-                f"its activation {found.activation!r} is none of Triton's kernels, {list(most.activations)}, and the "
-                f"one in CUDA does not take widths {found.widths} with precision {self.precision!r} on {device}"
+                f"Triton's kernels have no {found.activation!r}, only {list(most.activations)}, and CUDA's does not "
+                f"take widths {found.widths}, rows {rows} and precision={self.precision!r} on {device}"
             )
         check_widths(found.widths, most)
         if most.rows is not None and max(rows) > most.rows:
