@@ -5,6 +5,7 @@ products need no padding. A plan says what has its place in shared memory, and w
 """
 
 from collections.abc import Sequence
+from ctypes import c_float
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -18,7 +19,7 @@ from lightning_maml.kernels import nvrtc
 from lightning_maml.kernels.adaptation import Adaptation, room
 from lightning_maml.kernels.mlp_adapt.layout import FROM_SUMS, LOSSES, Kind
 
-ACTIVATIONS = ("identity", "relu", "tanh", "gelu", "silu")
+ACTIVATIONS = ("identity", "relu", "tanh", "gelu", "silu", "sine")
 PRECISIONS = ("ieee",)
 THREADS = 128
 SEGMENT = 5
@@ -53,6 +54,7 @@ class Variant:
 
     widths: tuple[int, ...]
     activation: str
+    frequencies: tuple[float, ...]
     loss: str
     order: int
     rates_grad: bool
@@ -97,6 +99,7 @@ class Variant:
             "LAYERS": len(self.widths) - 1, "WIDTHS": ",".join(map(str, self.widths)),
             "ACTIVATIONS": ",".join(ACTIVATIONS).upper(), "LOSSES": ",".join(LOSSES).upper(),
             "ACTIVATION": self.activation.upper(), "LOSS": self.loss.upper(), "ORDER": self.order,
+            "FREQUENCIES": ",".join(f"{c_float(each).value!r}f" for each in self.frequencies),
             "RATES_GRAD": int(self.rates_grad), "OWN_RATES": int(self.own_rates), "QUERY": int(self.queries > 0),
             "ROWS": self.rows, "QUERIES": max(self.queries, 1), "SEGMENT": self.segment, "TILE": plan.tile,
             "ARCHIVE": 0 if not self.goes_back else 1 if "ARCHIVE" in plan.near else 2,
@@ -140,8 +143,10 @@ def _source(name: str) -> str:
     return Path(__file__).with_name(f"{name}.cu").read_text()
 
 
-_SIZES: dict[tuple[tuple[int, ...], str, str], set[tuple[int, int]]] = {}
-"""Of a network, an activation and a loss, the numbers of rows that they have variants for."""
+_Network = tuple[tuple[int, ...], str, tuple[float, ...], str]
+"""Widths, activation, frequencies, loss."""
+_SIZES: dict[_Network, set[tuple[int, int]]] = {}
+"""The numbers of rows that a network has variants for."""
 
 
 @lru_cache(256)
@@ -151,27 +156,29 @@ def _kernel(variant: Variant, plan: Plan) -> nvrtc.Kernel:
 
 @lru_cache(256)
 def _compiled(
-    limit: int, precision: str, loss: str, activation: str, order: int, rates_grad: bool, widths: tuple[int, ...],
-    rates: tuple[int, ...], support: tuple[int, ...], query: tuple[int, ...] | None,
+    limit: int, precision: str, loss: str, activation: str, frequencies: tuple[float, ...], order: int,
+    rates_grad: bool, widths: tuple[int, ...], rates: tuple[int, ...], support: tuple[int, ...],
+    query: tuple[int, ...] | None,
 ) -> Compiled | None:  # fmt: skip
     if precision not in PRECISIONS or activation not in ACTIVATIONS or nvrtc.why_unavailable():
         return None
     tasks, steps, queries = support[0], rates[0], query[1] if query else 0
     segment = max(1, min(steps, SEGMENT))
-    variant = Variant(widths, activation, loss, order, rates_grad, rates[1] > 1, support[1], queries, segment)
+    network, rows = (widths, activation, frequencies, loss), (support[1], queries)
+    variant = Variant(*network, order, rates_grad, rates[1] > 1, *rows, segment)
     plan = variant.plan(limit)
     if plan is None:
         return None
-    if not _has_room(widths, activation, loss, (support[1], queries)):
+    if not _has_room(network, rows):
         return None
-    _SIZES[widths, activation, loss].add((support[1], queries))
+    _SIZES[network].add(rows)
     numbers = variant.scratch(plan, steps)
     programs = min(tasks, max(1, SCRATCH_NUMBERS // numbers)) if numbers else tasks
     return Compiled(_kernel(variant, plan), plan, programs, (tasks, steps, numbers))
 
 
-def _has_room(widths: tuple[int, ...], activation: str, loss: str, rows: tuple[int, int]) -> bool:
-    sizes = _SIZES.setdefault((widths, activation, loss), set())
+def _has_room(network: _Network, rows: tuple[int, int]) -> bool:
+    sizes = _SIZES.setdefault(network, set())
     return len(sizes | {rows}) <= MOST_SIZES
 
 
@@ -181,28 +188,32 @@ def _mean() -> nvrtc.Kernel:
 
 
 def runs(
-    device: torch.device, precision: str, widths: Sequence[int], activation: str, loss: str, rows: int, queries: int
-) -> bool:
+    device: torch.device, precision: str, widths: Sequence[int], activation: str, frequencies: Sequence[float],
+    loss: str, rows: int, queries: int,
+) -> bool:  # fmt: skip
     """Whether a perceptron has a variant on a device, of whatever order and rates; 0 ``queries`` for a trajectory."""
     if precision not in PRECISIONS or activation not in ACTIVATIONS or device.index is None or nvrtc.why_unavailable():
         return False
-    largest = Variant(tuple(widths), activation, loss, 2, True, True, rows, queries, SEGMENT)
+    network = tuple(widths), activation, tuple(frequencies), loss
+    largest = Variant(*network, 2, True, True, rows, queries, SEGMENT)
     try:
         plan = largest.plan(nvrtc.most_shared(device.index))
     except RuntimeError:  # there is no driver, and no GPU
         return False
-    return plan is not None and _has_room(tuple(widths), activation, loss, (rows, queries))
+    return plan is not None and _has_room(network, (rows, queries))
 
 
-def covering(theta: Tensor, rates: Tensor, *sets: Any, kind: Kind, precision: str) -> Compiled | None:
+def covering(
+    theta: Tensor, rates: Tensor, *sets: Any, kind: Kind, precision: str, frequencies: Sequence[float] = ()
+) -> Compiled | None:
     """The kernel of this problem, or None for what is Triton's: AMD's GPUs, a machine without NVRTC, rounded products,
     an activation that is none of :data:`ACTIVATIONS`, weights that exceed a program's shared memory, and what comes
     after the :data:`MOST_SIZES` numbers of rows of a network that were met first.
     """
     widths, activation, loss, order, rates_grad = kind
     return _compiled(
-        nvrtc.most_shared(theta.device.index), precision, loss, activation, order, rates_grad, tuple(widths),
-        rates.shape, sets[0].shape, None if sets[2] is None else sets[2].shape,
+        nvrtc.most_shared(theta.device.index), precision, loss, activation, tuple(frequencies), order, rates_grad,
+        tuple(widths), rates.shape, sets[0].shape, None if sets[2] is None else sets[2].shape,
     )  # fmt: skip
 
 

@@ -10,12 +10,16 @@ enum { ACTIVATIONS };
 enum { LOSSES };
 #define INLINE __device__ __forceinline__
 #define CONSTANT constexpr
-constexpr bool FROM_SUM = ACTIVATION == GELU || ACTIVATION == SILU, CURVED = FROM_SUM || ACTIVATION == TANH;
+constexpr bool FROM_SUM = ACTIVATION == GELU || ACTIVATION == SILU || ACTIVATION == SINE, CURVED = FROM_SUM || ACTIVATION == TANH;
 constexpr bool BACK = QUERY && (ORDER == 2 || RATES_GRAD), LABELS = LOSS == CROSS_ENTROPY;
 constexpr int TILES = (ROWS + TILE - 1) / TILE, QUERY_TILES = (QUERIES + TILE - 1) / TILE;
 
 CONSTANT int width(int node) {
     constexpr int all[] = {WIDTHS};
+    return all[node];
+}
+CONSTANT float frequency(int node) { // of the sine that gives a node
+    constexpr float all[] = {0.f, FREQUENCIES};
     return all[node];
 }
 CONSTANT int matrix_row(int layer) { return width(layer + 1) | 1; }
@@ -43,6 +47,7 @@ constexpr int KEPT = WEIGHTS + TILES * TAPE; // of a step
 template <int NODE> constexpr int WIDTH = width(NODE);
 template <int NODE> constexpr int ROW = row(NODE);
 template <int NODE> constexpr int NODE_AT = node_at(NODE);
+template <int NODE> constexpr float FREQUENCY = frequency(NODE);
 template <int LAYER> constexpr int MATRIX = matrix(LAYER);
 template <int LAYER> constexpr int MATRIX_ROW = matrix_row(LAYER);
 template <int LAYER> constexpr int FLAT = flat(LAYER);
@@ -167,8 +172,23 @@ struct Zero {
     INLINE float operator()(int, int = 0) const { return 0.f; }
 };
 
-// of a value that goes in, the activation, its first and its second derivative
-INLINE void activate(float s, float &h, float &slope, float &bend) {
+// As functions.h has it, up to 6e6, without a branch or libdevice's array in local memory. Beyond that the next number is half
+// a radian away, and what is given are the sine and the cosine of some angle.
+INLINE float sine_of(float x, float &cosine) {
+    const float shifted = fmaf(x, 0.636619772f, 12582912.f), n = shifted - 12582912.f; // whole: 1.5 * 2^23 has no finer bits
+    float r = fmaf(n, -7.54978995489e-8f, fmaf(n, -4.837512969970703125e-4f, fmaf(n, -1.5703125f, x)));
+    r = fabsf(r) > 1.f ? 0.f : r; // NaN stays
+    const float z = r * r;
+    float s = -1.9515295891e-4f, c = 2.443315711809948e-5f;
+    s = fmaf(s, z, 8.3321608736e-3f), s = fmaf(s, z, -1.6666654611e-1f), s = fmaf(s * z, r, r);
+    c = fmaf(c, z, -1.388731625493765e-3f), c = fmaf(c, z, 4.166664568298827e-2f), c = fmaf(c * z, z, fmaf(z, -0.5f, 1.f));
+    const int quarter = __float_as_int(shifted);
+    const float sine = quarter & 1 ? c : s, other = quarter & 1 ? s : c;
+    cosine = (quarter + 1) & 2 ? -other : other;
+    return quarter & 2 ? -sine : sine;
+}
+// of a value that goes into a node, the activation, its first and its second derivative
+template <int NODE> INLINE void activate(float s, float &h, float &slope, float &bend) {
     h = s, slope = 1.f, bend = 0.f;
     if constexpr (ACTIVATION == RELU) h = s < 0.f ? 0.f : s; // NaN stays
     if constexpr (ACTIVATION == TANH) h = tanhf(s);
@@ -179,6 +199,10 @@ INLINE void activate(float s, float &h, float &slope, float &bend) {
     if constexpr (ACTIVATION == SILU) {
         const float share = 1.f / (1.f + expf(-s));
         h = s * share, slope = share + h * (1.f - share), bend = share * (1.f - share) * (2.f + s * (1.f - 2.f * share));
+    }
+    if constexpr (ACTIVATION == SINE) {
+        constexpr float w = FREQUENCY<NODE>;
+        h = sine_of(w * s, slope), slope *= w, bend = -w * w * h;
     }
 }
 // What a slope is known from: itself, or the activation
@@ -269,7 +293,7 @@ INLINE float forward(const float *x, const float *y, const float *w, Tape t, int
             const int o = r * R + c;
             if constexpr (L + 1 < LAYERS) {
                 float h, slope, bend;
-                activate(s, h, slope, bend);
+                activate<L + 1>(s, h, slope, bend);
                 t.hidden<L + 1>()[o] = h;
                 if constexpr (FROM_SUM) t.slope<L + 1>()[o] = slope, t.bend<L + 1>()[o] = bend;
                 if (c == C - 1) t.hidden<L + 1>()[o + 1] = 1.f;

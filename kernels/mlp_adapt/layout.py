@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_maml.kernels.adaptation import Adaptation
 
 ACTIVATIONS = ("identity", "relu", "tanh", "gelu", "silu")
-FROM_SUMS = ("gelu", "silu")
+FROM_SUMS = ("gelu", "silu", "sine")
 """Activations whose derivatives are taken at what goes in; those of the others are known from what comes out."""
 WITH_FREQUENCIES = ("sine",)
 """Activations ``sin(frequency * sum)``, with a frequency of its own behind each hidden layer."""
@@ -40,7 +40,7 @@ ON_CPU = Limits(8, 256, None, (*ACTIVATIONS, *WITH_FREQUENCIES))
 """In torch, and both sources in C."""
 ON_GPU = Limits(MOST_HIDDEN, 128, 128, ACTIVATIONS)
 """In Triton."""
-ON_NVIDIA = Limits(8, 256, None, ACTIVATIONS)
+ON_NVIDIA = Limits(8, 256, None, (*ACTIVATIONS, *WITH_FREQUENCIES))
 """In CUDA, so far as a program's shared memory holds the weights and the activations of a row."""
 
 Kind = tuple[Sequence[int], str, str, int, bool]

@@ -33,7 +33,7 @@ def _run(*arguments: Any) -> Adaptation:
     from lightning_maml.kernels.mlp_adapt import cuda
 
     with torch.cuda.device(operands[0].device):
-        if compiled_for_it := cuda.covering(*operands, kind=kind, precision=precision):
+        if compiled_for_it := cuda.covering(*operands, kind=kind, precision=precision, frequencies=frequencies):
             return cuda.launch(compiled_for_it, *operands, kind=kind)
         from lightning_maml.kernels.mlp_adapt.kernel import launch  # Triton is not on every machine
 
@@ -77,7 +77,7 @@ def mlp_adapt(
         query_targets: ``[T, Nq, out]``, or labels ``[T, Nq]``.
         widths: ``[in, hidden ..., out]``, up to 8 hidden layers, up to 256 each; 3 and 128 where Triton runs it. On
             an NVIDIA GPU the kernel in CUDA does, where weights fit into a program's shared memory (README.md).
-        activation: one of :data:`ACTIVATIONS`, between the layers, or on the CPU ``"sine"``.
+        activation: one of :data:`ACTIVATIONS`, between the layers, or ``"sine"``, which Triton's kernels do not have.
         loss: one of :data:`LOSSES`, as means over a task's rows; ``"bce"`` takes logits.
         order: 2, or 1 for inner gradients taken as constants.
         rates_grad: whether to return the gradient of the rates too.
@@ -119,14 +119,16 @@ def mlp_trajectory(
 
 
 def limits(
-    device: torch.device, precision: str, widths: Sequence[int], activation: str, loss: str, rows: int, queries: int
-) -> Limits:
+    device: torch.device, precision: str, widths: Sequence[int], activation: str, frequencies: Sequence[float],
+    loss: str, rows: int, queries: int,
+) -> Limits:  # fmt: skip
     """Those of the implementation that runs such a perceptron on a device; 0 ``queries`` for a trajectory."""
     if device.type == "cpu":
         return ON_CPU
     from lightning_maml.kernels.mlp_adapt import cuda
 
-    return ON_NVIDIA if cuda.runs(device, precision, widths, activation, loss, rows, queries) else ON_GPU
+    network = widths, activation, frequencies, loss
+    return ON_NVIDIA if cuda.runs(device, precision, *network, rows, queries) else ON_GPU
 
 
 def _check(
@@ -141,7 +143,7 @@ def _check(
     widths, activation, loss, order, _ = kind
     check_choices(loss=(loss, LOSSES), precision=(precision, PRECISIONS))
     rows = [inputs.shape[1] if inputs.ndim == 3 else 1 for inputs in batch[::2]]
-    most = limits(theta.device, precision, widths, activation, loss, *rows, *[0] * (2 - len(rows)))
+    most = limits(theta.device, precision, widths, activation, frequencies, loss, *rows, *[0] * (2 - len(rows)))
     check_choices(activation=(activation, most.activations))
     if not 2 <= len(widths) <= most.hidden + 2 or not all(1 <= width <= most.width for width in widths):
         raise ValueError(
@@ -151,6 +153,8 @@ def _check(
     if len(frequencies) != (expected := len(widths) - 2 if activation in WITH_FREQUENCIES else 0):
         raise ValueError(f"Expected {expected} `frequencies` for {activation!r} but got {list(frequencies)}.")
     check_parameters(theta, rates, size(widths), f"the widths {list(widths)}")
+    if not all(abs(frequency) <= torch.finfo(theta.dtype).max for frequency in frequencies):
+        raise ValueError(f"Expected `frequencies` that are finite in {theta.dtype} but got {list(frequencies)}.")
     if not theta.is_cpu and theta.dtype != torch.float32:
         raise ValueError(f"Expected float32 on a GPU but got {theta.dtype}.")
     for inputs, targets in zip(batch[::2], batch[1::2], strict=True):

@@ -33,7 +33,7 @@ from lightning_maml.engine.fused import KernelError, first_call
 from lightning_maml.kernels.mlp_adapt import cuda, mlp_adapt
 from lightning_maml.kernels.sgd_update import sgd_update
 from lightning_maml.losses import task_loss
-from lightning_maml.networks import MLP
+from lightning_maml.networks import MLP, Sine
 from lightning_maml.training.meta_update import meta_update
 from same import assert_same
 from standin import DEVICE, NAME, host_copies
@@ -116,17 +116,79 @@ def test_what_exceeds_tritons_kernel_is_cudas_alone(widths: list[int], rows: tup
             meta_loss(network, maml(0.1, 2), tasks, loss="mse", engine=Fused(kernel="mlp_adapt", **of_triton))
 
 
-def test_many_numbers_of_rows_beyond_tritons_are_refused() -> None:
+def siren(*frequencies: float, width: int = 6) -> nn.Module:
+    widths = [2, *[width] * len(frequencies)]
+    layers = [
+        part
+        for inputs, outputs, frequency in zip(widths, widths[1:], frequencies, strict=False)
+        for part in (nn.Linear(inputs, outputs), Sine(frequency))
+    ]
+    return nn.Sequential(*layers, nn.Linear(width, 3))
+
+
+@pytest.mark.parametrize("algorithm, loss, kernels", [CASES[0], CASES[2], CASES[4]])
+def test_sines_are_cudas_alone(algorithm: Any, loss: str, kernels: list[str]) -> None:
+    def run(device: torch.device) -> list[Any]:
+        network, tasks = problem(device, loss, lambda: siren(3.0, 2.0, 0.7))
+        return meta_gradient(network, algorithm, tasks, loss, unverified())
+
+    assert_same(run, off=1e-5, host=0)
+    assert standin.launches == [("mlp_adapt", kernels)]
+    for network, more in ((siren(2.0), {"precision": "tf32"}), (siren(2.0, 2.0, width=256), {})):
+        network, tasks = problem(DEVICE, loss, lambda network=network: network)
+        with pytest.raises(NotImplementedError, match=r"Triton's kernels have no 'sine'.* CUDA's does not take"):
+            meta_loss(network, maml(0.1, 2), tasks, loss=loss, engine=Fused(kernel="mlp_adapt", **more))
+
+
+@pytest.mark.usefixtures("checked")
+def test_auto_takes_sines_and_compares_each_networks_own() -> None:
+    """Frequencies are the compiler's constants."""
+    for frequencies, launches in (((2.0, 1.0), 2), ((2.0, 1.0), 1), ((2.0, 0.5), 2), ((1.0, 2.0), 2)):
+        standin.launches.clear()
+        network, tasks = problem(DEVICE, "mse", lambda given=frequencies: siren(*given))
+        found = meta_loss(network, maml(0.1, 2), tasks, loss="mse")
+        assert [each.operator for each in standin.launches] == ["mlp_adapt"] * launches
+        expected = meta_loss(network, maml(0.1, 2), tasks, loss="mse", engine="batched")
+        torch.testing.assert_close(found.task_losses, expected.task_losses, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("checked")
+def test_steep_sines_are_no_wrong_kernel() -> None:
+    """Behind frequencies of 30 with torch's own weights float32 has few right digits, on any engine."""
+    network, tasks = problem(DEVICE, "mse", lambda: siren(30.0, 30.0))
+    meta_loss(network, maml(0.1, 2), tasks, loss="mse")
+    assert [each.operator for each in standin.launches] == ["mlp_adapt"] * 2
+
+
+def test_what_sines_an_adapted_network_predicts_with() -> None:
+    def run(device: torch.device) -> list[Any]:
+        network, tasks = problem(device, "mse", lambda: siren(3.0, 2.0))
+        adapted = adapt(network, maml(0.1, 2), *tasks.sets[0], loss="mse", engine=unverified())
+        return [*adapted.parameters.values(), adapted.support_losses, adapted.predict(tasks.query_inputs)]
+
+    assert_same(run, off=1e-5, host=1)
+    assert standin.launches == [("mlp_trajectory", ["mlp_adapt"])]
+
+
+@pytest.mark.parametrize(
+    "network, kind, first, because",
+    [
+        (MLP(2, [7], 3, init="default"), ("relu", ()), 129, "rows, more than 128"),
+        (siren(1.5, width=7), ("sine", (1.5,)), 1, "CUDA's does not take widths [2, 7, 3], rows ["),
+    ],
+    ids=["relu", "sine"],
+)
+def test_many_numbers_of_rows_beyond_tritons_are_refused(network: Any, kind: Any, first: int, because: str) -> None:
     """Each would be compiled, which takes seconds; "auto" goes on with another engine."""
-    network = MLP(2, [7], 3, init="default").to(DEVICE)
+    network = network.to(DEVICE)
     found = Fused(kernel="mlp_adapt")
     reasons = []
-    for rows in range(129, 129 + cuda.MOST_SIZES + 2):
+    for rows in range(first, first + cuda.MOST_SIZES + 2):
         x, y = torch.zeros(1, rows, 2, device=DEVICE), torch.zeros(1, rows, 3, device=DEVICE)
         reasons.append(found.unsupported(Problem(network, maml(0.1, 1), task_loss("mse")), (x, y), (x, y)))
-        cuda._SIZES[(2, 7, 3), "relu", "mse"].add((rows, rows))
+        cuda._SIZES[(2, 7, 3), *kind, "mse"].add((rows, rows))
     assert reasons[: cuda.MOST_SIZES] == [None] * cuda.MOST_SIZES
-    assert all("rows, more than 128" in str(reason) for reason in reasons[cuda.MOST_SIZES :])
+    assert all(because in str(reason) for reason in reasons[cuda.MOST_SIZES :])
 
 
 def test_a_convolutional_networks_adaptation_is_one_operator() -> None:

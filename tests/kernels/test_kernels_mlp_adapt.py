@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 
 import pytest
 import torch
@@ -217,6 +218,10 @@ def test_frequencies_are_checked():
         mlp_adapt(*arguments, [3, 4, 2], "sine")
     with pytest.raises(ValueError, match=r"Expected 0 `frequencies` for 'tanh' but got \[1.0\]"):
         mlp_adapt(*arguments, [3, 4, 2], "tanh", frequencies=[1.0])
+    for dtype, off in ((torch.float64, float("inf")), (torch.float64, float("nan")), (torch.float32, 1e39)):
+        given = [value.to(dtype) for value in arguments]
+        with pytest.raises(ValueError, match=re.escape(f"finite in {dtype} but got [{off}]")):
+            mlp_adapt(*given, [3, 4, 2], "sine", frequencies=[off])
     away = [value.to("meta") for value in arguments]
     with pytest.raises(ValueError, match="Expected `activation` to be one of .* but got 'sine'"):
         mlp_adapt(*away, [3, 4, 2], "sine", frequencies=[1.0])
@@ -501,6 +506,16 @@ def test_operator_on_the_gpu(case):
     on_gpu = [a.cuda().float() if a.is_floating_point() else a.cuda() for a in arguments]
     output = mlp_adapt(*on_gpu, widths, activation, loss, order, True)
     assert_equal(output, expected, 1e-5)
+
+
+@ON_A_GPU
+@pytest.mark.parametrize("widths", [[1, 40, 40, 1], [2, 17, 33, 9, 3]], ids=str)
+def test_sines_on_the_gpu(widths):
+    arguments = operands(widths, "mse", tasks=37, elements=True)
+    frequencies = frequencies_of(widths, "sine")
+    expected = naive(*arguments, widths, "sine", "mse", 2, frequencies=frequencies)
+    on_gpu = [a.cuda().float() for a in arguments]
+    assert_equal(mlp_adapt(*on_gpu, widths, "sine", rates_grad=True, frequencies=frequencies), expected, 1e-5)
 
 
 @ON_A_GPU

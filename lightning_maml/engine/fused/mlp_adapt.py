@@ -60,12 +60,18 @@ class MlpAdapt(operator.Operator):
         if device.type == "cpu":
             return found
         rows = [inputs.shape[1] for inputs, _ in sets]
-        most = limits(device, self.precision, found.widths, found.activation, loss, *rows, *[0] * (2 - len(rows)))
+        kind = found.widths, found.activation, found.frequencies, loss
+        most = limits(device, self.precision, *kind, *rows, *[0] * (2 - len(rows)))
+        if found.activation not in most.activations:
+            raise UnrecognisedError(
+                f"Triton's kernels have no {found.activation!r}, only {list(most.activations)}, and CUDA's does not "
+                f"take widths {found.widths}, rows {rows} and precision={self.precision!r} on {device}"
+            )
         check_widths(found.widths, most)
         if most.rows is not None and max(rows) > most.rows:
             raise UnrecognisedError(f"a task has {max(rows)} rows, more than {most.rows}")
-        # a kernel of a GPU is compiled for its rows, too
-        return replace(found, variant=(*found.variant, *rows))
+        # a kernel of a GPU is compiled for its frequencies and its rows, too
+        return replace(found, variant=(*found.variant, *found.frequencies, *rows))
 
     def unavailable(self, like: Tensor) -> str | None:
         if not like.is_cpu:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -40,6 +39,8 @@ class Problem:
     query: bool = True
     tasks: int = 2
     rate: float = 0.01
+    frequency: float = 1.5
+    """Of the first hidden layer, where the activation is the sine; the others have less."""
 
     def __str__(self) -> str:
         return self.name
@@ -49,8 +50,9 @@ class Problem:
         draw = torch.Generator().manual_seed(0)
         widths, tasks = self.widths, self.tasks
         parts = []
-        for a, b in pairwise(widths):
-            for shape, bound in (((b * a,), (3 / a) ** 0.5), ((b,), a**-0.5)):
+        steep = [1.0, *self.frequencies[1:], *[1.0] * len(widths)]  # weights behind a sine are as Sitzmann's (2020)
+        for a, b, frequency in zip(widths, widths[1:], steep, strict=False):
+            for shape, bound in (((b * a,), (3 / a) ** 0.5 / frequency), ((b,), a**-0.5)):
                 parts.append((torch.rand(shape, generator=draw) * 2 - 1) * bound)
         rates = torch.full((self.steps, 1), self.rate)
         if self.rates == "own":
@@ -72,6 +74,11 @@ class Problem:
     def kind(self) -> tuple[list[int], str, str, int, bool]:
         """What the operator is told of it."""
         return list(self.widths), self.activation, self.loss, self.order, self.rates_grad
+
+    @property
+    def frequencies(self) -> list[float]:
+        layers = range(len(self.widths) - 2) if self.activation == "sine" else ()
+        return [self.frequency * (1 - layer % 3 / 4) for layer in layers]
 
     def launch(self, precision: str) -> Adaptation:
         from lightning_maml.kernels.mlp_adapt.kernel import launch
@@ -95,8 +102,8 @@ class Problem:
         """In float64; of a trajectory by the recursion, which the formula is tested against elsewhere."""
         data = [part.double() if part.is_floating_point() else part for part in self.data()]
         if not self.query:
-            return recursion.adapt(*data[:4], None, None, kind=self.kind)
-        found = naive.mlp_adapt(*data, *self.kind[:4])
+            return recursion.adapt(*data[:4], None, None, kind=self.kind, frequencies=self.frequencies)
+        found = naive.mlp_adapt(*data, *self.kind[:4], frequencies=self.frequencies)
         nothing = data[1].new_empty(0)
         return found._replace(of_rates=found.of_rates if self.rates_grad else nothing, trajectory=nothing)
 

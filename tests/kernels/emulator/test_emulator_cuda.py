@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -17,6 +18,7 @@ pytest.importorskip("triton", reason="needs Triton")
 import emulated as e
 import mutants
 from lightning_maml.kernels import nvrtc
+from lightning_maml.kernels.chips import CHIPS
 from lightning_maml.kernels.emulator import Emulation
 from lightning_maml.kernels.mlp_adapt import LOSSES, cuda
 from lightning_maml.kernels.mlp_adapt.compared import WORKLOADS
@@ -29,6 +31,10 @@ ARCHES = (80, 90, 100)
 ALL = 1 << 20
 """As much shared memory as the chip has."""
 LIMIT = e.LIMITS["ieee"]
+
+
+def covering(problem: e.Problem, *operands: Any) -> cuda.Compiled | None:
+    return cuda.covering(*operands, kind=problem.kind, precision="ieee", frequencies=problem.frequencies)
 
 
 def complaints(
@@ -44,7 +50,7 @@ def complaints(
             cuda._compiled.cache_clear()
             limit = min(nvrtc.most_shared(0), kibibytes << 10)
             with patch.object(nvrtc, "most_shared", lambda index, limit=limit: limit):
-                kernel = cuda.covering(*operands, kind=problem.kind, precision="ieee")
+                kernel = covering(problem, *operands)
                 assert kernel is not None
                 results.append(cuda.launch(kernel, *operands, kind=problem.kind))
         found += emulation.faults()
@@ -70,6 +76,11 @@ def problem(activation: str, loss: str, order: int, rates: str, widths: tuple[in
 
 KINDS = [(order, rates) for order in (2, 1) for rates in ("", "shared", "own")]
 SMALL, DEEP = (3, 5, 4), (2, 7, 3, 6, 2)
+SIREN = e.Problem(
+    "SIREN", (2, 64, 64, 64, 3), "sine", rows=13, queries=35, steps=2, rates_grad=True, rate=1e-3, frequency=30
+)
+"""Whose first sines are taken of numbers up to some hundred."""
+SIREN_SMALL = replace(SIREN, widths=(2, 17, 9, 3), name="a small SIREN")
 QUICK = [
     problem(activation, LOSSES[i % 3], *KINDS[i % 6], SMALL if i % 2 else DEEP)
     for i, activation in enumerate(cuda.ACTIVATIONS, 1)
@@ -78,6 +89,9 @@ ODD = [
     problem("tanh", "bce", 2, "", (1, 1), rows=1, queries=1, steps=1, tasks=1),
     e.Problem("no steps", (2, 3, 2), rows=3, queries=2, steps=0, rates_grad=True),
     replace(problem("gelu", "mse", 2, "", (3, 5, 2)), name="trajectory", query=False, steps=7),
+    problem("sine", "cross_entropy", 2, "own", (1, 5, 9, 6, 2), rows=1, queries=5, steps=3),
+    replace(problem("sine", "bce", 1, "", (3, 11, 2)), name="sine, trajectory", query=False, steps=7),
+    SIREN_SMALL,
     replace(
         problem("tanh", "cross_entropy", 2, "shared", SMALL, rows=3, queries=5, steps=13), name="13 steps", tasks=3
     ),
@@ -91,6 +105,7 @@ WIDE = [
 FAR = [
     problem("silu", "cross_entropy", 2, "own", (5, 11, 4), rows=13, queries=131, steps=6, tasks=3),
     problem("tanh", "mse", 2, "shared", (5, 11, 2), rows=131, queries=3, steps=11, tasks=2),
+    problem("sine", "mse", 2, "own", (5, 11, 4, 2), rows=29, queries=31, steps=11, tasks=2),
 ]
 """In a few KiB: rows in tiles, what is kept and all sums in scratch, segments with checkpoints between them."""
 
@@ -107,8 +122,119 @@ def test_what_exceeds_shared_memory_lies_in_scratch(problem: e.Problem, kibibyte
     assert emulated(complaints, problem, 90, ("forward", "backward"), kibibytes, 1) == []
 
 
+WRONG = {
+    "bend": ("bend = -w * w * h;", "bend = -w * h;"),
+    "its sign": ("bend = -w * w * h;", "bend = w * w * h;"),
+    "slope": ("slope *= w,", "slope *= 1.f,"),
+    "cosine": ("cosine = (quarter + 1) & 2", "cosine = quarter & 2"),
+    "whose frequency": ("w = FREQUENCY<NODE>;", "w = FREQUENCY<1>;"),
+}
+SINES = problem("sine", "mse", 2, "shared", (2, 5, 3, 1))
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_sine_is_noticed(what: str, emulated: Worker):
+    assert emulated(of_changed_source, *WRONG[what], complaints, SINES, 90, ("forward",)) != []
+
+
+def of_changed_source(text: str, by: str, check: Callable[..., list[str]], *arguments: Any) -> list[str]:
+    source = cuda._source("kernel")
+    assert source.count(text) == 1, text
+    changed = {"kernel": source.replace(text, by), "mean": cuda._source("mean")}
+    caches = cuda._kernel, cuda._compiled
+    try:
+        for cache in caches:
+            cache.cache_clear()
+        with patch.object(cuda, "_source", changed.__getitem__):
+            return check(*arguments)
+    finally:
+        for cache in caches:
+            cache.cache_clear()
+
+
+def test_sines_of_large_numbers(emulated: Worker):
+    assert emulated(far_off) == []
+    assert len(emulated(of_changed_source, "-4.837512969970703125e-4f", "-4.8375e-4f", far_off)) == 4
+
+
+def far_off() -> list[str]:
+    """A task for each number, whose network is the sine: its sine and cosine are what a step adds to the biases."""
+    near = torch.cat([torch.linspace(-most, most, 300) for most in (4.0, 500.0, 8e3, 6e6)])
+    far = torch.tensor([7e6, -1e7, 3e9, -1e30, float("inf"), float("-inf"), float("nan")])
+    x = torch.cat([near, far])[:, None, None] / 2
+    kind = [1, 1, 1], "sine", "mse", 1, False
+    batch = torch.tensor([1.0, 0.0, 1.0, 0.0]), torch.full((1, 1), -0.5), x, torch.full_like(x, -2.0), None, None
+    with Emulation(90) as emulation:
+        kernel = cuda.covering(*batch, kind=kind, precision="ieee", frequencies=[2.0])
+        assert kernel is not None
+        added = cuda.launch(kernel, *batch, kind=kind).trajectory[:, 0, [3, 1]].double()
+    sine = added[:, 0] - 2.0
+    cosine = added[:, 1] / added[:, 0] / 2
+    found = emulation.faults()
+    for name, value, wanted in (("sine", sine, (2 * x).double().sin()), ("cosine", cosine, (2 * x).double().cos())):
+        off = (value - wanted.flatten()).abs()
+        for most, limit in ((8e3, 3e-7), (6e6, 1e-6)):
+            if not (worst := off[(2 * x).flatten().abs() <= most].max()) <= limit:
+                found.append(f"{name} is off by {worst:.1e} up to {most:.0e}")
+        if value[-3:].isfinite().any():
+            found.append(f"{name} of what is no number is one")
+    if not (sine**2 + cosine**2 - 1)[len(near) : -3].abs().max() <= 1e-6:
+        found.append("behind 6e6 they are of different angles")
+    return found
+
+
+@pytest.mark.parametrize("arch", ARCHES[:2])
+def test_the_sine_has_no_local_memory(arch: int, emulated: Worker):
+    assert emulated(with_local_memory, SINES, arch) == {"kernel.cu": False, "libdevice": True}
+
+
+def with_local_memory(problem: e.Problem, arch: int) -> dict[str, bool]:
+    """By our sine, and by CUDA's."""
+    found = {}
+    with Emulation(arch):
+        cuda._compiled.cache_clear()
+        compiled = covering(problem, *problem.data())
+        assert compiled is not None
+    kernel, source = compiled.kernel, compiled.kernel.source
+    ours = "h = sine_of(w * s, slope)"
+    assert source.count(ours) == 1
+    for name, text in (
+        ("kernel.cu", source),
+        ("libdevice", source.replace(ours, "h = sinf(w * s), slope = cosf(w * s)")),
+    ):
+        changed = nvrtc.Kernel(text, kernel.name, kernel.options, kernel.threads, kernel.shared)
+        found[name] = ".local" in changed.ptx(arch)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("problem", [replace(e.SINUSOID, activation="sine"), SIREN], ids=str)
+def test_the_sine_takes_no_more_stack_than_gelu(problem: e.Problem, arch: str, emulated: Worker):
+    (registers, stack), (_, of_gelu) = emulated(usage, [problem, replace(problem, activation="gelu")], arch)
+    assert registers <= 255
+    assert stack <= max(of_gelu, 16)
+
+
+def usage(problems: list[e.Problem], arch: str) -> list[tuple[int, int]]:
+    """Registers and bytes of stack by ptxas."""
+    chip, found = CHIPS[arch], []
+    for problem in problems:
+        with Emulation(int(chip.target[1])):
+            cuda._compiled.cache_clear()
+            compiled = covering(problem, *problem.data())
+            assert compiled is not None
+        kernel = compiled.kernel
+        code = nvrtc.compiled(kernel.source, kernel.name, arch, kernel.options)
+        found.append(chip.usage(SimpleNamespace(asm={"cubin": code}))[:2])
+    return found
+
+
 SINUSOID = replace(e.SINUSOID, rows=10)
 LARGE = [
+    SIREN,
+    replace(SIREN, name="SIREN, sinusoid", widths=(1, 40, 40, 1), rates="own", steps=7, frequency=3),
+    replace(SIREN, name="SIREN, wide", widths=(2, 128, 128, 128, 3), rows=50, queries=300, steps=1, tasks=1),
     SINUSOID,
     replace(SINUSOID, name="10 steps", steps=10),
     *e.SIZES[1:17],
@@ -151,7 +277,7 @@ def without_each_barrier(problem: e.Problem, kibibytes: int) -> dict[str, bool]:
             cuda._compiled.cache_clear()
             limit = min(nvrtc.most_shared(0), kibibytes << 10)
             with patch.object(nvrtc, "most_shared", lambda index: limit):
-                kernel = cuda.covering(*data, kind=problem.kind, precision="ieee")
+                kernel = covering(problem, *data)
                 assert kernel is not None
                 cuda.launch(kernel, *data, kind=problem.kind)
         return emulation
