@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
+import marked
 from torch import nn
 
 import lightning_maml
@@ -19,7 +18,6 @@ from lightning_maml.engine.coverage import Runs
 from lightning_maml.inner import LearnedRate
 from lightning_maml.learner import BatchNorm
 
-ROOT = Path(__file__).parents[1]
 EAGER: Runs = dict.fromkeys(coverage.BATCHED, coverage.ANYTHING)
 ENGINES: dict[str, Runs] = {
     "`eager`": EAGER,
@@ -87,27 +85,8 @@ def of_parts() -> str:
     return table("needs", loops | parts | rates | rules | losses | norms | own)
 
 
-FILE = ROOT / "docs" / "engines.md"
-TABLES = {"presets": of_presets, "parts": of_parts}
-
-
-def written() -> str:
-    """The text of docs/engines.md with its tables as they are now."""
-    text = FILE.read_text()
-    for name, made in TABLES.items():
-        begin, end = f"<!-- {name}: docs/who_runs_what.py --write -->\n", "\n<!-- end -->"
-        text, found = re.subn(
-            f"({re.escape(begin)}).*?({re.escape(end)})", rf"\g<1>{made()}\g<2>", text, flags=re.DOTALL
-        )
-        if found != 1:
-            raise ValueError(
-                f"Expected {FILE.name} to have one table between {begin.strip()!r} and an end, but got {found}."
-            )
-    return text
-
+PAGE = Path(__file__).with_name("engines.md")
+PARTS = {"presets": of_presets, "parts": of_parts}
 
 if __name__ == "__main__":
-    if "--write" in sys.argv:
-        FILE.write_text(written())
-    else:
-        print(*(made() for made in TABLES.values()), sep="\n\n")
+    marked.main(PAGE, "who_runs_what.py", PARTS)

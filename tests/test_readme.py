@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import runpy
 import shlex
@@ -75,19 +76,28 @@ def test_links_lead_somewhere(repository: Path, document: str) -> None:
     assert [link for link in links if not _leads_somewhere(path, link)] == []
 
 
-def test_the_tables_of_who_runs_what_are_printed_from_the_sets(repository: Path) -> None:
-    script = runpy.run_path(str(repository / "docs" / "who_runs_what.py"))
-    text = (repository / "docs" / "engines.md").read_text()
-    assert script["written"]() == text, "python docs/who_runs_what.py --write"
-    assert text.count("<!-- end -->") == len(script["TABLES"]) == 2
+@pytest.mark.parametrize(("script", "parts"), [("who_runs_what.py", 2), ("measured.py", 6)])
+def test_what_scripts_print_stands_on_the_pages(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, script: str, parts: int
+) -> None:
+    monkeypatch.syspath_prepend(repository / "docs")
+    names = runpy.run_path(str(repository / "docs" / script))
+    text = names["PAGE"].read_text()
+    assert names["marked"].written(names["PAGE"], script, names["PARTS"]) == text, f"python docs/{script} --write"
+    assert text.count("<!-- end -->") == len(names["PARTS"]) == parts
 
 
-def test_the_tables_of_choosing_are_printed_from_what_was_measured(repository: Path) -> None:
-    script = runpy.run_path(str(repository / "docs" / "measured.py"))
-    text = (repository / "docs" / "choosing.md").read_text()
-    assert script["written"]() == text, "python docs/measured.py --write"
-    assert text.count("<!-- end -->") == len(script["TABLES"]) == 3
-    assert text.count(" MB") > 20
+def test_a_mark_that_is_missing_is_said(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(repository / "docs")
+    written = importlib.import_module("marked").written
+    page = tmp_path / "page.md"
+    page.write_text("<!-- one: docs/a.py --write -->\nold\n<!-- end -->\n")
+    assert (
+        written(page, "a.py", {"one": lambda: r"\1 new"})
+        == "<!-- one: docs/a.py --write -->\n\n\\1 new\n\n<!-- end -->\n"
+    )
+    with pytest.raises(ValueError, match=r"Expected one part between '<!-- two: .*' and an end but got 0 in page\.md"):
+        written(page, "a.py", {"one": str, "two": str})
 
 
 def test_the_readme_is_short(repository: Path) -> None:

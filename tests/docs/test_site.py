@@ -181,7 +181,9 @@ def test_every_page_opens(site: Path, address: str, tmp_path: Path, width: int) 
 
 @IN_A_BROWSER
 def test_the_search_answers(site: Path, address: str, tmp_path: Path) -> None:
-    seen, _ = looked(site, address, tmp_path, 1000, list(QUESTIONS))
+    seen, said = looked(site, address, tmp_path, 1000, list(QUESTIONS))
+    # where its search fails, Material's worker answers with nothing, and says why in the console alone
+    assert [line for line in said.splitlines() if "CONSOLE" in line] == []
     first = {
         question: list(dict.fromkeys(place.partition("#")[0] for place in found))[:3]
         for question, found in seen["found"].items()
