@@ -1,6 +1,7 @@
 /** What the pages have in common whose tasks are bowls in the plane. */
 
 import { ANGLES, STIFFNESS, WIDTH } from "../numerics/plane";
+import type { Frame } from "../page";
 import { number, points, whole, type Point, type State } from "../state";
 import { button } from "../views/controls";
 import { X, Y, type Handle } from "../views/plane";
@@ -41,6 +42,20 @@ export function count(parent: HTMLElement, state: State<typeof schema>): void {
 }
 
 export const HINT = "Drag the tasks and θ. With the keyboard: Tab chooses one, the arrows move it, with Shift in small steps.";
+
+/** Says a sentence where the numbers ask for it, and takes it back where they no longer do. */
+export function telling(frame: Frame): (...sentences: string[]) => void {
+  let told = "";
+  return (...sentences) => {
+    const text = sentences.filter(Boolean).join(" ");
+    if (text !== told) frame.notice(text);
+    told = text;
+  };
+}
+
+/** Of gradient descent near a minimum. */
+export const unstable = (rate: number, stiffness = STIFFNESS): string =>
+  rate * stiffness > 2 ? `The inner rate times the stiffness is ${Number((rate * stiffness).toFixed(2))}, above 2: inner steps do not come to rest at a task's centre, they jump about it.` : "";
 
 /** The beginning of a program: tasks, and a network whose outputs are their losses. */
 export function prelude(title: string, { tasks }: Values, parameters: string, theta: string): string {

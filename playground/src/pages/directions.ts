@@ -28,6 +28,7 @@ const schema = {
 type Values = State<typeof schema>["values"];
 
 function open(frame: Frame, state: State<typeof schema>): Opened {
+  const tell = common.telling(frame);
   let found = solve();
 
   const plane = new Plane(
@@ -81,11 +82,8 @@ function open(frame: Frame, state: State<typeof schema>): Opened {
       return { name: title, className, cells: [still ? "stays" : `${Math.abs(angle).toFixed(0)}°`, still ? "" : shown(slope), shown(loss)] };
     }));
     const up = found.rules.filter(({ slope }) => slope > 0).map(({ title }) => title);
-    const text = up.length ? `At this θ uphill on the meta-loss: ${up.join(", ")}.` : "";
-    if (text || isTold) frame.notice(text);
-    isTold = text !== "";
+    tell(up.length ? `At this θ uphill on the meta-loss: ${up.join(", ")}.` : "", common.unstable(state.values.rate));
   }
-  let isTold = false;
 
   show();
   state.watch((changed) => {
