@@ -40,7 +40,10 @@ async function open(): Promise<void> {
   notice(complaints.join(" "));
   const commands = element("div", { class: "commands" });
   main.replaceChildren(element("h1", {}, page.title), element("p", { class: "about" }, page.about), said, figures, controls);
-  opened = page.open({ figures, controls, notice }, own, await module);
+  // what a page says while it opens does not wipe out what is wrong with the address
+  let wrong = complaints.join(" ");
+  own.watch(() => (wrong = ""));
+  opened = page.open({ figures, controls, notice: (text) => notice(`${wrong} ${text}`.trim()) }, own, await module);
   button(commands, "Reset", () => own.read(""));
   button(commands, "Copy link", () => copy(location.href, "link"));
   button(commands, "Copy as Python", () => opened && copy(opened.python(), "program"));

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,6 +90,13 @@ def test_a_keyboard_is_enough(visit: Visit) -> None:
     assert visit.state()["tasks"][1] == [3, -1.1]
 
 
+def test_steps_that_cannot_come_to_rest_are_told(visit: Visit) -> None:
+    visit.go("landscape?rate=0.4")
+    assert "The inner rate times the stiffness is 2.4, above 2" in visit.tab.locator(".notice").inner_text()
+    visit.slide("rate", 0.33)
+    assert visit.tab.locator(".notice").is_hidden()
+
+
 @pytest.mark.parametrize("wrong", ["steps=21", "rate=0", "tasks=1,2", "tasks=9,9_1,1", "theta=1,1_2,2", "colour=red"])
 def test_an_address_that_says_nonsense_is_told(visit: Visit, wrong: str) -> None:
     visit.go(f"landscape?{wrong}")
@@ -109,3 +117,30 @@ def test_a_phone_has_room_for_it(visit: Visit) -> None:
     visit.go("landscape")
     drag(visit, "0", 20, -10)
     assert visit.state()["tasks"][0] != [-3, -1.5]
+
+
+@pytest.mark.parametrize(
+    "page, what, place", [("landscape", "[data-handle='0'] .knob", "tasks[0]"), ("curvature", ".chart svg", "theta")]
+)
+def test_a_finger_drags_and_does_not_scroll(built: Path, chromium: Any, page: str, what: str, place: str) -> None:
+    context = chromium.new_context(viewport={"width": 360, "height": 600}, has_touch=True, is_mobile=True)
+    tab = context.new_page()
+    tab.goto((built / "playground.html").as_uri() + f"#{page}")
+    tab.wait_for_selector(what)
+    box: Any = tab.locator(what).first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    before, session = tab.evaluate(f"playground.state().{place}"), context.new_cdp_session(tab)
+    up = 3 if page == "landscape" else 0.2  # there one drags up, too
+    moves = [{"x": x + step, "y": y - up * step} for step in range(2, 42, 2)]
+    session.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+    for move in moves:
+        session.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [move]})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    after = tab.evaluate(f"playground.state().{place}")
+    if page == "landscape":
+        assert after[0] > before[0] + 1
+        assert after[1] > before[1] + 2
+    else:
+        assert 0.35 < after < 0.55  # from the middle of the picture, at -0.4, by 40 of its 48 pixels a unit
+    assert tab.evaluate("scrollY") == 0
+    context.close()

@@ -1,6 +1,7 @@
 /** What the pages have in common whose tasks are bowls in the plane. */
 
 import { ANGLES, STIFFNESS, WIDTH } from "../numerics/plane";
+import type { Frame } from "../page";
 import { number, points, whole, type Point, type State } from "../state";
 import { button } from "../views/controls";
 import { X, Y, type Handle } from "../views/plane";
@@ -22,25 +23,39 @@ export function handles({ tasks, theta }: Values, classes: boolean): Handle[] {
   return [...all, { name: "theta", text: "θ", label: "θ", className: "", at: theta[0]! }];
 }
 
-export function move(state: State<typeof schema>, name: string, to: Point): void {
-  if (name === "theta") state.set({ theta: [to] });
-  else state.set({ tasks: state.values.tasks.map((at, i) => (`${i}` === name ? to : at)) });
+export function move<S extends typeof schema>(state: State<S>, name: string, to: Point): void {
+  if (name === "theta") state.set({ theta: [to] } as never);
+  else state.set({ tasks: (state.values.tasks as Point[]).map((at, i) => (`${i}` === name ? to : at)) } as never);
 }
 
 /** Buttons for more tasks and for fewer. */
-export function count(parent: HTMLElement, state: State<typeof schema>): void {
-  const added: Point[] = [[-1, -2.2], [1.5, -2.2]];
-  const more = button(parent, "Add a task", () => state.set({ tasks: [...state.values.tasks, added[state.values.tasks.length % 2]!] }));
-  const fewer = button(parent, "Remove a task", () => state.set({ tasks: state.values.tasks.slice(0, -1) }));
+export function count<S extends typeof schema>(parent: HTMLElement, state: State<S>): void {
+  const tasks = () => state.values.tasks as Point[], added: Point[] = [[-1, -2.2], [1.5, -2.2]];
+  const more = button(parent, "Add a task", () => state.set({ tasks: [...tasks(), added[tasks().length % 2]!] } as never));
+  const fewer = button(parent, "Remove a task", () => state.set({ tasks: tasks().slice(0, -1) } as never));
   const allow = () => {
-    more.disabled = state.values.tasks.length >= ANGLES.length;
-    fewer.disabled = state.values.tasks.length <= 2;
+    more.disabled = tasks().length >= ANGLES.length;
+    fewer.disabled = tasks().length <= 2;
   };
   allow();
   state.watch(allow);
 }
 
 export const HINT = "Drag the tasks and θ. With the keyboard: Tab chooses one, the arrows move it, with Shift in small steps.";
+
+/** Says a sentence where the numbers ask for it, and takes it back where they no longer do. */
+export function telling(frame: Frame): (...sentences: string[]) => void {
+  let told = "";
+  return (...sentences) => {
+    const text = sentences.filter(Boolean).join(" ");
+    if (text !== told) frame.notice(text);
+    told = text;
+  };
+}
+
+/** Of gradient descent near a minimum. */
+export const unstable = (rate: number, stiffness = STIFFNESS): string =>
+  rate * stiffness > 2 ? `The inner rate times the stiffness is ${Number((rate * stiffness).toFixed(2))}, above 2: inner steps do not come to rest at a task's centre, they jump about it.` : "";
 
 /** The beginning of a program: tasks, and a network whose outputs are their losses. */
 export function prelude(title: string, { tasks }: Values, parameters: string, theta: string): string {
@@ -54,8 +69,8 @@ from torch import nn
 import lightning_maml as lm
 
 torch.set_default_dtype(torch.float64)
-centres = torch.tensor(${JSON.stringify(tasks)}, dtype=torch.float64)
-angles = torch.tensor(${JSON.stringify(ANGLES.slice(0, tasks.length))}, dtype=torch.float64).deg2rad()
+centres = torch.tensor(${list(tasks)}, dtype=torch.float64)
+angles = torch.tensor(${list(ANGLES.slice(0, tasks.length))}, dtype=torch.float64).deg2rad()
 
 
 class Bowl(nn.Module):
@@ -84,3 +99,5 @@ tasks = lm.TaskBatch(inputs, none, inputs, none)  # each task is judged by the r
 
 /** A number as Python writes a float. */
 export const float = (value: number): string => (Number.isInteger(value) ? `${value}.0` : `${value}`);
+
+const list = (values: unknown): string => JSON.stringify(values).replaceAll(",", ", ");

@@ -5,15 +5,15 @@ import { element, type Frame, type Opened, type Page } from "../page";
 import { number, whole, type Point, type State } from "../state";
 import { Chart } from "../views/chart";
 import { Table, shown, slider } from "../views/controls";
-import { float } from "./bowls";
+import { float, telling, unstable } from "./bowls";
 
 const LINE: Point = [-2.5, 2.5];
 const PLACES = Array.from({ length: 401 }, (_, i) => LINE[0] + (i / 400) * (LINE[1] - LINE[0]));
 const TANGENT = 0.75; // to each side, in units of the x axis
 
 const schema = {
-  theta: number(0.3, ...LINE),
-  stiffness: number(8, 0.5, 12, 1),
+  theta: number(0.25, ...LINE),
+  stiffness: number(6.5, 0.5, 12, 1),
   rate: number(0.3, 0.01, 0.5),
   steps: whole(1, 0, 20),
 };
@@ -41,6 +41,7 @@ function along({ stiffness, rate, steps }: Values) {
 }
 
 function open(frame: Frame, state: State<typeof schema>): Opened {
+  const tell = telling(frame);
   let found = solve();
   const axis = { x: LINE, y: [0, 1] as Point, xLabel: "θ", ratio: innerWidth < 600 ? 0.7 : 0.42, isFocusable: true };
 
@@ -115,6 +116,7 @@ function open(frame: Frame, state: State<typeof schema>): Opened {
       const isLast = step === found.rows.length - 1;
       return { name: `${step}`, cells: [shown(phi), isLast ? "" : shown(curvature), isLast ? "" : shown(factor), shown(product)] };
     }));
+    tell(unstable(state.values.rate, state.values.stiffness));
     said.textContent =
       maml === 0 || fomaml === 0 ? "One of the slopes is 0: θ is at a turning point of the curve, or its steps end at the minimum."
       : product < 0 ? `FOMAML points uphill here: the steps end where the task's slope is ${shown(fomaml)}, but moving θ by a little moves their end by ${shown(product)} times that, to the other side.`

@@ -1,6 +1,6 @@
 /** Directions: where each algorithm would move θ, and where it ends up. */
 
-import { bowls, direction, follow, metaLoss, type RuleName, type Vector } from "../numerics/plane";
+import { STIFFNESS, bowls, direction, follow, metaLoss, proximalInner, type RuleName, type Vector } from "../numerics/plane";
 import { element, type Frame, type Opened, type Page } from "../page";
 import { choice, number, type Point, type State } from "../state";
 import type { Chart } from "../views/chart";
@@ -28,6 +28,7 @@ const schema = {
 type Values = State<typeof schema>["values"];
 
 function open(frame: Frame, state: State<typeof schema>): Opened {
+  const tell = common.telling(frame);
   let found = solve();
 
   const plane = new Plane(
@@ -46,7 +47,7 @@ function open(frame: Frame, state: State<typeof schema>): Opened {
         star(chart, className, path.at(-1)!, className);
       }
     },
-    (name, to) => common.move(state as unknown as State<typeof common.schema>, name, to),
+    (name, to) => common.move(state, name, to),
   );
   const legend = element("p", { class: "legend" });
   for (const { title, className } of COMPARED) legend.append(element("span", { class: className }, title), " ");
@@ -59,7 +60,7 @@ function open(frame: Frame, state: State<typeof schema>): Opened {
   slider(frame.controls, state, "proximal", "iMAML's λ", [2, 10, 0.1]);
   slider(frame.controls, state, "outer", "Outer rate", [0.01, 0.5, 0.01]);
   select(frame.controls, state, "length", "Arrows", { normalised: "of one length", true: "as long as they are" });
-  common.count(frame.controls, state as unknown as State<typeof common.schema>);
+  common.count(frame.controls, state);
   frame.controls.append(element("p", { class: "hint" }, common.HINT));
 
   function solve() {
@@ -81,11 +82,8 @@ function open(frame: Frame, state: State<typeof schema>): Opened {
       return { name: title, className, cells: [still ? "stays" : `${Math.abs(angle).toFixed(0)}°`, still ? "" : shown(slope), shown(loss)] };
     }));
     const up = found.rules.filter(({ slope }) => slope > 0).map(({ title }) => title);
-    const text = up.length ? `At this θ uphill on the meta-loss: ${up.join(", ")}.` : "";
-    if (text || isTold) frame.notice(text);
-    isTold = text !== "";
+    tell(up.length ? `At this θ uphill on the meta-loss: ${up.join(", ")}.` : "", common.unstable(state.values.rate));
   }
-  let isTold = false;
 
   show();
   state.watch((changed) => {
@@ -121,7 +119,7 @@ algorithms = {
     "fomaml": lm.fomaml(rate, steps),
     "reptile": lm.reptile(rate, steps, optimizer="sgd"),
     # its inner loop needs to come close to the optimum of the loss with the proximal term
-    "imaml": lm.imaml(1 / (proximal + 6), steps=60, proximal=proximal, cg_steps=2, damping=0.0),
+    "imaml": lm.imaml(1 / (proximal + ${STIFFNESS}), steps=${proximalInner(values).steps}, proximal=proximal, cg_steps=2, damping=0.0),
     "anil": lm.anil(rate, steps, head="head"),
     "pretrained": lm.pretrained(rate, steps),
 }

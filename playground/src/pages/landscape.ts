@@ -5,9 +5,10 @@ import { element, type Frame, type Opened, type Page } from "../page";
 import type { State } from "../state";
 import { Table, shown, slider } from "../views/controls";
 import { Plane, star } from "../views/plane";
-import { CLASSES, HINT, count, float, handles, move, prelude, schema } from "./bowls";
+import { CLASSES, HINT, count, float, handles, move, prelude, schema, telling, unstable } from "./bowls";
 
 function open(frame: Frame, state: State<typeof schema>): Opened {
+  const tell = telling(frame);
   let found = solve();
 
   const plane = new Plane(
@@ -58,6 +59,7 @@ function open(frame: Frame, state: State<typeof schema>): Opened {
       { name: "mean, from θ", cells: here.map(shown) },
       { name: "mean, from ★", cells: there.map(shown) },
     ]);
+    tell(unstable(state.values.rate));
     where.textContent = `★ is at ${shown(x)}, ${shown(y)}; the mean of the centres at ${centre().map(shown).join(", ")}.`;
   }
 

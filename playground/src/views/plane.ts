@@ -88,6 +88,8 @@ export class Plane {
       made.append("circle").attr("class", "reach").attr("r", 20);
       made.append("circle").attr("class", "knob").attr("r", 10);
       made.append("text").attr("dy", "0.35em").attr("text-anchor", "middle");
+      // Chromium does not see touch-action on parts of a picture
+      made.on("touchstart", (event: TouchEvent) => event.preventDefault(), { passive: false });
       made.on("pointerdown", function (event: PointerEvent) {
         this.setPointerCapture(event.pointerId);
       });
