@@ -10,7 +10,7 @@ import pytest
 import processes
 from test_readme import _leads_somewhere, _prose, _script
 
-LIBRARIES = ("learn2learn", "higher", "torchopt")
+LIBRARIES = ("learn2learn", "higher", "torchopt", "parallel_metalearn")
 TASKS = (
     "MAML step",
     "First order",
