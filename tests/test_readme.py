@@ -100,6 +100,15 @@ def test_a_mark_that_is_missing_is_said(repository: Path, tmp_path: Path, monkey
         written(page, "a.py", {"one": str, "two": str})
 
 
+@pytest.mark.parametrize("document", ["docs/design.md", "CONTRIBUTING.md", "playground/README.md"])
+def test_files_that_are_named_exist(repository: Path, document: str) -> None:
+    text, here = (repository / document).read_text(), (repository / document).parent
+    named = re.findall(r"`([\w./]+/[\w./]*)`", text)
+    assert len(named) > 8
+    lost = [name for name in named if not ((repository / name).exists() or (here / name).exists())]
+    assert [name for name in lost if not name.startswith((".venv/", "dist/", "src/built/"))] == []  # what is built
+
+
 def test_the_readme_is_short(repository: Path) -> None:
     lines = (repository / "README.md").read_text().splitlines()
     assert len(lines) <= 150
