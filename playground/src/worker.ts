@@ -31,7 +31,6 @@ export interface Progress {
 }
 
 const BETWEEN = 1000 / 30; // milliseconds
-const CHUNK = 4; // updates of one learner before it is the next one's turn: clocks of a browser are too coarse for one
 
 interface Run {
   learners: Learner[];
@@ -39,54 +38,62 @@ interface Run {
   updates: number;
   last: number;
   secondsOfEach: number[];
+  /** of the losses since the last message */
+  sums: number[];
   heldOut: Tasks;
   heldOutSteps: number;
 }
 
 let current: Run | null = null;
 let isPlaying = false;
-
-let between = BETWEEN;
+// milliseconds until the next message, when the last one was, and how many updates there were then
+let between = BETWEEN, said = 0, first = 0;
 
 function run(): void {
   if (!current || !isPlaying) return;
-  const { learners, random, last, secondsOfEach } = current;
-  const begin = performance.now(), sums = learners.map(() => 0), first = current.updates;
-  while (current.updates < last && performance.now() - begin < between) {
-    const chunk = Array.from({ length: Math.min(CHUNK, last - current.updates) }, (_, i) => sample(random, current!.updates + i));
+  const { learners, random, last, secondsOfEach, sums } = current, begin = performance.now();
+  while (current.updates < last && performance.now() - begin < BETWEEN) {
+    const tasks = sample(random, current.updates);
     for (const [i, learner] of learners.entries()) {
       const start = performance.now();
-      for (const tasks of chunk) sums[i]! += learner.update(tasks);
+      sums[i]! += learner.update(tasks);
       secondsOfEach[i]! += (performance.now() - start) / 1000;
     }
-    current.updates += chunk.length;
+    current.updates++;
   }
-  const isDone = current.updates >= last, trained = performance.now();
-  const curves = learners.map((learner) => learner.curve(current!.heldOut, current!.heldOutSteps));
-  between = Math.max(BETWEEN, 3 * (performance.now() - trained)); // a quarter of the time at most is for the held-out tasks
-  postMessage({
-    updates: current.updates, seconds: secondsOfEach.reduce((a, b) => a + b, 0), secondsOfEach,
-    losses: sums.map((sum) => sum / (current!.updates - first)), heldOut: curves.map((curve) => curve.at(-1)!), curves,
-    weights: learners.map(({ weights }) => weights), isDone,
-  } satisfies Progress);
-  isPlaying = !isDone;
+  isPlaying = current.updates < last;
+  if (!isPlaying || performance.now() - said > between) report(current);
   if (isPlaying) setTimeout(run);
 }
 
+function report({ learners, updates, last, secondsOfEach, sums, heldOut, heldOutSteps }: Run): void {
+  const begin = performance.now(), curves = learners.map((learner) => learner.curve(heldOut, heldOutSteps));
+  postMessage({
+    updates, seconds: secondsOfEach.reduce((a, b) => a + b, 0), secondsOfEach,
+    losses: sums.map((sum) => sum / (updates - first)), heldOut: curves.map((curve) => curve.at(-1)!), curves,
+    weights: learners.map(({ weights }) => weights), isDone: updates >= last,
+  } satisfies Progress);
+  sums.fill(0);
+  first = updates;
+  said = performance.now();
+  between = Math.max(BETWEEN, 3 * (said - begin)); // at most a quarter of the time goes into the held-out tasks
+}
+
 async function begin({ module, seed, learners, updates, heldOutSteps }: Start): Promise<void> {
+  isPlaying = true;
   const kernel = await Kernel.of(module);
   current = {
     learners: learners.map(({ name, settings }) => ALGORITHMS[name](kernel, settings, seed)),
-    random: new Random(seed, Stream.training), updates: 0, last: updates, secondsOfEach: learners.map(() => 0),
+    random: new Random(seed, Stream.training), updates: 0, last: updates, secondsOfEach: learners.map(() => 0), sums: learners.map(() => 0),
     heldOut: heldOut(seed), heldOutSteps,
   };
-  isPlaying = true;
+  first = 0;
   run();
 }
 
 onmessage = ({ data }: MessageEvent<Start | "pause" | "play">) => {
   if (data === "pause") isPlaying = false;
   else if (data === "play") {
-    if (!isPlaying && current) (isPlaying = true), run();
+    if (!isPlaying) (isPlaying = true), run();
   } else void begin(data);
 };

@@ -24,7 +24,7 @@ const COMPARED: { name: AlgorithmName; title: string; className: string; own?: (
   { name: "anil", title: "ANIL", className: "three" },
   { name: "meta_sgd", title: "Meta-SGD", className: "four" },
   { name: "reptile", title: "Reptile", className: "five", own: ({ steps }) => ({ steps: Math.max(10, steps) }) },
-  { name: "imaml", title: "iMAML", className: "six", own: ({ steps }) => ({ steps: Math.max(16, steps), outerRate: 0.001 }) },
+  { name: "imaml", title: "iMAML", className: "six", own: ({ rate, steps }) => ({ rate: rate / 2, steps: Math.max(16, steps), outerRate: 0.001 }) },
   { name: "cavia", title: "CAVIA", className: "seven", own: ({ rate }) => ({ rate: 100 * rate }) },
   { name: "maml_pp", title: "MAML++", className: "eight", own: () => ({ outerRate: 0.001 }) },
   { name: "pretrained", title: "pretrained", className: "nine" },
@@ -33,7 +33,7 @@ const NAMES = COMPARED.map(({ name }) => name);
 
 const schema = {
   seed: whole(0, 0, 999999),
-  updates: whole(1500, 20, 20000),
+  updates: whole(1000, 20, 20000),
   rate: number(0.01, 0.001, 0.1, 3),
   steps: whole(2, 1, 5),
   at: whole(2, 0, MOST_STEPS),
@@ -80,7 +80,7 @@ function open(frame: Frame, state: State<typeof schema>, module: WebAssembly.Mod
 
   select(frame.controls, state, "axis", "Against", { updates: "meta-updates", seconds: "seconds" });
   slider(frame.controls, state, "at", "Inner steps on a new task", [0, MOST_STEPS, 1]);
-  const table = new Table(frame.controls, "Held-out error, and the cost of training", ["error", "updates/s", "seconds"]);
+  const table = new Table(frame.controls, "Held-out error, and the cost of training", ["error", "updates / s", "time"]);
   const said = element("p", { class: "progress" });
   const trained = element("fieldset", {}, element("legend", {}, "Training"), said);
   frame.controls.append(trained);
@@ -95,7 +95,7 @@ function open(frame: Frame, state: State<typeof schema>, module: WebAssembly.Mod
   button(trained, "Train again", () => train());
   const hint =
     "Three go their own ways: CAVIA's few numbers of context move at 100 times the inner rate, Reptile takes 10 inner steps or more, " +
-    "iMAML 16, for it has to come close to an optimum. MAML++ and Meta-SGD learn their rates for the steps of the training: more of them may overshoot.";
+    "iMAML 16 of half the rate, for it has to come close to an optimum. MAML++ and Meta-SGD learn their rates for the steps of the training: more of them may overshoot.";
   frame.controls.append(element("p", { class: "hint" }, hint));
 
   /** Numbers that a line shows: it ends where a learner is lost. */
@@ -119,18 +119,18 @@ function open(frame: Frame, state: State<typeof schema>, module: WebAssembly.Mod
     afterSteps.draw();
     table.show(COMPARED.map(({ title, className }, i) => {
       const seconds = last?.secondsOfEach[i] ?? 0;
-      return { name: title, className, cells: last ? [shown(last.curves[i]![at]!), shown(Math.round(last.updates / seconds)), seconds.toFixed(1)] : [] };
+      return { name: title, className, cells: last ? [shown(last.curves[i]![at]!), shown(Math.round(last.updates / seconds)), `${seconds.toFixed(1)} s`] : [] };
     }));
     say();
   }
 
   function say(): void {
-    const { at, steps } = state.values;
-    const lost = drawn().flatMap(({ title, i }) => {
-      const error = last?.curves[i]![at] ?? 0;
+    const { at } = state.values;
+    const lost = drawn().flatMap(({ title, name, i }) => {
+      const error = last?.curves[i]![at] ?? 0, { steps } = settings()[i]!, hasMore = at > steps && name !== "pretrained";
       if (lostAt[i] !== undefined) return [`${title} has diverged in training: by meta-update ${lostAt[i]} its weights are no numbers. A smaller inner rate helps.`];
       if (error <= LOST) return [];
-      return [`${title} diverges: after ${at} inner steps its error is ${shown(error)}. ${at > steps ? `It was trained with ${steps}: fewer` : "A smaller inner rate"} may help.`];
+      return [`${title} diverges: after ${at} inner steps its error is ${shown(error)}. ${hasMore ? `It was trained with ${steps}: fewer` : "A smaller inner rate"} may help.`];
     });
     const text = lost.join(" ");
     if (text !== told) frame.notice(text);
