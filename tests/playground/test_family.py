@@ -56,6 +56,7 @@ def test_seconds_are_each_algorithms_own(visit: Visit) -> None:
     by_updates = lines(visit, 0)
     visit.tab.locator("#control-axis").select_option("seconds")
     assert lines(visit, 0) != by_updates
+    assert visit.tab.locator(".chart svg").first.locator(".label.x").text_content() == "seconds of its own training"
     ends = (
         visit.tab.locator(".chart svg")
         .first.locator("path.line")
@@ -97,6 +98,8 @@ def test_who_diverges_is_told_and_its_line_ends(visit: Visit) -> None:
     visit.slide("at", 0)
     visit.tab.get_by_label("pretrained").click()
     assert notice.is_hidden()
+    visit.slide("at", 10)
+    visit.tab.set_viewport_size({"width": 360, "height": 800})  # nothing is wider, words in a table included
 
 
 @pytest.mark.parametrize("wrong", ["hidden=maml,gradient", "axis=days", "steps=0", "at=11", "updates=1e9"])

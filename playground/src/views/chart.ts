@@ -18,6 +18,8 @@ export interface Options {
   yLabel: string;
   /** height for each unit of width */
   ratio?: number;
+  /** in pixels, on the narrowest of screens */
+  leastHeight?: number;
   isLog?: boolean;
   /** Whether a keyboard may reach it. */
   isFocusable?: boolean;
@@ -77,7 +79,7 @@ export class Chart {
   private resize(): void {
     this.width = this.place.clientWidth;
     if (!this.width) return;
-    const height = Math.round(Math.min(this.width * (this.options.ratio ?? 0.6), 560));
+    const height = Math.round(Math.min(Math.max(this.width * (this.options.ratio ?? 0.6), this.options.leastHeight ?? 0), 560));
     const { top, right, bottom, left } = MARGIN;
     this.frame.attr("width", this.width).attr("height", height);
     this.x.range([left, this.width - right]);
