@@ -31,7 +31,6 @@ export interface Progress {
 }
 
 const BETWEEN = 1000 / 30; // milliseconds
-const CHUNK = 4; // updates of one learner before it is the next one's turn: clocks of a browser are too coarse for one
 
 interface Run {
   learners: Learner[];
@@ -39,6 +38,8 @@ interface Run {
   updates: number;
   last: number;
   secondsOfEach: number[];
+  /** of the losses since the last message */
+  sums: number[];
   heldOut: Tasks;
   heldOutSteps: number;
 }
@@ -46,54 +47,65 @@ interface Run {
 let current: Run | null = null;
 let isPlaying = false;
 let next = 0; // the timer of what comes next: there is one at a time
+// milliseconds until the next message, when the last one was, and how many updates there were then
+let between = BETWEEN, said = 0, first = 0;
 
-let between = BETWEEN;
-
-/** Trains for a thirtieth of a second, or for so many updates, and tells of it. */
-function advance(run: Run, most = Infinity): void {
-  const { learners, random, secondsOfEach } = run, last = Math.min(run.last, run.updates + most);
-  const begin = performance.now(), sums = learners.map(() => 0), first = run.updates;
-  while (run.updates < last && performance.now() - begin < between) {
-    const chunk = Array.from({ length: Math.min(CHUNK, last - run.updates) }, (_, i) => sample(random, run.updates + i));
+/** Trains for a thirtieth of a second, or for so many updates. */
+function advance(run: Run, last: number): void {
+  const { learners, random, secondsOfEach, sums } = run;
+  const begin = performance.now();
+  while (run.updates < last && performance.now() - begin < BETWEEN) {
+    const tasks = sample(random, run.updates);
     for (const [i, learner] of learners.entries()) {
       const start = performance.now();
-      for (const tasks of chunk) sums[i]! += learner.update(tasks);
+      sums[i]! += learner.update(tasks);
       secondsOfEach[i]! += (performance.now() - start) / 1000;
     }
-    run.updates += chunk.length;
+    run.updates++;
   }
-  const isDone = run.updates >= run.last, trained = performance.now();
-  const curves = learners.map((learner) => learner.curve(run.heldOut, run.heldOutSteps));
-  between = Math.max(BETWEEN, 3 * (performance.now() - trained)); // a quarter of the time at most is for the held-out tasks
-  postMessage({
-    updates: run.updates, seconds: secondsOfEach.reduce((a, b) => a + b, 0), secondsOfEach,
-    losses: sums.map((sum) => sum / (run.updates - first)), heldOut: curves.map((curve) => curve.at(-1)!), curves,
-    weights: learners.map(({ weights }) => weights), isDone,
-  } satisfies Progress);
-  isPlaying &&= !isDone;
 }
 
 function play(): void {
   clearTimeout(next);
   if (!current || !isPlaying) return;
-  advance(current);
+  advance(current, current.last);
+  isPlaying = current.updates < current.last;
+  if (!isPlaying || performance.now() - said > between) report(current);
   if (isPlaying) next = setTimeout(play) as unknown as number;
 }
 
+function report({ learners, updates, last, secondsOfEach, sums, heldOut, heldOutSteps }: Run): void {
+  const begin = performance.now(), curves = learners.map((learner) => learner.curve(heldOut, heldOutSteps));
+  postMessage({
+    updates, seconds: secondsOfEach.reduce((a, b) => a + b, 0), secondsOfEach,
+    losses: sums.map((sum) => sum / (updates - first)), heldOut: curves.map((curve) => curve.at(-1)!), curves,
+    weights: learners.map(({ weights }) => weights), isDone: updates >= last,
+  } satisfies Progress);
+  sums.fill(0);
+  first = updates;
+  said = performance.now();
+  between = Math.max(BETWEEN, 3 * (said - begin)); // at most a quarter of the time goes into the held-out tasks
+}
+
 async function begin({ module, seed, learners, updates, heldOutSteps }: Start): Promise<void> {
+  isPlaying = true;
   const kernel = await Kernel.of(module);
   current = {
     learners: learners.map(({ name, settings }) => ALGORITHMS[name](kernel, settings, seed)),
-    random: new Random(seed, Stream.training), updates: 0, last: updates, secondsOfEach: learners.map(() => 0),
+    random: new Random(seed, Stream.training), updates: 0, last: updates, secondsOfEach: learners.map(() => 0), sums: learners.map(() => 0),
     heldOut: heldOut(seed), heldOutSteps,
   };
-  isPlaying = true;
+  first = 0;
   play();
 }
 
 onmessage = ({ data }: MessageEvent<Start | "pause" | "play" | "step">) => {
-  if (data === "pause") isPlaying = false;
-  else if (data === "step" && current) advance(current, 1);
-  else if (data === "play" && !isPlaying) (isPlaying = true), play();
-  else if (typeof data === "object") void begin(data);
+  if (typeof data === "object") void begin(data);
+  else if (data === "play") {
+    if (!isPlaying) (isPlaying = true), play();
+  } else if (current) {
+    isPlaying = false;
+    if (data === "step") advance(current, Math.min(current.updates + 1, current.last));
+    if (current.updates > first) report(current); // what was done since the last message, too
+  } else isPlaying = false; // and it begins so
 };

@@ -1,4 +1,4 @@
-"""Reptile, iMAML, CAVIA and MAML++ in the page against the library's presets: meta-gradients, updates, and inner steps."""
+"""Reptile, iMAML, CAVIA and MAML++ in the page against the library's presets: meta-gradients, updates, inner steps."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from test_numerics import BEGIN, drawn, off
 CONTEXTS, HIDDEN = 5, 40
 PRESETS = {
     "reptile": lambda rate, steps: lm.reptile(rate, steps, "sgd"),
-    "imaml": lambda rate, steps: lm.imaml(rate, steps, proximal=1.0, cg_steps=10),
+    "imaml": lambda rate, steps: lm.imaml(rate, steps, proximal=1.0, cg_steps=5),
     "cavia": lm.cavia,
-    "maml_pp": lambda rate, steps: lm.maml_pp(rate, steps, multi_step_updates=1000),
+    "maml_pp": lambda rate, steps: lm.maml_pp(rate, steps, multi_step_updates=500),
 }
 # inner rates at which no task of these diverges
-RATES = {"reptile": 0.02, "imaml": 0.01, "cavia": 0.2, "maml_pp": 0.01}
+RATES = {"reptile": 0.02, "imaml": 0.005, "cavia": 0.2, "maml_pp": 0.01}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def parameters(module: lm.MetaModule) -> list[nn.Parameter]:
 
 
 def backward(module: lm.MetaModule, tasks: lm.TaskBatch, update: int) -> Tensor:
-    """The meta-gradient of the library at a meta-update, flat; the loss after all steps."""
+    """Leaves the library's meta-gradient at a meta-update where an optimizer looks; the mean loss after all steps."""
     for parameter in parameters(module):
         parameter.grad = None
     output = lm.meta_loss(module.network, module.algorithm.at(update), tasks.each(Tensor.double), loss="mse")
@@ -90,7 +90,6 @@ def test_a_meta_gradient_is_the_librarys(
     )
     assert off(loss, backward(module, tasks, 0)) < 1e-5
     reference = torch.cat([parameter.grad.flatten() for parameter in parameters(module)])
-    print(name, off(flattened(name, found, steps), reference))
     assert off(flattened(name, found, steps), reference) < 1e-5
 
 
@@ -112,11 +111,9 @@ def test_ten_updates_are_the_librarys_and_so_are_ten_inner_steps(page: Any, name
         "() => Object.fromEntries(Object.entries(learner.weights).map(([k, v]) => [k, Array.from(v)]))"
     )
     reference = torch.nn.utils.parameters_to_vector(parameters(module)).detach()
-    print(name, off(flattened(name, weights, steps), reference))
-    assert off(flattened(name, weights, steps), reference) < 1e-3
+    assert off(flattened(name, weights, steps), reference) < 1e-4
 
     tasks = drawn(page, 99, 9, 5, 20).each(Tensor.double)
     curve = page.evaluate("() => learner.curve(tasks, 10)")
     expected = lm.evaluate(module.network, module.algorithm, tasks, loss="mse", steps=10).query_losses.mean(0)
-    print(name, off(curve, expected))
-    assert off(curve, expected) < 1e-3
+    assert off(curve, expected) < 1e-4

@@ -7,9 +7,9 @@ import { Descent, Pretrained, type Learner, type Settings } from "./learner";
 import { MamlPp } from "./maml_pp";
 import { Reptile } from "./reptile";
 
-export const IMPLICIT = { proximal: 1, cgSteps: 10, damping: 1 };
+export const IMPLICIT = { proximal: 1, cgSteps: 5, damping: 1 };
 export const CONTEXTS = 5;
-export const MULTI_STEP_UPDATES = 1000;
+export const MULTI_STEP_UPDATES = 500;
 
 type Make = (kernel: Kernel, settings: Settings, seed: number) => Learner;
 

@@ -17,6 +17,13 @@ export abstract class ByGradient extends Learner {
   /** Nothing moves. */
   abstract gradient(tasks: Tasks): MetaGradient;
 
+  /** Parameters `[tasks, P]` after all inner steps of the training. */
+  protected adapted(tasks: Tasks): Float64Array {
+    let phi: Float64Array = new Float64Array();
+    for (phi of this.walk(tasks, this.settings.steps));
+    return phi;
+  }
+
   override update(tasks: Tasks): number {
     const { loss, of } = this.gradient(tasks);
     for (const [name, own] of Object.entries(this.weights)) (this.outer[name] ??= new Adam(own.length, this.settings.outerRate)).step(own, of[name]!);

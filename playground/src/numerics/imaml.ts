@@ -26,7 +26,7 @@ export class Imaml extends ByGradient {
   /** The mean over tasks of g, of ((1 + damping) I + H / lambda) g = gradient of the queries, H of the support set. */
   override gradient(tasks: Tasks): MetaGradient {
     const { proximal, cgSteps, damping } = this.rule, { supportInputs, supportTargets } = tasks;
-    const phi = [...this.walk(tasks, this.settings.steps)].at(-1)!;
+    const phi = this.adapted(tasks);
     const { losses, gradients } = this.kernel.curvature(this.network, phi, tasks.queryInputs, tasks.queryTargets);
     const multiply = (v: Float64Array) => {
       const { products } = this.kernel.curvature(this.network, phi, supportInputs, supportTargets, v), product = new Float64Array(v.length);

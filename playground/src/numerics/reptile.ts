@@ -7,7 +7,7 @@ import { mean } from "./learner";
 export class Reptile extends ByGradient {
   /** The mean over tasks of theta - phi, in the place of a gradient. */
   override gradient(tasks: Tasks): MetaGradient {
-    const phi = [...this.walk(tasks, this.settings.steps)].at(-1)!;
+    const phi = this.adapted(tasks);
     const { losses } = this.kernel.curvature(this.network, phi, tasks.queryInputs, tasks.queryTargets);
     return { loss: mean(losses), of: { theta: meanOfTasks(phi, tasks.count).map((value, i) => this.theta[i]! - value) } };
   }

@@ -55,7 +55,7 @@ function open(frame: Frame, state: State<typeof schema>, module: WebAssembly.Mod
 
   const fit = new Chart(
     frame.figures,
-    { label: "The wave, its points, and both networks after the inner steps", x: [...INPUTS], y: HEIGHTS, xLabel: "x", yLabel: "y", isFocusable: true },
+    { label: "The wave, its points, and both networks after the inner steps", x: [...INPUTS], y: HEIGHTS, xLabel: "x", yLabel: "y", leastHeight: 220, isFocusable: true },
     (chart) => {
       chart.line("wave", GRID.map((x): Point => [x, height(state.values, x)]), "wave");
       for (const [i, { className }] of COMPARED.entries()) {
@@ -75,7 +75,7 @@ function open(frame: Frame, state: State<typeof schema>, module: WebAssembly.Mod
   frame.figures.append(pair);
   const steps = new Chart(
     pair,
-    { label: "Error over the wave after each inner step", x: [0, MOST_STEPS], y: [0.001, 30], xLabel: "inner step", yLabel: "error over the wave", isLog: true, ratio: 0.7 },
+    { label: "Error over the wave after each inner step", x: [0, MOST_STEPS], y: [0.001, 30], xLabel: "inner step", yLabel: "error over the wave", isLog: true, ratio: 0.7, leastHeight: 220 },
     (chart) => {
       for (const [i, { className }] of COMPARED.entries()) {
         chart.line(className, (errors[i] ?? []).map((error, step): Point => [step, error]), className);
@@ -85,7 +85,7 @@ function open(frame: Frame, state: State<typeof schema>, module: WebAssembly.Mod
   );
   const losses = new Chart(
     pair,
-    { label: "Error on held-out tasks while training", x: [0, state.values.updates], y: [0.03, 10], xLabel: "meta-updates", yLabel: `held out, after ${SHOTS} steps`, isLog: true, ratio: 0.7 },
+    { label: "Error on held-out tasks while training", x: [0, state.values.updates], y: [0.03, 10], xLabel: "meta-updates", yLabel: `held out, after ${SHOTS} steps`, isLog: true, ratio: 0.7, leastHeight: 220 },
     (chart) => {
       for (const [i, { className }] of COMPARED.entries()) chart.line(className, history[i]!, className);
     },

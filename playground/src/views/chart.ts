@@ -20,6 +20,8 @@ export interface Options {
   ratio?: number;
   /** Whether the place within the axes is a square, for axes of the same unit. */
   isSquare?: boolean;
+  /** in pixels, on the narrowest of screens */
+  leastHeight?: number;
   isLog?: boolean;
   /** Whether a keyboard may reach it. */
   isFocusable?: boolean;
@@ -80,7 +82,7 @@ export class Chart {
     this.width = this.place.clientWidth;
     if (!this.width) return;
     const { top, right, bottom, left } = MARGIN;
-    const rectangle = Math.round(Math.max(220, Math.min(this.width * (this.options.ratio ?? 0.6), 560)));
+    const { ratio = 0.6, leastHeight = 0 } = this.options, rectangle = Math.round(Math.min(Math.max(this.width * ratio, leastHeight), 560));
     const height = this.options.isSquare ? this.width - left - right + top + bottom : rectangle;
     this.frame.attr("width", this.width).attr("height", height);
     this.x.range([left, this.width - right]);
