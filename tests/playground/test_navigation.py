@@ -112,7 +112,7 @@ def test_a_goal_is_clicked_dragged_and_shared(visit: Visit) -> None:
     assert clicked["goalX"] < 0 > clicked["goalY"]
     assert visit.numbers()["trained return_step_1"] != before["trained return_step_1"]
     assert left.locator(".way").evaluate_all(PATHS) != ways
-    star = right.locator(".handle").bounding_box()
+    star = right.locator(".goal").bounding_box()
     x, y = star["x"] + star["width"] / 2, star["y"] + star["height"] / 2
     visit.tab.mouse.move(x, y)
     visit.tab.mouse.down()
@@ -208,7 +208,7 @@ def test_a_finger_drags_the_goal_and_scrolls_beside_it(built: Any, chromium: Any
     context = chromium.new_context(viewport={"width": 360, "height": 700}, has_touch=True, is_mobile=True)
     tab = context.new_page()
     tab.goto((built / "playground.html").as_uri() + "#navigation?trajectories=5")
-    tab.wait_for_selector(".handle")
+    tab.wait_for_selector(".goal")
     fingers = context.new_cdp_session(tab)
 
     def drag(box: dict[str, float]) -> None:
@@ -218,7 +218,7 @@ def test_a_finger_drags_the_goal_and_scrolls_beside_it(built: Any, chromium: Any
             tab.wait_for_timeout(20)
         fingers.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
-    drag(tab.locator(".handle").first.bounding_box())
+    drag(tab.locator(".goal").first.bounding_box())
     x, y = tab.evaluate("[playground.state().goalX, playground.state().goalY]")
     assert x < 0.1
     assert y > 0.6
