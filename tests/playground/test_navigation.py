@@ -16,8 +16,8 @@ PATHS = "(lines) => lines.map((line) => line.getAttribute('d'))"
 BOTH = ("trained", "untrained")
 # rollouts of a policy before inner steps, and the parameters after each
 ADAPT = """([name, goal, seed, count, rates]) => {
-  const { Adaptation, POLICIES, Random, advantages } = playground.numerics;
-  const adaptation = new Adaptation(POLICIES[name], goal, new Random(seed, 3), count, rates);
+  const { PolicyAdaptation, POLICIES, Random, advantages } = playground.numerics;
+  const adaptation = new PolicyAdaptation(POLICIES[name], goal, new Random(seed, 3), count, rates);
   return [...rates, null].map((_, step) => {
     const { policy, ways } = adaptation.after(step);
     return {theta: Array.from(policy.theta), ways, advantages: advantages(ways)};

@@ -88,7 +88,7 @@ export function innerStep(policy: Policy, ways: Trajectory[], rate: number): Pol
 }
 
 /** Ways of a policy before and after each inner step, taken when they are asked for; a step sees the ways before it. */
-export class Adaptation {
+export class PolicyAdaptation {
   private readonly path: { policy: Policy; ways: Trajectory[] }[] = [];
 
   constructor(

@@ -1,6 +1,6 @@
 /** Navigation: a policy adapts to the goal that is put down, from its own trajectories there. */
 
-import { Adaptation, HORIZON, MOST_TRAJECTORIES, POLICIES, RATES, SPREAD, UNTRAINED_SEED, meanReturn } from "../numerics/navigation";
+import { PolicyAdaptation, HORIZON, MOST_TRAJECTORIES, POLICIES, RATES, SPREAD, UNTRAINED_SEED, meanReturn } from "../numerics/navigation";
 import { PYTHON, Random, Stream } from "../numerics/random";
 import { element, type Frame, type Opened, type Page } from "../page";
 import { number, whole, type Point, type State } from "../state";
@@ -33,7 +33,7 @@ type Values = State<typeof schema>["values"];
 const ratesOf = ({ rate }: Values) => Array.from({ length: MOST_STEPS }, (_, step) => (step ? rate / 2 : rate));
 
 function open(frame: Frame, state: State<typeof schema>): Opened {
-  let paths: Adaptation[] = [], adaptedTo = "", later = 0, walking = 0, time = HORIZON, isTold = false;
+  let paths: PolicyAdaptation[] = [], adaptedTo = "", later = 0, walking = 0, time = HORIZON, isTold = false;
   const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
 
   const pair = element("div", { class: "pair fields" });
@@ -95,7 +95,7 @@ function open(frame: Frame, state: State<typeof schema>): Opened {
   function adapt(): void {
     const { seed, goalX, goalY, steps, trajectories } = state.values, rates = ratesOf(state.values);
     const key = [seed, goalX, goalY, trajectories, rates].join();
-    if (key !== adaptedTo) paths = COMPARED.map(({ name }) => new Adaptation(POLICIES[name], [goalX, goalY], new Random(seed, Stream.shown), trajectories, rates));
+    if (key !== adaptedTo) paths = COMPARED.map(({ name }) => new PolicyAdaptation(POLICIES[name], [goalX, goalY], new Random(seed, Stream.shown), trajectories, rates));
     adaptedTo = key;
     for (const path of paths) path.after(steps);
     for (const one of fields) one.goal = [goalX, goalY];
