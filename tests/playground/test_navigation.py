@@ -118,9 +118,10 @@ def test_a_goal_is_clicked_dragged_and_shared(visit: Visit) -> None:
     visit.tab.mouse.down()
     visit.tab.mouse.move(x + 60, y - 20)
     visit.tab.mouse.move(x + 90, y - 90)
+    assert visit.state()["goalX"] > clicked["goalX"]
     assert visit.hash == address  # while it moves
     visit.tab.mouse.up()
-    assert visit.state()["goalX"] > clicked["goalX"]
+    assert visit.hash != address
     assert visit.state()["goalY"] > clicked["goalY"]
     visit.tab.mouse.move(x, y)
     visit.slide("steps", 3)
@@ -201,3 +202,29 @@ def test_an_address_that_says_nonsense_is_told(visit: Visit, wrong: str) -> None
 def test_copied_as_python_it_gives_the_same_numbers(visit: Visit) -> None:
     visit.go("navigation?seed=2&goalX=-0.12&goalY=0.31&trajectories=11&rate=0.12")
     assert visit.program() == pytest.approx(visit.numbers(), abs=1e-6)
+
+
+def test_a_finger_drags_the_goal_and_scrolls_beside_it(built: Any, chromium: Any) -> None:
+    context = chromium.new_context(viewport={"width": 360, "height": 700}, has_touch=True, is_mobile=True)
+    tab = context.new_page()
+    tab.goto((built / "playground.html").as_uri() + "#navigation?trajectories=5")
+    tab.wait_for_selector(".goal")
+    fingers = context.new_cdp_session(tab)
+
+    def drag(box: dict[str, float]) -> None:
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        for kind, far in [("touchStart", 0), *(("touchMove", 6 * move) for move in range(1, 11))]:
+            fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x - far, "y": y - far}]})
+            tab.wait_for_timeout(20)
+        fingers.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    drag(tab.locator(".goal").first.bounding_box())
+    x, y = tab.evaluate("[playground.state().goalX, playground.state().goalY]")
+    assert x < 0.1
+    assert y > 0.6
+    assert tab.evaluate("scrollY") == 0
+    drag(tab.locator(".chart svg").first.bounding_box())
+    tab.evaluate("new Promise((done) => setTimeout(done, 200))")
+    assert tab.evaluate("[playground.state().goalX, playground.state().goalY]") == [x, y]
+    assert tab.evaluate("scrollY") > 0
+    context.close()

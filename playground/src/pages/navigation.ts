@@ -36,7 +36,7 @@ function open(frame: Frame, state: State<typeof schema>): Opened {
   let paths: PolicyAdaptation[] = [], adaptedTo = "", later = 0, walking = 0, time = HORIZON, isTold = false;
   const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
 
-  const pair = element("div", { class: "pair" });
+  const pair = element("div", { class: "pair fields" });
   frame.figures.append(pair);
   const titles = COMPARED.map(() => new Text());
   const fields = COMPARED.map(({ name, title, className }, i) => {
@@ -125,7 +125,7 @@ function open(frame: Frame, state: State<typeof schema>): Opened {
   function drawReturns(): void {
     const all = COMPARED.map((_, i) => returnsOf(i));
     table.show(STEPS.map((step) => ({
-      name: named(step), className: step === state.values.steps ? "chosen" : "", cells: all.map((each) => (step in each ? shown(each[step]!) : "…")),
+      name: named(step), className: step === state.values.steps ? "step chosen" : "step", cells: all.map((each) => (step in each ? shown(each[step]!) : "…")),
     })));
     returns.domain([0, MOST_STEPS], [1.05 * Math.min(-60, ...all.flat().filter(Number.isFinite)), 0]);
   }

@@ -27,7 +27,7 @@ export interface Options {
   isFocusable?: boolean;
 }
 
-const MARGIN = { top: 10, right: 12, bottom: 38, left: 50 };
+const MARGIN = { top: 10, right: 12, bottom: 38, left: 56 };
 let charts = 0;
 
 export class Chart {

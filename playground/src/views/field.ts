@@ -32,7 +32,8 @@ export class Field {
     this.chart = new Chart(parent, { label, ...axes, isFocusable: true }, (chart) => {
       chart.line("border", [[-s, -s], [s, -s], [s, s], [-s, s], [-s, -s]], "border");
       paint(chart);
-      const handle = chart.named("g", "goal").attr("class", "goal").attr("transform", `translate(${chart.x(this.goal[0])} ${chart.y(this.goal[1])})`).raise();
+      const handle = chart.named("g", "goal").attr("class", "goal").attr("transform", `translate(${chart.x(this.goal[0])} ${chart.y(this.goal[1])})`);
+      if (handle.node()!.nextSibling) handle.raise(); // once: a finger may be on it
       handle.selectAll("circle").data([null]).join("circle").attr("r", 20);
       handle.selectAll("path").data([null]).join("path").attr("d", STAR);
     });
@@ -49,10 +50,12 @@ export class Field {
 
   private listen(svg: SVGSVGElement): void {
     let isDragged = false;
+    const isOnGoal = ({ target }: Event) => (target as Element).closest(".goal") !== null;
+    // Chromium takes touch-action from the whole picture alone, beside whose goal a finger is to scroll the page
+    svg.addEventListener("touchstart", (event) => isOnGoal(event) && event.preventDefault(), { passive: false });
     svg.addEventListener("pointerdown", (event) => {
-      const isOnGoal = (event.target as Element).closest(".goal") !== null;
       // a finger beside the goal scrolls the page, or taps: then a click follows
-      if (event.button !== 0 || (event.pointerType === "touch" && !isOnGoal)) return;
+      if (event.button !== 0 || (event.pointerType === "touch" && !isOnGoal(event))) return;
       isDragged = this.moved(this.chart.at(event));
       if (isDragged) svg.setPointerCapture(event.pointerId);
     });
