@@ -156,6 +156,7 @@ function open(frame: Frame, state: State<typeof schema>, module: WebAssembly.Mod
     last = undefined;
     lowest = ERRORS[0];
     history.length = lostAt.length = 0;
+    said.textContent = "";
     said.dataset.done = "false";
   }
 
