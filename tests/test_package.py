@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -66,6 +67,14 @@ def test_every_source_file_is_installed(members: list[str], repository: Path) ->
 
 def test_types_are_announced(members: list[str]) -> None:
     assert "lightning_maml/py.typed" in members
+
+
+def test_type_checkers_see_what_is_exported(repository: Path) -> None:
+    """In a stub, only ``from x import y as y`` is for others."""
+    lines = ast.parse((repository / "lightning_maml" / "__init__.pyi").read_text()).body
+    imported = [name for line in lines if isinstance(line, ast.ImportFrom) for name in line.names]
+    assert len(imported) > 50
+    assert [name.name for name in imported if name.asname != name.name] == []
 
 
 def test_command_line_is_an_entry_point(wheel: Path, members: list[str]) -> None:

@@ -68,10 +68,17 @@ async function open(): Promise<void> {
   }
 }
 
-/** Writes a state to the address, without a new entry in the history for each move of a slider. */
+const BETWEEN = 60; // milliseconds: Chromium drops what exceeds 200 changes of the address in ten seconds, Safari throws
+let written = 0, later = 0;
+
+/** Writes a state to the address, without a new entry in the history for each move of a slider, now or a moment later. */
 function keep(page: Page<any>, own: State<any>): void {
+  clearTimeout(later);
   if (own !== state) return;
+  const wait = written + BETWEEN - performance.now();
+  if (wait > 0) return void (later = setTimeout(() => keep(page, own), wait));
   const query = own.write();
+  written = performance.now();
   history.replaceState(null, "", `#${page.name}${query && "?"}${query}`);
 }
 

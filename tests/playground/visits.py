@@ -35,7 +35,8 @@ class Visit:
 
     @property
     def hash(self) -> str:
-        """What stands behind the # of the address now."""
+        """What stands behind the # of the address, once it is written: sixteen times a second at most."""
+        self.tab.wait_for_timeout(150)
         return self.tab.evaluate("location.hash.slice(1)")
 
     def numbers(self) -> dict[str, float]:

@@ -85,7 +85,7 @@ export class Table {
     this.body.replaceChildren(
       ...rows.map(({ name, className, cells }) => {
         const first = element("th", { scope: "row", class: className ?? "" }, name);
-        return element("tr", {}, first, ...cells.map((cell) => element("td", {}, cell)));
+        return element("tr", {}, first, ...cells.map((cell) => element("td", { class: /\d/.test(cell) ? "" : "words" }, cell)));
       }),
     );
   }
