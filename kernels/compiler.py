@@ -91,20 +91,25 @@ def build(name: str, source: str, flags: Sequence[str]) -> ctypes.CDLL:
     return ctypes.CDLL(str(kept(f"{name}_{hashlib.sha256(''.join(text).encode()).hexdigest()[:24]}", into)))
 
 
+def definitions(dtype: torch.dtype, problem: type[Problem]) -> list[str]:
+    """The compiler's options that tell a source its number types, limits and names."""
+    real, integer = _REALS[dtype]
+    constants = {"REAL": real, "INTEGER": integer, "RETURNS": RETURNS, **problem.constants}
+    return [
+        f"-D{name}={value if isinstance(value, int | str) else ','.join(value).upper()}"
+        for name, value in constants.items()
+    ]
+
+
 @lru_cache
 def load(source: Path, dtype: torch.dtype, problem: type[Problem]) -> ctypes.CDLL | str:
     """The library of a source, where REAL is ``dtype`` and INTEGER is as wide; or why there is none.
 
     Its functions ``adapt`` and ``predict`` take a pointer to a ``problem``, and return a number of :data:`RETURNS`.
     """
-    real, integer = _REALS[dtype]
-    constants = {"REAL": real, "INTEGER": integer, "RETURNS": RETURNS, **problem.constants}
-    definitions = [
-        f"-D{name}={value if isinstance(value, int | str) else ','.join(value).upper()}"
-        for name, value in constants.items()
-    ]
+    flags = [*FLAGS, *definitions(dtype, problem)]
     try:
-        library = build(f"{source.parent.name}_{real}", source.read_text(), [*FLAGS, *definitions])
+        library = build(f"{source.parent.name}_{_REALS[dtype][0]}", source.read_text(), flags)
     except (OSError, RuntimeError) as error:
         return str(error)
     library.size_of_problem.restype = ctypes.c_int64

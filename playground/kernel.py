@@ -12,7 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lightning_maml.kernels.compiler import RETURNS
+import torch
+
+from lightning_maml.kernels.compiler import RETURNS, definitions
 from lightning_maml.kernels.mlp_adapt import native
 
 HERE = Path(__file__).parent
@@ -30,15 +32,10 @@ def main() -> None:
             "playground: found no clang (Debian: apt-get install clang-19 lld-19 wasi-libc libclang-rt-19-dev-wasm32)"
         )
     problem = native._Problem
-    constants = {"REAL": "float", "INTEGER": "int32_t", "RETURNS": RETURNS, **problem.constants}
-    definitions = [
-        f"-D{name}={value if isinstance(value, int | str) else ','.join(value).upper()}"
-        for name, value in constants.items()
-    ]
     exports = [f"-Wl,--export={name}" for name in EXPORTS]
     BUILT.mkdir(parents=True, exist_ok=True)
     headers = Path(native.__file__).resolve().parent.parent
-    call = [CLANG, *FLAGS, f"-I{headers}", *definitions, str(HERE / "kernel.c"), *exports]
+    call = [CLANG, *FLAGS, f"-I{headers}", *definitions(torch.float32, problem), str(HERE / "kernel.c"), *exports]
     done = subprocess.run([*call, "-o", str(BUILT / "kernel.wasm")], capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"playground: {' '.join(call)} failed:\n{done.stderr}")

@@ -23,8 +23,7 @@ export interface Progress {
   secondsOfEach: number[];
   /** By learner, as they were given: the mean loss of the tasks since the last message, and what is learned. */
   losses: number[];
-  /** By learner: the mean loss of tasks that it does not train on, after all inner steps; and before them and after each. */
-  heldOut: number[];
+  /** By learner: the mean loss of tasks that it does not train on, before the inner steps and after each. */
   curves: number[][];
   weights: Weights[];
   isDone: boolean;
@@ -78,7 +77,7 @@ function report({ learners, updates, last, secondsOfEach, sums, heldOut, heldOut
   const begin = performance.now(), curves = learners.map((learner) => learner.curve(heldOut, heldOutSteps));
   postMessage({
     updates, seconds: secondsOfEach.reduce((a, b) => a + b, 0), secondsOfEach,
-    losses: sums.map((sum) => sum / (updates - first)), heldOut: curves.map((curve) => curve.at(-1)!), curves,
+    losses: sums.map((sum) => sum / (updates - first)), curves,
     weights: learners.map(({ weights }) => weights), isDone: updates >= last,
   } satisfies Progress);
   sums.fill(0);

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,12 +18,9 @@ from typing import Any
 import pytest
 
 import lightning_maml
+from browser import CHROMIUM, FLAGS, IN_A_BROWSER
 
 pytest.importorskip("mkdocs", reason="needs the extra `docs`")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-IN_A_BROWSER = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium (Debian: apt-get install chromium)")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--v=0", "--hide-scrollbars"]
 
 # in a user's words, and the page that answers; "page#part" where the part is meant
 QUESTIONS = {

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from browser import CHROMIUM
 from visits import REPOSITORY, Visit
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TOOLS = {"clang-19": "clang-19 lld-19 wasi-libc libclang-rt-19-dev-wasm32", "npm": "nodejs npm", "make": "make"}
 
 
@@ -47,6 +47,15 @@ def chromium() -> Iterator[Any]:
         browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def page(built: Path, chromium: Any) -> Any:
+    """A tab whose ``playground.numerics`` a test calls."""
+    tab = chromium.new_page()
+    tab.goto((built / "playground.html").as_uri() + "#sine?updates=100")
+    tab.wait_for_function("globalThis.playground")
+    return tab
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,14 +21,6 @@ PRESETS = {
 }
 # inner rates at which no task of these diverges
 RATES = {"reptile": 0.02, "imaml": 0.005, "cavia": 0.2, "maml_pp": 0.01}
-
-
-@pytest.fixture(scope="module")
-def page(built: Path, chromium: Any) -> Any:
-    tab = chromium.new_page()
-    tab.goto((built / "playground.html").as_uri() + "#sine?updates=100")
-    tab.wait_for_function("globalThis.playground")
-    return tab
 
 
 def flattened(name: str, of: dict[str, list[float]], steps: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,14 +23,6 @@ TASKS = """([batch, count, shots, queries]) => {
   globalThis.tasks = playground.numerics.sample(random, batch, count, shots, queries);
   return ["supportInputs", "supportTargets", "queryInputs", "queryTargets"].map((name) => Array.from(tasks[name]));
 }"""
-
-
-@pytest.fixture(scope="module")
-def page(built: Path, chromium: Any) -> Any:
-    tab = chromium.new_page()
-    tab.goto((built / "playground.html").as_uri() + "#sine?updates=100")
-    tab.wait_for_function("globalThis.playground")
-    return tab
 
 
 def module_of(theta: list[float]) -> lm.MLP:

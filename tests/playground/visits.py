@@ -46,6 +46,12 @@ class Visit:
     def state(self) -> dict[str, Any]:
         return self.tab.evaluate("playground.state()")
 
+    def complains_of(self, wrong: str) -> None:
+        """Asserts that what is wrong in the address, ``name=value``, is told."""
+        notice = self.tab.locator(".notice").inner_text()
+        assert notice.startswith("Expected")
+        assert wrong.partition("=")[0] in notice
+
     def slide(self, name: str, value: float) -> None:
         """Moves the slider of a property, as a hand does."""
         self.tab.locator(f"#control-{name}").fill(str(value))

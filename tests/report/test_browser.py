@@ -5,21 +5,18 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from browser import CHROMIUM, FLAGS, IN_A_BROWSER
 from drawings import write_npz
 from lightning_maml.cli import main
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium (Debian: apt-get install chromium)")
+pytestmark = IN_A_BROWSER
 
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--v=0", "--hide-scrollbars"]
-FLAGS += ["--virtual-time-budget=20000", "--dump-dom"]
+ONCE = [*FLAGS, "--virtual-time-budget=20000", "--dump-dom"]
 
 # Stands first in the page, and tells the page around it what it has seen, once all is drawn and moved.
 PROBE = """<script>
@@ -91,7 +88,7 @@ def test_a_page_works_in_a_browser(pages: dict[str, Path], tmp_path: Path, name:
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     places = [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={max(width, 500)},900", scheme]
     address = (tmp_path / "outer.html").as_uri()
-    done = subprocess.run([str(CHROMIUM), *FLAGS, *places, address], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([str(CHROMIUM), *ONCE, *places, address], capture_output=True, text=True, timeout=120)
     found = re.search(r'data-seen="([^"]*)"', done.stdout)
     assert found is not None, done.stderr[-3000:]
     seen = json.loads(html.unescape(found[1]))
@@ -113,7 +110,7 @@ def test_a_request_would_be_seen(pages: dict[str, Path], tmp_path: Path) -> None
     (tmp_path / "inner.html").write_text(text.replace("<title>", f"{PROBE}<title>", 1))
     (tmp_path / "outer.html").write_text(AROUND.format(width=800))
     places = [f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "outer.html").as_uri()]
-    done = subprocess.run([str(CHROMIUM), *FLAGS, *places], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([str(CHROMIUM), *ONCE, *places], capture_output=True, text=True, timeout=120)
     found = re.search(r'data-seen="([^"]*)"', done.stdout)
     assert found is not None, done.stderr[-3000:]
     assert any(one.startswith("img-src") for one in json.loads(html.unescape(found[1]))["requests"])

@@ -116,11 +116,7 @@ export class Kernel {
   ): Curvature {
     const { widths } = network, out = widths.at(-1)!, P = size(widths), count = parameters.length / P;
     const rows = inputs.length / count / widths[0]!;
-    this.describe(network, {
-      tasks: count, rows, queries: 0, steps: 0, loss: constants.losses.indexOf("mse"), order: 2, rates_grad: 0, rate_columns: 1,
-      threads: 1, support_inputs: this.put("si", inputs), support_targets: this.put("st", targets),
-      support_losses: this.place("support_losses", 4 * count), predictions: this.place("predictions", 4 * count * rows * out),
-    });
+    this.describeRows(network, count, rows, inputs, targets);
     const at = this.put("parameters", parameters), along = directions ? this.put("directions", directions) : 0;
     const gradients = this.place("gradients", 4 * count * P), products = directions ? this.place("products", 4 * count * P) : 0;
     this.check(this.c.curvature(this.problem, at, along, gradients, products));
@@ -138,13 +134,18 @@ export class Kernel {
       all.set(inputs, task * inputs.length);
       flat.set(own, task * own.length);
     }
-    this.describe(network, {
-      tasks: count, rows, queries: 0, steps: 0, loss: constants.losses.indexOf("mse"), order: 2, rates_grad: 0, rate_columns: 1,
-      threads: 1, support_inputs: this.put("si", all), support_targets: this.put("st", new Float32Array(length)),
-      support_losses: this.place("support_losses", 4 * count), predictions: this.place("predictions", 4 * length),
-    });
+    this.describeRows(network, count, rows, all, new Float32Array(length));
     this.check(this.c.curvature(this.problem, this.put("parameters", flat), 0, 0, 0));
     return this.take("predictions", length);
+  }
+
+  /** As C's `curvature` reads it: rows and their targets, without steps. */
+  private describeRows(network: Network, count: number, rows: number, inputs: Float32Array, targets: Float32Array): void {
+    this.describe(network, {
+      tasks: count, rows, queries: 0, steps: 0, loss: constants.losses.indexOf("mse"), order: 2, rates_grad: 0, rate_columns: 1,
+      threads: 1, support_inputs: this.put("si", inputs), support_targets: this.put("st", targets),
+      support_losses: this.place("support_losses", 4 * count), predictions: this.place("predictions", 4 * targets.length),
+    });
   }
 
   /** Fills the fields of C's `Problem`, as Python lists them; what is not named is 0. */

@@ -88,11 +88,6 @@ export abstract class Learner {
     return Array.from(this.walk(tasks, steps), loss);
   }
 
-  /** The same after all of them alone. */
-  evaluate(tasks: Tasks, steps: number): number {
-    return this.curve(tasks, steps).at(-1)!;
-  }
-
   /** Outputs `[networks][rows]` of networks with these parameters. */
   predict(parameters: Float64Array[], inputs: number[]): Float32Array[] {
     const all = this.kernel.predict(this.network, parameters, inputs);

@@ -42,7 +42,7 @@ function open(frame: Frame, state: State<typeof schema>, module: WebAssembly.Mod
     updates = progress.updates;
     for (const [i, learner] of learners.entries()) {
       learner.load(progress.weights[i]!);
-      history[i]!.push([progress.updates, progress.heldOut[i]!]);
+      history[i]!.push([progress.updates, progress.curves[i]!.at(-1)!]);
     }
     const rate = Math.round(progress.updates / progress.seconds);
     said.textContent = `${progress.updates.toLocaleString("en")} of ${state.values.updates.toLocaleString("en")} meta-updates, ${rate.toLocaleString("en")} a second`;
