@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
-from lightning_maml.engine import Engine, MetaOutput, Problem, in_a_row, run_on
+from lightning_maml.engine import Engine, Graphed, MetaOutput, Problem, in_a_row, run_on
 from lightning_maml.engine.base import autocast_on
 from lightning_maml.engine.divergence import bad_tasks, diverged, warning_of_divergence
 from lightning_maml.engine.functional.statistics import batch_norm_mode, training_is
 from lightning_maml.engine.functional.stored import detach_from_mode, say_once
 from lightning_maml.engine.fused.in_a_row import InARow
+from lightning_maml.engine.loops.graphed import OuterStep, Rates
 from lightning_maml.engine.misfits import misfit
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import Algorithm
@@ -161,6 +162,25 @@ def in_a_row_of(problem: Problem, batches: Sequence[TaskBatch], engine: str | En
             for batch in batches:  # unless a sum of finite numbers overflowed
                 _check_data(problem, [*batch.named()])
     return found
+
+
+def recorded_updates_of(
+    problem: Problem, batches: Sequence[TaskBatch], engine: Graphed, step: OuterStep, rates: Rates
+) -> list[MetaOutput]:
+    """Meta-updates by these meta-batches in turn as one launch, each with its step, up to the first that is not finite.
+
+    None of them where the engine does not run the problem, or has no one recording for all.
+    """
+    sets = batches[0].sets
+    if any(batch.task_weights is not None for batch in batches) or len({kinds(*batch.sets) for batch in batches}) > 1:
+        return []
+    problem = problem.with_weights(False)
+    if engine.unsupported(problem, *sets) is not None:
+        return []
+    for batch in batches:
+        _check_data(problem, [*batch.named()])
+    with _running(problem, *sets):
+        return engine.updates(problem, batches, step, rates)
 
 
 def adapt(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import ceil, prod
 from typing import Any
 
@@ -356,7 +356,7 @@ def _stride(phi: Tensor) -> int:
     return phi.stride(0) if phi.ndim == 2 else 0
 
 
-@lru_cache(64)
+@cache  # for good: a CUDA graph reads it where it lies
 def _table(ranges: tuple[tuple[int, int, int], ...], device: torch.device) -> Tensor:
     return torch.tensor(ranges, dtype=torch.int32, device=device)
 

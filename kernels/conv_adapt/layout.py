@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import prod
 
 import torch
@@ -131,7 +131,7 @@ def places_of(network: Network, block: int) -> tuple[Tensor, Tensor]:
     return there, back[: network.size]
 
 
-@lru_cache(64)
+@cache  # for good: a CUDA graph reads it where it lies
 def _places_on(network: Network, block: int, device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
         there, back = places_of(network, block)
@@ -177,4 +177,5 @@ def _has_all(network: Network) -> bool:
 
 def _behind(values: Tensor, *numbers: int) -> Tensor:
     """The ``values [..., n]`` with these numbers behind each row."""
-    return torch.cat([values, values.new_tensor(numbers, dtype=values.dtype).expand(*values.shape[:-1], -1)], -1)
+    behind = [values.new_full((*values.shape[:-1], 1), number) for number in numbers]
+    return torch.cat([values, *behind], -1)

@@ -9,7 +9,7 @@ Weights are matrices ``[in + 1, out]`` with the bias as the last row (``layout.p
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -293,7 +293,7 @@ def options(widths: Sequence[int], precision: str) -> dict[str, int | str]:
     }
 
 
-@lru_cache(64)  # a copy to the device takes longer than a kernel, and has no place in a CUDA graph
+@cache  # a copy to the device takes longer than a kernel, and has no place in a CUDA graph, which reads this for good
 def _table(widths: tuple[int, ...], rows: int, device: torch.device) -> Tensor:
     """Of each layer ``[layers + 1, 3]``: width, start of the matrix behind it, start of its activations."""
     entries, matrix, activations = [], 0, 0

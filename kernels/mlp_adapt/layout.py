@@ -6,7 +6,7 @@ behind it times this matrix is the layer.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -80,7 +80,7 @@ def in_torchs_order(result: Adaptation, widths: Sequence[int]) -> Adaptation:
     return Adaptation(*result[:3], *(out_of_matrices(value, widths) for value in result[3:]))
 
 
-@lru_cache(64)
+@cache  # for good: a CUDA graph reads it where it lies
 def _places(widths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
         layers = parameters_of(torch.arange(size(widths)), widths)

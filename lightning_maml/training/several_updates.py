@@ -13,10 +13,11 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_maml.adaptation import in_a_row_of
-from lightning_maml.engine import Engine, MetaOutput, Problem
+from lightning_maml.adaptation import in_a_row_of, recorded_updates_of
+from lightning_maml.engine import Engine, Graphed, MetaOutput, Problem
 from lightning_maml.engine.base import LossAndGradient, in_layout
 from lightning_maml.tasks import TaskBatch, UnequalTasks
+from lightning_maml.training.coming_rates import coming_rates
 from lightning_maml.training.fused_step import StepInOneCall
 
 _OF_CALLBACKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
@@ -71,7 +72,12 @@ class Steps:
         The parameters have what came of it once the iterator has ended.
         """
         call, plain = self.in_one_call, [tasks for tasks in batches if isinstance(tasks, TaskBatch)]
-        if call is None or len(plain) < len(batches) or (row := in_a_row_of(problem, plain, engine)) is None:
+        if call is None or len(plain) < len(batches):
+            return
+        if isinstance(engine, Graphed):
+            yield from self._recorded(call, problem, plain, engine)
+            return
+        if (row := in_a_row_of(problem, plain, engine)) is None:
             return
         if [*map(id, call.parameters)] != [*map(id, row.leaves)] or _have_hooks(row.leaves):
             return
@@ -89,6 +95,22 @@ class Steps:
                 torch._foreach_copy_(row.leaves, [*row.parameters])
             for leaf, gradient in zip(row.leaves, gradients, strict=False):
                 leaf.grad = gradient
+
+    def _recorded(
+        self, call: StepInOneCall, problem: Problem, batches: Sequence[TaskBatch], engine: Graphed
+    ) -> Iterator[tuple[TaskBatch, MetaOutput]]:
+        """The same as one launch, after which all of it is done."""
+        rates = coming_rates(self.own, self.module.lr_schedulers(), len(batches))
+        leaves = problem.leaves()
+        if rates is None or [*map(id, call.parameters)] != [*map(id, leaves)] or _have_hooks(leaves):
+            return
+        outputs = recorded_updates_of(problem, batches, engine, call, rates)
+        for leaf, gradient in zip(leaves, outputs[-1].gradients if outputs else (), strict=False):
+            leaf.grad = gradient
+        for _ in outputs:  # whoever looks at them may fail, and what is done is done
+            with self._counted():
+                pass
+        yield from zip(batches, outputs, strict=False)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

@@ -17,11 +17,12 @@ def main() -> None:
     sys.path[:0] = [str(here.parents[1]), str(here.parent)]
     os.environ.pop("TRITON_INTERPRET", None)  # the emulator runs what Triton compiles
 
+    import graphs
     import standin
 
     standin.install()
     sys.argv = sys.argv[1:]
-    with standin.as_a_gpu():
+    with standin.as_a_gpu(), graphs.in_the_place_of_cudas():
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 

@@ -61,6 +61,8 @@ _cpu_generator = torch.Generator  # the real one: torch knows no way to make one
 _pinned: weakref.WeakSet[Any] = weakref.WeakSet()  # storages
 _under_way: list[Callable[[], None]] = []
 _guarded: list[torch.device] = []
+recorders: list[Any] = []
+"""Whoever records what the device does instead of doing it, see ``graphs.py``; one at a time."""
 ARCHITECTURE, SHARED = 90, 227 << 10
 
 
@@ -95,6 +97,8 @@ def synchronize(device: Any = None) -> None:
 
 
 def _wait_for(name: str) -> None:
+    if recorders:
+        raise RuntimeError(f"{name} waits for the device: operation not permitted when stream is capturing")
     synchronize()
     if _open:
         place = f"{name} at {_asked_by()}"
@@ -240,7 +244,9 @@ class StandIn(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _run(func, args, dict(kwargs or {}))
+        if recorders:
+            return recorders[0].run(func, args, dict(kwargs or {}))
+        return run(func, args, dict(kwargs or {}))
 
 
 _on_device: weakref.WeakSet[Any] = weakref.WeakSet()  # storages
@@ -279,7 +285,7 @@ _INDEXES = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_imp
 
 
 @dataclass(frozen=True)
-class _Operator:
+class Operator:
     """What is to be known of one, looked up once."""
 
     name: str
@@ -294,7 +300,7 @@ class _Operator:
 
     @classmethod
     @cache
-    def of(cls, func: Any) -> _Operator:
+    def of(cls, func: Any) -> Operator:
         schema, name = func._schema, func._schema.name.removeprefix("aten::")
         written = tuple(
             place for place, each in enumerate(schema.arguments) if each.alias_info and each.alias_info.is_write
@@ -305,10 +311,10 @@ class _Operator:
         return cls(name, written, returns, takes, torch.Tag.nondeterministic_seeded in func.tags, composite)
 
 
-def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if func.namespace == "lightning_maml":
         return _launch(func, args, kwargs)
-    operator = _Operator.of(func)
+    operator = Operator.of(func)
     if operator.composite:
         return func.decompose(*args, **kwargs)
     name = operator.name
@@ -332,7 +338,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return tree_map(_wrapped, out)
 
 
-def _written(func: Any, operator: _Operator, args: Any, kwargs: dict[str, Any]) -> Any:
+def _written(func: Any, operator: Operator, args: Any, kwargs: dict[str, Any]) -> Any:
     """The arguments that an operator in place, or with ``out=``, has written to."""
     names = [each.name for each in func._schema.arguments]
     found = [args[place] if place < len(args) else kwargs[names[place]] for place in operator.written]
@@ -343,7 +349,7 @@ def _written(func: Any, operator: _Operator, args: Any, kwargs: dict[str, Any]) 
     return found[0] if len(returned) == 1 else tuple(found[: len(returned)])
 
 
-def _check_devices(operator: _Operator, args: Any, kwargs: dict[str, Any]) -> None:
+def _check_devices(operator: Operator, args: Any, kwargs: dict[str, Any]) -> None:
     indices = args[1] if operator.name in _INDEXES else ()
     rest = tree_flatten((args[0], args[2:], kwargs) if operator.name in _INDEXES else (args, kwargs))[0]
     tensors = [one for one in rest if isinstance(one, Tensor)]
@@ -385,6 +391,8 @@ def _copy(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
     to_device = isinstance(to, StandIn) or (isinstance(to, torch.device) and to.type == NAME)
     if there and not to_device:
         return _to_host(func, target, source, kwargs, later)
+    if recorders and not there:
+        raise RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capture")
     if target is not None:
         target.numbers.copy_(_plain(source))
         made = target
@@ -444,6 +452,12 @@ def _wrapped(value: Any) -> Any:
 
 
 def _made(func: Any, *args: Any, pin_memory: Any = None, **kwargs: Any) -> StandIn:
+    if recorders:
+        return recorders[0].made(lambda: _made_now(func, *args, **kwargs))
+    return _made_now(func, *args, **kwargs)
+
+
+def _made_now(func: Any, *args: Any, **kwargs: Any) -> StandIn:
     return StandIn(func(*args, **tree_map(_plain, kwargs)))
 
 
@@ -458,6 +472,8 @@ def _empty_strided(size: Any, stride: Any, **kwargs: Any) -> StandIn:
 
 def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
     """What ``torch.tensor(..., device=...)`` copies by, past the subclass."""
+    if recorders:
+        raise RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capture")
     _plain(target).copy_(_plain(source))
     return target
 
@@ -596,9 +612,14 @@ def as_a_gpu() -> Iterator[None]:
     """The engine fused takes the device for a GPU, and its tensors for such as have nothing of their own."""
     from lightning_maml.engine import choice, coverage
     from lightning_maml.kernels import nvrtc
+    from lightning_maml.training import fused_step
 
     devices: Any = coverage.SGD_UPDATE["device"]  # of all operators that run on CUDA
     devices.add(NAME)
+    graphed: Any = coverage.GRAPHED["device"]
+    graphed.add(NAME)
+    fused_step._DEVICES.add(NAME)
+    fused_step._CLASSES.add(StandIn)
     coverage.PLAIN.add(StandIn)
     choice._FUSED[NAME] = choice._FUSED["cuda"]
     asked, nvrtc.most_shared = nvrtc.most_shared, lambda index: SHARED  # type: ignore[assignment]
@@ -607,6 +628,9 @@ def as_a_gpu() -> Iterator[None]:
     finally:
         nvrtc.most_shared = asked
         devices.remove(NAME)
+        graphed.remove(NAME)
+        fused_step._DEVICES.remove(NAME)
+        fused_step._CLASSES.remove(StandIn)
         coverage.PLAIN.remove(StandIn)
         del choice._FUSED[NAME]
 

@@ -18,7 +18,6 @@ import standin
 from lightning_maml import (
     SGD,
     Fused,
-    Graphed,
     TaskBatch,
     adapt,
     evaluate,
@@ -321,12 +320,6 @@ def test_a_launch_outside_of_the_guard_of_its_device_is_noticed(monkeypatch: pyt
     phi = torch.randn(2, 5).to(DEVICE)
     with pytest.raises(RuntimeError, match=r"outside of `with torch.cuda.device"):
         sgd_update(phi, phi, torch.tensor(0.1).to(DEVICE))
-
-
-def test_what_is_of_cuda_by_name_is_refused() -> None:
-    network, tasks = problem(DEVICE, "mse")
-    with pytest.raises(NotImplementedError, match="the device is standin, none of cuda"):
-        meta_loss(network, maml(0.1, 2), tasks, loss="mse", engine=Graphed())
 
 
 # What "auto" takes

@@ -200,7 +200,7 @@ def rate_of(inner: InnerLoop, step: int, parameters: Parameters, adapted: Abstra
 
     def rate(name: str) -> Tensor:
         value = inner.rate(name, step) if name in adapted else 0.0
-        return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+        return value.to(like) if isinstance(value, Tensor) else like.new_full((), value)
 
     if inner.shared_rates and parameters.keys() <= adapted:
         return rate(first).reshape(1)

@@ -45,7 +45,7 @@ class CompiledLoop(CheckpointedLoop):
         like, rate = next(iter(self.theta.values())), self.inner.lr
         each: Any = () if isinstance(rate, nn.Module) else rate if isinstance(rate, Sequence) else [rate]
         # as tensors: a number in the graph would mean another graph for another rate
-        self.fixed_rates = [alpha if isinstance(alpha, Tensor) else like.new_tensor(float(alpha)) for alpha in each]
+        self.fixed_rates = [alpha if isinstance(alpha, Tensor) else like.new_full((), float(alpha)) for alpha in each]
         rates = self._rates(0, known=True) if self.inner.steps else []
         signature = (
             problem.fingerprint,

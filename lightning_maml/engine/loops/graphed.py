@@ -1,8 +1,8 @@
-"""Another engine's whole meta-gradient as one CUDA graph."""
+"""Another engine's whole meta-gradient as one CUDA graph, or several meta-updates with the optimiser's steps."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,16 +18,38 @@ MOST = 8
 """Recordings kept for one network; the one that was not used for longest goes."""
 
 
+class OuterStep(Protocol):
+    """An outer optimiser's step, as launches that may be recorded."""
+
+    @property
+    def places(self) -> Hashable:
+        """What a recording takes for granted: where parameters and state lie, and the numbers it computes with."""
+
+    def rates(self) -> list[float]:
+        """Those of each group of parameters."""
+
+    def take_unless(self, skipped: Tensor, gradients: Sequence[Tensor], rates: Sequence[Tensor]) -> None:
+        """Steps by the gradients; where the scalar ``skipped`` is 1, it leaves parameters and state as they are."""
+
+
 @dataclass(frozen=True)
 class _Recording:
     """A graph with the memory that it reads its tasks from and leaves its results in."""
 
-    tasks: TaskBatch
+    tasks: list[TaskBatch]
+    rates: Tensor
+    """Of each meta-update and group of parameters; empty where no steps are recorded."""
+    known: list[list[float]]
+    """The rates that are there."""
+    idle: Tensor
+    """1 for a run that leaves parameters and the optimiser's state as they are."""
     replay: Callable[[], Any]
     outputs: list[Tensor]
-    """Task losses, predictions, support losses, and the gradients of all leaves in one row."""
+    """Of each meta-update, stacked: task losses, predictions, support losses, the gradients of all leaves in one row,
+    and whether it was taken."""
 
 
+Rates = Sequence[list[float]]
 _RECORDINGS: WeakKeyDictionary[nn.Module, dict[Any, _Recording]] = WeakKeyDictionary()
 
 
@@ -39,7 +61,10 @@ class Graphed(Engine):
     four times. The graph holds its memory for as long as the network lives, up to 8 shapes of it. Adaptation and
     evaluation run on the other engine as they are.
 
-    Nothing of this has run on a GPU yet; its bookkeeping is tested on the CPU.
+    Under ``MetaModule(updates_per_step=n)`` all ``n`` meta-updates of a training step are one graph, the steps of an
+    Adam included, where nobody asks for one between them; the CPU waits for the GPU once in ``n`` meta-updates.
+
+    Nothing of this has run on a GPU yet; it is tested on a device that is not the CPU and records as CUDA does.
 
     Raises:
         TypeError: ``engine``, which is recorded, is no engine, or one like this.
@@ -62,41 +87,80 @@ class Graphed(Engine):
         return self.engine.unsupported(problem, *sets)
 
     def meta_loss(self, problem: Problem, tasks: TaskBatch) -> MetaOutput:
+        return self._replayed(problem, [tasks], None)[0]
+
+    def updates(
+        self, problem: Problem, batches: Sequence[TaskBatch], step: OuterStep, rates: Rates
+    ) -> list[MetaOutput]:
+        """Meta-updates by meta-batches of one shape in turn, each with its step, as one launch.
+
+        ``rates`` are those of each meta-update, ``[n][groups]``. It ends before the first meta-update whose loss or
+        meta-gradient is not finite: that one and all behind it are not taken, and are not among what is returned.
+        """
+        return self._replayed(problem, batches, step, rates)
+
+    def _replayed(
+        self, problem: Problem, batches: Sequence[TaskBatch], step: OuterStep | None, rates: Rates = ()
+    ) -> list[MetaOutput]:
         leaves = problem.leaves()
         recordings = _RECORDINGS.setdefault(problem.network, {})
         # all that a recording takes for granted: where numbers lie, their shapes, and what is computed from them
         tensors = [*problem.names.values(), *problem.network.buffers(), *leaves]
         places = tuple((tensor.data_ptr(), tensor.requires_grad) for tensor in tensors)
-        shapes = tuple((value.shape, value.dtype) for _, value in tasks.named())
-        key = self.engine, problem.algorithm, problem.fingerprint, places, shapes
-        recording = recordings.pop(key) if key in recordings else self._record(problem, tasks)
+        shapes = tuple((value.shape, value.dtype) for _, value in batches[0].named())
+        key = self.engine, problem.algorithm, problem.fingerprint, places, shapes, len(batches), step and step.places
+        recording = recordings.pop(key) if key in recordings else self._record(problem, batches, step)
         recordings[key] = recording  # behind all others
         if len(recordings) > MOST:
             del recordings[next(iter(recordings))]
-        for (_, static), (_, value) in zip(recording.tasks.named(), tasks.named(), strict=True):
-            static.copy_(value)
+        torch._foreach_copy_(_values(recording.tasks), _values(batches))
+        if step is not None and rates != recording.known:  # a copy from the host waits for the device
+            recording.rates.copy_(torch.tensor(rates))
+            recording.known[:] = rates
         recording.replay()
-        task_losses, predictions, support_losses, row = (output.clone() for output in recording.outputs)
-        parts = row.split([leaf.numel() for leaf in leaves])
-        gradients = [part.view(leaf.shape).to(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
-        loss = mean_over_tasks(task_losses, tasks.shares)
-        return MetaOutput(loss, gradients, leaves, task_losses, predictions, support_losses)
+        losses, predictions, support_losses, rows, taken = (output.clone() for output in recording.outputs)
+        found = []
+        # the one look at the device: an update that was not taken has none behind it that was
+        for place in range(len(batches) if step is None else round(taken.sum().item())):
+            parts = rows[place].split([leaf.numel() for leaf in leaves])
+            gradients = [part.view(leaf.shape).to(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
+            loss = mean_over_tasks(losses[place], batches[place].shares)
+            found.append(MetaOutput(loss, gradients, leaves, losses[place], predictions[place], support_losses[place]))
+        return found
 
-    def _record(self, problem: Problem, tasks: TaskBatch) -> _Recording:
-        static = tasks.each(Tensor.clone)
+    def _record(self, problem: Problem, batches: Sequence[TaskBatch], step: OuterStep | None) -> _Recording:
+        static = [tasks.each(Tensor.clone) for tasks in batches]
+        like = static[0].support_targets
+        # in float32, as torch's fused steps read them
+        numbers: dict[str, Any] = {"dtype": torch.float32, "device": like.device}
+        rates = torch.zeros(len(batches), 0 if step is None else len(step.rates()), **numbers)
+        # nothing of what runs before a recording may stay
+        idle = torch.ones((), **numbers)
 
         def run() -> list[Tensor]:
-            output = self.engine.meta_loss(problem, static)
-            row = torch.cat([gradient.flatten() for gradient in output.gradients])
-            return [output.task_losses, output.predictions, output.support_losses, row]
+            skipped, each = idle, []
+            for place, tasks in enumerate(static):
+                output = self.engine.meta_loss(problem, tasks)
+                row = torch.cat([gradient.flatten() for gradient in output.gradients])
+                if step is not None:
+                    skipped = torch.maximum(skipped, 1 - (row.sum() + output.loss).isfinite().to(skipped.dtype))
+                    step.take_unless(skipped, output.gradients, rates[place].unbind())
+                each.append((output.task_losses, output.predictions, output.support_losses, row, 1 - skipped))
+            return [torch.stack(parts) for parts in zip(*each, strict=True)]
 
-        return _Recording(static, *record(run, static.support_targets.device))
+        replay, outputs = record(run, like.device)
+        idle.zero_()
+        return _Recording(static, rates, [], idle, replay, outputs)
 
     def trajectory(self, problem: Problem, support: Set) -> Iterator[tuple[Parameters, Tensor]]:
         return self.engine.trajectory(problem, support)
 
     def predict(self, problem: Problem, phi: Parameters, inputs: Tensor, step: int | None = None) -> Tensor:
         return self.engine.predict(problem, phi, inputs, step)
+
+
+def _values(batches: Sequence[TaskBatch]) -> list[Tensor]:
+    return [value for tasks in batches for _, value in tasks.named()]
 
 
 def record(run: Callable[[], list[Tensor]], device: torch.device) -> tuple[Callable[[], Any], list[Tensor]]:
