@@ -19,6 +19,7 @@ run=("$python" -W ignore -m)
 scratch=$(mktemp -d) && trap 'rm -rf "$scratch"' EXIT
 few=(25 256) many=(1024 4096) all=(4 25 256 1024 4096) rounds=11 variants="ACTIVATION=relu LOSS=mse PRECISION=tf32"
 convolutional=eager,batched,batched_checkpoint,conv_adapt
+fit=(--tasks 25 --rounds 5)
 sinusoid=(--trainer.max_steps=20000 --model.scheduler.init_args.total_steps=20000 --trainer.max_time=00:00:01:30)
 images=(--trainer.max_time=00:00:03:30)
 ours=batched,batched_graph,fused,fused_tf32,fused_graph
@@ -26,6 +27,7 @@ if [[ $mode == rehearse ]]; then
   # the same commands, with the device registered first; a kernel runs in the emulator, some seconds a task
   device=standin where=(--trainer.accelerator=standin)
   run=("$python" -W ignore tests/device/rehearse.py)
+  fit=(--tasks 2 --rounds 2 --updates-per-step 2 --warm-up 2 --updates 4 --checked 4)
   few=(2) many=(2) all=(2) rounds=2 convolutional=eager,batched,batched_checkpoint  # conv_adapt takes minutes there
   sinusoid=(--trainer.max_steps=4 --model.updates_per_step=2 --data.tasks_per_batch=2 --data.val_tasks=2 --data.test_tasks=2
     --data.batches_per_epoch=2 --model.test_steps=1)
@@ -68,6 +70,7 @@ measure() {
   part 90 omniglot "${run[@]}" benchmarks --device "$device" --workload omniglot_5w1s --tasks "${few[0]}" --rounds "$rounds" \
     --inner-steps 1 --contenders "$convolutional" --json "$out/omniglot_5w1s.json"
   part 30 update "${run[@]}" benchmarks.update --device "$device" --tasks "${few[0]}" --rounds "$rounds" --json "$out/update.json"
+  part 90 "sinusoid, fit" "${run[@]}" benchmarks.sinusoid_fit --device "$device" "${fit[@]}" --json "$out/sinusoid_fit.json"
   # what has no kernel for a GPU yet, on that machine's CPU
   part 40 policy_gradient "$python" -W ignore -m benchmarks.rl_engines --tasks "${few[0]}" --rounds 3
 }

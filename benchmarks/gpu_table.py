@@ -70,6 +70,14 @@ def table(folder: Path) -> str:
             reason = row["reason"].splitlines()[0][:80]
             lines.append(f"| {row['tasks']:,} | {row['contender']} | left out: {reason} | | | | | |")
         lines.append("")
+    if (fitted := contents.get("sinusoid_fit")) is not None:
+        lines += ["## sinusoid, an update of Trainer.fit", "", "| contender | median ms | fastest | slowest |"]
+        lines += ["|---|--:|--:|--:|"]
+        for row in fitted["rows"]:
+            cells = " | ".join(f"{row[f'{name}_ms']:.3g}" for name in ("median", "fastest", "slowest"))
+            lines.append(f"| {row['contender']} | {cells} |")
+        lines += [f"| {row['contender']} | left out: {row['reason']} | | |" for row in fitted.get("left_out", [])]
+        lines.append("")
     for name, what in (("sinusoid", "loss"), ("omniglot_5w1s", "accuracy")):
         if (tested := contents.get(f"trained_{name}")) is not None:
             means = zip(tested["inner_steps"], tested[what]["mean"], strict=True)

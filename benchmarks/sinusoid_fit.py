@@ -1,11 +1,12 @@
 """A meta-update of ``Trainer.fit`` on sinusoids: drawing the tasks, the meta-gradient, Adam's step, Lightning's loop.
 
-    python -m benchmarks.sinusoid_fit [--tasks 25] [--inner-steps 1] [--updates 4000] [--rounds 7] [--json FILE]
+    python -m benchmarks.sinusoid_fit [--tasks 25] [--inner-steps 1] [--updates 4000] [--rounds 7] [--device cpu|cuda]
+                                      [--updates-per-step 20] [--warm-up 100] [--checked 60] [--json FILE]
 
 Networks are 1-40-40-1, tasks have 10 + 10 rows. Ways in turn, round by round: 20 meta-updates a training step in a row;
-the same with a callback that looks at every step, so that each goes through Lightning; one a training step; and a loop
-without Lightning. Each first has to reach the parameters of the last, to 1e-4. A row has the milliseconds of an update,
-medians over rounds.
+on a GPU the same as one CUDA graph; the same with a callback that looks at every step, so that each goes through
+Lightning; one a training step; and a loop without Lightning. Each first has to reach the parameters of the last, to
+1e-4, after as many updates as are checked. A row has the milliseconds of an update, medians over rounds.
 """
 
 import statistics
@@ -18,26 +19,34 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
+from benchmarks.machine import known_device
 from benchmarks.measure import relative_error
 from benchmarks.result_file import ResultFile, command_line
 from benchmarks.trainer import quiet_trainer
-from lightning_maml import MLP, MetaModule, SinusoidTasks, maml, meta_loss
+from lightning_maml import MLP, Engine, Fused, Graphed, MetaModule, SinusoidTasks, maml, meta_loss
 
-WARM_UP, UPDATES_PER_STEP, TOLERANCE = 100, 20, 1e-4
-CHECKED = 60
-"""Meta-updates after which parameters are compared."""
+TOLERANCE = 1e-4
 
 
 class _Clock(Callback):
-    """Seconds from the :data:`WARM_UP`-th meta-update to the last, for each of them."""
+    """Seconds of a meta-update once the device has done those of the warm-up."""
+
+    def __init__(self, warm_up: int) -> None:
+        self.warm_up, self.seconds = warm_up, 0.0
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        if trainer.global_step == WARM_UP:
-            self.since = time.perf_counter()
+        if trainer.global_step == self.warm_up:
+            self.since = _now(trainer.strategy.root_device)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        if trainer.global_step > WARM_UP:
-            self.seconds = (time.perf_counter() - self.since) / (trainer.global_step - WARM_UP)
+        if trainer.global_step > self.warm_up:
+            self.seconds = (_now(trainer.strategy.root_device) - self.since) / (trainer.global_step - self.warm_up)
+
+
+def _now(device: torch.device) -> float:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
 
 
 class _Looks(Callback):
@@ -47,44 +56,63 @@ class _Looks(Callback):
         pass
 
 
-def under_trainer(options: Any, updates: int, updates_per_step: int, *callbacks: Callback) -> tuple[nn.Module, float]:
+def under_trainer(
+    options: Any, updates: int, updates_per_step: int, *callbacks: Callback, engine: str | Engine = "auto"
+) -> tuple[nn.Module, float]:
     """The trained network, and the seconds of an update of ``Trainer.fit``."""
     torch.manual_seed(0)
-    module = MetaModule(MLP(1, [40, 40], 1), maml(0.01, options.inner_steps), updates_per_step=updates_per_step)
-    data, clock = SinusoidTasks(tasks_per_batch=options.tasks, batches_per_epoch=10**6, val_tasks=0), _Clock()
-    with quiet_trainer(max_steps=updates, callbacks=[clock, *callbacks]) as trainer:
+    network, algorithm, clock = MLP(1, [40, 40], 1), maml(0.01, options.inner_steps), _Clock(options.warm_up)
+    module = MetaModule(network, algorithm, updates_per_step=updates_per_step, engine=engine)
+    data = SinusoidTasks(tasks_per_batch=options.tasks, batches_per_epoch=10**6, val_tasks=0)
+    given = {"accelerator": options.device, "devices": 1, "callbacks": [clock, *callbacks]}
+    with quiet_trainer(max_steps=updates, **given) as trainer:
         trainer.fit(module, data)
-    return module.network, getattr(clock, "seconds", 0.0)
+    return module.network, clock.seconds
 
 
 def without_lightning(options: Any, updates: int) -> tuple[nn.Module, float]:
     """The same of a loop of ``meta_loss`` and Adam."""
     torch.manual_seed(0)
-    network, algorithm = MLP(1, [40, 40], 1), maml(0.01, options.inner_steps)
+    network, algorithm, device = MLP(1, [40, 40], 1), maml(0.01, options.inner_steps), torch.device(options.device)
+    network.to(device)
     optimizer, stream = torch.optim.Adam(network.parameters()), SinusoidTasks(tasks_per_batch=options.tasks)
+    since = _now(device)
     for update in range(updates):
-        if update == WARM_UP:
-            since = time.perf_counter()
-        output = meta_loss(network, algorithm, stream.sample("train", update), loss="mse")
+        if update == options.warm_up:
+            since = _now(device)
+        output = meta_loss(network, algorithm, stream.sample("train", update).to(device), loss="mse")
         optimizer.zero_grad()
         output.surrogate.backward()
         optimizer.step()
-    return network, (time.perf_counter() - since) / (updates - WARM_UP) if updates > WARM_UP else 0.0
+    return network.cpu(), (_now(device) - since) / max(updates - options.warm_up, 1)
 
 
 def main() -> int:
-    parser = command_line(__doc__, tasks=25, inner_steps=1, updates=4000, rounds=7)
+    parser = command_line(
+        __doc__, tasks=25, inner_steps=1, updates=4000, rounds=7, updates_per_step=20, warm_up=100, checked=60
+    )
+    parser.add_argument("--device", type=known_device, default="cpu")
     options = parser.parse_args()
-    if options.updates <= WARM_UP:
-        parser.error(f"Expected `--updates` to be more than the {WARM_UP} of the warm-up but got {options.updates}")
+    at_once = options.updates_per_step
+    if options.updates <= options.warm_up or options.warm_up % at_once:
+        parser.error(
+            f"Expected `--updates` to be more than the {options.warm_up} of the warm-up, and these a multiple of the "
+            f"{at_once} of a training step, but got {options.updates}"
+        )
     ways: dict[str, Callable[[int], tuple[nn.Module, float]]] = {
-        "in a row": lambda updates: under_trainer(options, updates, UPDATES_PER_STEP),
-        "each looked at": lambda updates: under_trainer(options, updates, UPDATES_PER_STEP, _Looks()),
+        "in a row": lambda updates: under_trainer(options, updates, at_once),
+        "each looked at": lambda updates: under_trainer(options, updates, at_once, _Looks()),
         "one a training step": lambda updates: under_trainer(options, updates, 1),
         "without Lightning": lambda updates: without_lightning(options, updates),
     }
-    results = ResultFile(options.json, "sinusoid_fit", tasks=options.tasks, inner_steps=options.inner_steps)
-    reached = {name: [parameter.detach() for parameter in run(CHECKED)[0].parameters()] for name, run in ways.items()}
+    if options.device != "cpu":
+        recorded = Graphed(Fused())
+        ways = {"one graph": lambda updates: under_trainer(options, updates, at_once, engine=recorded)} | ways
+    about = {"tasks": options.tasks, "inner_steps": options.inner_steps, "device": options.device}
+    results = ResultFile(options.json, "sinusoid_fit", **about)
+    reached = {
+        name: [parameter.detach() for parameter in run(options.checked)[0].parameters()] for name, run in ways.items()
+    }
     for name, parameters in reached.items():
         if (error := relative_error(parameters, reached["without Lightning"])) > TOLERANCE:
             results.leave_out(f"WRONG, its parameters are off by {error:.1e}", contender=name)

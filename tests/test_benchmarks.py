@@ -324,7 +324,7 @@ def test_the_day_on_which_a_gpu_comes_is_rehearsed(repository: Path, tmp_path: P
         check=False,
     )
     parts = re.findall(r"^== (.+): exit code (\d+)", done.stdout, re.MULTILINE)
-    assert len(parts) == 14
+    assert len(parts) == 15
     assert [part for part in parts if part[1] != "0"] == [], done.stdout[-8000:]
     assert done.returncode == 0
     table = (tmp_path / "table.md").read_text()

@@ -65,7 +65,8 @@ class Rates(nn.Module):
     def at(self, name: str, step: int) -> Tensor:
         """The rate of parameter ``name`` at inner step ``step``: a scalar, or of the parameter's own shape."""
         if self.kind == "curvature":
-            return next(self.parameters()).new_full((), self.lr)  # made there: a copy from the host would be waited for
+            number: Any = self.lr
+            return next(self.parameters()).new_full((), number)  # made there: a copy from the host would be waited for
         rate = self.get_parameter(self.kind if self.kind in ("shared", "per_step") else self._key(name))
         return of_step(rate, step) if self._tells_steps_apart else rate
 
