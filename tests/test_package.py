@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import shutil
 import subprocess
@@ -75,6 +76,18 @@ def test_type_checkers_see_what_is_exported(repository: Path) -> None:
     imported = [name for line in lines if isinstance(line, ast.ImportFrom) for name in line.names]
     assert len(imported) > 50
     assert [name.name for name in imported if name.asname != name.name] == []
+
+
+def test_a_room_exports_what_it_imports(repository: Path) -> None:
+    """Else mypy's strict mode says that it does not."""
+    rooms = [*(repository / "lightning_maml").glob("*/__init__.py")]
+    assert len(rooms) > 8
+    for path in rooms:
+        room = f"lightning_maml.{path.parent.name}"
+        imports = [line for line in ast.parse(path.read_text()).body if isinstance(line, ast.ImportFrom)]
+        own = [line for line in imports if str(line.module).startswith(f"{room}.")]
+        names = {alias.name for line in own for alias in line.names}
+        assert not names or names <= {*importlib.import_module(room).__all__}, room
 
 
 def test_command_line_is_an_entry_point(wheel: Path, members: list[str]) -> None:

@@ -6,3 +6,18 @@ from lightning_maml.saving.last import LastCheckpoint
 from lightning_maml.saving.lock import FolderInUseError, FolderLock
 from lightning_maml.saving.names import allowing, build, hyper_parameters
 from lightning_maml.saving.states import random_state, restore_random_state
+
+__all__ = [
+    "BestCheckpoint",
+    "FolderInUseError",
+    "FolderLock",
+    "LastCheckpoint",
+    "SafeCheckpointIO",
+    "allowing",
+    "build",
+    "hyper_parameters",
+    "random_state",
+    "read_checkpoint",
+    "restore_random_state",
+    "whole_file",
+]
