@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lightning_maml import (
     SGD,
@@ -251,14 +254,33 @@ def test_what_waits_for_the_gpu_cannot_be_recorded() -> None:
     adapt(module, maml(LR), x, x, loss="mse", engine="eager")  # the device is as good as before
 
 
-@ON_A_GPU
-def test_training_with_graphs_ends_where_it_ends_without(tmp_path) -> None:
-    def trained(engine):
-        module, tasks = make_problem("conv4", "cross_entropy", dtype=torch.float32)
-        lightning = MetaModule(module, maml(LR, 2), loss="cross_entropy", engine=engine)
-        options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        trainer = Trainer(accelerator="gpu", devices=1, max_steps=8, default_root_dir=tmp_path, **options)
-        trainer.fit(lightning, [tasks] * 8)
+@pytest.mark.parametrize("updates_per_step", [1, 4])
+@pytest.mark.parametrize("network", ["mlp", "conv4"])
+@pytest.mark.parametrize("engine", [Batched(), Fused()], ids=str)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_A_GPU)])
+def test_training_with_graphs_ends_where_it_ends_without(
+    device: str, engine: Engine, network: str, updates_per_step: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    if device == "cpu":
+        request.getfixturevalue("recordings")
+        request.getfixturevalue("monkeypatch").setitem(GRAPHED, "device", {"cpu"})
+
+    def trained(engine: Engine) -> list[torch.Tensor]:
+        module, tasks = make_problem(network, "cross_entropy", dtype=torch.float32)
+        options = {"loss": "cross_entropy", "updates_per_step": updates_per_step}
+        # an eps above the noise of gradients that are zero: of biases which batch-norm takes away
+        optimizer = partial(torch.optim.Adam, eps=1e-3)
+        lightning = MetaModule(module, maml(LR, 2), engine=engine, optimizer=optimizer, scheduler=halved, **options)
+        silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = Trainer(accelerator=device, devices=1, max_steps=16, default_root_dir=tmp_path, **silent)
+        batches = [tasks.each(lambda value, by=by: value.roll(by, 1)) for by in range(16)]
+        several = [tuple(batches[at : at + updates_per_step]) for at in range(0, 16, updates_per_step)]
+        trainer.fit(lightning, DataLoader(batches if updates_per_step == 1 else several, batch_size=None))
+        assert lightning.global_step == 16
         return [parameter.detach().cpu() for parameter in module.parameters()]
 
-    torch.testing.assert_close(trained(Graphed()), trained("batched"), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(trained(Graphed(engine)), trained(engine), rtol=1e-3, atol=1e-4)
+
+
+def halved(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.StepLR(optimizer, 6, 0.5)
