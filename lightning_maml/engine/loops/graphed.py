@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lightning_maml.engine.base import Engine, MetaOutput, Problem
+from lightning_maml.engine.base import Engine, MetaOutput, Problem, in_layout
 from lightning_maml.engine.coverage import GRAPHED, refused
 from lightning_maml.engine.loops.batched import Batched
 from lightning_maml.inner import Parameters
@@ -144,7 +144,8 @@ class Graphed(Engine):
                 row = torch.cat([gradient.flatten() for gradient in output.gradients])
                 if step is not None:
                     skipped = torch.maximum(skipped, 1 - (row.sum() + output.loss).isfinite().to(skipped.dtype))
-                    step.take_unless(skipped, output.gradients, rates[place].unbind())
+                    gradients = in_layout(output.gradients, output.leaves)  # which a fused step asks for
+                    step.take_unless(skipped, gradients, rates[place].unbind())
                 each.append((output.task_losses, output.predictions, output.support_losses, row, 1 - skipped))
             return [torch.stack(parts) for parts in zip(*each, strict=True)]
 
