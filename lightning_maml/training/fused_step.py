@@ -46,17 +46,29 @@ class StepInOneCall:
 
     @classmethod
     def of(cls, optimizer: Optimizer) -> Self | None:
-        """None but for an Adam of fused steps that has taken one already, where no hooks are to see more."""
+        """None but for an Adam of fused steps that has taken one already, where no hooks are to see more.
+
+        And where its state lies as its parameters do, which torch looks at on CUDA alone.
+        """
         hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
         hooks = hooks or of_optimizers._global_optimizer_pre_hooks or of_optimizers._global_optimizer_post_hooks
         if type(optimizer) not in (Adam, AdamW) or hooks or not all(map(_known, optimizer.param_groups)):
             return None
-        found = all(parameter in optimizer.state for group in optimizer.param_groups for parameter in group["params"])
-        return cls(optimizer) if found else None
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if not all(parameter in optimizer.state for parameter in trained):
+            return None
+        for parameter in trained:
+            moments = [value for name, value in optimizer.state[parameter].items() if name != "step"]
+            if not all(_lies_like(moment, parameter) for moment in moments):
+                return None
+        return cls(optimizer)
 
     def take(self, parameters: Any, gradients: Any) -> None:
         """Steps the optimiser's parameters, or what stands for them, by a gradient for each of these."""
-        self._take(parameters, gradients, self.rates(), None)
+        rates = self.rates()
+        if not parameters[0].is_cpu:  # as a recording has them: whether a step is recorded changes no number
+            rates = torch.tensor(rates, dtype=torch.float32).tolist()
+        self._take(parameters, gradients, rates, None)
 
     def take_unless(self, skipped: Tensor, gradients: Sequence[Tensor], rates: Sequence[Tensor]) -> None:
         """Steps by rates that lie on the device; nothing changes where the scalar ``skipped`` is 1."""
@@ -87,7 +99,14 @@ class StepInOneCall:
 
 
 def _fusible(parameter: Tensor) -> bool:
-    return parameter.device.type in _DEVICES and type(parameter) in _CLASSES and parameter.dtype in _DTYPES
+    known = parameter.device.type in _DEVICES and type(parameter) in _CLASSES and parameter.dtype in _DTYPES
+    # with gaps between its numbers its state would lie otherwise, where a fused step goes by places
+    return known and (parameter.is_contiguous() or _lies_like(torch.empty_like(parameter), parameter))
+
+
+def _lies_like(one: Tensor, other: Tensor) -> bool:
+    steps = zip(other.shape, one.stride(), other.stride(), strict=True)
+    return one.shape == other.shape and all(size == 1 or step == its for size, step, its in steps)
 
 
 def _known(group: dict[str, Any]) -> bool:

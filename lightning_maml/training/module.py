@@ -215,23 +215,21 @@ class MetaModule(MetaTraining):
     def _several_updates(self, batches: Sequence[TaskBatch | UnequalTasks]) -> None:
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
-        steps = Steps(self, optimizer)
+        steps = Steps(self, optimizer, scheduler)
         done = 0
         with closing(self._in_a_row(steps, batches)) as outputs:  # whatever happens, parameters have what was done
             for own, output in outputs:
                 done += 1
                 metric = judged(self._metric, output.predictions, own.query_targets) if self._metric else None
                 self._meter.add(len(own), output.task_losses, output.support_losses, metric)
-                if scheduler is not None:
-                    scheduler.step()
         for tasks in batches[done:]:
             update, weight = self._weighted(tasks)
             if not steps.take(update, weight):
                 optimizer.zero_grad()
                 self.manual_backward(_surrogate(update, weight))
                 optimizer.step()
-            if scheduler is not None:
-                scheduler.step()
+                if scheduler is not None:
+                    scheduler.step()
 
     def _in_a_row(
         self, steps: Steps, batches: Sequence[TaskBatch | UnequalTasks]

@@ -32,9 +32,10 @@ class Steps:
     else :meth:`take` does nothing and says so.
     """
 
-    def __init__(self, module: LightningModule, optimizer: Any) -> None:
-        """Of a Lightning optimiser."""
+    def __init__(self, module: LightningModule, optimizer: Any, scheduler: Any) -> None:
+        """Of a Lightning optimiser; its scheduler, which may be None, steps with it."""
         self.module, self.optimizer, self.own = module, optimizer, optimizer.optimizer
+        self.scheduler = scheduler
         self.alone = _nothing_listens(module, self.own)
         self.in_one_call = StepInOneCall.of(self.own) if self.alone else None
 
@@ -100,11 +101,17 @@ class Steps:
         self, call: StepInOneCall, problem: Problem, batches: Sequence[TaskBatch], engine: Graphed
     ) -> Iterator[tuple[TaskBatch, MetaOutput]]:
         """The same as one launch, after which all of it is done."""
-        rates = coming_rates(self.own, self.module.lr_schedulers(), len(batches))
+        rates = coming_rates(self.own, self.scheduler, len(batches))
         leaves = problem.leaves()
         if rates is None or [*map(id, call.parameters)] != [*map(id, leaves)] or _have_hooks(leaves):
             return
-        outputs = recorded_updates_of(problem, batches, engine, call, rates)
+        try:
+            outputs = recorded_updates_of(problem, batches, engine, call, rates)
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(
+                f"Expected {len(batches)} meta-updates as one CUDA graph to fit into the device's memory but they did "
+                f"not: use fewer `updates_per_step`, or {engine.engine!r} as it is. ({error})"
+            ) from error
         for leaf, gradient in zip(leaves, outputs[-1].gradients if outputs else (), strict=False):
             leaf.grad = gradient
         for _ in outputs:  # whoever looks at them may fail, and what is done is done
@@ -114,10 +121,12 @@ class Steps:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """Around a step, by which Lightning counts."""
+        """Around a step, by which Lightning counts; the scheduler's follows."""
         self.optimizer._on_before_step()
         yield
         self.optimizer._on_after_step()
+        if self.scheduler is not None:
+            self.scheduler.step()
 
 
 def _have_hooks(leaves: Sequence[Any]) -> bool:

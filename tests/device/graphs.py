@@ -132,19 +132,24 @@ def _launch(func: Any, spec: Any, places: list[Any], kept: list[Any]) -> None:
 
 
 class _Stream:
+    def __init__(self, device: Any = None) -> None:
+        pass
+
     def wait_stream(self, other: Any) -> None:
         pass
 
 
 @contextmanager
-def _recorded(graph: Graph) -> Iterator[None]:
+def _recorded(graph: Graph, stream: Any = None, capture_error_mode: str = "global") -> Iterator[None]:
     if standin.recorders:
         raise RuntimeError("a recording is under way already")
     standin.recorders.append(graph)
+    drawn = standin.module.generator.get_state()
     try:
         yield
     finally:
         standin.recorders.clear()
+        standin.module.generator.set_state(drawn)
         graph.end()
 
 
@@ -162,5 +167,6 @@ def in_the_place_of_cudas() -> Iterator[list[Graph]]:
         patch.setattr(torch.cuda, "graph", _recorded)
         patch.setattr(torch.cuda, "Stream", _Stream)
         patch.setattr(torch.cuda, "current_stream", _Stream)
+        patch.setattr(torch.cuda, "set_stream", lambda stream: None)
         patch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
         yield made

@@ -321,6 +321,8 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if name in ("copy_", "_to_copy"):
         return _copy(func, name, args, kwargs)
     _check_devices(operator, args, kwargs)
+    if name.startswith("_fused_adam"):
+        _check_layouts(name, args)
     masks = name in _INDEXES and any(
         isinstance(one, Tensor) and one.dtype in (torch.bool, torch.uint8) for one in args[1]
     )
@@ -361,6 +363,16 @@ def _check_devices(operator: Operator, args: Any, kwargs: dict[str, Any]) -> Non
                 f"Expected all tensors to be on the same device, but found at least two devices, {DEVICE} and "
                 f"{one.device}! (when checking arguments of {operator.name})"
             )
+
+
+def _check_layouts(name: str, args: Any) -> None:
+    """What CUDA asks of the parameters, gradients and moments of a fused step, and the CPU takes as it comes."""
+    for each in zip(*(one for one in args[:5] if one), strict=True):
+        layouts = [
+            [(size, step) for size, step in zip(one.shape, one.stride(), strict=True) if size > 1] for one in each
+        ]
+        if any(layout != layouts[0] for layout in layouts):
+            raise RuntimeError(f"{name}: params, grads and states must have same dtype, device, and layout")
 
 
 def _drawn(func: Any, args: Any, kwargs: dict[str, Any], given: dict[str, Any]) -> Any:

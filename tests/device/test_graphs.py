@@ -80,15 +80,15 @@ class Stream(SinusoidTasks):
 
 def fit(
     folder: Path, *, engine: Engine | str = "batched", bad: int | None = None, updates: int = 4 * UPDATES,
-    callbacks: Any = (), **options: Any,
+    callbacks: Any = (), stream: Any = None, log_every_n_steps: int = 1000, **options: Any,
 ) -> tuple[MetaModule, list[Any]]:  # fmt: skip
     """The module, and all that training leaves behind."""
     defaults = {"optimizer": partial(torch.optim.Adam, lr=RATE), "updates_per_step": UPDATES}
     one = module(engine=engine, **defaults | options)
-    stream = Stream(shots=5, queries=3, tasks_per_batch=4, batches_per_epoch=1000, val_tasks=0)
-    stream.bad = bad
-    runs = trainer(DEVICE, folder, max_steps=updates, callbacks=[*callbacks], log_every_n_steps=1000)
-    runs.fit(one, stream)
+    data = (stream or Stream)(shots=5, queries=3, tasks_per_batch=4, batches_per_epoch=1000, val_tasks=0)
+    data.bad = bad
+    runs = trainer(DEVICE, folder, max_steps=updates, callbacks=[*callbacks], log_every_n_steps=log_every_n_steps)
+    runs.fit(one, data)
     (optimizer,), parameters = runs.optimizers, [*one.parameters()]
     state = [value for each in optimizer.state_dict()["state"].values() for _, value in sorted(each.items())]
     assert one.global_step == updates
@@ -148,6 +148,87 @@ def test_a_training_step_is_one_launch_with_the_numbers_of_every_update(
         assert one.scheduler.state_dict().keys() == other.scheduler.state_dict().keys()
         assert one.scheduler.last_epoch == other.scheduler.last_epoch == 4 * UPDATES
         assert one.scheduler.get_last_lr() == other.scheduler.get_last_lr()
+
+
+class Images(Stream):
+    """Of which a point has 16 pixels."""
+
+    def sample(self, *arguments: Any, **options: Any) -> TaskBatch:
+        return super().sample(*arguments, **options).each(lambda one: one[..., None, None] * one.new_ones(1, 4, 4))
+
+
+def convolutional() -> nn.Module:
+    layers = nn.Conv2d(1, 2, 3, 1, 1), nn.BatchNorm2d(2), nn.Tanh(), nn.Conv2d(2, 2, 3, 2, 1)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 16), nn.Unflatten(1, (1, 4, 4)))
+
+
+@pytest.mark.parametrize("algorithm", [maml(0.01, 2), anil(0.01, 2, r"^5\.")], ids=lambda one: one.name)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_lie_as_their_parameters_do(
+    algorithm: Algorithm, layout: torch.memory_format, tmp_path: Path, graphs: list[Graph]
+) -> None:
+    """As CUDA's fused step asks for; with an eps above the noise of gradients that batch-norm takes away."""
+    optimizer = partial(torch.optim.Adam, lr=RATE, eps=1e-4)
+    options = {"network": lambda: convolutional().to(memory_format=layout), "stream": Images, "optimizer": optimizer}
+    _, expected = fit(tmp_path, callbacks=[Listening()], algorithm=algorithm, **options)
+    _, found = fit(tmp_path, engine=Graphed(), algorithm=algorithm, **options)
+    assert [graph.replays for graph in graphs] == [UPDATES, 3]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("scheduler", [None, decayed])
+def test_whether_a_step_is_logged_changes_no_number(scheduler: Any, tmp_path: Path, graphs: list[Graph]) -> None:
+    """A logged one takes each update alone, by a rate that float32 does not hold."""
+    options = {"engine": Graphed(), "optimizer": partial(torch.optim.Adam, lr=1e-3), "scheduler": scheduler}
+    _, expected = fit(tmp_path, **options)
+    _, found = fit(tmp_path, log_every_n_steps=2, **options)
+    for one, other in zip(found[:8], expected[:8], strict=True):  # parameters and moments
+        assert torch.equal(one, other)
+    assert [graph.replays for graph in graphs] == [UPDATES, 3, 3 * UPDATES, 1]
+
+
+def test_what_is_drawn_while_a_recording_is_made_is_not_missed(tmp_path: Path, graphs: list[Graph]) -> None:
+    def with_dropout() -> nn.Module:
+        return nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+
+    _, expected = fit(tmp_path, callbacks=[Listening()], network=with_dropout)
+    _, found = fit(tmp_path, engine=Graphed(), network=with_dropout)
+    assert [graph.replays for graph in graphs] == [UPDATES, 3]
+    assert_equal(found, expected)
+
+
+def test_a_loss_whose_weights_lie_elsewhere_is_recorded_anew(graphs: list[Graph]) -> None:
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]).to(DEVICE))
+    network, tasks = small("mlp", "maml")
+    network, tasks = network.double().to(DEVICE), tasks.to(DEVICE, torch.float64)
+    for weights in ([1.0, 2.0, 3.0], [5.0, 1.0, 1.0]):
+        loss.weight = torch.tensor(weights).to(DEVICE)
+        found = meta_loss(network, maml(0.1, 2), tasks, loss=loss, engine=Graphed())
+        expected = meta_loss(network, maml(0.1, 2), tasks, loss=loss, engine="batched")
+        torch.testing.assert_close(numbers_of(found.loss), numbers_of(expected.loss), rtol=1e-12, atol=0)
+    assert len(graphs) == 2
+
+
+def test_scheduler_and_steps_stay_together_where_an_update_ends_with_an_error(
+    tmp_path: Path, graphs: list[Graph]
+) -> None:
+    asked: list[int] = []
+
+    def metric(predictions: Tensor, targets: Tensor) -> Tensor:
+        asked.append(1)
+        if len(asked) == UPDATES + 3:
+            raise KeyError("the eighth update")
+        return (predictions - targets).square().mean((1, 2))
+
+    options = {"metric": metric, "scheduler": decayed, "optimizer": partial(torch.optim.Adam, lr=RATE)}
+    one = module(engine=Graphed(), updates_per_step=UPDATES, **options)
+    stream = Stream(shots=5, queries=3, tasks_per_batch=4, batches_per_epoch=1000, val_tasks=0)
+    runs = trainer(DEVICE, tmp_path, max_steps=30)
+    with pytest.raises(KeyError, match="the eighth update"):
+        runs.fit(one, stream)
+    steps = int(next(iter(runs.optimizers[0].state.values()))["step"])
+    assert one.global_step == steps == runs.lr_scheduler_configs[0].scheduler.last_epoch == 2 * UPDATES
 
 
 @pytest.mark.parametrize("bad", [UPDATES, UPDATES + 3, 4 * UPDATES - 1])

@@ -231,6 +231,17 @@ def test_a_logged_step_has_the_norm_of_every_gradient(in_a_row: list[int]) -> No
     assert module._meter.gradient_norms == []  # of the last step, which was not logged
 
 
+def test_parameters_with_gaps_take_no_fused_step(in_a_row: list[int]) -> None:
+    """Which goes by places, and their moments lie without gaps."""
+    network = MLP(1, [8, 8], 1)
+    network[0].weight = nn.Parameter(torch.randn(8, 2)[:, ::2])
+    before = network[0].weight.detach().clone()
+    module = fit(network=network)
+    assert in_a_row == [0, 0, 0]
+    assert module.trainer.optimizers[0].param_groups[0]["fused"] is None
+    assert (network[0].weight != before).all()
+
+
 def test_what_was_done_stays_where_an_update_ends_with_an_error() -> None:
     """Ctrl-C, say, after which the last checkpoint is written: an optimiser's state goes with its parameters."""
     asked: list[int] = []

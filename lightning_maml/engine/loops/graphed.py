@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 from lightning_maml.engine.base import Engine, MetaOutput, Problem, in_layout
 from lightning_maml.engine.coverage import GRAPHED, refused
+from lightning_maml.engine.generators import way_back
 from lightning_maml.engine.loops.batched import Batched
-from lightning_maml.inner import Parameters
+from lightning_maml.inner import Parameters, tensors_of
 from lightning_maml.tasks import Set, TaskBatch, mean_over_tasks
 
 MOST = 8
@@ -105,8 +107,9 @@ class Graphed(Engine):
         leaves = problem.leaves()
         recordings = _RECORDINGS.setdefault(problem.network, {})
         # all that a recording takes for granted: where numbers lie, their shapes, and what is computed from them
-        tensors = [*problem.names.values(), *problem.network.buffers(), *leaves]
-        places = tuple((tensor.data_ptr(), tensor.requires_grad) for tensor in tensors)
+        held = (*problem.held_by_losses, *tensors_of(problem.algorithm.holders))
+        tensors = [*problem.names.values(), *problem.network.buffers(), *held, *leaves]
+        places = tuple((one.data_ptr(), one.shape, one.stride(), one.dtype, one.requires_grad) for one in tensors)
         shapes = tuple((value.shape, value.dtype) for _, value in batches[0].named())
         key = self.engine, problem.algorithm, problem.fingerprint, places, shapes, len(batches), step and step.places
         recording = recordings.pop(key) if key in recordings else self._record(problem, batches, step)
@@ -115,7 +118,7 @@ class Graphed(Engine):
             del recordings[next(iter(recordings))]
         torch._foreach_copy_(_values(recording.tasks), _values(batches))
         if step is not None and rates != recording.known:  # a copy from the host waits for the device
-            recording.rates.copy_(torch.tensor(rates))
+            recording.rates.copy_(torch.tensor(rates, dtype=torch.float32))
             recording.known[:] = rates
         recording.replay()
         losses, predictions, support_losses, rows, taken = (output.clone() for output in recording.outputs)
@@ -168,17 +171,23 @@ def record(run: Callable[[], list[Tensor]], device: torch.device) -> tuple[Calla
     """What replays ``run``, and the tensors that it leaves its results in; NotImplementedError where a graph can't."""
     with torch.cuda.device(device):
         # as torch documents it: first on another stream, so that libraries and autograd have set themselves up
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        current, side = torch.cuda.current_stream(), _side(device)
+        back = way_back(device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
             for _ in range(3):
                 run()
         current.wait_stream(side)
+        back()  # what was drawn meanwhile was for nothing
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # other threads, such as a loader's that pins memory, do what they do
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 outputs = run()
         except RuntimeError as error:
+            torch.cuda.set_stream(
+                current
+            )  # where a recording fails at its end, torch leaves its stream the current one
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise NotImplementedError(
@@ -186,3 +195,9 @@ def record(run: Callable[[], list[Tensor]], device: torch.device) -> tuple[Calla
                 f"but recording it failed: use the engine as it is. ({error})"
             ) from error
     return graph.replay, outputs
+
+
+@cache
+def _side(device: torch.device) -> torch.cuda.Stream:
+    """The stream that a device's recordings are made on: torch's own is of the device that was the first to record."""
+    return torch.cuda.Stream(device)
