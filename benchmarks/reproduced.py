@@ -35,7 +35,23 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
     lines = [f"| {' | '.join(HEAD)} |", "|---|--:|--:|--:|--:|--:|--:|--:|---|---|"]
     for name, content in results.items():
         lines += [f"| {' | '.join(cells)} |" for cells in _rows(name, content)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_seeds(results)]) + "\n"
+
+
+def _seeds(results: dict[str, dict[str, Any]]) -> list[str]:
+    """A sentence for each protocol that was trained to its end from several seeds."""
+    trained: dict[str, list[float]] = {}
+    for content in results.values():
+        if not content["cut_short"]:
+            last = content["results"][-1]
+            if last["value"] == "accuracy":
+                trained.setdefault(content["protocol"], []).append(100 * last["measured"])
+    said = []
+    for name, each in trained.items():
+        if len(each) > 1:
+            mean, least, most = sum(each) / len(each), min(each), max(each)
+            said.append(f"\nThe {len(each)} seeds of `{name}`: {mean:.1f} % in the mean, {least:.1f} to {most:.1f} %.")
+    return said
 
 
 def _rows(name: str, content: dict[str, Any]) -> list[list[str]]:
