@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_maml import MLP, Fused, MetaModule, SinusoidTasks, TaskBatch, anil, fomaml, maml, meta_sgd
 from lightning_maml.training import several_updates
+from lightning_maml.training.fused_step import StepInOneCall
 
 UPDATES = 7
 
@@ -240,6 +241,17 @@ def test_parameters_with_gaps_take_no_fused_step(in_a_row: list[int]) -> None:
     assert in_a_row == [0, 0, 0]
     assert module.trainer.optimizers[0].param_groups[0]["fused"] is None
     assert (network[0].weight != before).all()
+
+
+def test_moments_that_lie_otherwise_than_their_parameters_take_the_long_way() -> None:
+    """As those of a checkpoint in a network that has become channels_last."""
+    weight = nn.Parameter(torch.randn(4, 2, 3, 3))
+    optimizer = torch.optim.Adam([weight], fused=True)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert StepInOneCall.of(optimizer) is not None
+    weight.data = weight.data.to(memory_format=torch.channels_last)
+    assert StepInOneCall.of(optimizer) is None
 
 
 def test_what_was_done_stays_where_an_update_ends_with_an_error() -> None:
