@@ -19,7 +19,7 @@ from lightning_maml.engine.divergence import bad_tasks, diverged, warning_of_div
 from lightning_maml.engine.functional.statistics import batch_norm_mode, training_is
 from lightning_maml.engine.functional.stored import detach_from_mode, say_once
 from lightning_maml.engine.fused.in_a_row import InARow
-from lightning_maml.engine.loops.graphed import OuterStep, Rates
+from lightning_maml.engine.loops.graphed import OuterRates, OuterStep
 from lightning_maml.engine.misfits import misfit
 from lightning_maml.inner import Parameters
 from lightning_maml.learner import Algorithm
@@ -165,7 +165,7 @@ def in_a_row_of(problem: Problem, batches: Sequence[TaskBatch], engine: str | En
 
 
 def recorded_updates_of(
-    problem: Problem, batches: Sequence[TaskBatch], engine: Graphed, step: OuterStep, rates: Rates
+    problem: Problem, batches: Sequence[TaskBatch], engine: Graphed, step: OuterStep, rates: OuterRates
 ) -> list[MetaOutput]:
     """Meta-updates by these meta-batches in turn as one launch, each with its step, up to the first that is not finite.
 

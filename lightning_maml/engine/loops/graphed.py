@@ -51,7 +51,7 @@ class _Recording:
     and whether it was taken."""
 
 
-Rates = Sequence[list[float]]
+OuterRates = Sequence[list[float]]
 _RECORDINGS: WeakKeyDictionary[nn.Module, dict[Any, _Recording]] = WeakKeyDictionary()
 
 
@@ -92,7 +92,7 @@ class Graphed(Engine):
         return self._replayed(problem, [tasks], None)[0]
 
     def updates(
-        self, problem: Problem, batches: Sequence[TaskBatch], step: OuterStep, rates: Rates
+        self, problem: Problem, batches: Sequence[TaskBatch], step: OuterStep, rates: OuterRates
     ) -> list[MetaOutput]:
         """Meta-updates by meta-batches of one shape in turn, each with its step, as one launch.
 
@@ -102,7 +102,7 @@ class Graphed(Engine):
         return self._replayed(problem, batches, step, rates)
 
     def _replayed(
-        self, problem: Problem, batches: Sequence[TaskBatch], step: OuterStep | None, rates: Rates = ()
+        self, problem: Problem, batches: Sequence[TaskBatch], step: OuterStep | None, rates: OuterRates = ()
     ) -> list[MetaOutput]:
         leaves = problem.leaves()
         recordings = _RECORDINGS.setdefault(problem.network, {})
