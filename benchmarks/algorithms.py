@@ -6,8 +6,8 @@
 Sinusoids are the paper's, 25 tasks an update, 10 support and 10 query points, tested on 600 tasks of 5 points. Omniglot
 is 5-way 1-shot, 8 tasks an update, tested on 600 tasks of unseen characters. So is CIFAR-FS, 4 tasks an update, with 15
 queries a class, tested on 1,000 tasks. What differs between the rows is in :data:`PROBLEMS`. No setting was searched
-for: rates and steps are those of the papers, or MAML's where there are none. The exception is iMAML on the sinusoids,
-the best of four that were looked at on the test's tasks, and still weak.
+for: rates and steps are those of the papers, or MAML's where there are none. The exceptions are iMAML's: on the
+sinusoids the best of four that were looked at on the test's tasks, and still weak; on CIFAR-FS the second.
 """
 
 import math
@@ -102,7 +102,8 @@ CIFAR_FS = {
     "proto_maml": Contender(lm.proto_maml(0.01, 5, first_order=True)),
     "reptile": Contender(lm.reptile(0.001, 8, "adam", batch_size=10), shots=15, reptile=True),
     "maml_pp": Contender(lm.maml_pp(0.1, 5, multi_step_updates=300)),
-    "imaml": Contender(lm.imaml(0.1, 16, proximal=2.0, cg_steps=5, damping=1.0)),
+    # hypertorch's of mini-ImageNet; with its authors' of Omniglot, 2.0 and 16 steps, it falls to chance
+    "imaml": Contender(lm.imaml(0.1, 10, proximal=0.5, cg_steps=5, damping=1.0)),
 }
 PROBLEMS = {
     "sinusoid": Problem(

@@ -218,7 +218,10 @@ def imaml(
     ``damping=0`` and enough of ``steps`` and ``cg_steps`` give the exact meta-gradient of the optimum;
     :class:`Implicit` warns where the conjugate gradients do not converge. The defaults are those of the paper's
     Omniglot 5-way 1-shot. On the sinusoid curvatures reach 60, so that ``lr=0.1`` diverges; early in training 16 steps
-    of 0.02 end short of the optimum for one task in fifty, where no ``cg_steps`` help, 200 for none.
+    of 0.02 end short of the optimum for one task in fifty, where no ``cg_steps`` help, 200 for none. On CIFAR-FS they
+    reach 30 to 170 under lambda 2, where ``lr=0.1`` allows 18: the loop ends at no optimum, the implicit gradient has
+    nothing to do with the unrolled one (a cosine of 0.00; of 0.94 with ``lr=0.03``), and training falls to chance after
+    200 updates. ``steps=10, proximal=0.5`` train there.
 
     Args:
         lr: the inner rate; below 2 / (lambda + the largest curvature), or the inner loop diverges.

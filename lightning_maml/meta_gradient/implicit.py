@@ -28,7 +28,8 @@ class Implicit:
 
     Iterations start at the first-order gradient over 1 + damping, and the iterate with the smallest residual counts.
     A task that is found, by a direction of negative curvature, not to be at a minimum of the proximal loss falls back
-    towards first order: more iterations do not change that, a longer inner loop does. A warning tells which it is.
+    towards first order: more iterations do not change that, a longer inner loop or a smaller rate does. A warning tells
+    which it is.
 
     Args:
         cg_steps: conjugate gradient iterations.
@@ -93,7 +94,8 @@ class Implicit:
         causes = {
             "their inner loop has diverged. Use a smaller `lr`: below 2 / (lambda + the largest curvature).": lost,
             "their inner loop ends where the proximal loss has negative curvature, short of a minimum: they fall "
-            "to first order. Use more inner `steps`, a larger lambda or `damping`; more `cg_steps` do not help.": stuck,
+            "to first order. Use a smaller `lr`, more inner `steps`, a larger lambda or `damping`; "
+            "more `cg_steps` do not help.": stuck,
             f"{self.cg_steps} iterations are too few. Use more `cg_steps`, or a larger `damping` or lambda.": few,
         }
         for cause, tasks in causes.items():
