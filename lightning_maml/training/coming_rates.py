@@ -30,8 +30,9 @@ def coming_rates(optimizer: Optimizer, scheduler: Any, steps: int) -> list[list[
     Example:
         >>> import torch
         >>> optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(3))], lr=1.0)
+        >>> scheduler = lr_scheduler.StepLR(optimizer, 2, 0.5)
         >>> optimizer.step()
-        >>> coming_rates(optimizer, lr_scheduler.StepLR(optimizer, 2, 0.5), 4)
+        >>> coming_rates(optimizer, scheduler, 4)
         [[1.0], [1.0], [0.5], [0.5]]
         >>> optimizer.param_groups[0]["lr"]
         1.0
