@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_maml import TaskBatch
+from lightning_maml import SinusoidTasks, TaskBatch
 from lightning_maml.networks import MLP, Conv4
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "cross_entropy": F.cross_entropy}
@@ -137,3 +138,15 @@ def relative_error(actual: list[Tensor], expected: list[Tensor]) -> float:
     scale = max(e.abs().max().item() for e in expected)
     worst = max((a - e).abs().max().item() for a, e in zip(actual, expected, strict=True))
     return worst / scale if worst == worst else float("nan")
+
+
+class Diverging(SinusoidTasks):
+    """In which the target of one task of one meta-batch, ``bad``, is beyond all bounds."""
+
+    bad: int | None = None
+
+    def sample(self, stage: Any, position: int, *arguments: Any, **options: Any) -> TaskBatch:
+        tasks = super().sample(stage, position, *arguments, **options)
+        if stage == "train" and position == self.bad:
+            tasks.query_targets[2] = 0.9 * torch.finfo(tasks.query_targets.dtype).max
+        return tasks

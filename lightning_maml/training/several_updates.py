@@ -80,7 +80,7 @@ class Steps:
             return
         if (row := in_a_row_of(problem, plain, engine)) is None:
             return
-        if [*map(id, call.parameters)] != [*map(id, row.leaves)] or _have_hooks(row.leaves):
+        if not _are_all_of(row.leaves, call):
             return
         gradients: Sequence[Tensor] = ()
         try:
@@ -103,7 +103,7 @@ class Steps:
         """The same as one launch, after which all of it is done."""
         rates = coming_rates(self.own, self.scheduler, len(batches))
         leaves = problem.leaves()
-        if rates is None or [*map(id, call.parameters)] != [*map(id, leaves)] or _have_hooks(leaves):
+        if rates is None or not _are_all_of(leaves, call):
             return
         try:
             outputs = recorded_updates_of(problem, batches, engine, call, rates)
@@ -131,6 +131,11 @@ class Steps:
 
 def _have_hooks(leaves: Sequence[Any]) -> bool:
     return any(leaf._backward_hooks or leaf._post_accumulate_grad_hooks for leaf in leaves)
+
+
+def _are_all_of(leaves: Sequence[Any], call: StepInOneCall) -> bool:
+    """Whether these, without hooks, are what a step is taken of, in its order."""
+    return [*map(id, call.parameters)] == [*map(id, leaves)] and not _have_hooks(leaves)
 
 
 def _nothing_listens(module: LightningModule, optimizer: Optimizer) -> bool:

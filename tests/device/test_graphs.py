@@ -24,7 +24,6 @@ from lightning_maml import (
     Fused,
     Graphed,
     MetaModule,
-    SinusoidTasks,
     TaskBatch,
     anil,
     fomaml,
@@ -35,6 +34,7 @@ from lightning_maml import (
 )
 from lightning_maml.engine import Engine
 from lightning_maml.training.meter import Meter
+from problems import Diverging
 from same import assert_same
 from standin import DEVICE, host_copies, numbers_of
 from test_adaptation import LOOPS, learned, results
@@ -66,18 +66,6 @@ class Listening(Callback):
         pass
 
 
-class Stream(SinusoidTasks):
-    """In which the target of one task of one meta-batch, ``bad``, is beyond all bounds."""
-
-    bad: int | None = None
-
-    def sample(self, stage: Any, position: int, *arguments: Any, **options: Any) -> TaskBatch:
-        tasks = super().sample(stage, position, *arguments, **options)
-        if stage == "train" and position == self.bad:
-            tasks.query_targets[2] = 3e307
-        return tasks
-
-
 def fit(
     folder: Path, *, engine: Engine | str = "batched", bad: int | None = None, updates: int = 4 * UPDATES,
     callbacks: Any = (), stream: Any = None, log_every_n_steps: int = 1000, **options: Any,
@@ -85,7 +73,7 @@ def fit(
     """The module, and all that training leaves behind."""
     defaults = {"optimizer": partial(torch.optim.Adam, lr=RATE), "updates_per_step": UPDATES}
     one = module(engine=engine, **defaults | options)
-    data = (stream or Stream)(shots=5, queries=3, tasks_per_batch=4, batches_per_epoch=1000, val_tasks=0)
+    data = (stream or Diverging)(shots=5, queries=3, tasks_per_batch=4, batches_per_epoch=1000, val_tasks=0)
     data.bad = bad
     runs = trainer(DEVICE, folder, max_steps=updates, callbacks=[*callbacks], log_every_n_steps=log_every_n_steps)
     runs.fit(one, data)
@@ -150,7 +138,7 @@ def test_a_training_step_is_one_launch_with_the_numbers_of_every_update(
         assert one.scheduler.get_last_lr() == other.scheduler.get_last_lr()
 
 
-class Images(Stream):
+class Images(Diverging):
     """Of which a point has 16 pixels."""
 
     def sample(self, *arguments: Any, **options: Any) -> TaskBatch:
@@ -223,7 +211,7 @@ def test_scheduler_and_steps_stay_together_where_an_update_ends_with_an_error(
 
     options = {"metric": metric, "scheduler": decayed, "optimizer": partial(torch.optim.Adam, lr=RATE)}
     one = module(engine=Graphed(), updates_per_step=UPDATES, **options)
-    stream = Stream(shots=5, queries=3, tasks_per_batch=4, batches_per_epoch=1000, val_tasks=0)
+    stream = Diverging(shots=5, queries=3, tasks_per_batch=4, batches_per_epoch=1000, val_tasks=0)
     runs = trainer(DEVICE, tmp_path, max_steps=30)
     with pytest.raises(KeyError, match="the eighth update"):
         runs.fit(one, stream)
@@ -243,7 +231,7 @@ def test_updates_end_before_one_that_diverges(bad: int, tmp_path: Path, graphs: 
 
 
 def test_data_that_is_not_finite_is_named(tmp_path: Path, graphs: list[Graph]) -> None:
-    class Broken(Stream):
+    class Broken(Diverging):
         def sample(self, *arguments: Any, **options: Any) -> TaskBatch:
             tasks = super().sample(*arguments, **options)
             if arguments[1] == UPDATES + 2:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_maml import MLP, Fused, MetaModule, SinusoidTasks, TaskBatch, anil, fomaml, maml, meta_sgd
 from lightning_maml.training import several_updates
 from lightning_maml.training.fused_step import StepInOneCall
+from problems import Diverging
 
 UPDATES = 7
 
@@ -57,18 +58,6 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return found
 
 
-class Stream(SinusoidTasks):
-    """In which the target of one task of one meta-batch, ``bad``, is beyond all bounds."""
-
-    bad: int | None = None
-
-    def sample(self, stage: Any, position: int, *arguments: Any, **options: Any) -> TaskBatch:
-        tasks = super().sample(stage, position, *arguments, **options)
-        if stage == "train" and position == self.bad:
-            tasks.query_targets[2] = 3e38
-        return tasks
-
-
 def fit(
     algorithm: Any = None, *, bad: int | None = None, network: Any = None, kind: Any = MetaModule,
     updates: int = 3 * UPDATES, trainer: Any = None, **options: Any,
@@ -76,7 +65,7 @@ def fit(
     torch.manual_seed(0)
     network = MLP(1, [8, 8], 1) if network is None else network
     module = kind(network, algorithm or maml(0.01, 2), updates_per_step=UPDATES, **options)
-    stream = Stream(shots=5, queries=3, tasks_per_batch=5, batches_per_epoch=1000, val_tasks=0)
+    stream = Diverging(shots=5, queries=3, tasks_per_batch=5, batches_per_epoch=1000, val_tasks=0)
     stream.bad = bad
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     defaults = silent | {"enable_model_summary": False, "accelerator": "cpu", "log_every_n_steps": 100}
